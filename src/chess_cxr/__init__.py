@@ -1,0 +1,1 @@
+"""Chest X-ray encoders: pre-trained without labels, published, measured."""

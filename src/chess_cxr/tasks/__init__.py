@@ -1,0 +1,1 @@
+"""Downstream objectives, one a file."""
