@@ -1,1 +1,68 @@
-"""Chest X-ray encoders: pre-trained without labels, published, measured."""
+"""Chest X-ray encoders: pre-trained without labels, published, measured.
+
+The names below load what they need when first used, so that `import chess_cxr` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chess_cxr.api import embed, evaluate, export, finetune, pretrain
+    from chess_cxr.ingest.decode import decode_film
+    from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+    from chess_cxr.presets import PRESETS
+    from chess_cxr.records import ChessError, UsageError
+    from chess_cxr.sources.folder import read_folder
+    from chess_cxr.sources.phantom import write_phantom_films
+    from chess_cxr.store import open_store
+    from chess_cxr.weights import import_chess, load_encoder
+
+__all__ = [
+    "PRESETS",
+    "ChessError",
+    "IngestOptions",
+    "UsageError",
+    "decode_film",
+    "embed",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_chess",
+    "ingest_films",
+    "load_encoder",
+    "open_store",
+    "pretrain",
+    "read_folder",
+    "write_phantom_films",
+]
+
+_HOMES = {
+    "PRESETS": "presets",
+    "ChessError": "records",
+    "IngestOptions": "ingest.pipeline",
+    "UsageError": "records",
+    "decode_film": "ingest.decode",
+    "embed": "api",
+    "evaluate": "api",
+    "export": "api",
+    "finetune": "api",
+    "import_chess": "weights",
+    "ingest_films": "ingest.pipeline",
+    "load_encoder": "weights",
+    "open_store": "store",
+    "pretrain": "api",
+    "read_folder": "sources.folder",
+    "write_phantom_films": "sources.phantom",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,258 @@
+"""Confidence intervals that resample patients, and training draws with them.
+
+What an interval covers is part of its meaning, and three different ones live here:
+
+- `bootstrap_by_patient`: one fixed model, other test patients.  Says nothing about another training sample.
+- `interval_of_draws`: one fixed test set, other training draws.  Says nothing about other test patients.
+- `bootstrap_draws_by_patient`: both at once, for the mean over draws.  This is the one for a table of label fractions.
+
+All are percentile intervals (Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was
+not drawn) are dropped and counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from chess_cxr.evaluate.metrics import FloatArray, Statistic, mean_known
+from chess_cxr.records import UsageError
+
+IndexStatistic = Callable[[NDArray[np.intp]], Mapping[str, float]]
+
+# Bounds the scratch memory of one vectorised block to about 30 MB an array, whatever the size of the test set.
+_WEIGHTS_PER_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value on all films and its interval; `undefined` of the `replicates` had no value and were dropped."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+    replicates: int = 0
+    undefined: int = 0
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """First minus second, with `p`: two-sided, against no difference; never below 2 / (replicates + 1)."""
+
+    p: float = math.nan
+
+
+@dataclass(frozen=True)
+class DrawReplicates:
+    """One metric of D training draws on the whole test set (value_D) and on R resamples of its patients (value_DR)."""
+
+    value_D: FloatArray
+    value_DR: FloatArray
+
+
+def bootstrap_by_patient(
+    patient_N: ArrayLike, statistic: IndexStatistic, replicates: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
+    """Interval of each metric over resamples of the patients, all films of a drawn patient staying together.
+
+    statistic: takes film indices (with repeats, sorted) and returns {metric: value}; NaN where it has none.
+    Covers the choice of test patients only: the model, and the labelled films it learned from, are taken as they are.
+    """
+    return {
+        metric: _summarise(float(value_D[0]), value_DR[0], level)
+        for metric, (value_D, value_DR) in _replicate_indices(patient_N, statistic, replicates, seed).items()
+    }
+
+
+def paired_bootstrap_by_patient(
+    patient_N: ArrayLike,
+    first: IndexStatistic,
+    second: IndexStatistic,
+    replicates: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Difference]:
+    """Difference first - second of two sets of predictions for the same films, both on the same resampled patients.
+
+    Covers the choice of test patients only.  p is two-sided, from the share of replicates on either side of zero.
+    """
+    one = _replicate_indices(patient_N, first, replicates, seed)
+    other = _replicate_indices(patient_N, second, replicates, seed)
+    return {
+        metric: _summarise_difference(
+            float(one[metric][0][0] - other[metric][0][0]), one[metric][1][0] - other[metric][1][0], level
+        )
+        for metric in one
+        if metric in other
+    }
+
+
+def interval_of_draws(value_D: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's t interval of the mean over independent training draws, all scored on the same test films.
+
+    Covers the choice of labelled training films only; draws whose value is NaN are left out and counted.  One draw
+    alone has no interval (NaN).
+    """
+    value = np.asarray(value_D, dtype=np.float64)
+    known = value[~np.isnan(value)]
+    mean = float(known.mean()) if len(known) else math.nan
+    half = math.nan
+    if len(known) > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
+    return Interval(mean, mean - half, mean + half, level, len(value), len(value) - len(known))
+
+
+def bootstrap_draws_by_patient(
+    patient_N: ArrayLike,
+    statistics: Sequence[Statistic],
+    replicates: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Interval of the mean over training draws, under other test patients and other draws at once.
+
+    statistics: one per draw, over the same test films (`metrics.build_multiclass_statistic` and its sibling).
+    See `average_draws` for how the two sources of variation are joined; with one draw only the test patients vary.
+    """
+    parts = replicate_draws(patient_N, statistics, replicates, seed)
+    return {metric: average_draws(part, seed, level) for metric, part in parts.items()}
+
+
+def paired_bootstrap_draws_by_patient(
+    patient_N: ArrayLike,
+    first: Sequence[Statistic],
+    second: Sequence[Statistic],
+    replicates: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Difference]:
+    """Difference of two means over the same training draws: patients and draws are resampled alike for both."""
+    one = replicate_draws(patient_N, first, replicates, seed)
+    other = replicate_draws(patient_N, second, replicates, seed)
+    return {metric: subtract_draws(one[metric], other[metric], seed, level) for metric in one if metric in other}
+
+
+def replicate_draws(
+    patient_N: ArrayLike, statistics: Sequence[Statistic], replicates: int = 1000, seed: int = 0
+) -> dict[str, DrawReplicates]:
+    """Evaluate every draw on the whole test set and on the same resamples of its patients.
+
+    The resamples depend on patient_N, replicates and seed alone, so two calls with equal ones can be compared pairwise.
+    """
+    if not statistics:
+        raise UsageError("there is no draw to average")
+    film_count = len(np.asarray(patient_N))
+    whole = [statistic(np.ones((1, film_count))) for statistic in statistics]
+    blocks: list[list[dict[str, FloatArray]]] = [[] for _ in statistics]
+    for weight_RN in _resample_patients(patient_N, replicates, seed):
+        for draw, statistic in enumerate(statistics):
+            blocks[draw].append(statistic(weight_RN))
+    return {
+        metric: DrawReplicates(
+            np.array([values[metric][0] for values in whole]),
+            np.stack([np.concatenate([block[metric] for block in draw]) for draw in blocks]),
+        )
+        for metric in whole[0]
+    }
+
+
+def average_draws(part: DrawReplicates, seed: int = 0, level: float = 0.95) -> Interval:
+    """Interval of the mean over draws.  Replicate = other patients, other draws (with replacement), averaged.
+
+    Patients and draws are crossed, and resampling both is slightly conservative (Owen 2007, the pigeonhole bootstrap).
+    D draws resampled with replacement vary too little by (D - 1) / D, so their deviations are widened by the root of
+    D / (D - 1) (Hesterberg 2015, section 4.3).
+    """
+    return _summarise(_mean_of(part.value_D), _resample_draws(part.value_DR, seed), level)
+
+
+def subtract_draws(first: DrawReplicates, second: DrawReplicates, seed: int = 0, level: float = 0.95) -> Difference:
+    """Interval and p of the difference of means over the same draws; both sides share patients and draws.
+
+    Raises UsageError where the two do not hold the same number of draws and replicates.
+    """
+    if first.value_DR.shape != second.value_DR.shape:
+        raise UsageError(
+            f"cannot pair {first.value_DR.shape} with {second.value_DR.shape} draws x replicates: use the same draws"
+        )
+    gap_DR = first.value_DR - second.value_DR
+    return _summarise_difference(_mean_of(first.value_D - second.value_D), _resample_draws(gap_DR, seed), level)
+
+
+def _mean_of(value_D: FloatArray) -> float:
+    return float(mean_known(value_D[None], axis=1)[0])
+
+
+def _resample_draws(value_DR: FloatArray, seed: int) -> FloatArray:
+    draw_count, replicates = value_DR.shape
+    mean_R = mean_known(value_DR, axis=0)
+    if draw_count == 1:
+        return mean_R
+    pick_DR = np.random.default_rng((seed, 1)).integers(draw_count, size=(draw_count, replicates))
+    picked_R = mean_known(np.take_along_axis(value_DR, pick_DR, axis=0), axis=0)
+    return mean_R + math.sqrt(draw_count / (draw_count - 1)) * (picked_R - mean_R)
+
+
+def _resample_patients(patient_N: ArrayLike, replicates: int, seed: int) -> Iterator[FloatArray]:
+    """Yield blocks [R, N] of how often each film is drawn, `replicates` rows in all."""
+    patient = np.asarray(patient_N)
+    if patient.ndim != 1 or len(patient) == 0:
+        raise UsageError("the bootstrap needs one patient name for each of at least one film")
+    if replicates < 1:
+        raise UsageError("the bootstrap needs at least one replicate")
+    names, code_N = np.unique(patient, return_inverse=True)
+    # One generator a replicate would be slow, one for all would make a block's size change the numbers.
+    generator = np.random.default_rng((seed, 0))
+    block = max(1, _WEIGHTS_PER_BLOCK // len(patient))
+    for start in range(0, replicates, block):
+        rows = min(block, replicates - start)
+        drawn_RP = generator.integers(len(names), size=(rows, len(names)))
+        slot_RP = drawn_RP + np.arange(rows)[:, None] * len(names)
+        count_RP = np.bincount(slot_RP.ravel(), minlength=rows * len(names)).reshape(rows, len(names))
+        yield count_RP[:, code_N].astype(np.float64)
+
+
+def _replicate_indices(
+    patient_N: ArrayLike, statistic: IndexStatistic, replicates: int, seed: int
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    film_N = np.arange(len(np.asarray(patient_N)))
+    whole = statistic(film_N)
+    values = {metric: np.empty(replicates) for metric in whole}
+    row = 0
+    for weight_RN in _resample_patients(patient_N, replicates, seed):
+        for weight_N in weight_RN:
+            for metric, value in statistic(np.repeat(film_N, weight_N.astype(np.intp))).items():
+                values[metric][row] = value
+            row += 1
+    return {metric: (np.array([whole[metric]]), values[metric][None]) for metric in whole}
+
+
+def _summarise(value: float, value_R: FloatArray, level: float) -> Interval:
+    low, high = _percentiles(value_R, level)
+    return Interval(value, low, high, level, len(value_R), int(np.isnan(value_R).sum()))
+
+
+def _summarise_difference(value: float, value_R: FloatArray, level: float) -> Difference:
+    known = value_R[~np.isnan(value_R)]
+    low, high = _percentiles(value_R, level)
+    p = math.nan
+    if len(known) and not math.isnan(value):
+        side = min(int((known <= 0).sum()), int((known >= 0).sum()))
+        p = min(1.0, 2 * (side + 1) / (len(known) + 1))
+    return Difference(value, low, high, level, len(value_R), len(value_R) - len(known), p)
+
+
+def _percentiles(value_R: FloatArray, level: float) -> tuple[float, float]:
+    if not 0.0 < level < 1.0:
+        raise UsageError(f"the level of an interval lies between 0 and 1, not {level}")
+    known = value_R[~np.isnan(value_R)]
+    if len(known) == 0:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,111 @@
+"""Small labelled subsets of a training set: drawn by patient, balanced by class, nested."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from chess_cxr.records import UsageError
+
+IndexArray = NDArray[np.intp]
+
+
+def draw_label_fraction(
+    patient_N: ArrayLike,
+    label: ArrayLike,
+    *,
+    fraction: float | None = None,
+    films: int | None = None,
+    seed: int = 0,
+    one_film_per_patient: bool = False,
+) -> IndexArray:
+    """Draw part of a training set, whole patients at a time, and return sorted film indices.
+
+    patient_N: patient of each film.  label: class index [N] or findings [N, L] (1, 0, NaN).
+    fraction: part of the patients, in (0, 1].  films: instead, the fewest patients that hold this many films.
+    one_film_per_patient: give one film, drawn with the seed, of each patient.
+
+    One seed fixes one order of the patients and every subset is its beginning: a smaller one lies inside a larger one.
+    The order holds one patient of each class first, then keeps every beginning as close as it can to the class shares
+    of the whole.  A patient with several classes counts for the rarest of them (with `one_film_per_patient`, for the
+    class of the film drawn).  Raises UsageError where the request is empty or asks for more than there is.
+    """
+    patient = np.asarray(patient_N)
+    stratum_N = _film_strata(np.asarray(label), len(patient))
+    names, code_N = np.unique(patient, return_inverse=True)
+    generator = np.random.default_rng((seed, 2))
+    film_order = generator.permutation(len(patient))
+    if one_film_per_patient:
+        _, first = np.unique(code_N[film_order], return_index=True)
+        film_order = film_order[np.sort(first)]
+    stratum_P = _rarest_stratum(stratum_N[film_order], code_N[film_order], len(names))
+    rank_P = np.empty(len(names), dtype=np.intp)
+    rank_P[interleave_strata(stratum_P, generator)] = np.arange(len(names))
+    rank_N = rank_P[code_N[film_order]]
+    cut = _count_patients(rank_N, len(names), len(np.unique(stratum_P)), fraction, films)
+    return np.sort(film_order[rank_N < cut])
+
+
+def interleave_strata(stratum_P: IndexArray, generator: np.random.Generator) -> IndexArray:
+    """Return a random order in which every beginning is as balanced as the whole, one of each stratum first.
+
+    The i-th of the n members of a stratum is due at (i + 1/2) / n, so a beginning that reaches t holds t * n of them,
+    rounded; the first is due at once.
+    """
+    shuffled = generator.permutation(len(stratum_P))
+    due_P = np.empty(len(stratum_P))
+    for stratum in np.unique(stratum_P):
+        member = shuffled[stratum_P[shuffled] == stratum]
+        due_P[member] = (np.arange(len(member)) + 0.5) / len(member)
+        due_P[member[0]] = 0.0
+    return shuffled[np.argsort(due_P[shuffled], kind="stable")]
+
+
+def assign_folds(patient_N: ArrayLike, label: ArrayLike, fold_count: int, seed: int = 0) -> IndexArray:
+    """Deal patients into folds 0..fold_count-1, class by class in random order; returns the fold of each film."""
+    patient = np.asarray(patient_N)
+    names, code_N = np.unique(patient, return_inverse=True)
+    stratum_P = _rarest_stratum(_film_strata(np.asarray(label), len(patient)), code_N, len(names))
+    shuffled = np.random.default_rng((seed, 3)).permutation(len(names))
+    dealt = shuffled[np.argsort(stratum_P[shuffled], kind="stable")]
+    fold_P = np.empty(len(names), dtype=np.intp)
+    fold_P[dealt] = np.arange(len(names)) % fold_count
+    return fold_P[code_N]
+
+
+def _count_patients(
+    rank_N: IndexArray, patient_count: int, strata: int, fraction: float | None, films: int | None
+) -> int:
+    if (fraction is None) == (films is None):
+        raise UsageError("say either which fraction of the patients to draw or how many films")
+    if films is not None:
+        if not 1 <= films <= len(rank_N):
+            raise UsageError(f"cannot draw {films} films from {len(rank_N)}")
+        return int(np.sort(rank_N)[films - 1]) + 1
+    assert fraction is not None
+    if not 0.0 < fraction <= 1.0:
+        raise UsageError(f"a label fraction lies above 0 and at most at 1, not at {fraction}")
+    return min(patient_count, max(strata, round(fraction * patient_count)))
+
+
+def _film_strata(label: NDArray[np.generic], film_count: int) -> IndexArray:
+    """One stratum a film, numbered from the rarest (0) on; films without any finding come last."""
+    if len(label) != film_count or film_count == 0:
+        raise UsageError(f"{len(label)} labels do not fit {film_count} films; both need at least one")
+    if label.ndim == 1:
+        classes, code_N, count = np.unique(label, return_inverse=True, return_counts=True)
+        by_rarity = np.argsort(count, kind="stable")
+        place = np.empty(len(classes), dtype=np.intp)
+        place[by_rarity] = np.arange(len(classes))
+        return place[code_N]
+    present_NL = np.asarray(label, dtype=np.float64) == 1.0
+    by_rarity = np.argsort(present_NL.sum(axis=0), kind="stable")
+    first_N = present_NL[:, by_rarity].argmax(axis=1)
+    stratum_N: IndexArray = np.where(present_NL.any(axis=1), first_N, label.shape[1]).astype(np.intp)
+    return stratum_N
+
+
+def _rarest_stratum(stratum_N: IndexArray, code_N: IndexArray, patient_count: int) -> IndexArray:
+    stratum_P = np.full(patient_count, np.iinfo(np.intp).max)
+    np.minimum.at(stratum_P, code_N, stratum_N)
+    return stratum_P

@@ -1,0 +1,211 @@
+"""Logistic regression on frozen features, its strength chosen inside the training films.
+
+Shape suffixes: N films, D features, C classes or findings, G folds, X 1 or C (one column for all classes, or each).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from chess_cxr.evaluate.label_fractions import assign_folds
+from chess_cxr.evaluate.logistic import (
+    Targets,
+    TurnedFeatures,
+    compute_film_losses,
+    solve_logistic,
+    turn_features,
+)
+from chess_cxr.evaluate.metrics import FloatArray, check_classes, check_findings
+from chess_cxr.records import UsageError
+
+# Strong to weak, by half decades from 0.03 to 1e-6; the path ends early where the held-out loss keeps rising.
+# Stronger ones predict little but the class shares; with 30 films the noisy held-out loss would pick them at times.
+STRENGTHS = tuple(10.0 ** (-1.5 - 0.5 * step) for step in range(10))
+DEFAULT_STRENGTH = 1e-2
+_MOST_FOLDS = 5
+_PATIENCE = 2
+# A feature that varies by less than this part of its size is constant up to the rounding of float32.
+_CONSTANT = 1e-6
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted probe.  Features enter as (feature - mean_D) * scale_D; scale_D is 0 for constant features.
+
+    coefficient_DC, intercept_C: on those scaled features.  strength_C: the penalty of each column, NaN for columns that
+    could not be fitted (see `notes`).  validation: every strength tried with the held-out log-loss in nats, one number
+    for all classes or one for each fitted finding; empty where nothing could be held out.  notes: what could not be
+    done as asked, one line each.
+    """
+
+    multilabel: bool
+    mean_D: FloatArray
+    scale_D: FloatArray
+    coefficient_DC: FloatArray
+    intercept_C: FloatArray
+    strength_C: FloatArray
+    validation: tuple[tuple[float, FloatArray], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def predict_scores(self, feature_ND: ArrayLike) -> FloatArray:
+        """Return probabilities [N, C]: of each class (rows sum to 1), or of each finding by itself."""
+        feature = _check_features(feature_ND)
+        if feature.shape[1] != len(self.mean_D):
+            raise UsageError(f"the probe was fitted on {len(self.mean_D)} features, not on {feature.shape[1]}")
+        score_NC = ((feature - self.mean_D) * self.scale_D) @ self.coefficient_DC + self.intercept_C
+        probability: FloatArray = special.expit(score_NC) if self.multilabel else special.softmax(score_NC, axis=1)
+        return probability
+
+
+def fit_linear_probe(
+    feature_ND: ArrayLike,
+    label: ArrayLike,
+    patient_N: ArrayLike,
+    *,
+    names: Sequence[str],
+    seed: int = 0,
+    strengths: Sequence[float] = STRENGTHS,
+) -> LinearProbe:
+    """Fit a softmax probe on classes (label: int [N]) or one logistic probe a finding (label: float [N, L] with NaN).
+
+    names: of the C classes or L findings.  A class without a training film keeps its column, at probability 0; a
+    finding known only present or only absent gets one score for all films; both are noted.
+    Minimises mean log-loss + strength / 2 * sum of squared coefficients, the intercept free, on features standardised
+    by the given films and divided by sqrt(D), so that a strength means the same for any number of features.
+    (scikit-learn's C on standardised features is 1 / (strength * N * D).)
+    The strength is the one of least held-out log-loss in cross-validation by patient within the given films, up to 5
+    folds with the classes spread over them; each finding chooses its own.  Where fewer than two folds leave every class
+    in training, DEFAULT_STRENGTH is taken and noted.  The same arguments give the same probe.
+    Raises UsageError where the arrays do not fit each other or hold infinity or NaN (other than unknown findings).
+    """
+    feature = _check_features(feature_ND)
+    patient = np.asarray(patient_N)
+    multilabel = np.ndim(label) == 2
+    label_NC, known_NC = _encode_labels(label, names)
+    if not len(feature) == len(label_NC) == len(patient):
+        raise UsageError(
+            f"{len(feature)} rows of features, {len(label_NC)} labels, {len(patient)} patients: must agree"
+        )
+    path_S = sorted({float(strength) for strength in strengths}, reverse=True)
+    if not path_S or not 0.0 < path_S[-1] <= path_S[0] < math.inf:
+        raise UsageError("the probe needs at least one strength, all above 0 and finite")
+
+    mean_D, scale_D = _standardise(feature)
+    coefficient_DC = np.zeros((feature.shape[1], len(names)))
+    intercept_C, fit_C, notes = _fit_constants(label_NC, known_NC, names, multilabel)
+    strength_C = np.full(len(names), math.nan)
+    validation: list[tuple[float, FloatArray]] = []
+    if fit_C.any():
+        turned = turn_features((feature - mean_D) * scale_D)
+        label_NF, known_NX = label_NC[:, fit_C], (known_NC[:, fit_C] if multilabel else known_NC[:, :1])
+        fold_N = assign_folds(patient, label, min(_MOST_FOLDS, len(np.unique(patient))), seed)
+        validation = _follow_path(turned, _hold_out(multilabel, label_NF, known_NX, fold_N), fold_N, path_S)
+        strength_F, blind_F = _choose_strengths(validation, int(fit_C.sum()))
+        whole = Targets(multilabel, label_NF, (known_NX / known_NX.sum(axis=0))[:, None])
+        fit = solve_logistic(turned, whole, strength_F)
+        coefficient_DC[:, fit_C] = turned.direction_DK @ fit.weight_KGC[:, 0]
+        intercept_C[fit_C] = fit.intercept_GC[0]
+        strength_C[fit_C] = strength_F
+        blind = [names[c] for c in np.flatnonzero(fit_C)[blind_F].tolist()]
+        if blind:
+            notes.append(f"{', '.join(blind)}: too few patients to choose a strength, took {DEFAULT_STRENGTH:g}")
+    return LinearProbe(
+        multilabel, mean_D, scale_D, coefficient_DC, intercept_C, strength_C, tuple(validation), tuple(notes)
+    )
+
+
+def _encode_labels(label: ArrayLike, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """Return 0/1 columns with unknowns as 0, and which entries are known (0/1), both [N, C]."""
+    if np.ndim(label) == 2:
+        finding_NC = check_findings(label, names)
+        return np.nan_to_num(finding_NC, nan=0.0), (~np.isnan(finding_NC)).astype(np.float64)
+    label_NC = np.eye(len(names))[check_classes(label, names)]
+    return label_NC, np.ones_like(label_NC)
+
+
+def _standardise(feature_ND: FloatArray) -> tuple[FloatArray, FloatArray]:
+    mean_D, spread_D = feature_ND.mean(axis=0), feature_ND.std(axis=0)
+    varies_D = spread_D > _CONSTANT * np.abs(feature_ND).max(axis=0)
+    root = math.sqrt(feature_ND.shape[1])
+    return mean_D, np.divide(1.0, spread_D * root, out=np.zeros_like(spread_D), where=varies_D)
+
+
+def _fit_constants(
+    label_NC: FloatArray, known_NC: FloatArray, names: Sequence[str], multilabel: bool
+) -> tuple[FloatArray, NDArray[np.bool_], list[str]]:
+    """Return the intercepts of columns that cannot be fitted, which columns can, and a note for each of the others."""
+    positive_C, known_C = label_NC.sum(axis=0), known_NC.sum(axis=0)
+    if multilabel:
+        fit_C = (positive_C > 0) & (positive_C < known_C)
+        seen = {True: "only present", False: "only absent"}
+        notes = [
+            f"{names[c]}: {seen[bool(positive_C[c])] if known_C[c] else 'unknown'} in training, one score for all films"
+            for c in np.flatnonzero(~fit_C).tolist()
+        ]
+        return np.log((positive_C + 0.5) / (known_C - positive_C + 0.5)), fit_C, notes
+    present_C = positive_C > 0
+    notes = [f"{names[c]}: no training film, probability 0" for c in np.flatnonzero(~present_C).tolist()]
+    return np.where(present_C, 0.0, -np.inf), present_C & (present_C.sum() > 1), notes
+
+
+def _hold_out(multilabel: bool, label_NC: FloatArray, known_NX: FloatArray, fold_N: NDArray[np.intp]) -> Targets:
+    """Return one fit a fold, on the films outside it; fits that would miss a class get no weight."""
+    outside_NG = fold_N[:, None] != np.arange(fold_N.max() + 1)
+    weight_NGX = outside_NG[:, :, None] * known_NX[:, None]
+    positive_GC = np.einsum("ngx,nc->gc" if not multilabel else "ngc,nc->gc", weight_NGX, label_NC)
+    total_GX = weight_NGX.sum(axis=0)
+    sound_GC = (positive_GC > 0) & (positive_GC < total_GX)
+    sound_GX = sound_GC if multilabel else sound_GC.all(axis=1, keepdims=True)
+    return Targets(multilabel, label_NC, weight_NGX * (sound_GX / np.maximum(total_GX, 1.0)))
+
+
+def _follow_path(
+    turned: TurnedFeatures, held: Targets, fold_N: NDArray[np.intp], path_S: Sequence[float]
+) -> list[tuple[float, FloatArray]]:
+    """Return (strength, held-out log-loss of each column [X]), strong to weak; NaN for columns with under two folds."""
+    film_N = np.arange(len(fold_N))
+    sound_GX = held.weight_NGX.sum(axis=0) > 0
+    known_NX = (held.weight_NGX > 0).any(axis=1)
+    scored_NX = known_NX & sound_GX[fold_N] & (sound_GX.sum(axis=0) > 1)
+    if not scored_NX.any():
+        return []
+    losses: list[tuple[float, FloatArray]] = []
+    fit = None
+    for strength in path_S:
+        fit = solve_logistic(turned, held, np.full(held.label_NC.shape[1], strength), fit, tolerance=1e-4)
+        loss_NGX, _ = compute_film_losses(held, fit.compute_scores(turned.coordinate_NK))
+        count_X = scored_NX.sum(axis=0)
+        total_X = np.where(scored_NX, loss_NGX[film_N, fold_N], 0.0).sum(axis=0)
+        losses.append((strength, np.divide(total_X, count_X, out=np.full(len(count_X), math.nan), where=count_X > 0)))
+        recent = np.stack([loss_X for _, loss_X in losses[-_PATIENCE - 1 :]])
+        if len(losses) > _PATIENCE and not np.any(np.diff(recent, axis=0) <= 0):
+            break
+    return losses
+
+
+def _choose_strengths(
+    losses: Sequence[tuple[float, FloatArray]], column_count: int
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Return the best strength of each column and which columns had nothing to choose by."""
+    if not losses:
+        return np.full(column_count, DEFAULT_STRENGTH), np.ones(column_count, dtype=np.bool_)
+    loss_SC = np.stack([np.broadcast_to(loss_X, column_count) for _, loss_X in losses])
+    blind_C = np.asarray(np.isnan(loss_SC).any(axis=0))
+    path_S = np.array([strength for strength, _ in losses])
+    best_C = path_S[np.where(np.isnan(loss_SC), np.inf, loss_SC).argmin(axis=0)]
+    return np.where(blind_C, DEFAULT_STRENGTH, best_C), blind_C
+
+
+def _check_features(feature_ND: ArrayLike) -> FloatArray:
+    feature = np.asarray(feature_ND, dtype=np.float64)
+    if feature.ndim != 2 or feature.shape[1] == 0 or len(feature) == 0:
+        raise UsageError(f"features must be one row a film, not of shape {feature.shape}")
+    if not np.all(np.isfinite(feature)):
+        raise UsageError("features hold NaN or infinity: the encoder has diverged or met a blank film")
+    return feature

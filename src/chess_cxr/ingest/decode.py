@@ -1,0 +1,89 @@
+"""One file of any kind to one array: 2-D float32 in [0, 1], air dark and bone bright.
+
+Training and serving both call `decode_film`, so they see the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import ImageFile
+
+from chess_cxr.ingest.decode_dicom import decode_dicom, is_dicom
+from chess_cxr.ingest.decode_image import decode_image
+from chess_cxr.ingest.decoded import DecodedFilm, FilmHeader, Undecodable, check_range
+
+__all__ = ["DecodedFilm", "FilmHeader", "Undecodable", "decode_film"]
+
+MAX_FILE_BYTES = 1 << 30
+
+
+def decode_film(path: Path) -> DecodedFilm:
+    """Decode one DICOM, PNG, JPEG, TIFF or WebP file; its content says which it is, never its name.
+
+    8-bit images are kept as value / 255.  Deeper ones are stretched between their 0.5th and 99.5th percentile.
+    DICOM goes through rescale or Modality LUT (PS3.3 C.11.1) and VOI LUT or window (C.11.2); where there is
+    none and the pixels are deeper than 8 bits, through the same percentiles.  MONOCHROME1 is inverted,
+    Pixel Padding (C.7.5.1.1.2) becomes air, colour becomes luminance, the first of many frames is taken.
+
+    Raises `Undecodable` for everything that cannot be used: broken, truncated, blank, above 120 megapixels
+    (before memory is taken), below 32 pixels on a side or more than 8 times as long as wide.
+    """
+    content = _read_content(path)
+    try:
+        with _silence():
+            film = decode_dicom(content) if is_dicom(content) else decode_image(content)
+            check_range(film.pixels)
+    except Undecodable:
+        raise
+    except MemoryError:
+        raise Undecodable("not enough memory to decode it") from None
+    except Exception as error:
+        # The text of a library's error may quote the header: only its type is safe to pass on.
+        raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None
+    return film
+
+
+def _read_content(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Undecodable("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Undecodable("file larger than 1 GiB")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise Undecodable("file not found") from None
+    except PermissionError:
+        raise Undecodable("no permission to read the file") from None
+    except (OSError, ValueError) as error:
+        raise Undecodable(f"file cannot be read ({type(error).__name__})") from None
+    if not content:
+        raise Undecodable("empty file")
+    return content
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the libraries from printing: their warnings and log lines quote header values."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "PIL")]
+    levels = [logger.level for logger in loggers]
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # pydicom only warns where a file ends early; what is left of such a film is not a film.
+            warnings.filterwarnings("error", message=".*(End of file reached|EOF|fewer|truncated).*")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,120 @@
+"""Atomic checkpoints without pickle: tensors as safetensors, everything else as JSON in the header."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from chess_cxr.records import ChessError, UsageError
+
+CHECKPOINT_VERSION = 1
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    method: nn.Module,
+    optimizers: dict[str, Optimizer],
+    described: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `folder/step_00001234.safetensors` so that it appears whole or not at all; keep the newest `keep`.
+
+    described: the resolved configuration; a checkpoint resumes only under the same one.
+    """
+    tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in state.items() if value is not None}
+    tensors["rng.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    # a file of ours always has unshared, contiguous tensors on the CPU
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    header = {"version": str(CHECKPOINT_VERSION), "step": str(step), "config": json.dumps(described, sort_keys=True)}
+    path = folder / f"step_{step:08d}.safetensors"
+    write_atomically(path, save(tensors, header))
+    for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
+        old.unlink()
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with growing.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        growing.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        needed = len(content) / 1e6
+        raise ChessError(f"no space left for {path}: it needs {needed:.0f} MB (nothing half-written)") from None
+    finally:
+        growing.unlink(missing_ok=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in `folder`, or None."""
+    return max(folder.glob("step_*.safetensors"), default=None)
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Read a checkpoint: its step, its configuration and its tensors on the CPU."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("version") != str(CHECKPOINT_VERSION):
+                raise UsageError(f"{path} is not a checkpoint of this version; start a new run with another --out")
+            return int(header["step"]), json.loads(header["config"]), {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ChessError(f"{path} cannot be read ({type(error).__name__}); remove it to resume from an older one") from None
+
+
+def restore_checkpoint(
+    path: Path, method: nn.Module, optimizers: dict[str, Optimizer], described: dict[str, Any]
+) -> int:
+    """Put a checkpoint's state into method, optimisers and random generators; return its step.
+
+    Raises `UsageError` naming the first difference where the checkpoint was written under another configuration.
+    """
+    step, written_under, tensors = read_checkpoint(path)
+    now = json.loads(json.dumps(described))
+    if written_under != now:
+        raise UsageError(f"{path.parent.parent} holds a run of another configuration: {_name_difference(written_under, now)}")
+    method.load_state_dict(_take(tensors, "method."))
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _take(tensors, f"optimizer.{name}.").items():
+            index, field = key.split(".", 1)
+            state.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    torch.set_rng_state(tensors["rng.torch"])
+    if torch.cuda.is_available() and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return step
+
+
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _name_difference(old: Any, new: Any, at: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _name_difference(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    return f"{at} was {json.dumps(old)[:80]}, is {json.dumps(new)[:80]}; use another --out or the old configuration"

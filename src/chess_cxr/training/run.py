@@ -1,0 +1,202 @@
+"""A run and its folder: configuration, metrics, checkpoints; the same call again continues it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.store import Store
+from chess_cxr.training.batches import build_film_pool, read_view_batches
+from chess_cxr.training.checkpoint import find_checkpoint, restore_checkpoint, write_atomically, write_checkpoint
+from chess_cxr.training.distributed import choose_device, copy_from_first_rank, join_ranks
+from chess_cxr.training.loop import (
+    StepReport,
+    TrainingConfig,
+    build_optimizers,
+    catch_stop_signals,
+    check_training_config,
+    train,
+)
+from chess_cxr.training.probe import LabelledFilms, probe_encoder, read_labelled_films
+from chess_cxr.views import ViewConfig
+
+COLLAPSED_STD = 0.05
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """Mean and standard deviation of the pixels in [0, 1] that training subtracts and divides by."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that one pre-training run needs beside its method."""
+
+    training: TrainingConfig
+    views: ViewConfig
+    pixels: PixelScale
+    splits: tuple[str, ...] = ("train", "")
+
+
+def pretrain_run(
+    folder: Path,
+    method: nn.Module,
+    stores: Sequence[Store],
+    plan: RunPlan,
+    described: dict[str, Any],
+    on_step: Callable[[StepReport, dict[str, float]], None] | None = None,
+) -> Path:
+    """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return the last checkpoint.
+
+    method: implements `training.loop.Method` and has an `encoder`.  described: the resolved configuration as
+    JSON-ready values; a folder continues only under the same one.  on_step gets every step's report and the
+    newest probe.  Raises `ChessError` when stopped by a signal, after writing a checkpoint.
+    """
+    check_training_config(plan.training)
+    rank, world = join_ranks()
+    pool = build_film_pool(stores, plan.splits)
+    described = described | {"data": _describe_data(stores)}
+    checkpoints = folder / "checkpoints"
+    device = choose_device()
+    method.to(device, memory_format=torch.channels_last)
+    copy_from_first_rank(method)
+    optimizers = build_optimizers(method, plan.training)  # type: ignore[arg-type]
+    newest = find_checkpoint(checkpoints)
+    if newest is None and (folder / "config.json").exists() and json.loads((folder / "config.json").read_text()) != json.loads(json.dumps(described)):
+        raise UsageError(f"{folder} holds a run of another configuration; choose another --out")
+    first_step = restore_checkpoint(newest, method, optimizers, described) if newest else 0
+    if first_step >= plan.training.steps and newest:
+        return newest
+    labelled = read_labelled_films(stores, plan.views.size) if rank == 0 else None
+    log = RunLog(folder, described, pool.get_uids(), first_step) if rank == 0 else None
+    views = read_view_batches(
+        pool, plan.views, batch=plan.training.batch, seed=plan.training.seed, first_step=first_step,
+        steps=plan.training.steps, rank=rank, world=world, threads=plan.training.loader_threads,
+    )  # fmt: skip
+    batches = (_normalise(batch, plan.pixels, device) for batch in views)
+    probe: dict[str, float] = {}
+
+    def save(step: int) -> Path:
+        return write_checkpoint(checkpoints, step, method, optimizers, described, plan.training.keep_checkpoints)
+
+    step = first_step
+    with catch_stop_signals() as is_stopped:
+        try:
+            for report in train(method, batches, optimizers, plan.training, first_step):  # type: ignore[arg-type]
+                step, last = report.step, report.step == plan.training.steps
+                if log and labelled and (last or step % plan.training.probe_every == 0):
+                    probe = _probe(method, labelled, plan)
+                    log.write(step, probe)
+                if log and (last or step % plan.training.log_every == 0):
+                    log.write_step(report, dict(method.signals), plan.training.batch)  # type: ignore[arg-type]
+                if log and on_step:
+                    on_step(report, probe)
+                if log and (last or step % plan.training.checkpoint_every == 0 or is_stopped()):
+                    newest = save(step)
+                if is_stopped() and not last:
+                    raise ChessError(f"stopped at step {step} of {plan.training.steps}; the same command continues it")
+        finally:
+            views.close()  # type: ignore[attr-defined]
+            if log:
+                log.close()
+    return find_checkpoint(checkpoints) or save(step)
+
+
+def _normalise(batch: Tensor, pixels: PixelScale, device: torch.device) -> Tensor:
+    return (batch.to(device, non_blocking=True).float() / 255 - pixels.mean) / pixels.std
+
+
+def _probe(method: nn.Module, labelled: LabelledFilms, plan: RunPlan) -> dict[str, float]:
+    encoder: nn.Module = method.encoder  # type: ignore[assignment]
+    signals = probe_encoder(encoder, labelled, plan.pixels.mean, plan.pixels.std)
+    return {f"probe/{name}": value for name, value in signals.items()}
+
+
+def _describe_data(stores: Sequence[Store]) -> list[dict[str, Any]]:
+    return [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
+
+
+class RunLog:
+    """Writes a run's `config.json`, `environment.json`, `metrics.jsonl`, training uids and TensorBoard events."""
+
+    def __init__(self, folder: Path, described: dict[str, Any], uids: list[str], first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", json.dumps(described, indent=1).encode())
+        write_atomically(folder / "environment.json", json.dumps(describe_environment(), indent=1).encode())
+        write_atomically(folder / "training_uids.txt", "\n".join(uids).encode())
+        metrics = folder / "metrics.jsonl"
+        kept = [line for line in _read_whole_lines(metrics) if json.loads(line)["step"] <= first_step]
+        write_atomically(metrics, "".join(line + "\n" for line in kept).encode())
+        self._metrics = metrics.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+        self._started, self._clock_step = time.perf_counter(), first_step
+        self._waited, self._worked = 0.0, 0.0
+
+    def write_step(self, report: StepReport, signals: dict[str, float], batch: int) -> None:
+        """Write the newest step, with the speed since the last one written."""
+        now = time.perf_counter()
+        speed = batch * (report.step - self._clock_step) / max(now - self._started, 1e-9)
+        self._started, self._clock_step = now, report.step
+        values = {f"loss/{name}": loss for name, loss in report.losses.items()}
+        values |= {f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items()}
+        values |= signals
+        values |= {"learning_rate": report.learning_rate, "images_per_second": speed}
+        values |= {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
+        self.write(report.step, values)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write named numbers of one step to `metrics.jsonl` and TensorBoard."""
+        self._metrics.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        self._metrics.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def _read_whole_lines(path: Path) -> list[str]:
+    """Read the lines that a killed run finished writing."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def describe_environment() -> dict[str, Any]:
+    """Name the versions and the hardware a run depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """Read a run's resolved configuration."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise UsageError(f"{folder} is not a run; make one with: chess-cxr pretrain STORE --out {folder}") from None
+    return config
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Turn a configuration dataclass into JSON-ready values."""
+    described: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return described

@@ -1,0 +1,288 @@
+import csv
+import math
+import stat
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chess_cxr.ingest.deidentify import hash_id
+from chess_cxr.ingest.pipeline import IngestOptions, ingest
+from chess_cxr.ingest.split import assign_split
+from chess_cxr.ingest.workers import build_pool
+from chess_cxr.records import ChessError, SourceFilm, UsageError
+from chess_cxr.sources.folder import read_folder
+from chess_cxr.store import open_store
+
+KEY = b"a key of more than sixteen bytes"
+OPTIONS = IngestOptions(id_key=KEY, dataset="made", longest_side=64)
+
+
+def write_films(folder: Path, count: int, patients: int = 0) -> list[SourceFilm]:
+    """Write films of 64 by 96 pixels, `patients` of them in turn or unknown ones."""
+    folder.mkdir(exist_ok=True)
+    films = []
+    for number in range(count):
+        ramp = np.linspace(number, 255, 64 * 96).reshape(64, 96).astype(np.uint8)
+        path = folder / f"{number}.png"
+        Image.fromarray(ramp).save(path)
+        patient = f"SECRET-{number % patients}" if patients else ""
+        films.append(SourceFilm(path=path, uid=path.name, patient=patient, labels={"odd": float(number % 2)}))
+    return films
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir())
+
+
+def read_everything(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_films_end_in_the_store_in_their_order_with_their_labels(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 12, patients=5)
+    summary = ingest(films, tmp_path / "s.lance", OPTIONS)
+    stored = open_store(tmp_path / "s.lance").films
+    assert list(stored["uid"]) == [hash_id(KEY, "uid", film.uid) for film in films]
+    assert list(stored["patient"]) == [hash_id(KEY, "patient", film.patient) for film in films]
+    assert list(stored["odd"]) == [0, 1] * 6
+    assert set(stored["site"]) == {"made"}
+    assert set(zip(stored["height"], stored["width"], strict=True)) == {(43, 64)}
+    assert (summary.films, summary.patients, summary.patients_unknown) == (12, 5, 0)
+    assert summary.splits == Counter(stored["split"])
+    assert read_rows(tmp_path / "s.quarantine.csv") == []
+
+
+def test_the_executor_changes_nothing_in_the_store(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 10)
+    ingest(films, tmp_path / "here.lance", OPTIONS)
+    with build_pool(2) as pool:
+        ingest(films, tmp_path / "there.lance", OPTIONS, pool)
+    here, there = (open_store(tmp_path / name) for name in ("here.lance", "there.lance"))
+    assert here.films.equals(there.films)
+    assert here.read_jpegs(range(10)) == there.read_jpegs(range(10))
+
+
+def test_no_original_identifier_and_no_path_is_written_anywhere_but_into_the_id_map(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 6, patients=3)
+    films = [replace(film, uid=f"SECRET-uid-{film.uid}", study=f"SECRET-study-{film.uid}") for film in films]
+    (tmp_path / "raw" / "5.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    ingest(films, out / "s.lance", replace(OPTIONS, id_map=tmp_path / "map" / "ids.csv"))
+    everything = read_everything(out)
+    assert len(everything) > 1000
+    for secret in (b"SECRET", b"raw", b"5.png"):
+        assert secret not in everything
+    named = read_rows(tmp_path / "map" / "ids.csv")
+    assert named == [{"uid": hash_id(KEY, "uid", film.uid), "path": str(film.path)} for film in films]
+    assert stat.S_IMODE((tmp_path / "map" / "ids.csv").stat().st_mode) == 0o600
+
+
+def test_films_that_cannot_be_decoded_are_quarantined_with_their_reason(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 8)
+    films[1].path.write_bytes(b"text")
+    films[3].path.unlink()
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(films[6].path)
+    steps = []
+    summary = ingest(films, tmp_path / "s.lance", OPTIONS, on_film=lambda: steps.append(1))
+    reasons = {1: "not a DICOM, PNG, JPEG, TIFF or WebP file", 3: "file not found", 6: "blank image"}
+    assert read_rows(tmp_path / "s.quarantine.csv") == [
+        {"uid": hash_id(KEY, "uid", films[number].uid), "reason": reason} for number, reason in reasons.items()
+    ]
+    assert summary.quarantined == dict.fromkeys(reasons.values(), 1)
+    assert summary.films == 5
+    assert len(steps) == 8
+    assert "3 quarantined: 1 blank image, 1 file not found" in summary.as_text()
+
+
+def test_splits_are_those_of_the_original_patient_whatever_the_key(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 40, patients=20)
+    splits = []
+    for number, key in enumerate((KEY, KEY[::-1])):
+        ingest(films, tmp_path / f"{number}.lance", replace(OPTIONS, id_key=key, seed=3))
+        splits.append(list(open_store(tmp_path / f"{number}.lance").films["split"]))
+    assert splits[0] == splits[1] == [assign_split(film.patient, 3, 0.1, 0.2) for film in films]
+    assert len(set(splits[0])) == 3
+
+
+def test_a_given_split_wins_and_holds_for_all_films_of_its_patient(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 30, patients=10)
+    films[0] = replace(films[0], split="val")
+    films[11] = replace(films[11], split="test")
+    ingest(films, tmp_path / "s.lance", OPTIONS)
+    splits = list(open_store(tmp_path / "s.lance").films["split"])
+    assert {splits[row] for row in (0, 10, 20)} == {"val"}
+    assert {splits[row] for row in (1, 11, 21)} == {"test"}
+
+
+def test_films_of_unknown_patients_are_patients_of_their_own(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 9)
+    films[0] = replace(films[0], patient="1.png")  # a real patient named like another film
+    summary = ingest(films, tmp_path / "s.lance", OPTIONS)
+    assert open_store(tmp_path / "s.lance").films["patient"].nunique() == 9
+    assert (summary.patients, summary.patients_unknown) == (9, 8)
+    assert "8 of them name no patient" in summary.as_text()
+
+
+@pytest.mark.real_films
+def test_the_header_fills_what_the_source_leaves_open(tmp_path: Path, real_films: Path) -> None:
+    path = real_films / "dicom" / "siim_850819.dcm"
+    films = [SourceFilm(path, "open"), SourceFilm(path, "filled", patient="p", view="AP", age_years=30.0, sex="F")]
+    ingest(films, tmp_path / "s.lance", replace(OPTIONS, longest_side=256))
+    stored = open_store(tmp_path / "s.lance").films
+    assert list(stored["view"]) == ["PA", "AP"]
+    assert list(stored["age_years"]) == [62, 30]
+    assert list(stored["sex"]) == ["M", "F"]
+    assert stored["spacing_mm"].tolist() == pytest.approx([0.672, 0.672])
+    assert stored["patient"][0] != stored["uid"][0]
+    assert stored["patient"][1] == hash_id(KEY, "patient", "p")
+
+
+@pytest.mark.real_films
+def test_a_patient_that_the_headers_put_into_two_given_splits_leaves_nothing_behind(
+    tmp_path: Path, real_films: Path
+) -> None:
+    path = real_films / "dicom" / "siim_850819.dcm"
+    films = [SourceFilm(path, "1", split="train"), SourceFilm(path, "2", split="test")]
+    with pytest.raises(ChessError, match="^1 patient is in more than one given split"):
+        ingest(films, tmp_path / "s.lance", OPTIONS)
+    assert list_names(tmp_path) == []
+
+
+def test_a_patient_in_two_given_splits_leaves_nothing_behind(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 4, patients=2)
+    films[0], films[2] = replace(films[0], split="train"), replace(films[2], split="val")
+    with pytest.raises(ChessError, match="^1 patient is in more than one given split"):
+        ingest(films, tmp_path / "s.lance", OPTIONS)
+    assert list_names(tmp_path) == ["raw"]
+
+
+def test_when_no_film_can_be_decoded_nothing_is_left_behind(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 3)
+    for film in films:
+        film.path.write_bytes(b"" if film.uid == "1.png" else b"text")
+    with pytest.raises(ChessError) as caught:
+        ingest(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "ids.csv"))
+    assert "none of the 3 films could be decoded: 2 not a DICOM" in str(caught.value)
+    assert caught.value.exit_code == 1
+    assert list_names(tmp_path) == ["raw"]
+
+
+def test_an_interrupted_ingest_leaves_nothing_behind(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 30)
+    seen = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(KeyboardInterrupt):
+        ingest(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "ids.csv"), pool, stop)
+    assert len(seen) == 10
+    assert list_names(tmp_path) == ["raw"]
+
+
+def test_what_exists_is_never_overwritten(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 3)
+    (tmp_path / "ids.csv").write_text("kept")
+    with pytest.raises(UsageError, match="exists already"):
+        ingest(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "ids.csv"))
+    ingest(films, tmp_path / "s.lance", OPTIONS)
+    before = read_everything(tmp_path)
+    with pytest.raises(UsageError, match="exists already"):
+        ingest(films[:1], tmp_path / "s.lance", OPTIONS)
+    assert read_everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"val": 0.6, "test": 0.5}, {"val": -0.1}, {"longest_side": 8}, {"in_flight": 0}], ids=str
+)
+def test_options_that_make_no_sense_are_wrong_use(tmp_path: Path, wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        ingest(write_films(tmp_path / "raw", 2), tmp_path / "s.lance", replace(OPTIONS, **wrong))
+    assert list_names(tmp_path) == ["raw"]
+
+
+def test_no_film_is_wrong_use(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no film"):
+        ingest([], tmp_path / "s.lance", OPTIONS)
+
+
+FILL_UP = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from chess_cxr.ingest.pipeline import IngestOptions, ingest
+from chess_cxr.records import ChessError
+from chess_cxr.sources.folder import read_folder
+try:
+    ingest(read_folder([Path(sys.argv[1])]), Path(sys.argv[2]), IngestOptions(id_key=bytes(16), longest_side=64))
+except ChessError as error:
+    sys.exit(f"{type(error).__name__} {error}")
+"""
+
+
+def test_a_file_system_that_takes_no_more_is_one_clear_line_and_nothing_is_kept(tmp_path: Path) -> None:
+    write_films(tmp_path / "raw", 40)
+    child = subprocess.run(
+        [sys.executable, "-c", FILL_UP, str(tmp_path / "raw"), str(tmp_path / "s.lance")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert child.returncode == 1
+    assert child.stderr.startswith(f"ChessError no space left for {tmp_path / 's.lance'}")
+    assert child.stderr.count("\n") == 1
+    assert list_names(tmp_path) == ["raw"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of one megabyte, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("count", [60, 260])
+def test_a_disk_that_is_too_small_is_one_clear_line_with_the_space_it_takes(small_disk: Path, count: int) -> None:
+    random = np.random.default_rng(0)
+    raw = small_disk.parent / "raw"
+    raw.mkdir()
+    films = [SourceFilm(raw / f"{number}.png", str(number)) for number in range(count)]
+    for film in films:
+        noise = random.integers(0, 256, (256, 256), dtype=np.uint8)
+        Image.fromarray(noise).save(film.path, compress_level=0)
+    with pytest.raises(ChessError) as caught:
+        ingest(films, small_disk / "s.lance", replace(OPTIONS, longest_side=256))
+    message = str(caught.value)
+    assert message.startswith(f"no space left for {small_disk / 's.lance'}: it needs about {count * 0.06:.0f}"[:-1])
+    assert message.endswith("MB; nothing was kept")
+    assert list_names(small_disk) == []
+
+
+@pytest.mark.real_films
+def test_the_real_nasty_folder_gives_a_store_and_a_quarantine_that_add_up(tmp_path: Path, real_films: Path) -> None:
+    films = read_folder([real_films / "nasty" / "image", real_films / "nasty" / "not_frontal"])
+    summary = ingest(films, tmp_path / "s.lance", OPTIONS)
+    assert summary.films + sum(summary.quarantined.values()) == len(films)
+    assert summary.quarantined["more than 120 megapixels"] == 1
+    assert len(open_store(tmp_path / "s.lance")) == summary.films
+    assert len(read_rows(tmp_path / "s.quarantine.csv")) == sum(summary.quarantined.values())
+    assert math.isnan(open_store(tmp_path / "s.lance").films["spacing_mm"][0])

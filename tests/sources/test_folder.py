@@ -1,0 +1,283 @@
+import gzip
+import math
+import os
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from chess_cxr.records import SourceFilm, UsageError
+from chess_cxr.sources.folder import read_folder
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def write_table(root: Path, text: str, name: str = "films.csv") -> Path:
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+def read_one(root: Path, text: str, **columns: str) -> SourceFilm:
+    (film,) = read_folder([root], write_table(root, text), columns)
+    return film
+
+
+def complain(sources: list[Path], table: Path | None = None, **columns: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        read_folder(sources, table, columns)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- tree
+
+
+def test_a_tree_gives_every_file_that_may_be_a_film_in_a_fixed_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.dcm", "b/IM0001", "a.PNG", "b/c/é, 1.jpeg", "z.unknown")
+    films = read_folder([tmp_path])
+    assert [film.uid for film in films] == ["a.PNG", "z.unknown", "b/2.dcm", "b/IM0001", "b/c/é, 1.jpeg"]
+    assert [film.path for film in films] == [tmp_path / film.uid for film in films]
+    assert films[0].patient == films[0].split == ""
+    assert films[0].labels == {}
+
+
+def test_tables_texts_and_hidden_files_are_no_films(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "labels.csv", "README.md", "a.json", "DICOMDIR", "x.csv.gz", ".DS_Store", ".git/film.png", "film.png"
+    )
+    assert [film.uid for film in read_folder([tmp_path])] == ["film.png"]
+
+
+def test_links_out_of_the_tree_are_not_followed_and_links_inside_are(tmp_path: Path) -> None:
+    outside, inside = touch(tmp_path / "outside", "secret.png"), touch(tmp_path / "inside", ".store/film")
+    (inside / "away.png").symlink_to(outside / "secret.png")
+    (inside / "folder").symlink_to(outside)
+    (inside / "broken.png").symlink_to(inside / "absent")
+    (inside / "kept.png").symlink_to(inside / ".store" / "film")
+    assert [film.uid for film in read_folder([inside])] == ["kept.png"]
+
+
+def test_what_is_no_regular_file_is_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    touch(tmp_path, "film.png")
+    assert [film.uid for film in read_folder([tmp_path])] == ["film.png"]
+
+
+def test_films_of_several_sources_are_told_apart_by_the_name_of_the_source(tmp_path: Path) -> None:
+    sources = [touch(tmp_path / "one", "1.png"), touch(tmp_path / "two", "1.png"), touch(tmp_path, "3.png") / "3.png"]
+    assert [film.uid for film in read_folder(sources)] == ["one/1.png", "two/1.png", "3.png"]
+
+
+def test_one_file_can_be_the_source(tmp_path: Path) -> None:
+    assert [film.uid for film in read_folder([touch(tmp_path, "film.png") / "film.png"])] == ["film.png"]
+
+
+def test_an_empty_folder_is_wrong_use(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt")
+    assert complain([tmp_path]) == f"no image file in {tmp_path}"
+
+
+def test_a_source_that_is_absent_is_wrong_use(tmp_path: Path) -> None:
+    assert "does not exist" in complain([tmp_path / "absent"])
+    assert "no source" in complain([])
+
+
+def test_a_source_given_twice_is_wrong_use(tmp_path: Path) -> None:
+    touch(tmp_path, "film.png")
+    assert "occurs more than once" in complain([tmp_path, tmp_path])
+
+
+# ---------------------------------------------------------------- table
+
+WHOLE = (
+    "f,id,who,visit,proj,years,gender,part,finding,Edema,Mass\n1.png,u1,p1,s1,AP SUPINE,034Y,female,valid,covid,1,-1\n"
+)
+
+
+def test_any_column_can_be_mapped_to_any_field(tmp_path: Path) -> None:
+    mapping = {"path": "f", "uid": "id", "patient": "who", "study": "visit", "view": "proj", "age": "years"}
+    mapping |= {"sex": "gender", "split": "part", "class": "finding", "labels": "Edema, Mass"}
+    film = read_one(tmp_path, WHOLE, **mapping)
+    assert (film.path, film.uid, film.patient, film.study) == (tmp_path / "1.png", "u1", "p1", "s1")
+    assert (film.view, film.age_years, film.sex, film.split) == ("AP", 34, "F", "val")
+    assert film.labels["Edema"] == film.labels["covid"] == 1
+    assert math.isnan(film.labels["Mass"])
+    assert list(film.labels) == ["Edema", "Mass", "covid"]
+
+
+@pytest.mark.parametrize("path_column", ["file", "Path", "Image Index"])
+def test_the_column_with_the_files_is_found_by_its_usual_names_and_is_the_uid(tmp_path: Path, path_column: str) -> None:
+    film = read_one(tmp_path, f"{path_column},x\nsub/1.png,7\n")
+    assert (film.uid, film.path) == ("sub/1.png", tmp_path / "sub/1.png")
+
+
+def test_columns_of_a_fields_own_name_count_unless_they_are_mapped_to_nothing(tmp_path: Path) -> None:
+    text = "file,patient,split\n1.png,p1,test\n"
+    assert (read_one(tmp_path, text).patient, read_one(tmp_path, text).split) == ("p1", "test")
+    assert (read_one(tmp_path, text, split="").patient, read_one(tmp_path, text, split="").split) == ("p1", "")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.parquet"])
+def test_every_kind_of_table_gives_the_same_films(tmp_path: Path, name: str) -> None:
+    frame = pd.DataFrame({"file": ["1.png", "2.png"], "who": [12.0, None], "Edema": [1.0, None], "age": [40, 50]})
+    if name.endswith(".parquet"):
+        frame.to_parquet(tmp_path / name)
+    else:
+        text = "file,who,Edema,age\n1.png,12,1,40\n2.png,,,50\n".replace(",", "\t" if "tsv" in name else ",")
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    films = read_folder([tmp_path], tmp_path / name, {"patient": "who", "labels": "Edema"})
+    assert [(film.uid, film.patient, film.age_years) for film in films] == [("1.png", "12", 40), ("2.png", "", 50)]
+    assert films[0].labels == {"Edema": 1.0}
+    assert math.isnan(films[1].labels["Edema"])
+
+
+def test_leading_zeros_of_a_patient_number_are_kept(tmp_path: Path) -> None:
+    assert read_one(tmp_path, "file,patient\n1.png,00123\n").patient == "00123"
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufefffile;patient\n1.png;p,1\n", 'file,patient,\n1.png,"p,1",\n', ' file ,patient \n1.png,"p,1"\n']
+)
+def test_tables_as_spreadsheets_write_them_are_read(tmp_path: Path, text: str) -> None:
+    film = read_one(tmp_path, text)
+    assert (film.uid, film.patient) == ("1.png", "p,1")
+
+
+def test_a_header_with_unquoted_brackets_is_read_as_the_nih_published_it(tmp_path: Path) -> None:
+    text = "Image Index,Finding Labels,Patient ID,OriginalImage[Width,Height],\n00000001_000.png,Mass,1,2682,2749,\n"
+    assert read_one(tmp_path, text, patient="Patient ID").patient == "1"
+
+
+def test_a_class_column_becomes_one_label_a_value_and_blank_makes_all_unknown(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,label\n1.png,normal\n2.png,covid\n3.png,\n")
+    labels = [film.labels for film in read_folder([tmp_path], table, {"class": "label"})]
+    assert labels[0] == {"covid": 0.0, "normal": 1.0}
+    assert labels[1] == {"covid": 1.0, "normal": 0.0}
+    assert all(math.isnan(value) for value in labels[2].values())
+    assert list(labels[2]) == ["covid", "normal"]
+
+
+@pytest.mark.parametrize("blank", ["", "NaN", "nan", "-1", "-1.0", "NA"])
+def test_a_blank_or_uncertain_label_is_unknown(tmp_path: Path, blank: str) -> None:
+    assert math.isnan(read_one(tmp_path, f"file,Edema\n1.png,{blank}\n", labels="Edema").labels["Edema"])
+
+
+@pytest.mark.parametrize("wrong", ["yes", "2", "0.5", "inf"])
+def test_a_label_that_is_no_label_is_wrong_use_that_names_column_and_row(tmp_path: Path, wrong: str) -> None:
+    table = write_table(tmp_path, f"file,Edema\n1.png,1\n2.png,{wrong}\n3.png,{wrong}\n")
+    message = complain([tmp_path], table, labels="Edema")
+    assert "'Edema'" in message
+    assert "row 2 (2 such rows)" in message
+
+
+def test_a_class_and_a_label_of_one_name_are_wrong_use(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,label,covid\n1.png,covid,1\n")
+    assert "same name" in complain([tmp_path], table, labels="covid", **{"class": "label"})
+
+
+def test_a_missing_column_is_wrong_use_that_lists_those_there_are(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,who\n1.png,1\n")
+    assert complain([tmp_path], table, patient="PatientID") == "the table has no column 'PatientID'; it has file, who"
+    assert "no column 'Edema'" in complain([tmp_path], table, labels="who,Edema")
+    assert "it has who" in complain([tmp_path], write_table(tmp_path, "who\n1\n"))
+
+
+def test_a_field_that_does_not_exist_is_wrong_use_that_lists_those_there_are(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file\n1.png\n")
+    message = complain([tmp_path], table, pateint="file")
+    assert "'pateint'" in message
+    assert "patient, study" in message
+
+
+def test_a_column_that_occurs_twice_is_wrong_use_if_it_is_mapped(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,who,who\n1.png,1,2\n")
+    assert "more than one column 'who'" in complain([tmp_path], table, patient="who")
+    assert read_folder([tmp_path], table)[0].patient == ""
+
+
+def test_a_uid_that_occurs_twice_is_wrong_use_that_says_how_many_and_the_first(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file\n1.png\n2.png\n2.png\n3.png\n3.png\n3.png\n")
+    assert complain([tmp_path], table).startswith("2 uids occur more than once, first '2.png'")
+
+
+def test_a_table_without_a_use_is_wrong_use(tmp_path: Path) -> None:
+    assert "does not exist" in complain([tmp_path], tmp_path / "absent.csv")
+    assert "has no rows" in complain([tmp_path], write_table(tmp_path, "file,x\n"))
+    assert "cannot be read" in complain([tmp_path], write_table(tmp_path, ""))
+    assert "no table is given" in complain([touch(tmp_path, "1.png")], None, patient="who")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv.gz"])
+def test_a_table_that_is_no_table_is_wrong_use(tmp_path: Path, name: str) -> None:
+    assert "cannot be read" in complain([tmp_path], write_table(tmp_path, "file\n1.png\n", name))
+
+
+@pytest.mark.parametrize("text", ["file,x\n1.png,1\n2.png,1,2\n", "file,x\n1.png,1,2\n2.png,3,4\n"])
+def test_rows_longer_than_the_header_are_wrong_use(tmp_path: Path, text: str) -> None:
+    assert "cannot be read" in complain([tmp_path], write_table(tmp_path, text))
+
+
+def test_a_table_in_another_encoding_is_wrong_use(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("file,who\n1.png,Gröger\n".encode("latin-1"))
+    assert "not UTF-8" in complain([tmp_path], tmp_path / "t.csv")
+
+
+def test_a_split_of_another_name_is_wrong_use(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,split\n1.png,fold3\n")
+    assert "no split" in complain([tmp_path], table)
+
+
+def test_a_film_that_the_table_names_and_the_tree_lacks_is_listed(tmp_path: Path) -> None:
+    assert read_one(tmp_path, "file\nabsent.png\n").path == tmp_path / "absent.png"
+
+
+@pytest.mark.parametrize("path", ["../1.png", "/etc/passwd", "a/../../1.png", "."])
+def test_a_path_that_leads_out_of_the_sources_is_wrong_use(tmp_path: Path, path: str) -> None:
+    root = touch(tmp_path / "root", "1.png")
+    assert "row 1 of column 'file' leads out" in complain([root], write_table(root, f"file\n{path}\n"))
+
+
+def test_an_absolute_path_inside_the_source_is_fine(tmp_path: Path) -> None:
+    assert read_one(tmp_path, f"file\n{tmp_path}/a/../1.png\n").path == tmp_path / "1.png"
+
+
+def test_a_row_without_a_file_is_wrong_use(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,x\n1.png,1\n,2\n")
+    assert "row 2 of column 'file' names no file" in complain([tmp_path], table)
+
+
+def test_a_table_film_is_looked_for_in_each_source(tmp_path: Path) -> None:
+    sources = [touch(tmp_path / "one", "1.png"), touch(tmp_path / "two", "2.png")]
+    table = write_table(tmp_path, "file\n1.png\n2.png\n3.png\n")
+    films = read_folder(sources, table)
+    assert [film.path for film in films] == [tmp_path / "one/1.png", tmp_path / "two/2.png", tmp_path / "one/3.png"]
+
+
+def test_a_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
+    rows = "".join(f"images/{i}.png,{i // 3},{i % 90}Y,{i % 2},\n" for i in range(100_000))
+    table = write_table(tmp_path, "file,patient,age,Edema,Mass\n" + rows)
+    started = time.process_time()
+    films = read_folder([tmp_path], table, {"labels": "Edema,Mass"})
+    assert len(films) == 100_000
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.real_films
+def test_the_real_tables_are_read(real_films: Path) -> None:
+    labels = "Pneumonia,Edema"
+    nih = read_folder([real_films / "nih_covid"], real_films / "nih_covid" / "labels.csv", {"labels": labels})
+    assert len(nih) == 855
+    assert nih[0].patient == "nih01280"
+    assert nih[0].age_years == 36
+    assert sum(film.labels["Pneumonia"] == 1 for film in nih) == 361
+    kermany = read_folder([real_films / "kermany3"], real_films / "kermany3" / "labels.csv", {"class": "label"})
+    assert sum(film.labels["bacteria"] == 1 for film in kermany) == 1914
+    assert {film.split for film in kermany} == {"train", "val", "test"}
+    assert all(film.path.is_file() for film in nih + kermany)
