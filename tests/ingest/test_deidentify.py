@@ -17,7 +17,7 @@ ASK = "from chess_cxr.ingest.deidentify import read_id_key; print(read_id_key().
 
 def ask(home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", **variables}
-    return subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_a_hash_is_the_hmac_of_its_kind_and_text() -> None:

@@ -85,7 +85,7 @@ class _Progress:
     stopped_by: BaseException | None = None
 
 
-def ingest(
+def ingest_films(
     films: Sequence[SourceFilm],
     out: Path,
     options: IngestOptions,

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import io
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import timm
 import torch
@@ -157,7 +158,7 @@ def _list_contrast_tensors(state: Mapping[Any, Any], root: str, encoder: Mapping
 
 
 def _find_code(file: Path) -> str:
-    """Name the first function or class that a pickle of any protocol calls for, by looking at it; "" if none."""
+    """Name the first foreign function or class that a PyTorch file or bare pickle calls for, by looking; "" if none."""
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -166,17 +167,32 @@ def _find_code(file: Path) -> str:
         else:
             with file.open("rb") as stream:
                 start = stream.read(MOST_PICKLE_BYTES)
-        texts = ["", ""]
-        for opcode, argument, _ in pickletools.genops(start):
-            if opcode.name in ("GLOBAL", "INST"):
-                return str(argument).replace(" ", ".")
-            if opcode.name == "STACK_GLOBAL":
-                return ".".join(texts)
-            if isinstance(argument, str):
-                texts = [texts[1], argument]
+        stream = io.BytesIO(start)
+        while stream.tell() < len(start):  # the old format is one pickle after the other
+            for name in _list_globals(stream):
+                if name.split(".")[0] not in ("torch", "collections"):
+                    return name
     except Exception:  # the name is a courtesy: the file is refused with or without it
         return ""
     return ""
+
+
+def _list_globals(stream: BinaryIO) -> Iterator[str]:
+    """Yield what one pickle imports, as `module.name`, without running it.  Protocol 4 on takes it from the stack."""
+    memo: dict[int, str] = {}
+    before, last = "", ""
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = last
+        elif opcode.name.endswith("PUT"):
+            memo[int(argument or 0)] = last
+        else:
+            if opcode.name in ("GLOBAL", "INST"):
+                yield str(argument).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL":
+                yield f"{before}.{last}"
+            text = memo.get(int(argument or 0), "") if opcode.name.endswith("GET") else argument
+            before, last = last, text if isinstance(text, str) else ""
 
 
 def _is_plain(tensor: object) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from chess_cxr.evaluate.metrics import (
+from chess_cxr.evaluation.metrics import (
     RankedScores,
     build_multiclass_statistic,
     build_multilabel_statistic,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from chess_cxr.evaluate.intervals import (
+from chess_cxr.evaluation.intervals import (
     DrawReplicates,
     average_draws,
     bootstrap_by_patient,
@@ -16,7 +16,7 @@ from chess_cxr.evaluate.intervals import (
     replicate_draws,
     subtract_draws,
 )
-from chess_cxr.evaluate.metrics import build_multiclass_statistic, compute_multiclass
+from chess_cxr.evaluation.metrics import build_multiclass_statistic, compute_multiclass
 from chess_cxr.records import UsageError
 
 NAMES = ("bacteria", "normal", "virus")

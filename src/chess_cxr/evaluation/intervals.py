@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from chess_cxr.evaluate.metrics import FloatArray, Statistic, mean_known
+from chess_cxr.evaluation.metrics import FloatArray, Statistic, mean_known
 from chess_cxr.records import UsageError
 
 IndexStatistic = Callable[[NDArray[np.intp]], Mapping[str, float]]

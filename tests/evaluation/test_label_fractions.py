@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chess_cxr.evaluate.label_fractions import assign_folds, draw_label_fraction
+from chess_cxr.evaluation.label_fractions import assign_folds, draw_label_fraction
 from chess_cxr.records import UsageError
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.3, 1.0)

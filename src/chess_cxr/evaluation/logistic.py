@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize, special
 
-from chess_cxr.evaluate.metrics import FloatArray
+from chess_cxr.evaluation.metrics import FloatArray
 
 # Directions that hold less than this part of the largest variance are rounding of float32 features.
 _RANK = 1e-10

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from chess_cxr.evaluate.intervals import DrawReplicates, average_draws, replicate_draws, subtract_draws
-from chess_cxr.evaluate.label_fractions import IndexArray, draw_label_fraction
-from chess_cxr.evaluate.linear_probe import LinearProbe, fit_linear_probe
-from chess_cxr.evaluate.metrics import (
+from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, replicate_draws, subtract_draws
+from chess_cxr.evaluation.label_fractions import IndexArray, draw_label_fraction
+from chess_cxr.evaluation.linear_probe import LinearProbe, fit_linear_probe
+from chess_cxr.evaluation.metrics import (
     FloatArray,
     Statistic,
     build_multiclass_statistic,

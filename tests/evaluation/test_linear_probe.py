@@ -6,9 +6,9 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from chess_cxr.evaluate.linear_probe import DEFAULT_STRENGTH, STRENGTHS, fit_linear_probe
-from chess_cxr.evaluate.logistic import Targets, compute_film_losses, solve_logistic, turn_features
-from chess_cxr.evaluate.metrics import compute_multiclass
+from chess_cxr.evaluation.linear_probe import DEFAULT_STRENGTH, STRENGTHS, fit_linear_probe
+from chess_cxr.evaluation.logistic import Targets, compute_film_losses, solve_logistic, turn_features
+from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.records import UsageError
 
 NAMES = ("bacteria", "normal", "virus")
@@ -207,8 +207,11 @@ def test_a_finding_of_one_patient_takes_the_default_while_others_choose() -> Non
     feature, label = make_films(60, 10)
     finding = np.stack([label == 0, np.arange(60) == 7], axis=1).astype(float)
     probe = fit_linear_probe(feature, finding, np.arange(60), names=("common", "single"))
-    assert np.isfinite(probe.predict_scores(feature)).all()
-    assert len(probe.validation) >= 3
+    assert probe.strength_C[1] == DEFAULT_STRENGTH
+    assert [note.split(":")[0] for note in probe.notes] == ["single"]
+    losses = {strength: loss for strength, loss in probe.validation}
+    assert probe.strength_C[0] == min(losses, key=lambda strength: losses[strength][0])
+    assert all(np.isnan(loss[1]) for loss in losses.values())
 
 
 def test_one_patient_alone_can_be_fitted() -> None:

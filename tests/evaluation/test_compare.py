@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chess_cxr.evaluate.compare import Comparison, compare_encoders
+from chess_cxr.evaluation.compare import Comparison, compare_encoders
 from chess_cxr.records import UsageError
 
 NAMES = ("bacteria", "normal", "virus")

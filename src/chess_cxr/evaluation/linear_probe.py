@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from chess_cxr.evaluate.label_fractions import assign_folds
-from chess_cxr.evaluate.logistic import (
+from chess_cxr.evaluation.label_fractions import assign_folds
+from chess_cxr.evaluation.logistic import (
     Targets,
     TurnedFeatures,
     compute_film_losses,
     solve_logistic,
     turn_features,
 )
-from chess_cxr.evaluate.metrics import FloatArray, check_classes, check_findings
+from chess_cxr.evaluation.metrics import FloatArray, check_classes, check_findings
 from chess_cxr.records import UsageError
 
 # Strong to weak, by half decades from 0.03 to 1e-6; the path ends early where the held-out loss keeps rising.
@@ -81,7 +81,8 @@ def fit_linear_probe(
     (scikit-learn's C on standardised features is 1 / (strength * N * D).)
     The strength is the one of least held-out log-loss in cross-validation by patient within the given films, up to 5
     folds with the classes spread over them; each finding chooses its own.  Where fewer than two folds leave every class
-    in training, DEFAULT_STRENGTH is taken and noted.  The same arguments give the same probe.
+    in training, or a finding is never held out, DEFAULT_STRENGTH is taken and noted.
+    The same arguments give the same probe.
     Raises UsageError where the arrays do not fit each other or hold infinity or NaN (other than unknown findings).
     """
     feature = _check_features(feature_ND)
@@ -173,6 +174,10 @@ def _follow_path(
     sound_GX = held.weight_NGX.sum(axis=0) > 0
     known_NX = (held.weight_NGX > 0).any(axis=1)
     scored_NX = known_NX & sound_GX[fold_N] & (sound_GX.sum(axis=0) > 1)
+    if held.multilabel:
+        # Films without a finding alone say nothing about how to find it.
+        positive_X = (held.label_NC * scored_NX).sum(axis=0)
+        scored_NX &= (positive_X > 0) & (positive_X < scored_NX.sum(axis=0))
     if not scored_NX.any():
         return []
     losses: list[tuple[float, FloatArray]] = []

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The proof on real films: ingest the pool, pre-train on it, compare the encoder with others on two tasks.
+# usage: runs/real_films.sh DATA OUT      (DATA: the folder that holds pool.csv; about 90 minutes on 2 cores)
+# Started again after an interruption, it continues.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+data=$1 out=$2
+mkdir -p "$out"
+# Public films: a published key makes the hashed ids, and so the tables, the same for everybody.
+export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
+findings=Atelectasis,Edema,Effusion,Infiltration,Pneumonia
+licence="research only: most of the training films state no licence"
+films="5,960 chest radiographs of pool.csv (kermany3, nih_covid, covid_cxnet, jsrt; sources in the data READMEs), \
+of which the train split was used. Most sources state no licence."
+
+if [ ! -e "$out/pool.lance" ]; then
+  python "$here/make_pool_table.py" "$data" "$out/pool_table.csv"
+  chess-cxr ingest "$data" --out "$out/pool.lance" --table "$out/pool_table.csv" --dataset pool --val 0.1 --test 0.3 \
+    --columns path=file patient=patient split=split class=label age=age sex=sex view=view labels=one_percent,$findings \
+    | tee "$out/ingest.txt"
+fi
+chess-cxr pretrain "$out/pool.lance" --preset cpu_small --out "$out/run"
+[ -e "$out/encoder" ] || chess-cxr export "$out/run" --out "$out/encoder" --licence "$licence" --data "$films"
+
+encoders=("ours=$out/encoder" "random=random:regnetx_002@64" "imagenet=imagenet:tf_efficientnet_lite0" "pixels=pixels:32")
+chess-cxr evaluate "$out/pool.lance" --out "$out/kermany3" --labels bacteria normal virus --encoders "${encoders[@]}" \
+  --first-draw one_percent --fractions 0.1 1.0 --draws 10
+chess-cxr evaluate "$out/pool.lance" --out "$out/nih" --labels ${findings//,/ } --encoders "${encoders[@]}" \
+  --fractions 0.1 0.25 1.0 --draws 10

@@ -1,0 +1,117 @@
+"""MoCo v2 against slow manual oracles."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from chess_cxr.methods.moco import MoCo, MoCoConfig, compute_info_nce
+from chess_cxr.records import UsageError
+
+TINY = MoCoConfig("resnet10t", embedding=16, queue=40, key_momentum=0.9, temperature=0.2, norm_groups=2)
+
+
+@pytest.fixture
+def method() -> MoCo:
+    torch.manual_seed(0)
+    return MoCo(TINY)
+
+
+def make_batch(films: int = 8, size: int = 32, seed: int = 1) -> torch.Tensor:
+    return torch.randn(2, films, 1, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_info_nce_equals_the_sum_written_out() -> None:
+    generator = torch.Generator().manual_seed(3)
+    query, key, queue = (F.normalize(torch.randn(n, 5, generator=generator), dim=1) for n in (4, 4, 7))
+    total = 0.0
+    for q, k in zip(query.tolist(), key.tolist(), strict=True):
+        positive = math.exp(sum(a * b for a, b in zip(q, k, strict=True)) / 0.2)
+        negatives = sum(math.exp(sum(a * b for a, b in zip(q, n, strict=True)) / 0.2) for n in queue.tolist())
+        total -= math.log(positive / (positive + negatives))
+    assert compute_info_nce(query, key, queue, 0.2).item() == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_one_descent_direction_lowers_the_loss_on_the_same_batch(method: MoCo) -> None:
+    optimizer = torch.optim.SGD(method.get_parameters()["encoder"], lr=0.05)
+    batch = make_batch()
+    losses = []
+    for _ in range(6):
+        ((_, loss),) = method.losses(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_the_key_encoder_follows_by_its_momentum_and_gets_no_gradient(method: MoCo) -> None:
+    with torch.no_grad():
+        for parameter in method.get_parameters()["encoder"]:
+            parameter.add_(torch.ones_like(parameter))
+    before = [p.clone() for p in method.key_encoder.parameters()]
+    ((_, loss),) = method.losses(make_batch())
+    loss.backward()
+    method.after_step()
+    assert all(p.grad is None for p in method.key_encoder.parameters())
+    pairs = zip(method.key_encoder.parameters(), before, method.encoder.parameters(), strict=True)
+    for moved, old, query in pairs:
+        torch.testing.assert_close(moved, 0.9 * old + 0.1 * query)
+
+
+def test_the_queue_takes_the_newest_keys_and_wraps_around(method: MoCo) -> None:
+    taken = []
+    for step in range(6):
+        list(method.losses(make_batch(seed=step)))
+        keys = method._new_keys_BD
+        assert keys is not None
+        taken.append(keys.clone())
+        method.after_step()
+    newest = torch.cat(taken)[-40:]
+    assert int(method.queue_position) == 48
+    torch.testing.assert_close(method.queue_KD.roll(-8, 0), newest)
+
+
+def test_a_queue_shorter_than_the_batch_keeps_the_last_keys() -> None:
+    method = MoCo(MoCoConfig("resnet10t", embedding=16, queue=5))
+    list(method.losses(make_batch()))
+    keys = method._new_keys_BD
+    assert keys is not None
+    expected = keys[-5:].clone()
+    method.after_step()
+    assert {tuple(row) for row in method.queue_KD.tolist()} == {tuple(row) for row in expected.tolist()}
+
+
+def test_keys_come_back_to_their_queries_after_the_shuffle() -> None:
+    torch.manual_seed(0)
+    method = MoCo(MoCoConfig("resnet10t", embedding=16, queue=8, norm_groups=4)).eval()
+    films = make_batch()[1]
+    expected = F.normalize(method.key_head(method.key_encoder(films)), dim=1)
+    torch.testing.assert_close(method._embed_keys(films), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_shuffling_takes_away_what_batch_norm_tells_about_the_batch() -> None:
+    """With identical key and query views, unshuffled groups give equal embeddings, shuffled ones do not."""
+    torch.manual_seed(0)
+    method = MoCo(MoCoConfig("resnet10t", embedding=16, queue=8, norm_groups=4))
+    films = make_batch(16)[0]
+    with torch.no_grad():
+        query = F.normalize(method.head(method._encode_in_groups(method.encoder, films)), dim=1)
+        in_same_company = F.normalize(method.key_head(method._encode_in_groups(method.key_encoder, films)), dim=1)
+        in_other_company = method._embed_keys(films)
+    torch.testing.assert_close(query, in_same_company)
+    assert (query * in_other_company).sum(1).max() < 0.9999
+
+
+def test_numbers_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UsageError, match="queue"):
+        MoCo(MoCoConfig("resnet10t", queue=0))
+    with pytest.raises(UsageError, match="no network named 'resnet9000'"):
+        MoCo(MoCoConfig("resnet9000"))
+
+
+def test_the_published_numbers_are_the_defaults() -> None:
+    config = MoCoConfig()
+    assert (config.architecture, config.embedding, config.queue) == ("resnet50", 128, 65_536)
+    assert (config.key_momentum, config.temperature) == (0.999, 0.2)

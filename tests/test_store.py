@@ -1,0 +1,114 @@
+"""The on-disk data set."""
+
+import json
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from chess_cxr.records import ChessError, ImageRecord, UsageError
+from chess_cxr.store import (
+    StoredFilm,
+    compute_batch,
+    compute_epoch_order,
+    decode_stored,
+    encode_film,
+    open_store,
+    write_store,
+)
+
+
+def test_films_and_fields_come_back_as_they_were_written(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(64, 48)
+    record = ImageRecord("u1", "p1", "s1", "PA", 61.0, "F", 0.7, "here", "train", {"nodule": 1.0})
+    film = StoredFilm(record, *encode_film(pixels, 512))
+    assert write_store(tmp_path / "a.lance", iter([film]), ["nodule", "effusion"], "set") == 1
+    store = open_store(tmp_path / "a.lance")
+    row = store.films.iloc[0]
+    assert (row["uid"], row["patient"], row["view"], row["age_years"], row["split"]) == (
+        "u1",
+        "p1",
+        "PA",
+        61.0,
+        "train",
+    )
+    assert row["nodule"] == 1.0
+    assert np.isnan(row["effusion"])
+    assert np.abs(store.read_films([0])[0] / 255 - pixels).max() < 0.02
+
+
+def test_encoding_shrinks_to_the_longest_side_and_never_enlarges() -> None:
+    assert encode_film(np.full((400, 200), 0.5, np.float32), 100)[1:] == (100, 50)
+    assert encode_film(np.full((40, 20), 0.5, np.float32), 100)[1:] == (40, 20)
+
+
+def test_reduced_decoding_keeps_every_side_long_enough() -> None:
+    jpeg, _, _ = encode_film(np.random.default_rng(0).random((400, 300), dtype=np.float32), 512)
+    reduced = decode_stored(jpeg, 70)
+    assert 70 <= min(reduced.shape) < 300
+    assert decode_stored(jpeg).shape == (400, 300)
+
+
+def test_rows_come_back_in_the_order_asked_for(small_store: Path) -> None:
+    store = open_store(small_store)
+    films = store.read_films([9, 3, 9])
+    assert np.array_equal(films[0], films[2])
+    assert np.array_equal(films[1], store.read_films([3])[0])
+    assert not np.array_equal(films[0], films[1])
+
+
+def test_a_writer_that_fails_leaves_nothing_behind_and_tells_its_own_error(tmp_path: Path) -> None:
+    def films():
+        yield StoredFilm(ImageRecord("u", "p"), *encode_film(np.zeros((32, 32), np.float32), 32))
+        raise ChessError("the disk of the source went away")
+
+    with pytest.raises(ChessError, match="the disk of the source went away"):
+        write_store(tmp_path / "a.lance", films(), [], "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_store_is_never_overwritten(small_store: Path) -> None:
+    with pytest.raises(UsageError, match="exists already"):
+        write_store(small_store, iter([]), [], "set")
+
+
+def test_a_store_of_another_format_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    described = {"version": 99, "labels": [], "dataset": "x"}
+    schema = pa.schema([pa.field("uid", pa.string())], metadata={"chess_cxr": json.dumps(described)})
+    lance.write_dataset(pa.table({"uid": ["a"]}, schema=schema), str(tmp_path / "new.lance"))
+    with pytest.raises(UsageError, match="store format 99, this program reads 1") as error:
+        open_store(tmp_path / "new.lance")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["missing.lance", "folder"])
+def test_what_is_no_store_is_refused_with_the_command_that_makes_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="chess-cxr ingest"):
+        open_store(tmp_path / name)
+
+
+def test_a_lance_table_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    lance.write_dataset(pa.table({"a": [1]}), str(tmp_path / "other.lance"))
+    with pytest.raises(UsageError, match="not a readable store"):
+        open_store(tmp_path / "other.lance")
+
+
+def test_every_epoch_visits_every_film_once_in_another_order() -> None:
+    first, second = compute_epoch_order(100, 7, 0), compute_epoch_order(100, 7, 1)
+    assert sorted(first) == list(range(100)) == sorted(second)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, compute_epoch_order(100, 7, 0))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 10, 23])
+def test_batches_cut_the_endless_row_of_epochs_without_dropping_a_film(batch: int) -> None:
+    films = 10
+    parts = [compute_batch(films, batch, step, seed=3) for step in range(12)]
+    visited = np.concatenate([film for film, _ in parts])
+    position = np.concatenate([position for _, position in parts])
+    assert np.array_equal(position, np.arange(12 * batch))
+    for epoch in range(len(visited) // films):
+        assert sorted(visited[epoch * films : (epoch + 1) * films]) == list(range(films))
