@@ -1,12 +1,11 @@
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from chess_cxr.models.embedding import build_network
@@ -178,8 +177,7 @@ def test_the_loading_examples_in_the_card_run_as_printed(tmp_path: Path) -> None
     write_encoder(tmp_path / "encoder", state, "regnetx_002", contract, "MIT", TrainingSummary("None."))
     examples = re.findall(r"```python\n(.*?)```", (tmp_path / "encoder" / "README.md").read_text(), re.DOTALL)
     assert len(examples) == 2
-    program = "import numpy, torch\npixels = torch.zeros(2, 1, 64, 64)\nfilms = [numpy.zeros((70, 60))] * 2\n"
+    known: dict[str, Any] = {"pixels": torch.zeros(2, 1, 64, 64), "films": [np.zeros((70, 60))] * 2}
     for example in examples:
-        program += f"{example}\nassert tuple(features.shape) == (2, 368)\n"
-    program = program.replace("path/to/this/folder", str(tmp_path / "encoder"))
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        exec(example.replace("path/to/this/folder", str(tmp_path / "encoder")), known)
+        assert tuple(known.pop("features").shape) == (2, 368)

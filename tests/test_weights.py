@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from chess_cxr.models.contract import draw_golden_film
-from chess_cxr.models.embedding import build_network
+from chess_cxr.models.embedding import build_network, list_expected_tensors
 from chess_cxr.models.published import LITE0_FILE, LITE0_PACKAGE, read_chess_checkpoint
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.views import resize_film
@@ -609,17 +609,33 @@ def test_the_evaluation_can_be_added_to_the_card_later(copied: Path) -> None:
 Table = dict[str, Any]
 
 
-def build_chess_state(head: str, prefix: str = "module.") -> Table:
+HEADS = {
+    "mlp": {"fc.0.weight": (2048, 2048), "fc.0.bias": (2048,), "fc.2.weight": (128, 2048), "fc.2.bias": (128,)},
+    "plain": {"fc.weight": (128, 2048), "fc.bias": (128,)},
+}
+
+
+def build_chess_state(head: str, prefix: str = "module.", draw: Callable[[int], Table] | None = None) -> Table:
     """Build a state_dict in the published layout; key and query encoder differ, so that a mix-up shows."""
-    query, key = (build_network("resnet50", 1, seed).state_dict() for seed in (1, 2))
-    shapes = {
-        "mlp": {"fc.0.weight": (2048, 2048), "fc.0.bias": (2048,), "fc.2.weight": (128, 2048), "fc.2.bias": (128,)},
-        "plain": {"fc.weight": (128, 2048), "fc.bias": (128,)},
-    }[head]
-    fc = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    query, key = (draw or draw_constants)(1), draw_constants(2)
+    fc = {name: torch.zeros(1).expand(shape) for name, shape in HEADS[head].items()}
     state = {f"{prefix}encoder_q.{name}": tensor for name, tensor in {**query, **fc}.items()}
     state |= {f"{prefix}encoder_k.{name}": tensor for name, tensor in {**key, **fc}.items()}
-    return state | {f"{prefix}queue": torch.zeros(128, 65_536), f"{prefix}queue_ptr": torch.zeros(1, dtype=torch.long)}
+    queue = torch.zeros(1).expand(128, 65_536)
+    return state | {f"{prefix}queue": queue, f"{prefix}queue_ptr": torch.zeros(1, dtype=torch.long)}
+
+
+def draw_constants(seed: int) -> Table:
+    """Give each tensor of a ResNet-50 a value of its own, stored once: a checkpoint of a few kilobytes."""
+    network = list_expected_tensors("resnet50", 1)
+    return {
+        name: torch.tensor(seed * 1000 + number, dtype=tensor.dtype).expand(tensor.shape)
+        for number, (name, tensor) in enumerate(network.items())
+    }
+
+
+def draw_real(seed: int) -> Table:
+    return build_network("resnet50", 1, seed).state_dict()
 
 
 def save_chess(path: Path, state: Table, **options: Any) -> Path:
@@ -637,8 +653,8 @@ def chess_state() -> Table:
     return build_chess_state("mlp")
 
 
-def test_the_published_checkpoint_becomes_an_encoder(tmp_path: Path, chess_state: Table) -> None:
-    file = save_chess(tmp_path / "chess.pth.tar", chess_state)
+def test_the_published_checkpoint_becomes_an_encoder(tmp_path: Path) -> None:
+    file = save_chess(tmp_path / "chess.pth.tar", build_chess_state("mlp", draw=draw_real))
     encoder = load_encoder(import_chess(file, tmp_path / "encoder"))
     expected = build_network("resnet50", 1, seed=1).eval().to(memory_format=torch.channels_last)
     film = encoder.contract.prepare(draw_films(1)[0])[None].to(memory_format=torch.channels_last)
@@ -660,7 +676,7 @@ def test_both_heads_prefixes_and_file_formats_give_the_query_encoder(
     state = build_chess_state(head, prefix)
     file = save_chess(tmp_path / "chess.pth", state, _use_new_zipfile_serialization=zipped)
     found = read_chess_checkpoint(file)
-    assert set(found.tensors) == set(build_network("resnet50", 1).state_dict())
+    assert set(found.tensors) == set(list_expected_tensors("resnet50", 1))
     assert all(torch.equal(tensor, state[f"{prefix}encoder_q.{key}"]) for key, tensor in found.tensors.items())
     assert found.epoch == 200
 

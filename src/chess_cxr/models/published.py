@@ -167,9 +167,9 @@ def _find_code(file: Path) -> str:
         else:
             with file.open("rb") as stream:
                 start = stream.read(MOST_PICKLE_BYTES)
-        stream = io.BytesIO(start)
-        while stream.tell() < len(start):  # the old format is one pickle after the other
-            for name in _list_globals(stream):
+        pickles = io.BytesIO(start)
+        while pickles.tell() < len(start):  # the old format is one pickle after the other
+            for name in _list_globals(pickles):
                 if name.split(".")[0] not in ("torch", "collections"):
                     return name
     except Exception:  # the name is a courtesy: the file is refused with or without it
