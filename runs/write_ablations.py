@@ -1,0 +1,49 @@
+"""Write the configurations of the ablations in docs/log.md: `cpu_small`, 700 steps, one change each.
+
+usage: python runs/write_ablations.py   (writes runs/configs/*.json; train each with chess-cxr pretrain --config)
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from chess_cxr.methods.moco import MoCoConfig
+from chess_cxr.presets import PretrainConfig, cpu_small
+from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.run import describe
+from chess_cxr.views import ViewConfig
+
+
+def vary(
+    name: str,
+    method: MoCoConfig | None = None,
+    views: ViewConfig | None = None,
+    training: TrainingConfig | None = None,
+) -> PretrainConfig:
+    """Return the short `cpu_small` with some of its parts replaced."""
+    base = cpu_small()
+    short = replace(training or base.training, steps=700, warmup=0.05, probe_every=100, checkpoint_every=100)
+    return replace(base, preset=name, method=method or base.method, views=views or base.views, training=short)
+
+
+def build_ablations() -> list[PretrainConfig]:
+    """Return all of them, the unchanged one first."""
+    base = cpu_small()
+    strong = replace(
+        base.views, crop_area=(0.2, 1.0), gamma=(0.7, 1.4), gamma_p=0.5, contrast=(-0.3, 0.3), brightness=(-0.15, 0.15)
+    )
+    sgd = replace(base.training, optimizer="sgd", learning_rate=0.06, weight_decay=1e-4)
+    return [
+        vary("short"),
+        vary("strong_views", views=strong),
+        vary("long_queue", method=replace(base.method, queue=4096)),
+        vary("sgd", training=sgd),
+        vary("one_norm_group", method=replace(base.method, norm_groups=1)),
+    ]
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent / "configs"
+    folder.mkdir(exist_ok=True)
+    for config in build_ablations():
+        (folder / f"{config.preset}.json").write_text(json.dumps(describe(config), indent=1) + "\n")
