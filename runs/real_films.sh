@@ -10,8 +10,17 @@ mkdir -p "$out"
 export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
 findings=Atelectasis,Edema,Effusion,Infiltration,Pneumonia
 licence="research only: most of the training films state no licence"
-films="5,960 chest radiographs of pool.csv (kermany3, nih_covid, covid_cxnet, jsrt; sources in the data READMEs), \
-of which the train split was used. Most sources state no licence."
+films=$(cat <<'CARD'
+The train split of a pool of 5,960 public chest radiographs, about 68 % of them children. Sources:
+
+- kermany3, 4,081 films: szallik/Neural_networks_binary_classification @13b5ee8, no licence stated (upstream: Kermany et
+  al. 2018). Its val and test patients were left out.
+- nih_covid, 855 films: muhammedtalo/COVID-19 @ee3e2cf, no licence stated (upstream: NIH ChestX-ray14 and
+  ieee8023/covid-chestxray-dataset). The val and test patients among its NIH films were left out.
+- covid_cxnet, 825 films: armiro/COVID-CXNet @3ade488, MIT licence, images CC BY 4.0 by its README.
+- jsrt, 199 films: AnishHota/JSRT-Segmentation @047d319, no licence stated (upstream: JSRT).
+CARD
+)
 
 if [ ! -e "$out/pool.lance" ]; then
   python "$here/make_pool_table.py" "$data" "$out/pool_table.csv"

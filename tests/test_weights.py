@@ -37,7 +37,7 @@ from chess_cxr.weights import (
     write_encoder,
 )
 
-ARCHITECTURE = "regnetx_002"
+ARCHITECTURE = "test_efficientnet"
 GREY = PixelContract(64, (0.5,), (0.25,))
 TRAINING = TrainingSummary("120 generated films, CC0.", 120, 30, "MoCo v2", "2025-01-01", {"seed": 1, "lr": 0.03})
 UIDS = [hashlib.sha256(str(number).encode()).hexdigest()[:24] for number in range(5)]
@@ -250,7 +250,7 @@ def test_everything_said_at_writing_is_known_at_loading(tmp_path: Path) -> None:
     assert encoder.training == TRAINING
     assert encoder.training_uids == frozenset(UIDS)
     assert (encoder.name, encoder.architecture, encoder.licence) == ("encoder", ARCHITECTURE, "CC-BY-4.0")
-    assert encoder.feature_count == 368
+    assert encoder.feature_count == 256
     assert not encoder.module.training
 
 
@@ -270,20 +270,20 @@ def test_showing_an_encoder_gives_plain_json(folder: Path) -> None:
     shown = json.loads(json.dumps(show_encoder(folder)))
     assert shown["contract"]["size"] == 64
     assert shown["training"]["config"] == {"seed": 1, "lr": 0.03}
-    assert (shown["training_uids"], shown["feature_count"]) == (5, 368)
+    assert (shown["training_uids"], shown["feature_count"]) == (5, 256)
 
 
 def test_films_are_embedded_alike_alone_and_in_batches(folder: Path) -> None:
     encoder, films = load_encoder(folder), draw_films(5)
     together = encoder.embed(films, batch=2)
-    assert together.shape == (5, 368)
+    assert together.shape == (5, 256)
     assert together.dtype == np.float32
     alone = np.concatenate([encoder.embed([film]) for film in films])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_no_films_give_no_rows(folder: Path) -> None:
-    assert load_encoder(folder).embed([]).shape == (0, 368)
+    assert load_encoder(folder).embed([]).shape == (0, 256)
 
 
 def test_embedding_never_moves_the_running_statistics(folder: Path) -> None:
@@ -352,12 +352,12 @@ def test_a_changed_contract_is_found_by_the_golden_embedding(copied: Path, chang
     with pytest.raises(ChessError, match="embedding of the test film is off") as error:
         load_encoder(copied)
     assert_one_line(error)
-    assert load_encoder(copied, check=False).feature_count == 368
+    assert load_encoder(copied, check=False).feature_count == 256
 
 
 def test_a_changed_weight_is_found_even_with_a_fresh_sum(copied: Path) -> None:
     tensors = safetensors.torch.load_file(copied / "model.safetensors")
-    stem = tensors["stem.conv.weight"].flatten()
+    stem = tensors["conv_stem.weight"].flatten()
     stem[stem.abs().argmax()] *= -1
     safetensors.torch.save_file(tensors, copied / "model.safetensors")
     with pytest.raises(ChessError, match="sha256 differs"):
@@ -390,7 +390,7 @@ def test_a_changed_list_of_training_films_is_found_when_it_is_read(copied: Path)
 def test_a_missing_file_is_named(copied: Path, name: str, check: bool) -> None:
     (copied / name).unlink()
     if name == "golden.safetensors" and not check:
-        assert load_encoder(copied, check=False).feature_count == 368
+        assert load_encoder(copied, check=False).feature_count == 256
         return
     with pytest.raises(ChessError, match=name):
         load_encoder(copied, check=check)
@@ -443,8 +443,8 @@ def set_in(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
         set_in("chess_cxr", "contract", "__class__", value="os.system"),
         set_in("chess_cxr", "contract", "percentiles", value={"low": 0}),
         set_in("chess_cxr", "feature_count", value=10**9),
-        set_in("chess_cxr", "feature_count", value=367),
-        set_in("chess_cxr", "feature_count", value="368"),
+        set_in("chess_cxr", "feature_count", value=255),
+        set_in("chess_cxr", "feature_count", value="256"),
         set_in("chess_cxr", "licence", value={}),
         set_in("chess_cxr", "training", value=None),
         set_in("chess_cxr", "training", "images", value="many"),
@@ -464,8 +464,8 @@ def test_a_hostile_config_is_refused_in_one_line(copied: Path, change: Callable[
 
 
 def test_a_wrong_feature_count_is_found_without_the_check_too(copied: Path) -> None:
-    change_config(copied, set_in("chess_cxr", "feature_count", value=367))
-    with pytest.raises(ChessError, match="gives 368 features, not 367"):
+    change_config(copied, set_in("chess_cxr", "feature_count", value=255))
+    with pytest.raises(ChessError, match="gives 256 features, not 255"):
         load_encoder(copied, check=False).embed(draw_films(1))
 
 
@@ -511,35 +511,35 @@ def test_an_existing_path_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_missing_parent_folders_are_made(tmp_path: Path) -> None:
-    assert load_encoder(write_small(tmp_path / "a" / "b" / "encoder")).feature_count == 368
+    assert load_encoder(write_small(tmp_path / "a" / "b" / "encoder")).feature_count == 256
 
 
 def break_state(kind: str) -> dict[str, Any]:
     state: dict[str, Any] = dict(build_trained_network().state_dict())
     if kind == "missing":
-        del state["stem.conv.weight"]
+        del state["conv_stem.weight"]
     elif kind == "unknown":
-        state["head.fc.weight"] = torch.zeros(10, 368)
+        state["head.fc.weight"] = torch.zeros(10, 256)
     elif kind == "shape":
-        state["stem.conv.weight"] = torch.zeros(32, 3, 3, 3)
+        state["conv_stem.weight"] = torch.zeros(24, 3, 3, 3)
     elif kind == "nan":
-        state["stem.bn.weight"] = torch.full((32,), torch.nan)
+        state["bn1.weight"] = torch.full((24,), torch.nan)
     elif kind == "zeros":
         state = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
     elif kind == "list":
-        state["stem.bn.weight"] = [1.0] * 32
+        state["bn1.weight"] = [1.0] * 24
     return state
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "stem.conv.weight is missing"),
+        ("missing", "conv_stem.weight is missing"),
         ("unknown", "'head.fc.weight' is not part of it"),
-        ("shape", r"stem.conv.weight is \[32, 3, 3, 3\], expected \[32, 1, 3, 3\]"),
-        ("nan", "stem.bn.weight holds NaN or infinity"),
+        ("shape", r"conv_stem.weight is \[24, 3, 3, 3\], expected \[24, 1, 3, 3\]"),
+        ("nan", "bn1.weight holds NaN or infinity"),
         ("zeros", "NaN, infinity or zeros"),
-        ("list", "stem.bn.weight is not a plain tensor"),
+        ("list", "bn1.weight is not a plain tensor"),
     ],
 )
 def test_weights_that_do_not_fit_are_not_written(tmp_path: Path, kind: str, message: str) -> None:
@@ -591,7 +591,7 @@ def test_half_precision_weights_are_written_as_float32_without_loss(tmp_path: Pa
     out = write_encoder(tmp_path / "out", state, ARCHITECTURE, GREY, "MIT", TRAINING)
     stored = safetensors.torch.load_file(out / "model.safetensors")
     assert all(torch.equal(stored[key].to(tensor.dtype), tensor) for key, tensor in state.items())
-    assert stored["stem.conv.weight"].dtype == torch.float32
+    assert stored["conv_stem.weight"].dtype == torch.float32
 
 
 def test_the_evaluation_can_be_added_to_the_card_later(copied: Path) -> None:
