@@ -41,7 +41,7 @@ def describe(**changes: Any) -> dict[str, Any]:
     }
     for key, value in changes.items():
         if isinstance(value, dict) and key in block:
-            block[key] = {**block[key], **value}  # type: ignore[dict-item]
+            block[key] = {**block[key], **value}
         else:
             block[key] = value
     return {"architecture": "regnetx_002", "chess_cxr": block}

@@ -568,7 +568,7 @@ def test_a_configuration_that_is_no_json_leaves_nothing_behind(tmp_path: Path, c
 
 def test_a_training_summary_of_wrong_types_cannot_be_made() -> None:
     with pytest.raises(UsageError, match="images must be int"):
-        replace(TRAINING, images="many")  # type: ignore[arg-type]
+        replace(TRAINING, images="many")
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chess_cxr.api import embed, evaluate, export, finetune, pretrain
+    from chess_cxr.api import embed, evaluate, export, pretrain
+    from chess_cxr.finetuning import FinetuneConfig, finetune
     from chess_cxr.ingest.decode import decode_film
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
     from chess_cxr.presets import PRESETS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "ChessError",
+    "FinetuneConfig",
     "IngestOptions",
     "UsageError",
     "decode_film",
@@ -41,13 +43,14 @@ __all__ = [
 _HOMES = {
     "PRESETS": "presets",
     "ChessError": "records",
+    "FinetuneConfig": "finetuning",
     "IngestOptions": "ingest.pipeline",
     "UsageError": "records",
     "decode_film": "ingest.decode",
     "embed": "api",
     "evaluate": "api",
     "export": "api",
-    "finetune": "api",
+    "finetune": "finetuning",
     "import_chess": "weights",
     "ingest_films": "ingest.pipeline",
     "load_encoder": "weights",

@@ -1,29 +1,41 @@
 """The command line: one dict of command names and functions.
 
-Results go to stdout, progress and messages to stderr.  Exit codes: 0 done, 1 the work failed, 2 wrong use.
+Results go to stdout, progress and messages to stderr.  Exit codes: 0 done, 1 the work or a part of it failed, 2 wrong
+use.  What takes seconds to import is imported inside the commands, after what can be judged without it.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
+import io
+import json as json_text
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.conf import Positional
 
-from chess_cxr.progress import ProgressBar
-from chess_cxr.records import ChessError
+from chess_cxr.progress import ProgressBar, StageBars, build_count, build_step_note
+from chess_cxr.records import ChessError, UsageError
 
-Positional = tyro.conf.Positional
+TRACEBACK_VARIABLE = "CHESS_CXR_TRACEBACK"
+Sources = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC…")]
+Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
+StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
+EncoderName = Annotated[Positional[str], tyro.conf.arg(metavar="ENCODER")]
 
 
 def demo(out: Path = Path("demo"), quiet: bool = False) -> None:
-    """Walk the whole path on generated films, in minutes, and open the door to the report.
+    """Walk the whole path on generated films, in minutes.
 
-    Generated DICOM films -> store -> pre-training -> encoder -> classification -> report.html.
+    Generated DICOM films -> store -> pre-training -> encoder -> comparison -> report.html, whose path is printed last.
     Everything is SYNTHETIC: it shows that the software works.
 
     Example: chess-cxr demo --out demo
@@ -38,7 +50,7 @@ def demo(out: Path = Path("demo"), quiet: bool = False) -> None:
 
 
 def ingest(
-    sources: Positional[tuple[Path, ...]],
+    sources: Sources,
     out: Path,
     table: Path | None = None,
     columns: tuple[str, ...] = (),
@@ -56,7 +68,7 @@ def ingest(
     """Turn folders of films (DICOM, PNG, JPEG, TIFF, WebP) into a store.
 
     Each film is decoded once, identifiers become keyed hashes, patients are split into train, val and test.  What
-    cannot be read stands in OUT's quarantine file with its reason.
+    cannot be read stands in OUT's quarantine file with its reason; the rest is stored all the same, with exit code 1.
 
     Example: chess-cxr ingest films/ --out films.lance --table labels.csv --columns patient=PatientID class=Diagnosis
 
@@ -76,30 +88,38 @@ def ingest(
         json: print the summary as JSON.
         quiet: no progress on stderr.
     """
+    pairs = parse_pairs(columns)
+    refuse_existing(out)
+    if workers is not None and workers < 1:
+        raise UsageError("--workers must be 1 or more")
     from chess_cxr.ingest.deidentify import read_id_key
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
     from chess_cxr.ingest.workers import build_pool
     from chess_cxr.sources.folder import read_folder
 
-    films = read_folder(sources, table, parse_pairs(columns))
+    films = read_folder(sources, table, pairs)
     options = IngestOptions(
         read_id_key(key_file), id_map, dataset=dataset, longest_side=longest_side, val=val, test=test, seed=seed
     )
     with build_pool(workers) as pool, ProgressBar("ingest", len(films), "films", quiet) as bar:
         summary = ingest_films(films, out, options, pool, bar.advance)
-    _print(vars(summary) if json else summary.as_text(), json)
+    print_result(vars(summary) if json else summary.as_text(), json)
+    if failed := sum(summary.quarantined.values()):
+        reasons = out.with_name(f"{out.stem}.quarantine.csv")
+        raise ChessError(f"{failed} of {len(films)} films could not be stored; {reasons} says why")
 
 
 def pretrain(
-    stores: Positional[tuple[Path, ...]],
+    stores: Stores,
     out: Path,
     preset: str = "cpu_small",
     config: Path | None = None,
     quiet: bool = False,
 ) -> None:
-    """Pre-train an encoder on the films of some stores, without labels; the same command again continues a run.
+    """Pre-train an encoder on the films of some stores, without labels.
 
-    Films of the val and test splits are never trained on.  Several GPUs or machines: torchrun … -m chess_cxr pretrain …
+    The same command again continues an interrupted run.  Films of the val and test splits are never trained on.
+    Several GPUs or machines: torchrun … -m chess_cxr pretrain …
 
     Example: chess-cxr pretrain films.lance --preset cpu_small --out runs/first
 
@@ -110,17 +130,22 @@ def pretrain(
         config: a JSON file like a run's config.json instead of a preset.
         quiet: no progress on stderr.
     """
+    from chess_cxr.store import open_store
+
+    opened = [open_store(store) for store in stores]
     from chess_cxr.api import build_config, read_config_file
     from chess_cxr.api import pretrain as run_pretrain
 
     chosen = read_config_file(config) if config else build_config(preset)
-    steps = chosen.training.steps
-    with ProgressBar("pretrain", steps, "steps", quiet or int(os.environ.get("RANK", "0")) > 0) as bar:
-        print(run_pretrain(stores, out, chosen, build_step_note(bar)))
+    is_first = os.environ.get("RANK", "0") == "0"
+    with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
+        run = run_pretrain(opened, out, chosen, build_step_note(bar))
+    if is_first:
+        print(run)
 
 
 def export(run: Positional[Path], out: Path, licence: str = "not stated", data: str = "") -> None:
-    """Write a run's encoder as a folder that timm, and everybody, can load.
+    """Write a run's encoder as a folder that everybody can load, with timm alone.
 
     Example: chess-cxr export runs/first --out encoders/first --licence Apache-2.0 --data "5,000 films of hospital A"
 
@@ -130,6 +155,9 @@ def export(run: Positional[Path], out: Path, licence: str = "not stated", data: 
         licence: of the weights.
         data: what the films were, for the model card.
     """
+    refuse_existing(out)
+    if not (run / "config.json").is_file():
+        raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
     from chess_cxr.api import export as write
 
     print(write(run, out, licence, data))
@@ -146,6 +174,9 @@ def import_weights(file: Positional[Path], out: Path) -> None:
         file: the published .pth.tar file, or an extract of it.
         out: the encoder folder to write.
     """
+    refuse_existing(out)
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file")
     from chess_cxr.weights import import_chess
 
     print(import_chess(file, out))
@@ -159,13 +190,15 @@ def show_weights(encoder: Positional[Path]) -> None:
     Args:
         encoder: an encoder folder.
     """
+    if not encoder.is_dir():
+        raise UsageError(f"there is no folder {encoder}")
     from chess_cxr.weights import show_encoder
 
-    _print(show_encoder(encoder), True)
+    print_result(show_encoder(encoder), True)
 
 
-def embed(encoder: Positional[str], store: Positional[Path], out: Path) -> None:
-    """Write the feature vector of every film of a store to a Parquet file, beside its uid.
+def embed(encoder: EncoderName, store: StorePath, out: Path, quiet: bool = False) -> None:
+    """Write the feature vector of every film of a store to a Parquet file.
 
     Example: chess-cxr embed encoders/first films.lance --out features.parquet
 
@@ -173,14 +206,21 @@ def embed(encoder: Positional[str], store: Positional[Path], out: Path) -> None:
         encoder: an encoder folder, or a name such as imagenet:tf_efficientnet_lite0.
         store: a store.
         out: the Parquet file to write.
+        quiet: no progress on stderr.
     """
+    refuse_existing(out)
+    refuse_missing_encoders([encoder])
+    from chess_cxr.store import open_store
+
+    opened = open_store(store)
     from chess_cxr.api import write_features
 
-    print(write_features(encoder, store, out))
+    with ProgressBar("embed", len(opened), "films", quiet) as bar:
+        print(write_features(encoder, opened, out, build_count(bar)))
 
 
 def evaluate(
-    store: Positional[Path],
+    store: StorePath,
     encoders: tuple[str, ...],
     out: Path | None = None,
     labels: tuple[str, ...] = (),
@@ -194,16 +234,19 @@ def evaluate(
     replicates: int = 1000,
     reference: str = "",
     synthetic: bool = False,
+    json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Compare encoders by linear probes at several label fractions, with intervals by patient; print the table.
+    """Compare encoders by linear probes at several label fractions.
+
+    Prints a table with intervals over patients and label draws.
 
     Example: chess-cxr evaluate films.lance --encoders mine=encoders/first random:regnetx_002@96 pixels:32 --out result
 
     Args:
         store: a store with labels.
         encoders: [NAME=]ENCODER: encoder folders, random:NETWORK@SIZE, imagenet:tf_efficientnet_lite0, pixels:SIDE.
-        out: folder for results.csv, draws.csv, differences.csv, table.md and report.html.
+        out: folder to write, with results.csv, draws.csv, differences.csv, table.md and report.html.
         labels: names of the labels; all by default.
         fractions: parts of the training patients that are labelled.
         films: further label subsets, by number of films, one of each patient.
@@ -215,15 +258,29 @@ def evaluate(
         replicates: of the bootstrap.
         reference: encoder that differences are taken to; the first by default.
         synthetic: say on the page that the films were generated.
+        json: print all numbers as JSON, one record for each encoder, subset and metric.
         quiet: no progress on stderr.
     """
-    from chess_cxr.api import evaluate as compare
-    from chess_cxr.api import write_comparison
-
     named = parse_encoders(encoders)
-    with ProgressBar("embed", len(named), "encoders", quiet) as bar:
+    reference = reference or next(iter(named))
+    if reference not in named:
+        raise UsageError(f"the reference {reference!r} is none of the encoders {', '.join(named)}")
+    if out:
+        refuse_existing(out)
+    refuse_missing_encoders(named.values())
+    from chess_cxr.labelled import METRICS, select_labelled
+    from chess_cxr.store import open_store
+
+    opened = open_store(store)
+    known = METRICS[select_labelled(opened, labels).task]
+    if metric not in known:
+        raise UsageError(f"no metric named {metric!r} for these labels; there are {', '.join(known)}")
+    from chess_cxr.api import evaluate as compare
+    from chess_cxr.report.comparison import write_comparison
+
+    with StageBars(quiet) as bars:
         comparison = compare(
-            store,
+            opened,
             named,
             labels,
             fractions=fractions,
@@ -233,17 +290,16 @@ def evaluate(
             evaluate_on=on,
             seed=seed,
             replicates=replicates,
-            on_encoder=lambda name: bar.advance(note=name),
+            on_progress=bars.show,
         )
     if out:
-        command = "chess-cxr " + " ".join(sys.argv[1:])
-        write_comparison(comparison, out, reference or next(iter(named)), command, synthetic)
-    print(comparison.as_markdown(metric))
+        write_comparison(comparison, out, reference, shlex.join(["chess-cxr", *sys.argv[1:]]), synthetic)
+    print(comparison.table().to_json(orient="records", indent=1) if json else comparison.as_markdown(metric), end="")
 
 
 def finetune_classify(
-    encoder: Positional[str],
-    store: Positional[Path],
+    encoder: EncoderName,
+    store: StorePath,
     out: Path,
     labels: tuple[str, ...] = (),
     mode: Literal["linear", "full"] = "linear",
@@ -254,8 +310,9 @@ def finetune_classify(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a classifier on a store's labels and print its test results with 95 % intervals by patient.
+    """Train a classifier on a store's labels and test it.
 
+    Prints its results on the test split with 95 % intervals by patient.
     linear: a probe on cached features, in seconds.  full: all weights, from the val split's best moment.
 
     Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
@@ -273,12 +330,19 @@ def finetune_classify(
         json: print the results as JSON.
         quiet: no progress on stderr.
     """
+    refuse_existing(out)
+    refuse_missing_encoders([encoder])
+    from chess_cxr.labelled import select_labelled
+    from chess_cxr.store import open_store
+
+    opened = open_store(store)
+    select_labelled(opened, labels)
     from chess_cxr.finetuning import FinetuneConfig, finetune
 
     chosen = FinetuneConfig(mode, steps, batch, learning_rate, seed=seed)
-    with ProgressBar("finetune", steps if mode == "full" else 1, "steps", quiet) as bar:
-        result = finetune(encoder, store, out, labels, chosen, lambda: bar.advance())
-    _print(result.as_json() if json else result.as_text(), json)
+    with StageBars(quiet) as bars:
+        result = finetune(encoder, opened, out, labels, chosen, bars.show)
+    print_result(result.as_json() if json else result.as_text(), json)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -292,58 +356,173 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "finetune classify": finetune_classify,
 }
+EXAMPLES = ("demo", "ingest", "pretrain")
 
 
 def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
     """Parse FIELD=COLUMN texts."""
-    from chess_cxr.records import UsageError
-
-    wrong = [text for text in texts if "=" not in text]
-    if wrong:
-        raise UsageError(f"{wrong[0]!r} should be FIELD=COLUMN, such as patient=PatientID")
-    return dict(text.split("=", 1) for text in texts)
+    pairs: dict[str, str] = {}
+    for text in texts:
+        field, found, column = text.partition("=")
+        if not found or not field:
+            raise UsageError(f"{text!r} should be FIELD=COLUMN, such as patient=PatientID")
+        if field in pairs:
+            raise UsageError(f"the field {field!r} is mapped twice")
+        pairs[field] = column
+    return pairs
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, str]:
-    """Parse [NAME=]ENCODER texts into encoders by name."""
-    named = {}
+    """Parse [NAME=]ENCODER texts into encoders by name; a path with a = in it needs a name before it."""
+    named: dict[str, str] = {}
     for text in texts:
         name, found, encoder = text.partition("=")
-        named[name if found else text.rstrip("/")] = encoder if found else text
+        if not found or "/" in name:
+            name, encoder = text.rstrip("/"), text
+        if not name or not encoder:
+            raise UsageError(f"{text!r} should be [NAME=]ENCODER, such as mine=encoders/first")
+        if name in named:
+            raise UsageError(f"two encoders are named {name!r}")
+        named[name] = encoder
+    if not named:
+        raise UsageError("name at least one encoder with --encoders")
     return named
 
 
-def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], None]:
-    """Return a callback that shows a run's steps on a progress bar."""
-    shown = 0
-
-    def on_step(report: Any, probe: Mapping[str, float]) -> None:
-        nonlocal shown
-        note = f"loss {next(iter(report.losses.values())):.3f}"
-        if "probe/knn_auroc" in probe:
-            note += f"  kNN AUROC {probe['probe/knn_auroc']:.3f}  rank {probe['probe/effective_rank']:.0f}"
-        bar.advance(report.step - shown, note)
-        shown = report.step
-
-    return on_step
+def refuse_existing(out: Path) -> None:
+    """Raise UsageError where something stands at `out`: nothing is ever overwritten."""
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out} exists already; choose another --out or remove it")
 
 
-def _print(result: Any, as_json: bool) -> None:
-    print(json.dumps(result, indent=1, default=str) if as_json else result)
+def refuse_missing_encoders(encoders: Iterable[str]) -> None:
+    """Raise UsageError for an encoder that is neither a folder nor of the form KIND:NAME."""
+    for encoder in encoders:
+        if not re.match(r"(random|imagenet|timm|pixels):", encoder) and not Path(encoder).is_dir():
+            raise UsageError(f"there is no encoder folder {encoder}, and it is no name such as pixels:32")
+
+
+def print_result(result: Any, as_json: bool) -> None:
+    """Print a result on stdout, as text or as JSON."""
+    print(json_text.dumps(result, indent=1, default=str) if as_json else result)
+
+
+def render_usage() -> str:
+    """Render the main page of the help: the commands with a line each, and where to begin."""
+    about = {name: describe(function)[0] for name, function in COMMANDS.items()}
+    width = max(map(len, about))
+    examples = [describe(COMMANDS[name])[1] for name in EXAMPLES]
+    return "\n".join(
+        [
+            "usage: chess-cxr COMMAND …",
+            "",
+            "Pre-train a chest X-ray encoder without labels, publish it, and measure what it is worth.",
+            "",
+            *(f"  {name:{width}}  {line}" for name, line in about.items()),
+            "",
+            "Begin with:",
+            *(f"  {example}" for example in examples),
+            "",
+            "chess-cxr COMMAND --help says more; --version names the version.",
+        ]
+    )
+
+
+def describe(function: Callable[..., None]) -> tuple[str, str]:
+    """Return the first line of a command's docstring, without its full stop, and its example."""
+    text = function.__doc__ or ""
+    return text.splitlines()[0].rstrip("."), text.split("Example: ")[1].splitlines()[0]
+
+
+def parse_command(words: Sequence[str]) -> Callable[[], None]:
+    """Turn the words after `chess-cxr` into a call that is ready to be made.
+
+    Raises UsageError, in one line, for words that make no command; prints help and raises SystemExit where asked to.
+    """
+    if not words:
+        raise UsageError("name a command; chess-cxr --help lists them")
+    length = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name = " ".join(words[:length])
+    if name not in COMMANDS:
+        family = [known for known in COMMANDS if known.startswith(f"{name} ")]
+        there_are = f"; there are {', '.join(family)}" if family else "; chess-cxr --help lists the commands"
+        raise UsageError(f"there is no command {name!r}{there_are}")
+    function = COMMANDS[name]
+
+    @functools.wraps(function)
+    def get_ready(*arguments: Any, **options: Any) -> Any:
+        return functools.partial(function, *arguments, **options)
+
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            call: Callable[[], None] = tyro.cli(
+                get_ready, prog=f"chess-cxr {name}", args=list(words[length:]), config=markers
+            )
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        raise UsageError(f"{flatten_box(complaint.getvalue())}; see chess-cxr {name} --help") from None
+    return call
+
+
+def flatten_box(text: str) -> str:
+    """Turn the box that the parser draws around an error into one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    parts = [""]
+    for line in plain.splitlines()[1:-1]:
+        content = line.strip("│| ").strip()
+        if set(content) <= set("─-"):
+            parts.append("")
+        else:
+            parts[-1] = f"{parts[-1]} {content}".strip()
+    kept = [part.rstrip(".:") for part in parts if part and not part.startswith("For full helptext")]
+    return "; ".join(kept) or "the arguments make no sense"
 
 
 def main() -> None:
-    """Run the command line."""
-    words = sys.argv[1:]
-    if " ".join(words[:2]) in COMMANDS:  # such as: weights import
-        words = [" ".join(words[:2]), *words[2:]]
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors become one line on stderr."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="chess-cxr", args=words)
+        if words[:1] in (["--help"], ["-h"], ["help"]):
+            print(render_usage())
+        elif words[:1] == ["--version"]:
+            print(f"chess-cxr {version('chess-cxr')}")
+        else:
+            parse_command(words)()
+        sys.stdout.flush()
+        return 0
     except ChessError as error:
-        print(f"chess-cxr: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("chess-cxr: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return complain("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return leave_closed_pipe()
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        if isinstance(error, OSError) and error.strerror:
+            return complain(": ".join(str(part) for part in (error.strerror, error.filename) if part), 1)
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return complain(f"unexpected {type(error).__name__}: {first}; please report this", 1)
+
+
+def complain(message: str, code: int) -> int:
+    """Print one line on stderr and return the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_closed_pipe()
+    print(f"chess-cxr: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def leave_closed_pipe() -> int:
+    """Stay quiet where whoever read the output has seen enough; the code is 1, since not all of it was delivered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -2,130 +2,148 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from chess_cxr.api import build_comparison_sections, evaluate, export, pretrain, read_metrics
-from chess_cxr.cli import build_step_note
+from chess_cxr.api import evaluate, export, pretrain, read_metrics
 from chess_cxr.evaluation.compare import Comparison
-from chess_cxr.ingest.pipeline import IngestOptions, IngestSummary, ingest_films
+from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.workers import build_pool
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.presets import demo as demo_preset
-from chess_cxr.progress import ProgressBar
+from chess_cxr.progress import ProgressBar, StageBars, build_step_note
+from chess_cxr.records import SPLITS
+from chess_cxr.report.comparison import build_comparison_sections
 from chess_cxr.report.page import Section, render_page, write_page
-from chess_cxr.report.plots import draw_film_sheet, draw_training_curves
+from chess_cxr.report.plots import draw_film, draw_training_curves
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.sources.phantom import CLASSES, write_phantom_films
 from chess_cxr.store import Store, open_store
 from chess_cxr.views import draw_view_pairs, resize_film
 
-PATIENTS, FILMS_PER_PATIENT, FILM_SIZE = 300, 3, 256
 SEED = 0
 DEMO_KEY = b"chess-cxr demo: generated films, nothing to hide"
+FILM_WIDTH = 9  # of a drawn film on the page, in letters
 
 
-def run_demo(out: Path, quiet: bool = False) -> Path:
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo does.
+
+    film_size: side of the generated films in pixels.  fractions: parts of the training patients that are labelled.
+    draws: label draws a fraction.  replicates: of the bootstrap.
+    """
+
+    patients: int = 300
+    films_per_patient: int = 3
+    film_size: int = 256
+    fractions: tuple[float, ...] = (0.05, 0.25, 1.0)
+    draws: int = 3
+    replicates: int = 300
+
+
+def run_demo(
+    out: Path, quiet: bool = False, size: DemoSize | None = None, config: PretrainConfig | None = None
+) -> Path:
     """Walk from generated DICOM films to a report; each station that is there already is not made again.
 
-    Returns the path of `report.html`.
+    size, config: how much of everything, by default a few minutes' worth.  Returns the path of `report.html`.
     """
     started = time.monotonic()
+    size, config = size or DemoSize(), config or demo_preset()
     out.mkdir(parents=True, exist_ok=True)
-    with build_pool() as pool:
-        table = _write_films(out / "films", pool, quiet)
-        store, summary = _ingest(out / "films", table, out / "films.lance", pool, quiet)
-    config = demo_preset()
-    run = out / "run"
+    store_path, run, encoder = out / "films.lance", out / "run", out / "encoder"
+    if not store_path.exists():
+        with build_pool() as pool:
+            table = _write_films(out / "films", size, pool, quiet)
+            _ingest(out / "films", table, store_path, pool, quiet)
+    store = open_store(store_path)
     with ProgressBar("3/5 pretrain", config.training.steps, "steps", quiet) as bar:
         pretrain(store, run, config, build_step_note(bar))
-    encoder = out / "encoder"
     if not encoder.exists():
         export(run, encoder, licence="Apache-2.0", data="Generated films of chess-cxr's phantom. SYNTHETIC.")
-    _say("4/5 export: encoder folder written", quiet)
-    untrained = f"random:{config.method.architecture}@{config.views.size}"
-    with ProgressBar("5/5 evaluate", 2, "encoders", quiet) as bar:
+    if not quiet:
+        print(f"4/5 export: encoder folder {encoder}", file=sys.stderr)
+    with StageBars(quiet) as bars:
         comparison = evaluate(
             store,
-            {"pre-trained": encoder, "untrained": untrained},
+            {"pre-trained": encoder, "untrained": f"random:{config.method.architecture}@{config.views.size}"},
             CLASSES,
-            fractions=(0.05, 0.25, 1.0),
-            draws=3,
+            fractions=size.fractions,
+            draws=size.draws,
             seed=SEED,
-            replicates=300,
-            on_encoder=lambda name: bar.advance(note=name),
+            replicates=size.replicates,
+            on_progress=lambda stage, done, total: bars.show(f"5/5 {stage}", done, total),
         )
-    sections = _build_sections(store, summary, config, run, comparison)
-    page = render_page("chess-cxr demo", sections, subtitle=_describe(time.monotonic() - started), synthetic=True)
+    sections = _build_sections(out, store, config, comparison)
+    subtitle = f"From generated films to this page in {(time.monotonic() - started) / 60:.1f} minutes."
+    page = render_page("chess-cxr demo", sections, subtitle=subtitle, synthetic=True)
     return write_page(out / "report.html", page).resolve()
 
 
-def _write_films(folder: Path, pool: Executor, quiet: bool) -> Path:
+def _write_films(folder: Path, size: DemoSize, pool: Executor, quiet: bool) -> Path:
     table = folder / "labels.csv"
     if table.exists():
         return table
-    total = PATIENTS * FILMS_PER_PATIENT
+    total = size.patients * size.films_per_patient
     with ProgressBar("1/5 generate DICOM films", total, "films", quiet) as bar:
-        return write_phantom_films(folder, PATIENTS, FILMS_PER_PATIENT, SEED, FILM_SIZE, pool, bar.advance)
+        return write_phantom_films(
+            folder, size.patients, size.films_per_patient, SEED, size.film_size, pool, bar.advance
+        )
 
 
-def _ingest(folder: Path, table: Path, out: Path, pool: Executor, quiet: bool) -> tuple[Store, str]:
-    note = out.with_suffix(".summary.txt")
-    if not out.exists():
-        columns = {"path": "file", "patient": "patient", "class": "label"}
-        films = read_folder([folder], table, columns)
-        with ProgressBar("2/5 ingest", len(films), "films", quiet) as bar:
-            summary: IngestSummary = ingest_films(
-                films, out, IngestOptions(DEMO_KEY, dataset="phantom (SYNTHETIC)", seed=SEED), pool, bar.advance
-            )
-        note.write_text(summary.as_text())
-    return open_store(out), note.read_text()
+def _ingest(folder: Path, table: Path, out: Path, pool: Executor, quiet: bool) -> None:
+    films = read_folder([folder], table, {"path": "file", "patient": "patient", "class": "label"})
+    options = IngestOptions(DEMO_KEY, dataset="phantom films (SYNTHETIC)", seed=SEED)
+    with ProgressBar("2/5 ingest", len(films), "films", quiet) as bar:
+        ingest_films(films, out, options, pool, bar.advance)
 
 
-def _build_sections(
-    store: Store, summary: str, config: PretrainConfig, run: Path, comparison: Comparison
-) -> Sequence[Section]:
-    metrics = read_metrics(run)
+def _build_sections(out: Path, store: Store, config: PretrainConfig, comparison: Comparison) -> Sequence[Section]:
     rows = [int(np.flatnonzero(store.films[name].to_numpy() == 1)[0]) for name in CLASSES]
     films = store.read_films(rows)
-    size = config.views.size
+    side, titles = config.views.size, [name.replace("_", " ") for name in CLASSES]
     pairs = draw_view_pairs(films, list(range(len(films))), SEED, config.views)[:, :, 0]
-    shown = [resize_film(film, 2 * size) for film in films]
-    titles = [name.replace("_", " ") for name in CLASSES]
+    views = [draw_film(view, f"view {1 + which}") for which in (0, 1) for view in pairs[which]]
     return [
         Section(
             "Generated films",
-            f"{summary}.\n\nFilms were written as DICOM, read back, split by patient and stored.",
-            draw_film_sheet(shown, titles, len(films)),
+            f"{_describe_store(out, store)}\n\nFilms were written as DICOM, read back, split by patient and stored.",
+            tuple(draw_film(resize_film(film, 192), title) for film, title in zip(films, titles, strict=True)),
+            FILM_WIDTH,
             "One generated film of each class. SYNTHETIC.",
         ),
         Section(
             "What the encoder learned from",
             "Pre-training sees no label. It learns to recognise two random views of one film among many others.",
-            draw_film_sheet([*pairs[0], *pairs[1]], ["view 1"] * len(films) + ["view 2"] * len(films), len(films)),
-            f"Two views of each film above, {size} pixels.",
+            tuple(views),
+            FILM_WIDTH,
+            f"Two views of each film above, {side} × {side} pixels. SYNTHETIC.",
         ),
         Section(
             "Pre-training",
-            f"MoCo v2 with {config.method.architecture}, {config.training.steps} steps of "
-            f"{config.training.batch} films, on the train split only.",
-            draw_training_curves(metrics, math.log(1 + config.method.queue)),
-            "Left: loss. Middle: a k-nearest-neighbour probe. Right: signs of collapse would drop towards 0.",
+            f"MoCo v2 with {config.method.architecture}, {config.training.steps} steps of {config.training.batch} "
+            "films, on the train split only.",
+            draw_training_curves(read_metrics(out / "run"), math.log(1 + config.method.queue)),
+            24,
+            "First: the loss, and that of a network that knows nothing. Second: a nearest-neighbour probe. Third: all "
+            "lines would fall towards 0 if the encoder forgot to tell films apart. SYNTHETIC films.",
         ),
         *build_comparison_sections(comparison, ["accuracy", "auroc"]),
     ]
 
 
-def _describe(seconds: float) -> str:
-    return f"Generated films to report in {seconds / 60:.1f} minutes."
-
-
-def _say(line: str, quiet: bool) -> None:
-    if not quiet:
-        print(line, file=sys.stderr)
+def _describe_store(out: Path, store: Store) -> str:
+    splits = ", ".join(f"{split} {len(store.get_rows(split))}" for split in SPLITS)
+    with (out / "films.quarantine.csv").open(newline="") as file:
+        left_out = sum(1 for _ in csv.reader(file)) - 1
+    patients = store.films["patient"].nunique()
+    return f"{len(store)} films of {patients} patients ({splits}); {left_out} could not be read."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.records import UsageError
@@ -21,6 +22,9 @@ PAPER_EPOCHS = 200
 @dataclass(frozen=True)
 class PretrainConfig:
     """One pre-training run, resolved: what is written to a run's `config.json`."""
+
+    # pydantic reads it, for the parts too: a misspelt entry is refused, not ignored
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     preset: str
     method: MoCoConfig
@@ -119,9 +123,8 @@ def read_pretrain_config(described: Mapping[str, Any]) -> PretrainConfig:
     Raises `UsageError` naming the first entry that does not fit.
     """
     try:
-        return TypeAdapter(PretrainConfig).validate_python(dict(described))
+        return TypeAdapter(PretrainConfig).validate_json(json.dumps(dict(described)))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"configuration: {place}: {first['msg']}") from None
-

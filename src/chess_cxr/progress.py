@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,19 +17,23 @@ SECONDS_BETWEEN_LINES = 10.0
 class ProgressBar:
     """Counts `total` pieces of work, with rate and time left; used as a context manager.
 
-    quiet: show nothing.  Without a terminal a line is printed every `SECONDS_BETWEEN_LINES`, with no escape codes.
+    quiet: show nothing.  Without a terminal a line is printed every `every` seconds and one at the end, with no escape
+    codes.
     """
 
-    def __init__(self, title: str, total: int, unit: str, quiet: bool = False, done: int = 0) -> None:
-        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
-        self._first, self._done = done, done
+    def __init__(
+        self, title: str, total: int, unit: str, quiet: bool = False, every: float = SECONDS_BETWEEN_LINES
+    ) -> None:
+        self._title, self._total, self._unit, self._quiet, self._every = title, total, unit, quiet, every
+        self._first = self._done = 0
+        self._note = ""
         self._started = self._printed = time.monotonic()
         self._live: Progress | None = None
         if not quiet and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
             ends = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
             self._live = Progress(*columns, *ends, console=Console(stderr=True))
-            self._task = self._live.add_task(title, total=total, completed=done, note="")
+            self._task = self._live.add_task(title, total=total, note="")
 
     def __enter__(self) -> ProgressBar:
         if self._live:
@@ -38,23 +44,87 @@ class ProgressBar:
         if self._live:
             self._live.stop()
         elif not self._quiet and kind is None:
-            self._print("")
+            self._print()
+
+    def start_from(self, done: int) -> None:
+        """Begin at `done` pieces of earlier work, which say nothing about today's rate."""
+        self._first = self._done = done
+        if self._live:
+            self._live.reset(self._task, completed=done)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished pieces; `note` stands at the end of the line."""
         self._done += count
+        self._note = note
         if self._live:
             self._live.update(self._task, advance=count, note=note)
-        elif not self._quiet and time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
-            self._print(note)
+        elif not self._quiet and time.monotonic() - self._printed >= self._every:
+            self._print()
 
-    def _print(self, note: str) -> None:
+    def _print(self) -> None:
         self._printed = time.monotonic()
         spent = max(self._printed - self._started, 1e-9)
         rate = (self._done - self._first) / spent
-        left = f", {_say_seconds((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
-        line = f"{self._title}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {_say_seconds(spent)}{left}"
-        print(f"{line}  {note}".rstrip(), file=sys.stderr, flush=True)
+        counted = f"{self._done}/{self._total} {self._unit}".rstrip()
+        left = f", {_say_seconds((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
+        line = f"{self._title}: {counted}, {rate:.1f}/s, {_say_seconds(spent)}{left}"
+        print(f"{line}  {self._note}".rstrip(), file=sys.stderr, flush=True)
+
+
+class StageBars:
+    """One progress bar after another, for work that names its stages itself; used as a context manager."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._title = ""
+        self._done = 0
+        self._bar: ProgressBar | None = None
+
+    def __enter__(self) -> StageBars:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.__exit__(kind, error, at)
+
+    def show(self, title: str, done: int, total: int) -> None:
+        """Show that `done` of `total` pieces of the stage `title` are finished; a new title ends the stage before."""
+        if self._bar is None or title != self._title:
+            self.__exit__(None, None, None)
+            self._title, self._done = title, 0
+            self._bar = ProgressBar(title, total, "", self._quiet).__enter__()
+        self._bar.advance(done - self._done)
+        self._done = done
+
+
+def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], None]:
+    """Return a callback that shows a run's steps on a progress bar."""
+    shown: int | None = None
+
+    def on_step(report: Any, probe: Mapping[str, float]) -> None:
+        nonlocal shown
+        if shown is None:
+            shown = report.step - 1
+            bar.start_from(shown)
+        note = f"loss {next(iter(report.losses.values())):.3f}"
+        if "probe/knn_auroc" in probe:
+            note += f"  kNN AUROC {probe['probe/knn_auroc']:.3f}  rank {probe['probe/effective_rank']:.0f}"
+        bar.advance(report.step - shown, note)
+        shown = report.step
+
+    return on_step
+
+
+def build_count(bar: ProgressBar) -> Callable[[int, int], None]:
+    """Return a callback that shows how many pieces are done on a progress bar."""
+    shown = 0
+
+    def on_count(done: int, _total: int) -> None:
+        nonlocal shown
+        bar.advance(done - shown)
+        shown = done
+
+    return on_count
 
 
 def _say_seconds(seconds: float) -> str:

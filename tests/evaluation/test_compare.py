@@ -45,9 +45,12 @@ def compare(study: dict[str, np.ndarray], **options: object) -> Comparison:
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    study = make_study()
-    fixed = np.flatnonzero(study["split"] == "train")[:30]
-    return compare(study, film_counts=(20,), one_film_per_patient=True, fixed_draws={"published": fixed})
+    return compare(make_study(), film_counts=(20, 30), one_film_per_patient=True, first_draw=list_published())
+
+
+def list_published() -> np.ndarray:
+    """The training films 0..29: of ten patients, unlike the random draws of 30 films of 30 patients."""
+    return np.flatnonzero(make_study()["split"] == "train")[:30]
 
 
 def test_every_row_says_where_its_number_comes_from(comparison: Comparison) -> None:
@@ -61,12 +64,22 @@ def test_every_row_says_where_its_number_comes_from(comparison: Comparison) -> N
 
 def test_subsets_have_the_films_and_draws_asked_for(comparison: Comparison) -> None:
     table = comparison.table().drop_duplicates("subset").set_index("subset")
-    assert list(table.index) == ["10 %", "100 %", "20 films", "published"]
-    assert table["draws"].tolist() == [3, 1, 3, 1]
+    assert list(table.index) == ["10 %", "100 %", "20 films", "30 films"]
+    assert table["draws"].tolist() == [3, 1, 3, 3]
     assert table["n_train_films"].tolist() == [18, 180, 20, 30]
-    assert table["n_train_patients"].tolist() == [6, 60, 20, 10]
-    assert table["interval_covers"].tolist() == ["patients and draws", "patients"] * 2
+    assert table["n_train_patients"].tolist() == pytest.approx([6, 60, 20, (10 + 30 + 30) / 3])
+    assert table["interval_covers"].tolist() == ["patients and draws", "patients", *["patients and draws"] * 2]
     assert table["fraction"].tolist() == pytest.approx([0.1, 1.0, 20 / 180, 30 / 180])
+
+
+def test_a_published_subset_is_the_first_draw_of_its_size_and_of_no_other(comparison: Comparison) -> None:
+    random = compare(make_study(), film_counts=(20, 30), one_film_per_patient=True)
+    for subset in comparison.subsets:
+        pairs = zip(comparison.cells["good", subset], random.cells["good", subset], strict=True)
+        same = [np.array_equal(one.draw.film_index, other.draw.film_index) for one, other in pairs]
+        assert same == ([False, True, True] if subset == "30 films" else [True] * len(same))
+    first = comparison.cells["good", "30 films"][0].draw
+    assert first.film_index.tolist() == list_published().tolist() and first.draw == 0
 
 
 def test_all_encoders_learn_from_the_same_draws(comparison: Comparison) -> None:
@@ -133,9 +146,11 @@ def test_validation_films_can_be_scored_instead() -> None:
 
 def test_an_executor_changes_nothing_in_the_numbers() -> None:
     study = make_study()
+    seen: list[tuple[int, int]] = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        pooled = compare(study, executor=executor)
+        pooled = compare(study, executor=executor, on_probe=lambda done, total: seen.append((done, total)))
     pd.testing.assert_frame_equal(pooled.table(), compare(study).table())
+    assert seen == [(done, 8) for done in range(1, 9)]
 
 
 def test_findings_are_compared_with_unknown_labels() -> None:
@@ -152,7 +167,7 @@ def test_findings_are_compared_with_unknown_labels() -> None:
 def test_what_a_probe_could_not_learn_is_noted_with_its_draw() -> None:
     study = make_study()
     single = np.flatnonzero((study["split"] == "train") & (study["label"] == 1))
-    found = compare(study, fractions=(), fixed_draws={"one class": single}).draw_table()
+    found = compare(study, fractions=(), draws=1, film_counts=(len(single),), first_draw=single).draw_table()
     assert (found["notes"].str.contains("virus: no training film")).all()
     assert found["auroc"].tolist() == [0.5, 0.5]
     assert all(math.isnan(strength) for strength in found["strength"])
@@ -166,7 +181,9 @@ def test_what_a_probe_could_not_learn_is_noted_with_its_draw() -> None:
         ({"patient": np.full(360, "same")}, {}, "1 patient in both train and test"),
         ({}, {"evaluate_on": "train"}, "val or test"),
         ({}, {"draws": 0}, "at least one draw"),
-        ({}, {"fixed_draws": {"odd": [0]}}, "training films only: 1 of 1"),
+        ({}, {"first_draw": [0], "film_counts": (1,)}, "training films only: 1 of 1"),
+        ({}, {"first_draw": list_published(), "film_counts": (20,)}, "30 films, which is none of the film counts"),
+        ({}, {"film_counts": (20, 20)}, "same name"),
         ({}, {"fractions": (0.1, 0.1)}, "same name"),
     ],
 )

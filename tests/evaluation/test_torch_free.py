@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import chess_cxr.evaluate
+import chess_cxr.evaluation
 
 
 def test_evaluation_runs_without_loading_torch() -> None:

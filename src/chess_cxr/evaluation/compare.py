@@ -7,10 +7,10 @@ mean over draws with an interval over patients and draws (`intervals.average_dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -60,6 +60,7 @@ class Comparison:
     """All predictions of a comparison, and the tables made from them.
 
     cells: by (encoder, subset), one entry a draw.  label, patient_M: of the evaluated films of `split`.
+    notes: what a reader of the numbers has to know beside them, a sentence each.
     """
 
     data_set: str
@@ -76,6 +77,7 @@ class Comparison:
     cells: Mapping[tuple[str, str], tuple[Cell, ...]]
     encoders: tuple[str, ...] = field(default=())
     subsets: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     @cached_property
     def parts(self) -> dict[tuple[str, str], dict[str, DrawReplicates]]:
@@ -153,6 +155,7 @@ class Comparison:
             rows = chosen[chosen["encoder"] == encoder].set_index("subset").loc[list(self.subsets)]
             texts = [f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in rows.itertuples()]
             lines.append(f"| {encoder} | {' | '.join(texts)} |")
+        lines += ["", *self.notes] if self.notes else []
         return "\n".join(lines) + "\n"
 
     def caption(self, metric: str) -> str:
@@ -196,7 +199,7 @@ def compare_encoders(
     data_set: str,
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     film_counts: Sequence[int] = (),
-    fixed_draws: Mapping[str, ArrayLike] | None = None,
+    first_draw: ArrayLike | None = None,
     draws: int = 5,
     one_film_per_patient: bool = False,
     seed: int = 0,
@@ -205,6 +208,7 @@ def compare_encoders(
     replicates: int = 1000,
     level: float = 0.95,
     executor: Executor | None = None,
+    on_probe: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Fit a linear probe for every encoder and label draw, and keep what each predicts for the evaluated split.
 
@@ -213,9 +217,12 @@ def compare_encoders(
     fractions: parts of the training patients; film_counts: further subsets of that many films, with
     `one_film_per_patient` one of each patient.  Each is drawn `draws` times (1.0 once: there is only one such draw).
     Draw d has the same seed at every size, so the smaller lies inside the larger, and is the same for all encoders.
-    fixed_draws: further subsets by name, as film indices into the N films.
+    first_draw: a published subset, as indices into the N films: it takes the place of draw 0 in the one of film_counts
+    that is its size; the other draws - 1 stay random.
     data_set: its name, for captions.  executor: runs the probes; None runs them here, with the same result.
-    Raises UsageError where arrays do not fit, a patient stands in two splits or a fixed draw leaves the training split.
+    on_probe: called with the number of probes done and of all probes, after each.
+    Raises UsageError where arrays do not fit, a patient stands in two splits, or first_draw leaves the training split
+    or has the size of no film count.
     """
     label_array = check_findings(label, class_names) if task == "multilabel" else check_classes(label, class_names)
     patient, split = np.asarray(patient_N), np.asarray(split_N)
@@ -223,11 +230,12 @@ def compare_encoders(
     _check_films(features, len(label_array), patient, split, evaluate_on)
     train, evaluated = np.flatnonzero(split == "train"), np.flatnonzero(split == evaluate_on)
     plan = _plan_draws(patient, label_array, train, fractions, film_counts, draws, one_film_per_patient, seed)
-    plan += [_check_fixed_draw(name, index, train, seed) for name, index in (fixed_draws or {}).items()]
     if len({(draw.subset, draw.draw) for draw in plan}) < len(plan):
         raise UsageError("two label subsets have the same name")
+    if first_draw is not None:
+        plan = _replace_first_draw(plan, first_draw, train)
     names = tuple(class_names)
-    cells = _probe_all(features, label_array, patient, plan, evaluated, names, executor)
+    cells = _probe_all(features, label_array, patient, plan, evaluated, names, executor, on_probe)
     subsets = tuple(dict.fromkeys(draw.subset for draw in plan))
     return Comparison(
         data_set=data_set,
@@ -259,19 +267,23 @@ def _probe_all(
     evaluated: IndexArray,
     names: tuple[str, ...],
     executor: Executor | None,
+    on_probe: Callable[[int, int], None] | None,
 ) -> list[Cell]:
-    futures: list[Future[Cell]] = []
-    cells: list[Cell] = []
+    waiting: list[Callable[[], Cell]] = []
     for encoder, feature_ND in features.items():
         feature_MD = feature_ND[evaluated]
         for draw in plan:
             films = draw.film_index
             arguments = (encoder, draw, feature_ND[films], label[films], patient_N[films], feature_MD, names)
-            if executor is None:
-                cells.append(_probe_draw(*arguments))
-            else:
-                futures.append(executor.submit(_probe_draw, *arguments))
-    return cells + [future.result() for future in futures]
+            waiting.append(
+                executor.submit(_probe_draw, *arguments).result if executor else partial(_probe_draw, *arguments)
+            )
+    cells: list[Cell] = []
+    for take in waiting:
+        cells.append(take())
+        if on_probe:
+            on_probe(len(cells), len(waiting))
+    return cells
 
 
 def _probe_draw(
@@ -317,12 +329,15 @@ def _plan_draws(
     return plan
 
 
-def _check_fixed_draw(name: str, index: ArrayLike, train: IndexArray, seed: int) -> LabelDraw:
-    films = np.unique(np.asarray(index, dtype=np.intp))
+def _replace_first_draw(plan: Sequence[LabelDraw], first_draw: ArrayLike, train: IndexArray) -> list[LabelDraw]:
+    films = np.unique(np.asarray(first_draw, dtype=np.intp))
     outside = int((~np.isin(films, train)).sum())
     if outside or not len(films):
-        raise UsageError(f"the fixed draw {name!r} must hold training films only: {outside} of {len(films)} are not")
-    return LabelDraw(name, 0, films, seed)
+        raise UsageError(f"the first draw must hold training films only: {outside} of {len(films)} are not")
+    name = _count(len(films), "film")
+    if name not in {draw.subset for draw in plan}:
+        raise UsageError(f"the first draw holds {name}, which is none of the film counts asked for")
+    return [replace(draw, film_index=films) if (draw.subset, draw.draw) == (name, 0) else draw for draw in plan]
 
 
 def _check_films(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,8 @@ class MoCo(nn.Module):
             raise UsageError("moco: norm_groups and queue must be at least 1 and temperature above 0")
         self.config = config
         self.encoder = build_encoder(config.architecture)
-        features = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)
-        self.head = build_projection_head(features, config.embedding)
+        features: Any = getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features
+        self.head = build_projection_head(int(features), config.embedding)
         self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("queue_KD", F.normalize(torch.randn(config.queue, config.embedding), dim=1))
@@ -89,8 +90,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the key encoder towards the query encoder and put the new keys into the queue."""
-        moving = [*self.key_encoder.parameters(), *self.key_head.parameters()]
-        target = self.get_parameters()["encoder"]
+        moving: list[Tensor] = [*self.key_encoder.parameters(), *self.key_head.parameters()]
+        target: list[Tensor] = [*self.encoder.parameters(), *self.head.parameters()]
         torch._foreach_lerp_(moving, target, 1 - self.config.key_momentum)
         if self._new_keys_BD is not None:
             self._enqueue(gather_ranks(self._new_keys_BD))
@@ -102,8 +103,12 @@ class MoCo(nn.Module):
         self.queue_position += len(keys_BD)
 
     def _encode_in_groups(self, encoder: nn.Module, view_B1HW: Tensor) -> Tensor:
-        groups = view_B1HW.chunk(self.config.norm_groups)
-        return torch.cat([encoder(group) for group in groups]) if len(groups) > 1 else encoder(view_B1HW)
+        count = self.config.norm_groups
+        if len(view_B1HW) % count:
+            raise UsageError(f"moco: {len(view_B1HW)} films of one rank cannot be split into {count} equal norm_groups")
+        groups = view_B1HW.chunk(count)
+        embedded: Tensor = torch.cat([encoder(group) for group in groups]) if count > 1 else encoder(view_B1HW)
+        return embedded
 
     @torch.no_grad()
     def _embed_keys(self, view_B1HW: Tensor) -> Tensor:
@@ -126,8 +131,9 @@ def gather_ranks(tensor: Tensor) -> Tensor:
     """Concatenate a tensor over all ranks along its first axis, without gradient."""
     if not torch.distributed.is_initialized():
         return tensor
+    tensor = tensor.contiguous()
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
+    torch.distributed.all_gather(parts, tensor)
     return torch.cat(parts)
 
 

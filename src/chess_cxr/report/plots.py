@@ -1,100 +1,128 @@
-"""Plots as SVG text, made from tables; nothing here computes a result."""
+"""Plots as SVG text, made from tables; nothing here computes a result.
+
+Every figure is small enough to be read on a phone: a page lays several of them side by side or below each other.
+Text stays text, so that it can be read aloud and searched.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 COLOURS = ("#0b5394", "#cc4125", "#38761d", "#7f6000", "#674ea7", "#444444")
-STYLE = {
+MARKERS = ("o", "s", "^", "D", "v", "P")
+METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
+DODGE = 1.04  # encoders at the same number of films stand side by side, by this factor
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "chess-cxr",
 }
 
 
 def draw_label_efficiency(table: pd.DataFrame, metric: str = "auroc") -> str:
-    """Plot a metric against the number of labelled training films, one line an encoder with its interval; SVG text.
+    """Plot a metric against the number of labelled training films, one line an encoder with its intervals; SVG text.
 
     table: `Comparison.table()`.
     """
-    chosen = table[table["metric"] == metric].sort_values("n_train_films")
-    figure, (axes,) = _build_figure(1, width=7.5)
-    for place, (encoder, rows) in enumerate(chosen.groupby("encoder", sort=False)):
-        colour = COLOURS[place % len(COLOURS)]
-        axes.fill_between(rows["n_train_films"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-        axes.plot(rows["n_train_films"], rows["value"], "o-", color=colour, label=str(encoder), markersize=4)
-    axes.set_xscale("log")
-    films = sorted(chosen["n_train_films"].unique())
-    axes.set_xticks(films, [f"{count:,.0f}" for count in films])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled training films")
-    axes.set_ylabel(metric)
-    axes.legend(frameon=False, loc="lower right")
-    return _write_svg(figure)
+    chosen = table[table["metric"] == metric].sort_values("n_train_films", kind="stable")
+    encoders = list(dict.fromkeys(table["encoder"]))
+    name = METRIC_NAMES.get(metric, metric)
+    with _build_axes(5.6, 3.6) as (figure, axes):
+        for place, encoder in enumerate(encoders):
+            rows = chosen[chosen["encoder"] == encoder]
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            films = rows["n_train_films"] * DODGE ** (place - (len(encoders) - 1) / 2)
+            axes.vlines(films, rows["low"], rows["high"], color=colour, linewidth=1.2, alpha=0.6)
+            axes.plot(films, rows["value"], marker=marker, color=colour, label=encoder, markersize=5)
+        axes.set_xscale("log")
+        counts = sorted(chosen["n_train_films"].unique())
+        axes.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("labelled training films")
+        axes.set_ylabel(name)
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        return _write_svg(figure, f"{name} against the number of labelled training films")
 
 
-def draw_training_curves(metrics: Sequence[Mapping[str, float]], chance_loss: float | None = None) -> str:
-    """Plot loss, kNN AUROC and collapse signals of a run against its steps; SVG text.
+def draw_training_curves(
+    metrics: Sequence[Mapping[str, float]], chance_loss: float | None = None
+) -> tuple[str, str, str]:
+    """Plot loss, kNN AUROC and collapse signals of a run against its steps; three times SVG text.
 
     metrics: the lines of `metrics.jsonl`.  chance_loss: the loss of a network that knows nothing, nats.
     """
-    figure, (loss, knn, collapse) = _build_figure(3, width=12)
-    _plot(loss, metrics, "loss/encoder", "loss", 0)
-    if chance_loss is not None:
-        loss.axhline(chance_loss, color="#999999", linestyle=":", label="chance")
-    loss.set_ylabel("InfoNCE loss, nats")
-    names = sorted({name for row in metrics for name in row if name.startswith("probe/knn_auroc")})
-    for place, name in enumerate(names):
-        mean = name == "probe/knn_auroc"
-        label = "mean" if mean else name.removeprefix("probe/knn_auroc/")
-        _plot(knn, metrics, name, label, place, width=2.2 if mean else 1.0)
-    knn.set_ylabel("kNN AUROC on val films")
-    _plot(collapse, metrics, "embedding_std", "embedding std × √D", 0)
-    _plot(collapse, metrics, "positive_similarity", "positive similarity", 1)
-    collapse.set_ylim(0, 1.05)
-    ranks = collapse.twinx()
-    ranks.spines["right"].set_visible(True)
-    _plot(ranks, metrics, "probe/effective_rank", "effective rank (right)", 2)
-    ranks.set_ylim(bottom=0)
-    handles = [*collapse.get_lines(), *ranks.get_lines()]
-    collapse.legend(handles, [str(line.get_label()) for line in handles], frameon=False, fontsize=8)
-    for axes in (loss, knn):
-        axes.legend(frameon=False, fontsize=8)
-    for axes in (loss, knn, collapse):
-        axes.set_xlabel("step")
-    return _write_svg(figure)
+    return _draw_loss(metrics, chance_loss), _draw_knn(metrics), _draw_collapse(metrics)
 
 
-def draw_film_sheet(films: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> str:
-    """Draw films, uint8 [H, W], on a sheet with a title each; SVG text."""
-    rows = -(-len(films) // columns)
+def _draw_loss(metrics: Sequence[Mapping[str, float]], chance_loss: float | None) -> str:
+    with _build_axes(4.2, 3.2) as (figure, axes):
+        names = sorted({name for row in metrics for name in row if name.startswith("loss/")})
+        for place, name in enumerate(names):
+            _plot(axes, metrics, name, name.removeprefix("loss/"), place)
+        if chance_loss is not None:
+            axes.axhline(chance_loss, color="#777777", linestyle=":", label="chance")
+        _label(axes, "loss, nats")
+        return _write_svg(figure, "Loss of pre-training against its steps")
+
+
+def _draw_knn(metrics: Sequence[Mapping[str, float]]) -> str:
+    with _build_axes(4.2, 3.2) as (figure, axes):
+        names = sorted({name for row in metrics for name in row if name.startswith("probe/knn_auroc")})
+        for place, name in enumerate(names):
+            mean = name == "probe/knn_auroc"
+            label = "mean" if mean else name.removeprefix("probe/knn_auroc/")
+            _plot(axes, metrics, name, label, place, width=2.4 if mean else 1.0)
+        axes.axhline(0.5, color="#777777", linestyle=":", label="chance")
+        _label(axes, "kNN AUROC on val films")
+        return _write_svg(figure, "AUROC of a nearest-neighbour probe against the steps of pre-training")
+
+
+def _draw_collapse(metrics: Sequence[Mapping[str, float]]) -> str:
+    with _build_axes(4.2, 3.2) as (figure, axes):
+        _plot(axes, metrics, "embedding_std", "spread of embeddings", 0)
+        _plot(axes, metrics, "positive_similarity", "similarity of views", 1)
+        axes.set_ylim(0, 1.05)
+        ranks = axes.twinx()
+        ranks.spines["right"].set_visible(True)
+        _plot(ranks, metrics, "probe/effective_rank", "effective rank (right)", 2)
+        ranks.set_ylim(bottom=0)
+        _label(axes, "share of the best", [*axes.get_lines(), *ranks.get_lines()])
+        return _write_svg(figure, "Signs of collapse against the steps of pre-training")
+
+
+def draw_film(film: np.ndarray, title: str) -> str:
+    """Draw a film, uint8 [H, W], under its title; SVG text."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(columns * 1.9, rows * 2.1), layout="constrained")
-        for place, (film, title) in enumerate(zip(films, titles, strict=True)):
-            axes = figure.add_subplot(rows, columns, place + 1)
-            axes.imshow(film, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(title, fontsize=8)
-            axes.set_axis_off()
-    return _write_svg(figure)
+        figure = Figure(figsize=(1.9, 2.1), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(film, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+        return _write_svg(figure, title)
 
 
-def _build_figure(panels: int, width: float) -> tuple[Figure, list[Axes]]:
+@contextmanager
+def _build_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Give a figure of this size in inches with one panel, with the style in force."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, 4.0), layout="constrained")
-        axes = [figure.add_subplot(1, panels, place + 1) for place in range(panels)]
-    for panel in axes:
-        panel.grid(alpha=0.25)
-    return figure, axes
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(alpha=0.25)
+        yield figure, axes
 
 
 def _plot(
@@ -103,12 +131,22 @@ def _plot(
     points = [(row["step"], row[name]) for row in metrics if name in row]
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=COLOURS[place % len(COLOURS)], label=label, linewidth=width)
+        marker = "o" if len(points) < 10 else ""
+        axes.plot(steps, values, color=COLOURS[place % len(COLOURS)], label=label, linewidth=width, marker=marker, ms=4)
 
 
-def _write_svg(figure: Figure) -> str:
+def _label(axes: Axes, what: str, lines: Sequence[Line2D] | None = None) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(what)
+    handles = axes.get_lines() if lines is None else lines
+    if handles:
+        names = [str(line.get_label()) for line in handles]
+        axes.legend(handles, names, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def _write_svg(figure: Figure, title: str) -> str:
     content = io.StringIO()
-    with rc_context(STYLE):
-        figure.savefig(content, format="svg", metadata={"Date": None})
+    figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = content.getvalue()
-    return text[text.index("<svg") :]
+    spoken = f'<svg role="img" aria-label="{escape(title, quote=True)}"'
+    return text[text.index("<svg") :].replace("<svg", spoken, 1)

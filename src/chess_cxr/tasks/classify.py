@@ -33,11 +33,16 @@ def compute_label_loss(score_BL: Tensor, label_BL: Tensor, task: Task) -> Tensor
     """Return the mean cross-entropy over what is known, in nats, scalar.
 
     multiclass: over the films whose class is known, label_BL one-hot.  multilabel: over the known entries.
+    A batch that knows nothing teaches nothing: its loss is 0, with gradients of 0.
     """
     if task == "multiclass":
         known_B = ~label_BL.isnan().any(1)
+        if not known_B.any():
+            return 0 * score_BL.sum()
         return F.cross_entropy(score_BL[known_B], label_BL[known_B].argmax(1))
     known_BL = ~label_BL.isnan()
+    if not known_BL.any():
+        return 0 * score_BL.sum()
     return F.binary_cross_entropy_with_logits(score_BL[known_BL], label_BL[known_BL])
 
 
@@ -75,7 +80,8 @@ class Classify(nn.Module):
         self.eval()
         score_BL = self(film_BCSS)
         probability = score_BL.softmax(1) if self.task == "multiclass" else score_BL.sigmoid()
-        return probability.cpu().numpy()
+        probability_BL: np.ndarray = probability.cpu().numpy()
+        return probability_BL
 
 
 def draw_labelled_batch(

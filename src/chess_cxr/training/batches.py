@@ -7,7 +7,7 @@ The decoder and the warps let go of Python's lock, so threads scale, and Lance f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -71,10 +71,11 @@ def read_view_batches(
     rank: int = 0,
     world: int = 1,
     threads: int = 1,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
 
-    batch: films a step over all ranks.  threads: batches prepared at the same time.
+    batch: films a step over all ranks.  threads: batches prepared at the same time.  Raises `UsageError` at once
+    where the ranks cannot share the batch.
     """
     if batch % world:
         raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
@@ -87,10 +88,14 @@ def read_view_batches(
         return torch.from_numpy(draw_view_pairs(films, position_B[share].tolist(), seed, views))
 
     cv2.setNumThreads(1)
+    return _prepare_ahead(prepare, range(first_step, steps), threads)
+
+
+def _prepare_ahead(prepare: Callable[[int], Tensor], steps: range, threads: int) -> Generator[Tensor, None, None]:
     with ThreadPoolExecutor(threads, thread_name_prefix="views") as executor:
         waiting: deque[Future[Tensor]] = deque()
         try:
-            for step in range(first_step, steps):
+            for step in steps:
                 waiting.append(executor.submit(prepare, step))
                 if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.optim import Optimizer
 from chess_cxr.records import ChessError, UsageError
 
 CHECKPOINT_VERSION = 1
+_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_checkpoint(
@@ -41,30 +44,43 @@ def write_checkpoint(
     # a file of ours always has unshared, contiguous tensors on the CPU
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     header = {"version": str(CHECKPOINT_VERSION), "step": str(step), "config": json.dumps(described, sort_keys=True)}
-    path = folder / f"step_{step:08d}.safetensors"
+    path = name_checkpoint(folder, step)
     write_atomically(path, save(tensors, header))
-    for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
+    # a killed run leaves the file it was writing
+    for old in [*sorted(folder.glob("step_*.safetensors"))[:-keep], *folder.glob(".step_*.partial-*")]:
         old.unlink()
     return path
 
 
+def name_checkpoint(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step stands."""
+    return folder / f"step_{step:08d}.safetensors"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with explain_full_disk(f"{path}: it needs {len(content) / 1e6:.1f} MB (nothing half-written)"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with growing.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            growing.replace(path)
+        finally:
+            growing.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_full_disk(what: str) -> Iterator[None]:
+    """Turn a full disk, a spent quota or a file size limit into one line: "no space left for `what`"."""
     try:
-        with growing.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        growing.replace(path)
+        yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if error.errno not in _FULL_DISK:
             raise
-        needed = len(content) / 1e6
-        raise ChessError(f"no space left for {path}: it needs {needed:.0f} MB (nothing half-written)") from None
-    finally:
-        growing.unlink(missing_ok=True)
+        raise ChessError(f"no space left for {what}") from None
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -79,9 +95,12 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]
             header = file.metadata() or {}
             if header.get("version") != str(CHECKPOINT_VERSION):
                 raise UsageError(f"{path} is not a checkpoint of this version; start a new run with another --out")
-            return int(header["step"]), json.loads(header["config"]), {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            return int(header["step"]), json.loads(header["config"]), tensors
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ChessError(f"{path} cannot be read ({type(error).__name__}); remove it to resume from an older one") from None
+        reason = type(error).__name__
+        raise ChessError(f"{path} cannot be read ({reason}); remove it to resume from an older one") from None
 
 
 def restore_checkpoint(
@@ -92,9 +111,7 @@ def restore_checkpoint(
     Raises `UsageError` naming the first difference where the checkpoint was written under another configuration.
     """
     step, written_under, tensors = read_checkpoint(path)
-    now = json.loads(json.dumps(described))
-    if written_under != now:
-        raise UsageError(f"{path.parent.parent} holds a run of another configuration: {_name_difference(written_under, now)}")
+    check_same_configuration(path.parent.parent, written_under, described)
     method.load_state_dict(_take(tensors, "method."))
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
@@ -106,6 +123,14 @@ def restore_checkpoint(
     if torch.cuda.is_available() and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return step
+
+
+def check_same_configuration(run: Path, written_under: dict[str, Any], described: dict[str, Any]) -> None:
+    """Raise `UsageError` naming the first entry in which a run's configuration differs from the one asked for."""
+    now = json.loads(json.dumps(described))
+    if written_under != now:
+        difference = _name_difference(written_under, now)
+        raise UsageError(f"{run} holds a run of another configuration: {difference}")
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.training.distributed import average_gradients
+from chess_cxr.training.distributed import agree_on_mean, average_gradients
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class TrainingConfig:
 class Method(Protocol):
     """What the loop needs of a pre-training method or a downstream task; it is also an `nn.Module`."""
 
-    signals: Mapping[str, float]
+    @property
+    def signals(self) -> Mapping[str, float]:
+        """Numbers of the newest step that are worth watching."""
 
     def get_parameters(self) -> Mapping[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains."""
@@ -75,12 +77,11 @@ def build_optimizers(method: Method, config: TrainingConfig) -> dict[str, Optimi
     optimizers: dict[str, Optimizer] = {}
     for name, parameters in method.get_parameters().items():
         if config.optimizer == "sgd":
-            rule = {"lr": config.learning_rate, "momentum": config.momentum, "weight_decay": config.weight_decay}
-            optimizers[name] = torch.optim.SGD(parameters, **rule)
-        else:
-            optimizers[name] = torch.optim.AdamW(
-                parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            optimizers[name] = torch.optim.SGD(
+                parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
             )
+        else:
+            optimizers[name] = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     return optimizers
 
 
@@ -102,7 +103,8 @@ def train(
 ) -> Iterator[StepReport]:
     """Run one optimisation step for each batch, yielding a report after each.
 
-    Raises `ChessError` at the first loss that is not finite, before it can reach the weights.
+    Losses are means over the ranks.  Raises `ChessError`, on every rank, at the first loss or gradient that is not
+    finite on any, before it can reach the weights.
     """
     parameters = method.get_parameters()
     for step in range(first_step, config.steps):
@@ -110,25 +112,31 @@ def train(
         batch = next(batches)
         waited = time.perf_counter() - started
         rate = compute_learning_rate(config, step)
-        losses, norms = {}, {}
+        losses: dict[str, float] = {}
+        norms: dict[str, float] = {}
         for name, loss in method.losses(batch):
-            losses[name] = float(loss.detach())
-            if not math.isfinite(losses[name]):
-                raise ChessError(f"the {name} loss became {losses[name]} at step {step + 1}; try a lower learning rate")
-            norms[name] = _step(optimizers[name], parameters[name], loss, rate, config.clip_norm)
+            losses[name] = agree_on_mean(float(loss.detach()), loss.device)
+            _check_finite(losses[name], f"{name} loss", step + 1)
+            norms[name] = _compute_gradients(optimizers[name], parameters[name], loss, config.clip_norm)
+            _check_finite(norms[name], f"gradient of the {name} loss", step + 1)
+            for group in optimizers[name].param_groups:
+                group["lr"] = rate
+            optimizers[name].step()
         method.after_step()
         yield StepReport(step + 1, losses, norms, rate, waited, time.perf_counter() - started)
 
 
-def _step(optimizer: Optimizer, parameters: list[nn.Parameter], loss: Tensor, rate: float, clip: float) -> float:
+def _compute_gradients(optimizer: Optimizer, parameters: list[nn.Parameter], loss: Tensor, clip: float) -> float:
+    """Fill the gradients, mean over the ranks and clipped; return their norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     average_gradients(parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return float(norm)
+    return float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+
+
+def _check_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise ChessError(f"the {what} became {value} at step {step}; try a lower learning rate")
 
 
 @contextmanager
@@ -138,7 +146,7 @@ def catch_stop_signals() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
@@ -160,3 +168,8 @@ def check_training_config(config: TrainingConfig) -> None:
         raise UsageError("training needs at least 1 step and a batch of at least 2 films")
     if not (config.learning_rate > 0 and 0 <= config.warmup < 1):
         raise UsageError("training needs a learning rate above 0 and a warmup share of 0 or more, below 1")
+    for name in ("log_every", "probe_every", "checkpoint_every", "keep_checkpoints", "loader_threads"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"training.{name} must be at least 1")
+    if config.seed < 0 or config.clip_norm < 0:
+        raise UsageError("training.seed and training.clip_norm must be 0 or more")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,24 @@ from torch.utils.tensorboard import SummaryWriter
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.batches import build_film_pool, read_view_batches
-from chess_cxr.training.checkpoint import find_checkpoint, restore_checkpoint, write_atomically, write_checkpoint
-from chess_cxr.training.distributed import choose_device, copy_from_first_rank, join_ranks
+from chess_cxr.training.checkpoint import (
+    check_same_configuration,
+    explain_full_disk,
+    find_checkpoint,
+    name_checkpoint,
+    restore_checkpoint,
+    write_atomically,
+    write_checkpoint,
+)
+from chess_cxr.training.distributed import (
+    agree_on_mean,
+    choose_device,
+    copy_from_first_rank,
+    join_ranks,
+    wait_for_ranks,
+)
 from chess_cxr.training.loop import (
+    Method,
     StepReport,
     TrainingConfig,
     build_optimizers,
@@ -30,7 +46,13 @@ from chess_cxr.training.loop import (
 from chess_cxr.training.probe import LabelledFilms, probe_encoder, read_labelled_films
 from chess_cxr.views import ViewConfig
 
-COLLAPSED_STD = 0.05
+
+class PretrainMethod(Method, Protocol):
+    """A method with an encoder: what a run probes and exports."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network that is pre-trained: normalised [B, 1, H, W] -> [B, D]."""
 
 
 @dataclass(frozen=True)
@@ -53,80 +75,87 @@ class RunPlan:
 
 def pretrain_run(
     folder: Path,
-    method: nn.Module,
+    method: PretrainMethod,
     stores: Sequence[Store],
     plan: RunPlan,
     described: dict[str, Any],
     on_step: Callable[[StepReport, dict[str, float]], None] | None = None,
 ) -> Path:
-    """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return the last checkpoint.
+    """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return its checkpoint.
 
-    method: implements `training.loop.Method` and has an `encoder`.  described: the resolved configuration as
-    JSON-ready values; a folder continues only under the same one.  on_step gets every step's report and the
-    newest probe.  Raises `ChessError` when stopped by a signal, after writing a checkpoint.
+    described: the resolved configuration as JSON-ready values; a folder continues only under the same one, on the
+    same films.  on_step gets every step's report and the newest probe.  Raises `ChessError` when stopped by a
+    signal, after writing a checkpoint.
     """
-    check_training_config(plan.training)
+    if not isinstance(method, nn.Module):
+        raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
+    training = plan.training
+    check_training_config(training)
     rank, world = join_ranks()
     pool = build_film_pool(stores, plan.splits)
-    described = described | {"data": _describe_data(stores)}
+    uids = pool.get_uids()
+    described = described | {"data": _describe_data(stores, uids)}
     checkpoints = folder / "checkpoints"
     device = choose_device()
-    method.to(device, memory_format=torch.channels_last)
+    method.to(device)
+    method.to(memory_format=torch.channels_last)
     copy_from_first_rank(method)
-    optimizers = build_optimizers(method, plan.training)  # type: ignore[arg-type]
+    optimizers = build_optimizers(method, training)
     newest = find_checkpoint(checkpoints)
-    if newest is None and (folder / "config.json").exists() and json.loads((folder / "config.json").read_text()) != json.loads(json.dumps(described)):
-        raise UsageError(f"{folder} holds a run of another configuration; choose another --out")
+    if newest is None and (folder / "config.json").exists():
+        check_same_configuration(folder, read_run_config(folder), described)
     first_step = restore_checkpoint(newest, method, optimizers, described) if newest else 0
-    if first_step >= plan.training.steps and newest:
+    if first_step >= training.steps and newest:
         return newest
-    labelled = read_labelled_films(stores, plan.views.size) if rank == 0 else None
-    log = RunLog(folder, described, pool.get_uids(), first_step) if rank == 0 else None
     views = read_view_batches(
-        pool, plan.views, batch=plan.training.batch, seed=plan.training.seed, first_step=first_step,
-        steps=plan.training.steps, rank=rank, world=world, threads=plan.training.loader_threads,
+        pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step,
+        steps=training.steps, rank=rank, world=world, threads=training.loader_threads,
     )  # fmt: skip
     batches = (_normalise(batch, plan.pixels, device) for batch in views)
+    labelled = read_labelled_films(stores, plan.views.size) if rank == 0 else None
     probe: dict[str, float] = {}
-
-    def save(step: int) -> Path:
-        return write_checkpoint(checkpoints, step, method, optimizers, described, plan.training.keep_checkpoints)
-
-    step = first_step
-    with catch_stop_signals() as is_stopped:
+    with explain_full_disk(f"{folder}; free some, then the same command continues it"), catch_stop_signals() as stop:
+        log = RunLog(folder, described, uids, first_step) if rank == 0 else None
         try:
-            for report in train(method, batches, optimizers, plan.training, first_step):  # type: ignore[arg-type]
-                step, last = report.step, report.step == plan.training.steps
-                if log and labelled and (last or step % plan.training.probe_every == 0):
-                    probe = _probe(method, labelled, plan)
-                    log.write(step, probe)
-                if log and (last or step % plan.training.log_every == 0):
-                    log.write_step(report, dict(method.signals), plan.training.batch)  # type: ignore[arg-type]
-                if log and on_step:
-                    on_step(report, probe)
-                if log and (last or step % plan.training.checkpoint_every == 0 or is_stopped()):
-                    newest = save(step)
-                if is_stopped() and not last:
-                    raise ChessError(f"stopped at step {step} of {plan.training.steps}; the same command continues it")
+            for report in train(method, batches, optimizers, training, first_step):
+                step, last = report.step, report.step == training.steps
+                stopped = agree_on_mean(float(stop()), device) > 0  # one rank may hear the signal a step earlier
+                if log:
+                    values: dict[str, float] = {}
+                    if last or step % training.log_every == 0:
+                        values = log.summarise(report, method.signals, training.batch)
+                    if labelled and (last or step % training.probe_every == 0):
+                        probe = _probe(method.encoder, labelled, plan)
+                        values |= probe
+                    if values:
+                        log.write(step, values)
+                    if on_step:
+                        on_step(report, probe)
+                    if last or stopped or step % training.checkpoint_every == 0:
+                        write_checkpoint(checkpoints, step, method, optimizers, described, training.keep_checkpoints)
+                if stopped and not last:
+                    raise ChessError(f"stopped at step {step} of {training.steps}; the same command continues it")
         finally:
-            views.close()  # type: ignore[attr-defined]
+            views.close()
             if log:
                 log.close()
-    return find_checkpoint(checkpoints) or save(step)
+    wait_for_ranks()
+    return name_checkpoint(checkpoints, training.steps)
 
 
 def _normalise(batch: Tensor, pixels: PixelScale, device: torch.device) -> Tensor:
     return (batch.to(device, non_blocking=True).float() / 255 - pixels.mean) / pixels.std
 
 
-def _probe(method: nn.Module, labelled: LabelledFilms, plan: RunPlan) -> dict[str, float]:
-    encoder: nn.Module = method.encoder  # type: ignore[assignment]
+def _probe(encoder: nn.Module, labelled: LabelledFilms, plan: RunPlan) -> dict[str, float]:
     signals = probe_encoder(encoder, labelled, plan.pixels.mean, plan.pixels.std)
     return {f"probe/{name}": value for name, value in signals.items()}
 
 
-def _describe_data(stores: Sequence[Store]) -> list[dict[str, Any]]:
-    return [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
+def _describe_data(stores: Sequence[Store], uids: Sequence[str]) -> dict[str, Any]:
+    named = [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
+    # a store ingested anew may bear the old name and count, but not the old films in the old splits
+    return {"stores": named, "films": len(uids), "uids_sha256": hashlib.sha256("\n".join(uids).encode()).hexdigest()}
 
 
 class RunLog:
@@ -141,12 +170,11 @@ class RunLog:
         kept = [line for line in _read_whole_lines(metrics) if json.loads(line)["step"] <= first_step]
         write_atomically(metrics, "".join(line + "\n" for line in kept).encode())
         self._metrics = metrics.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._started, self._clock_step = time.perf_counter(), first_step
-        self._waited, self._worked = 0.0, 0.0
 
-    def write_step(self, report: StepReport, signals: dict[str, float], batch: int) -> None:
-        """Write the newest step, with the speed since the last one written."""
+    def summarise(self, report: StepReport, signals: Mapping[str, float], batch: int) -> dict[str, float]:
+        """Name the numbers of the newest step, with the speed since the last summary."""
         now = time.perf_counter()
         speed = batch * (report.step - self._clock_step) / max(now - self._started, 1e-9)
         self._started, self._clock_step = now, report.step
@@ -154,20 +182,21 @@ class RunLog:
         values |= {f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items()}
         values |= signals
         values |= {"learning_rate": report.learning_rate, "images_per_second": speed}
-        values |= {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
-        self.write(report.step, values)
+        return values | {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write named numbers of one step to `metrics.jsonl` and TensorBoard."""
         self._metrics.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close all files."""
-        self._metrics.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        try:
+            self._metrics.close()
+        finally:
+            self._board.close()
 
 
 def _read_whole_lines(path: Path) -> list[str]:
