@@ -35,4 +35,4 @@ encoders=("ours=$out/encoder" "random=random:regnetx_002@64" "imagenet=imagenet:
 chess-cxr evaluate "$out/pool.lance" --out "$out/kermany3" --labels bacteria normal virus --encoders "${encoders[@]}" \
   --first-draw one_percent --fractions 0.1 1.0 --draws 10
 chess-cxr evaluate "$out/pool.lance" --out "$out/nih" --labels ${findings//,/ } --encoders "${encoders[@]}" \
-  --fractions 0.1 0.25 1.0 --draws 10
+  --fractions 0.01 0.1 0.25 1.0 --draws 10

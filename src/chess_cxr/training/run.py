@@ -114,12 +114,12 @@ def pretrain_run(
     batches = (_normalise(batch, plan.pixels, device) for batch in views)
     labelled = read_labelled_films(stores, plan.views.size) if rank == 0 else None
     probe: dict[str, float] = {}
-    with explain_full_disk(f"{folder}; free some, then the same command continues it"), catch_stop_signals() as stop:
+    with explain_full_disk(f"{folder}; free some, then the same command continues it"), catch_stop_signals() as is_stopped:
         log = RunLog(folder, described, uids, first_step) if rank == 0 else None
         try:
             for report in train(method, batches, optimizers, training, first_step):
                 step, last = report.step, report.step == training.steps
-                stopped = agree_on_mean(float(stop()), device) > 0  # one rank may hear the signal a step earlier
+                stopped = agree_on_mean(float(is_stopped()), device) > 0  # one rank may hear the signal a step earlier
                 if log:
                     values: dict[str, float] = {}
                     if last or step % training.log_every == 0:

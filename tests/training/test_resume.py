@@ -1,0 +1,255 @@
+"""A run that was interrupted, by whatever and whenever, ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from children import TINY, TINY_SGD, start_training, train_in_child, wait_for_lines
+from safetensors.torch import load_file
+
+from chess_cxr.api import pretrain, read_metrics
+from chess_cxr.presets import PretrainConfig
+from chess_cxr.records import ChessError, ImageRecord, UsageError
+from chess_cxr.store import StoredFilm, encode_film, open_store, write_store
+from chess_cxr.training.checkpoint import find_checkpoint
+
+CONFIGS = {"adamw": TINY, "sgd": TINY_SGD}
+FINAL = "checkpoints/step_00000030.safetensors"
+NOT_REPEATABLE = ("time", "images_per_second", "data_wait_share")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of both optimisers' runs that nothing disturbed."""
+    runs = {name: tmp_path_factory.mktemp("uninterrupted") / name for name in CONFIGS}
+    for name, run in runs.items():
+        assert train_in_child(small_store, run, CONFIGS[name]) == (0, "")
+    return runs
+
+
+def check_same_end(run: Path, expected: Path) -> None:
+    ours, theirs = load_file(run / FINAL), load_file(expected / FINAL)
+    assert ours.keys() == theirs.keys()
+    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
+    assert read_repeatable(run) == read_repeatable(expected)
+
+
+def read_repeatable(run: Path) -> list[dict[str, float]]:
+    lines = [{k: v for k, v in line.items() if k not in NOT_REPEATABLE} for line in read_metrics(run)]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    return lines
+
+
+def read_folder_bytes(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("optimizer", CONFIGS)
+def test_a_run_killed_again_and_again_ends_with_the_same_weights_and_metrics(
+    optimizer: str, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    # before the first checkpoint; while a checkpoint is due; just after one; between two
+    for step in (3, 9, 10, 15, 25):
+        code, _ = train_in_child(small_store, tmp_path, CONFIGS[optimizer], signal_at=(step, signal.SIGKILL))
+        assert code == -signal.SIGKILL
+        assert read_metrics(tmp_path)[-1]["step"] == step
+    assert train_in_child(small_store, tmp_path, CONFIGS[optimizer]) == (0, "")
+    check_same_end(tmp_path, uninterrupted[optimizer])
+
+
+def test_a_run_killed_from_outside_ends_the_same(
+    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    for lines in (1, 12):
+        process, _ = start_training(small_store, tmp_path, TINY)
+        wait_for_lines(tmp_path / "metrics.jsonl", lines, process)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert train_in_child(small_store, tmp_path, TINY) == (0, "")
+    check_same_end(tmp_path, uninterrupted["adamw"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_stopped_run_keeps_the_step_it_finished_and_goes_on_from_there(
+    number: signal.Signals, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    said = train_in_child(small_store, tmp_path, TINY, signal_at=(13, number))
+    assert said == (1, "stopped at step 14 of 30; the same command continues it")
+    newest = find_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "step_00000014.safetensors"
+    assert train_in_child(small_store, tmp_path, TINY) == (0, "")
+    check_same_end(tmp_path, uninterrupted["adamw"])
+
+
+def test_sigterm_to_the_command_says_one_line_and_the_same_command_continues(
+    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    described, run = tmp_path / "tiny.json", tmp_path / "run"
+    described.write_text(json.dumps(asdict(TINY)))
+    words = ["pretrain", str(small_store), "--config", str(described), "--out", str(run), "--quiet"]
+    # the first batch waits for a file: time enough to be heard, however fast the machine
+    command = subprocess.Popen(
+        [sys.executable, "-m", "chess_cxr", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_first_line(run / "metrics.jsonl", command)
+    command.send_signal(signal.SIGTERM)
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 1 and out == ""
+    step = read_metrics(run)[-1]["step"]
+    assert err.splitlines() == [f"chess-cxr: stopped at step {step} of 30; the same command continues it"]
+    assert (run / f"checkpoints/step_{step:08d}.safetensors").exists()
+    assert train_in_child(small_store, run, TINY) == (0, "")
+    check_same_end(run, uninterrupted["adamw"])
+
+
+def wait_for_first_line(path: Path, command: "subprocess.Popen[str]") -> None:
+    while not path.exists() or not path.stat().st_size:
+        assert command.poll() is None
+        time.sleep(0.001)
+
+
+def test_a_finished_run_is_left_as_it_is(small_store: Path, uninterrupted: dict[str, Path]) -> None:
+    run = uninterrupted["adamw"]
+    before, steps = read_folder_bytes(run), []
+    assert pretrain(small_store, run, TINY, lambda report, probe: steps.append(report.step)) == run
+    assert steps == [] and read_folder_bytes(run) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (replace(TINY, training=replace(TINY.training, learning_rate=2e-3)), "training.learning_rate was 0.001, is 0.002"),
+        (replace(TINY, method=replace(TINY.method, queue=21)), "method.queue was 20, is 21"),
+        (replace(TINY, splits=("val",)), "data.films was 60, is 18"),
+    ],
+)
+def test_another_configuration_is_refused_by_name_and_nothing_is_touched(
+    changed: PretrainConfig, difference: str, small_store: Path, uninterrupted: dict[str, Path]
+) -> None:
+    before = read_folder_bytes(uninterrupted["adamw"])
+    with pytest.raises(UsageError, match=difference) as caught:
+        pretrain(small_store, uninterrupted["adamw"], changed)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert read_folder_bytes(uninterrupted["adamw"]) == before
+
+
+def test_another_configuration_is_refused_before_the_first_checkpoint_too(small_store: Path, tmp_path: Path) -> None:
+    code, _ = train_in_child(small_store, tmp_path, TINY, signal_at=(3, signal.SIGKILL))
+    assert code == -signal.SIGKILL and find_checkpoint(tmp_path / "checkpoints") is None
+    before = read_folder_bytes(tmp_path)
+    with pytest.raises(UsageError, match="training.seed was 0, is 1"):
+        pretrain(small_store, tmp_path, replace(TINY, training=replace(TINY.training, seed=1)))
+    assert read_folder_bytes(tmp_path) == before
+
+
+def test_a_store_of_the_same_name_and_size_with_other_splits_is_refused(
+    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    """Otherwise a film that was held out before would be trained on."""
+    old = open_store(small_store)
+    jpegs = old.read_jpegs(range(len(old)))
+    films = [
+        StoredFilm(ImageRecord(uid=row.uid, patient=row.patient, split={"val": "test", "test": "val"}.get(row.split, row.split)), jpeg, 48, 40)
+        for row, jpeg in zip(old.films.itertuples(), jpegs, strict=True)
+    ]  # fmt: skip
+    same_training = tmp_path / "a" / small_store.name
+    write_store(same_training, films, [], "")
+    assert pretrain(same_training, uninterrupted["adamw"], TINY) == uninterrupted["adamw"]
+    swapped = [replace(film, record=replace(film.record, uid=f"x{film.record.uid}")) for film in films]
+    write_store(tmp_path / "b" / small_store.name, swapped, [], "")
+    with pytest.raises(UsageError, match="data.uids_sha256 was"):
+        pretrain(tmp_path / "b" / small_store.name, uninterrupted["adamw"], TINY)
+
+
+def test_a_cut_checkpoint_is_named_and_the_older_one_still_leads_to_the_same_end(
+    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    train_in_child(small_store, tmp_path, TINY, signal_at=(20, signal.SIGKILL))
+    newest = find_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "step_00000018.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    code, line = train_in_child(small_store, tmp_path, TINY)
+    assert code == 1 and line.startswith(f"{newest} cannot be read") and "remove it" in line and "\n" not in line
+    newest.unlink()
+    (newest.parent / ".step_00000018.safetensors.partial-1").write_bytes(b"what a killed run was writing")
+    assert train_in_child(small_store, tmp_path, TINY) == (0, "")
+    check_same_end(tmp_path, uninterrupted["adamw"])
+    left = sorted(path.name for path in newest.parent.iterdir())
+    assert left == ["step_00000027.safetensors", "step_00000030.safetensors"]
+
+
+def test_a_full_disk_says_one_line_keeps_the_old_checkpoint_and_later_ends_the_same(
+    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    train_in_child(small_store, tmp_path, TINY, signal_at=(11, signal.SIGKILL))
+    checkpoints = read_folder_bytes(tmp_path / "checkpoints")
+    code, line = train_in_child(small_store, tmp_path, TINY, largest_file=200_000)
+    assert code == 1 and line.startswith("no space left for ") and "step_00000018" in line and "\n" not in line
+    assert read_folder_bytes(tmp_path / "checkpoints") == checkpoints
+    assert train_in_child(small_store, tmp_path, TINY) == (0, "")
+    check_same_end(tmp_path, uninterrupted["adamw"])
+
+
+def test_no_room_for_metrics_is_one_line_too(
+    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    room = (uninterrupted["adamw"] / "training_uids.txt").stat().st_size + 1000
+    code, line = train_in_child(small_store, tmp_path, TINY, largest_file=room)
+    assert code == 1 and line.startswith("no space left for ") and "the same command continues it" in line
+    assert train_in_child(small_store, tmp_path, TINY) == (0, "")
+    check_same_end(tmp_path, uninterrupted["adamw"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(small_store: Path, tmp_path: Path) -> None:
+    wild = replace(TINY_SGD, training=replace(TINY_SGD.training, learning_rate=1e30, warmup=0.0, clip_norm=0.0))
+    with pytest.raises(ChessError, match=r"^the (encoder loss|gradient of the encoder loss) became .* at step \d+; try"):
+        pretrain(small_store, tmp_path, wild)
+    assert find_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_a_run_folder_tells_what_it_was_made_of(small_store: Path, uninterrupted: dict[str, Path]) -> None:
+    run = uninterrupted["adamw"]
+    described: dict[str, Any] = json.loads((run / "config.json").read_text())
+    assert described.pop("data")["films"] == 60
+    assert described == json.loads(json.dumps(asdict(TINY)))
+    films = open_store(small_store).films
+    uids = (run / "training_uids.txt").read_text().split("\n")
+    assert uids == films["uid"][films["split"] == "train"].tolist()
+    assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_metrics_show_loss_collapse_signals_and_probe(uninterrupted: dict[str, Path]) -> None:
+    lines = read_repeatable(uninterrupted["adamw"])
+    always = {"loss/encoder", "gradient_norm/encoder", "embedding_std", "positive_similarity", "learning_rate"}
+    assert all(always <= line.keys() for line in lines)
+    probed = [int(line["step"]) for line in lines if "probe/effective_rank" in line]
+    assert probed == [7, 14, 21, 28, 30]
+
+
+def test_films_without_labels_still_show_collapse(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    films = [
+        StoredFilm(ImageRecord(uid=f"{n:032x}", patient=str(n)), *encode_film(rng.random((32, 32), np.float32), 32))
+        for n in range(12)
+    ]
+    write_store(tmp_path / "bare.lance", films, [], "")
+    short = replace(TINY, training=replace(TINY.training, steps=2))
+    assert train_in_child(tmp_path / "bare.lance", tmp_path / "run", short) == (0, "")
+    last = read_metrics(tmp_path / "run")[-1]
+    assert 1 <= last["probe/effective_rank"] <= 12 and last["probe/feature_std"] > 0
+    assert "probe/knn_auroc" not in last
