@@ -1,6 +1,6 @@
 """Draw loss, kNN and collapse curves of a pre-training run.
 
-usage: python docs/pictures/draw_run_curves.py RUN OUT.svg
+usage: python docs/pictures/draw_run_curves.py RUN PREFIX   (writes PREFIX_loss.svg, PREFIX_knn.svg, PREFIX_collapse.svg)
 """
 
 import math
@@ -11,6 +11,8 @@ from chess_cxr.api import read_metrics
 from chess_cxr.report.plots import draw_training_curves
 from chess_cxr.training.run import read_run_config
 
-run, out = Path(sys.argv[1]), Path(sys.argv[2])
+run, prefix = Path(sys.argv[1]), sys.argv[2]
 queue = read_run_config(run)["method"]["queue"]
-out.write_text(draw_training_curves(read_metrics(run), math.log(1 + queue)), "utf-8")
+plots = draw_training_curves(read_metrics(run), math.log(1 + queue))
+for name, plot in zip(("loss", "knn", "collapse"), plots, strict=True):
+    Path(f"{prefix}_{name}.svg").write_text(plot, "utf-8")

@@ -175,16 +175,15 @@ def _fit_full(
     encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
 ) -> tuple[np.ndarray, dict[str, Tensor], tuple[str, ...]]:
     encoder = replace(encoder, module=copy.deepcopy(encoder.module))
-    task = Classify(encoder.module, encoder.feature_count, len(chosen.names), chosen.task).to(encoder.device)
     plan = _plan_training(config, int((chosen.split == "train").sum()))
-    batches = _draw_batches(encoder, store, chosen, plan)
     best: tuple[float, int, dict[str, Tensor]] = (math.inf, config.steps, {})
     check_every = max(1, config.steps // CHECKS)
     val = chosen.split == "val"
-    task.train()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        for report in train(task, batches, build_optimizers(task, plan), plan):
+        task = Classify(encoder.module, encoder.feature_count, len(chosen.names), chosen.task).to(encoder.device)
+        task.train()
+        for report in train(task, _draw_batches(encoder, store, chosen, plan), build_optimizers(task, plan), plan):
             on_progress("finetune", report.step, config.steps)
             if val.any() and (report.step % check_every == 0 or report.step == config.steps):
                 loss = _compute_loss(task, encoder, store, chosen, val)

@@ -1,5 +1,4 @@
 import math
-import time
 
 import numpy as np
 import pytest
@@ -184,15 +183,6 @@ def test_a_large_test_set_is_resampled_in_blocks_with_the_same_result_rows() -> 
     found = replicate_draws(np.arange(films), [weighted_mean(np.ones(films))], replicates=1000)["mean"]
     assert found.value_DR.shape == (1, 1000)
     assert found.value_DR == pytest.approx(1.0)
-
-
-def test_a_thousand_replicates_of_three_classes_take_a_moment() -> None:
-    generator = np.random.default_rng(11)
-    label, patient = generator.integers(0, 3, 519), generator.integers(0, 285, 519)
-    score = generator.normal(size=(519, 3))
-    start = time.process_time()
-    bootstrap_draws_by_patient(patient, [build_multiclass_statistic(label, score, NAMES)])
-    assert time.process_time() - start < 2.0
 
 
 def test_wrong_use_is_refused() -> None:
