@@ -1,6 +1,8 @@
 """Draw loss, kNN and collapse curves of a pre-training run.
 
-usage: python docs/pictures/draw_run_curves.py RUN PREFIX   (writes PREFIX_loss.svg, PREFIX_knn.svg, PREFIX_collapse.svg)
+usage: python docs/pictures/draw_run_curves.py RUN PREFIX
+
+Writes PREFIX_loss.svg, PREFIX_knn.svg and PREFIX_collapse.svg.
 """
 
 import math

@@ -236,7 +236,7 @@ def compare_encoders(
         plan = _replace_first_draw(plan, first_draw, train)
     names = tuple(class_names)
     cells = _probe_all(features, label_array, patient, plan, evaluated, names, executor, on_probe)
-    subsets = tuple(dict.fromkeys(draw.subset for draw in plan))
+    subsets = tuple(dict.fromkeys(draw.subset for draw in sorted(plan, key=lambda draw: len(draw.film_index))))
     return Comparison(
         data_set=data_set,
         split=evaluate_on,
