@@ -133,7 +133,7 @@ def _build_sections(out: Path, store: Store, config: PretrainConfig, comparison:
             f"MoCo v2 with {config.method.architecture}, {config.training.steps} steps of {config.training.batch} "
             "films, on the train split only.",
             draw_training_curves(read_metrics(out / "run"), math.log(1 + config.method.queue)),
-            24,
+            20,
             "First: the loss, and that of a network that knows nothing. Second: a nearest-neighbour probe. Third: all "
             "lines would fall towards 0 if the encoder forgot to tell films apart. SYNTHETIC films.",
         ),

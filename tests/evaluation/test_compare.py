@@ -64,12 +64,12 @@ def test_every_row_says_where_its_number_comes_from(comparison: Comparison) -> N
 
 def test_subsets_have_the_films_and_draws_asked_for(comparison: Comparison) -> None:
     table = comparison.table().drop_duplicates("subset").set_index("subset")
-    assert list(table.index) == ["10 %", "100 %", "20 films", "30 films"]
-    assert table["draws"].tolist() == [3, 1, 3, 3]
-    assert table["n_train_films"].tolist() == [18, 180, 20, 30]
-    assert table["n_train_patients"].tolist() == pytest.approx([6, 60, 20, (10 + 30 + 30) / 3])
-    assert table["interval_covers"].tolist() == ["patients and draws", "patients", *["patients and draws"] * 2]
-    assert table["fraction"].tolist() == pytest.approx([0.1, 1.0, 20 / 180, 30 / 180])
+    assert list(table.index) == ["10 %", "20 films", "30 films", "100 %"]
+    assert table["draws"].tolist() == [3, 3, 3, 1]
+    assert table["n_train_films"].tolist() == [18, 20, 30, 180]
+    assert table["n_train_patients"].tolist() == pytest.approx([6, 20, (10 + 30 + 30) / 3, 60])
+    assert table["interval_covers"].tolist() == [*["patients and draws"] * 3, "patients"]
+    assert table["fraction"].tolist() == pytest.approx([0.1, 20 / 180, 30 / 180, 1.0])
 
 
 def test_a_published_subset_is_the_first_draw_of_its_size_and_of_no_other(comparison: Comparison) -> None:
@@ -119,7 +119,7 @@ def test_an_encoder_does_not_differ_from_itself() -> None:
 def test_the_markdown_table_has_a_row_an_encoder_and_says_what_it_shows(comparison: Comparison) -> None:
     caption, _, head, rule, good, bad = comparison.as_markdown("accuracy").splitlines()
     assert "made-up films, test split: 90 films of 30 patients" in caption and "seed 0" in caption
-    assert head.startswith("| encoder | 10 % (18 films, 3 draws) | 100 % (180 films, 1 draw) |")
+    assert head.startswith("| encoder | 10 % (18 films, 3 draws) | 20 films (20 films, 3 draws) |")
     assert rule.count("---") == 5
     row = comparison.table().query("encoder == 'good' and subset == '10 %' and metric == 'accuracy'").iloc[0]
     assert good.startswith(f"| good | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] |")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chess_cxr.report.plots import COLOURS, draw_film, draw_label_efficiency, draw_training_curves
+from chess_cxr.report.plots import COLOURS, INK, draw_film, draw_label_efficiency, draw_training_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -101,7 +101,8 @@ def test_training_curves_show_loss_probe_and_collapse() -> None:
     assert {"mean", "nodule", "chance"} <= set(read_texts(knn))
     assert {"spread of embeddings", "similarity of views", "effective rank (right)"} <= set(read_texts(collapse))
     assert [y for _, y in read_points(loss, COLOURS[0])] == sorted(y for _, y in read_points(loss, COLOURS[0]))
-    assert count_lines(knn, COLOURS[0]) == count_lines(knn, COLOURS[1]) == 1
+    assert count_lines(knn, COLOURS[0]) == count_lines(knn, INK) == 1
+    assert count_lines(knn, COLOURS[1]) == 0
     assert all(count_lines(collapse, colour) == 1 for colour in COLOURS[:3])
 
 
@@ -109,7 +110,7 @@ def test_a_run_without_labels_has_no_probe_to_draw() -> None:
     metrics = [{name: value for name, value in line.items() if "knn" not in name} for line in make_metrics()]
     _, knn, _ = draw_training_curves(metrics)
     assert "mean" not in read_texts(knn)
-    assert count_lines(knn, COLOURS[0]) == 0
+    assert count_lines(knn, INK) == 0
 
 
 def test_a_run_of_no_step_is_drawn_empty() -> None:

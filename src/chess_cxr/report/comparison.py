@@ -12,7 +12,7 @@ import pandas as pd
 from chess_cxr.evaluation.compare import Comparison
 from chess_cxr.records import UsageError
 from chess_cxr.report.page import Section, render_page, write_page
-from chess_cxr.report.plots import draw_label_efficiency
+from chess_cxr.report.plots import METRIC_NAMES, draw_label_efficiency
 
 SHOWN_METRICS = ("accuracy", "auroc", "auprc")
 
@@ -50,8 +50,9 @@ def build_comparison_sections(comparison: Comparison, metrics: Sequence[str], co
     table = comparison.table()
     return [
         Section(
-            heading=f"Linear probe, {metric}",
+            heading=f"Linear probe, {METRIC_NAMES.get(metric, metric)}",
             figures=(draw_label_efficiency(table, metric),),
+            figure_width=34,
             figure_caption="Mean over label draws; the bars are 95 % intervals over patients and draws.",
             table=build_result_table(table, metric),
             table_caption=" ".join([comparison.caption(metric), *comparison.notes]),

@@ -19,8 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-COLOURS = ("#0b5394", "#cc4125", "#38761d", "#7f6000", "#674ea7", "#444444")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#1c1f24"
+COLOURS = ("#0b5394", "#cc4125", "#38761d", "#b07800", "#674ea7", "#008b8b", "#c2417c", "#7a5230")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
 DODGE = 1.04  # encoders at the same number of films stand side by side, by this factor
 STYLE: dict[Any, Any] = {
@@ -69,10 +70,10 @@ def draw_training_curves(
 
 
 def _draw_loss(metrics: Sequence[Mapping[str, float]], chance_loss: float | None) -> str:
-    with _build_axes(4.2, 3.2) as (figure, axes):
+    with _build_axes(4.2, 3.7) as (figure, axes):
         names = sorted({name for row in metrics for name in row if name.startswith("loss/")})
         for place, name in enumerate(names):
-            _plot(axes, metrics, name, name.removeprefix("loss/"), place)
+            _plot(axes, metrics, name, name.removeprefix("loss/"), COLOURS[place % len(COLOURS)])
         if chance_loss is not None:
             axes.axhline(chance_loss, color="#777777", linestyle=":", label="chance")
         _label(axes, "loss, nats")
@@ -80,25 +81,24 @@ def _draw_loss(metrics: Sequence[Mapping[str, float]], chance_loss: float | None
 
 
 def _draw_knn(metrics: Sequence[Mapping[str, float]]) -> str:
-    with _build_axes(4.2, 3.2) as (figure, axes):
-        names = sorted({name for row in metrics for name in row if name.startswith("probe/knn_auroc")})
+    with _build_axes(4.2, 3.7) as (figure, axes):
+        names = sorted({name for row in metrics for name in row if name.startswith("probe/knn_auroc/")})
         for place, name in enumerate(names):
-            mean = name == "probe/knn_auroc"
-            label = "mean" if mean else name.removeprefix("probe/knn_auroc/")
-            _plot(axes, metrics, name, label, place, width=2.4 if mean else 1.0)
+            _plot(axes, metrics, name, name.removeprefix("probe/knn_auroc/"), COLOURS[place % len(COLOURS)], width=1.0)
+        _plot(axes, metrics, "probe/knn_auroc", "mean", INK, width=2.6)
         axes.axhline(0.5, color="#777777", linestyle=":", label="chance")
-        _label(axes, "kNN AUROC on val films")
+        _label(axes, "kNN AUROC, val films")
         return _write_svg(figure, "AUROC of a nearest-neighbour probe against the steps of pre-training")
 
 
 def _draw_collapse(metrics: Sequence[Mapping[str, float]]) -> str:
-    with _build_axes(4.2, 3.2) as (figure, axes):
-        _plot(axes, metrics, "embedding_std", "spread of embeddings", 0)
-        _plot(axes, metrics, "positive_similarity", "similarity of views", 1)
+    with _build_axes(4.2, 3.7) as (figure, axes):
+        _plot(axes, metrics, "embedding_std", "spread of embeddings", COLOURS[0])
+        _plot(axes, metrics, "positive_similarity", "similarity of views", COLOURS[1])
         axes.set_ylim(0, 1.05)
         ranks = axes.twinx()
         ranks.spines["right"].set_visible(True)
-        _plot(ranks, metrics, "probe/effective_rank", "effective rank (right)", 2)
+        _plot(ranks, metrics, "probe/effective_rank", "effective rank (right)", COLOURS[2])
         ranks.set_ylim(bottom=0)
         _label(axes, "share of the best", [*axes.get_lines(), *ranks.get_lines()])
         return _write_svg(figure, "Signs of collapse against the steps of pre-training")
@@ -126,13 +126,13 @@ def _build_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _plot(
-    axes: Axes, metrics: Sequence[Mapping[str, float]], name: str, label: str, place: int, width: float = 1.5
+    axes: Axes, metrics: Sequence[Mapping[str, float]], name: str, label: str, colour: str, width: float = 1.5
 ) -> None:
     points = [(row["step"], row[name]) for row in metrics if name in row]
     if points:
         steps, values = zip(*points, strict=True)
         marker = "o" if len(points) < 10 else ""
-        axes.plot(steps, values, color=COLOURS[place % len(COLOURS)], label=label, linewidth=width, marker=marker, ms=4)
+        axes.plot(steps, values, color=colour, label=label, linewidth=width, marker=marker, ms=4)
 
 
 def _label(axes: Axes, what: str, lines: Sequence[Line2D] | None = None) -> None:

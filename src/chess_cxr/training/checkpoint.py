@@ -119,10 +119,19 @@ def restore_checkpoint(
             index, field = key.split(".", 1)
             state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        _match_layout(optimizer)
     torch.set_rng_state(tensors["rng.torch"])
     if torch.cuda.is_available() and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return step
+
+
+def _match_layout(optimizer: Optimizer) -> None:
+    """Give moments the memory layout of their parameters again: mixed layouts make every later step slower."""
+    for parameter, fields in optimizer.state.items():
+        for key, value in fields.items():
+            if value.shape == parameter.shape:
+                fields[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def check_same_configuration(run: Path, written_under: dict[str, Any], described: dict[str, Any]) -> None:

@@ -1,0 +1,398 @@
+"""The command line as its users meet it: child processes, exit codes, what stands on which stream."""
+
+import csv
+import json
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import cv2
+import lance
+import numpy as np
+import pytest
+
+from chess_cxr.cli import COMMANDS, describe, flatten_box, parse_command, parse_encoders, parse_pairs, render_usage
+from chess_cxr.methods.moco import MoCoConfig
+from chess_cxr.presets import PRESETS
+from chess_cxr.records import UsageError
+from chess_cxr.store import open_store
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+def run(*words: object, cwd: Path | None = None, program: Sequence[str] = ("-m", "chess_cxr"), **env: str) -> Answer:
+    """Run one command line in a process of its own; no escape codes may ever reach a pipe."""
+    environment = {"CHESS_CXR_ID_KEY": "sixteen bytes or more", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment | env,
+        timeout=300,
+    )
+    assert "\x1b" not in done.stdout + done.stderr
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def assert_refused(answer: Answer, code: int, *parts: str) -> None:
+    assert answer.code == code, answer
+    assert answer.out == ""
+    lines = answer.err.splitlines()
+    assert lines[-1].startswith("chess-cxr: ") and all(part in lines[-1] for part in parts), answer.err
+    assert [line for line in lines[:-1] if not line.startswith(("ingest: ", "embed ", "probe: "))] == []
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve PNGs of twelve patients and labels.csv, in which some labels are unknown."""
+    folder = tmp_path_factory.mktemp("films")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        picture = rng.integers(60, 200, (40, 48)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"film{number:02d}.png"), picture)
+        finding = ("1", "0", "nan", "")[number % 4]
+        rows.append((f"film{number:02d}.png", f"P{number}", ("train", "val", "test")[number % 3], finding))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "patient", "split", "nodule"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    demo = PRESETS["demo"]()
+    training = replace(demo.training, steps=3, batch=8, log_every=1, checkpoint_every=3)
+    tiny = replace(
+        demo, method=MoCoConfig("test_resnet", 16, 32), views=replace(demo.views, size=32), training=training
+    )
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    path.write_text(json.dumps(asdict(tiny)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(small_store: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pretrain` and `export` make of the small store, through the command line."""
+    folder = tmp_path_factory.mktemp("work")
+    pretrained = run("pretrain", small_store, "--config", config, "--out", folder / "run", "--quiet")
+    assert pretrained == Answer(0, f"{folder / 'run'}\n", "")
+    exported = run("export", folder / "run", "--out", folder / "encoder", "--licence", "Apache-2.0")
+    assert exported == Answer(0, f"{folder / 'encoder'}\n", "")
+    return folder / "encoder"
+
+
+# What can be said without work
+
+
+def test_the_main_page_lists_every_command_with_a_line_and_fits_a_screen() -> None:
+    answer = run("--help")
+    assert answer.code == 0 and answer.err == "" and answer.out == render_usage() + "\n"
+    lines = answer.out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 110
+    for name, function in COMMANDS.items():
+        assert f"  {name:17}  {describe(function)[0]}" in lines
+    assert sum(line.startswith("  chess-cxr ") for line in lines) == 3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    answer = run(*name.split(), "--help")
+    assert answer.code == 0 and answer.err == ""
+    assert f"Example: {describe(COMMANDS[name])[1]}" in answer.out.splitlines()
+    assert answer.out.startswith(f"usage: chess-cxr {name} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_every_command_is_understood(name: str) -> None:
+    program, *words = shlex.split(describe(COMMANDS[name])[1])
+    assert program == "chess-cxr" and " ".join(words).startswith(name)
+    call = parse_command(words)
+    assert call.func is COMMANDS[name] and (call.args or call.keywords)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("", "name a command; chess-cxr --help lists them"),
+        ("train", "no command 'train'"),
+        ("weights", "there are weights import, weights show"),
+        ("ingest films", "Missing from chess-cxr ingest: --out PATH"),
+        ("ingest films --out a --colour red", "--colour"),
+        ("ingest films --out a --val much", "--val: could not convert string to float: 'much'; "),
+        ("finetune classify a b --out c --mode half", "'half' for argument '--mode'"),
+        ("ingest films --out a --columns patient", "'patient' should be FIELD=COLUMN"),
+        ("ingest films --out a --workers 0", "--workers must be 1 or more"),
+        ("ingest --out a", "no source folder is given"),
+        ("evaluate s --encoders a=b --reference c", "reference 'c' is none of the encoders a"),
+        ("evaluate s --encoders nowhere/first", "no encoder folder nowhere/first"),
+        ("embed nowhere s --out a", "no encoder folder nowhere"),
+        ("export nowhere --out a", "nowhere is not a run"),
+        ("weights import nowhere --out a", "nowhere is not a file"),
+        ("weights show nowhere", "no folder nowhere"),
+        ("pretrain nowhere --out a", "nowhere is not a store"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line_with_code_2(words: str, part: str, tmp_path: Path) -> None:
+    assert_refused(run(*words.split(), cwd=tmp_path), 2, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ingest films --out there",
+        "export run --out there",
+        "weights import file --out there",
+        "embed pixels:4 store --out there",
+        "evaluate store --encoders pixels:4 --out there",
+        "finetune classify pixels:4 store --out there",
+    ],
+)
+def test_nothing_is_overwritten(words: str, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    assert_refused(run(*words.split(), cwd=tmp_path), 2, "there exists already")
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_pairs_and_encoders_are_parsed() -> None:
+    assert parse_pairs(["patient=PatientID", "study="]) == {"patient": "PatientID", "study": ""}
+    assert parse_encoders(["ours=a/b", "pixels:4", "runs/lr=0.1/"]) == {
+        "ours": "a/b",
+        "pixels:4": "pixels:4",
+        "runs/lr=0.1": "runs/lr=0.1/",
+    }
+    for texts in (["=a"], ["a=b", "a=c"]):
+        with pytest.raises(UsageError):
+            parse_pairs(texts)
+        with pytest.raises(UsageError):
+            parse_encoders(texts)
+    with pytest.raises(UsageError, match="at least one encoder"):
+        parse_encoders([])
+
+
+def test_a_complaint_in_a_box_becomes_one_line() -> None:
+    rows = ["\x1b[31mfirst\x1b[0m  ", "part.  ", "───────", "second", "───", "For full helptext, run: x"]
+    box = "\n".join(["╭─ Title ─╮", *(f"│ {row} │" for row in rows), "╰─────────╯"])
+    assert flatten_box(box) == "first part; second"
+    assert flatten_box("") == "the arguments make no sense"
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        ("ValueError('first\\nsecond')", 1, "chess-cxr: unexpected ValueError: first; please report this"),
+        ("KeyError()", 1, "chess-cxr: unexpected KeyError: no message; please report this"),
+        ("PermissionError(13, 'Permission denied', '/out')", 1, "chess-cxr: Permission denied: /out"),
+        ("KeyboardInterrupt()", 130, "chess-cxr: interrupted"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_too(fault: str, code: int, line: str) -> None:
+    program = f"from chess_cxr import cli\ndef fail() -> None: raise {fault}\ncli.COMMANDS['fail'] = fail\ncli.main()"
+    assert run("fail", program=("-c", program)) == Answer(code, "", f"{line}\n")
+    loud = run("fail", program=("-c", program), CHESS_CXR_TRACEBACK="1")
+    assert ("Traceback" in loud.err) == (code == 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_trouble(unbuffered: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chess_cxr", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+# Ingest
+
+
+def test_films_become_a_store_and_unknown_labels_stay_unknown(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "films.lance"
+    words = ("ingest", films, "--out", out, "--table", films / "labels.csv", "--columns", "labels=nodule")
+    answer = run(*words, "--workers", 1, "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out)["films"] == 12 and json.loads(answer.out)["splits"] == {
+        "train": 4,
+        "val": 4,
+        "test": 4,
+    }
+    assert [line.split(",")[0] for line in answer.err.splitlines()] == ["ingest: 12/12 films"]
+    labels = open_store(out).films["nodule"].tolist()
+    assert [value for value in labels if value == value] == [1.0, 0.0] * 3 and len(labels) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "part"),
+    [
+        ("empty", 2, "no image file in"),
+        ("column", 2, "no column 'Finding'; it has file, patient, split, nodule"),
+        ("uid", 2, "1 uid occurs more than once, first 'film00.png'"),
+        ("place", 1, "Not a directory: "),
+        ("split", 1, "1 patient is in more than one given split"),
+        ("blank", 1, "none of the 1 films could be decoded: 1 "),
+    ],
+)
+def test_films_that_make_no_store_leave_nothing_behind(
+    change: str, code: int, part: str, films: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(films, tmp_path / "films"))
+    words: list[object] = ["--table", folder / "labels.csv", "--columns", "path=file"]
+    out = tmp_path / "films.lance"
+    if change in ("empty", "blank"):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        words = []
+    if change == "blank":
+        cv2.imwrite(str(folder / "blank.png"), np.full((64, 64), 128, np.uint8))
+    if change == "column":
+        words.append("class=Finding")
+    if change in ("uid", "split"):
+        added = "film00.png,P0,train,1" if change == "uid" else "other.png,P0,test,1"
+        (folder / "labels.csv").write_text((folder / "labels.csv").read_text() + f"{added}\n")
+    if change == "place":
+        out = folder / "labels.csv" / "films.lance"
+    assert_refused(run("ingest", folder, "--out", out, *words, "--workers", 1), code, part)
+    assert [path.name for path in tmp_path.iterdir()] == ["films"]
+
+
+def test_a_part_that_fails_is_counted_and_the_rest_stored(films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    shutil.copy(films / "film00.png", folder)
+    cv2.imwrite(str(folder / "blank.png"), np.full((64, 64), 128, np.uint8))
+    answer = run("ingest", folder, "--out", tmp_path / "films.lance", "--workers", 1, "--quiet")
+    assert answer.code == 1
+    assert answer.out.startswith("1 films of 1 patients stored") and "1 quarantined: " in answer.out
+    table = tmp_path / "films.quarantine.csv"
+    assert answer.err == f"chess-cxr: 1 of 2 films could not be stored; {table} says why\n"
+    assert len(table.read_text().splitlines()) == 2 and len(open_store(tmp_path / "films.lance")) == 1
+
+
+@pytest.mark.real_films
+def test_a_folder_of_broken_real_files_fails_with_its_reasons(real_films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    names = ("truncated_half.jpg", "truncated.png", "empty.png", "text.jpg", "lfs_pointer.png", "constant.png")
+    for name in (*names, "bomb_60000x60000.png"):
+        shutil.copy(real_films / "nasty" / "image" / name, folder)
+    answer = run("ingest", folder, "--out", tmp_path / "films.lance", "--workers", 1)
+    assert_refused(answer, 1, "none of the 7 films could be decoded", "empty file")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+# Stores that do not fit
+
+
+def test_a_store_of_another_version_is_refused(small_store: Path, tmp_path: Path) -> None:
+    table = lance.dataset(str(small_store)).to_table()
+    described = json.loads(table.schema.metadata[b"chess_cxr"]) | {"version": 2}
+    future = table.replace_schema_metadata({"chess_cxr": json.dumps(described)})
+    lance.write_dataset(future, str(tmp_path / "future.lance"))
+    answer = run("embed", "pixels:4", tmp_path / "future.lance", "--out", tmp_path / "features.parquet")
+    assert_refused(answer, 2, "has store format 2, this program reads 1; ingest it again")
+    assert [path.name for path in tmp_path.iterdir()] == ["future.lance"]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--labels", "stripes", "nodule"], ["small.lance has no label 'nodule'; it has stripes, spots"]),
+        (["--metric", "auprc"], ["no metric named 'auprc'", "accuracy, balanced_accuracy, macro_f1, auroc"]),
+        (["--encoders", "random:nothing_like_it@64"], ["timm has no network named 'nothing_like_it'"]),
+    ],
+)
+def test_an_impossible_comparison_is_refused(
+    options: list[str], parts: list[str], small_store: Path, tmp_path: Path
+) -> None:
+    answer = run("evaluate", small_store, "--encoders", "pixels:4", *options, "--out", tmp_path / "result")
+    assert_refused(answer, 2, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Work done
+
+
+def test_another_configuration_cannot_continue_a_run(encoder: Path, small_store: Path, config: Path) -> None:
+    other = config.with_name("other.json")
+    described = json.loads(config.read_text())
+    other.write_text(json.dumps(described | {"training": described["training"] | {"steps": 9}}))
+    run_folder = encoder.with_name("run")
+    before = sorted((path, path.stat().st_mtime_ns) for path in run_folder.rglob("*"))
+    answer = run("pretrain", small_store, "--config", other, "--out", run_folder)
+    assert_refused(answer, 2, "training.steps was 3, is 9")
+    assert sorted((path, path.stat().st_mtime_ns) for path in run_folder.rglob("*")) == before
+
+
+def test_an_encoder_describes_itself_as_json(encoder: Path) -> None:
+    answer = run("weights", "show", encoder)
+    assert answer.code == 0 and answer.err == ""
+    assert json.loads(answer.out)["training"]["steps"] == 3 and json.loads(answer.out)["licence"] == "Apache-2.0"
+
+
+class Evil:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {shlex.quote(str(self.trace))}",)
+
+
+def test_weights_with_code_in_them_are_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "evil.pth.tar"
+    file.write_bytes(pickle.dumps({"epoch": 1, "state_dict": Evil(tmp_path / "ran")}, protocol=2))
+    answer = run("weights", "import", file, "--out", tmp_path / "encoder")
+    assert_refused(answer, 1, str(file))
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth.tar"]
+
+
+def test_a_comparison_prints_numbers_and_writes_its_page(encoder: Path, small_store: Path, tmp_path: Path) -> None:
+    answer = run(
+        *("evaluate", small_store, "--encoders", f"ours={encoder}", "pixels:8", "--fractions", 1, "--draws", 2),
+        *("--replicates", 20, "--reference", "pixels:8", "--synthetic", "--json", "--out", tmp_path / "result"),
+    )
+    assert answer.code == 0
+    records = json.loads(answer.out)
+    assert {record["encoder"] for record in records} == {"ours", "pixels:8"}
+    assert {record["data_set"] for record in records} == {"small pictures (SYNTHETIC)"}
+    assert [line.split(",")[0] for line in answer.err.splitlines()] == [
+        "embed ours: 90/90",
+        "embed pixels:8: 90/90",
+        "probe: 2/2",
+    ]
+    page = (tmp_path / "result" / "report.html").read_text()
+    assert "SYNTHETIC" in page and "--reference pixels:8 --synthetic" in page
+
+
+def test_a_classifier_prints_its_results_as_json_and_nothing_else(small_store: Path, tmp_path: Path) -> None:
+    words = ("finetune", "classify", "random:test_resnet@32", small_store, "--out", tmp_path / "model")
+    answer = run(*words, "--quiet", "--json")
+    assert answer.code == 0 and answer.err == ""
+    result = json.loads(answer.out)
+    assert result == json.loads((tmp_path / "model" / "result.json").read_text())
+    assert result["encoder"] == "random:test_resnet@32#0"
+
+
+def test_features_are_written(encoder: Path, small_store: Path, tmp_path: Path) -> None:
+    answer = run("embed", encoder, small_store, "--out", tmp_path / "features.parquet")
+    assert (answer.code, answer.out) == (0, f"{tmp_path / 'features.parquet'}\n")
+    assert [line.split(",")[0] for line in answer.err.splitlines()] == ["embed: 96/96 films"]
