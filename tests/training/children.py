@@ -44,7 +44,7 @@ TINY_SGD = replace(TINY, training=replace(TINY.training, optimizer="sgd", learni
 WITHOUT_BATCH_NORM = replace(TINY, method=replace(TINY.method, architecture="test_efficientnet_gn", norm_groups=1))
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["chess_cxr.api", "torch.utils.tensorboard"])
+_SERVER.set_forkserver_preload(["chess_cxr.api"])
 
 
 def start_training(store: Path, out: Path, config: PretrainConfig, **more: Any) -> tuple[ForkServerProcess, Any]:

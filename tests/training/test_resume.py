@@ -15,6 +15,7 @@ import pytest
 import torch
 from children import TINY, TINY_SGD, start_training, train_in_child, wait_for_lines
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chess_cxr.api import pretrain, read_metrics
 from chess_cxr.presets import PretrainConfig
@@ -97,7 +98,6 @@ def test_sigterm_to_the_command_says_one_line_and_the_same_command_continues(
     described, run = tmp_path / "tiny.json", tmp_path / "run"
     described.write_text(json.dumps(asdict(TINY)))
     words = ["pretrain", str(small_store), "--config", str(described), "--out", str(run), "--quiet"]
-    # the first batch waits for a file: time enough to be heard, however fast the machine
     command = subprocess.Popen(
         [sys.executable, "-m", "chess_cxr", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -132,7 +132,10 @@ def test_a_finished_run_is_left_as_it_is(small_store: Path, uninterrupted: dict[
 @pytest.mark.parametrize(
     ("changed", "difference"),
     [
-        (replace(TINY, training=replace(TINY.training, learning_rate=2e-3)), "training.learning_rate was 0.001, is 0.002"),
+        (
+            replace(TINY, training=replace(TINY.training, learning_rate=2e-3)),
+            "training.learning_rate was 0.001, is 0.002",
+        ),
         (replace(TINY, method=replace(TINY.method, queue=21)), "method.queue was 20, is 21"),
         (replace(TINY, splits=("val",)), "data.films was 60, is 18"),
     ],
@@ -156,23 +159,28 @@ def test_another_configuration_is_refused_before_the_first_checkpoint_too(small_
     assert read_folder_bytes(tmp_path) == before
 
 
-def test_a_store_of_the_same_name_and_size_with_other_splits_is_refused(
+def test_a_store_of_the_same_name_and_size_with_other_films_to_train_on_is_refused(
     small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
 ) -> None:
     """Otherwise a film that was held out before would be trained on."""
     old = open_store(small_store)
-    jpegs = old.read_jpegs(range(len(old)))
+    swap = {"train": "train", "val": "test", "test": "val"}
     films = [
-        StoredFilm(ImageRecord(uid=row.uid, patient=row.patient, split={"val": "test", "test": "val"}.get(row.split, row.split)), jpeg, 48, 40)
-        for row, jpeg in zip(old.films.itertuples(), jpegs, strict=True)
-    ]  # fmt: skip
+        StoredFilm(ImageRecord(row.uid, row.patient, split=swap[row.split]), jpeg, row.height, row.width)
+        for row, jpeg in zip(old.films.itertuples(), old.read_jpegs(range(len(old))), strict=True)
+    ]
     same_training = tmp_path / "a" / small_store.name
     write_store(same_training, films, [], "")
     assert pretrain(same_training, uninterrupted["adamw"], TINY) == uninterrupted["adamw"]
-    swapped = [replace(film, record=replace(film.record, uid=f"x{film.record.uid}")) for film in films]
-    write_store(tmp_path / "b" / small_store.name, swapped, [], "")
+    moved = tmp_path / "b" / small_store.name
+    turn = {"train": "val", "val": "train", "test": "train"}
+    write_store(moved, (replace(f, record=replace(f.record, split=turn[f.record.split])) for f in films), [], "")
+    with pytest.raises(UsageError, match="data.films was 60, is 36"):
+        pretrain(moved, uninterrupted["adamw"], TINY)
+    renamed = tmp_path / "c" / small_store.name
+    write_store(renamed, (replace(f, record=replace(f.record, uid=f.record.uid[::-1])) for f in films), [], "")
     with pytest.raises(UsageError, match="data.uids_sha256 was"):
-        pretrain(tmp_path / "b" / small_store.name, uninterrupted["adamw"], TINY)
+        pretrain(renamed, uninterrupted["adamw"], TINY)
 
 
 def test_a_cut_checkpoint_is_named_and_the_older_one_still_leads_to_the_same_end(
@@ -204,9 +212,7 @@ def test_a_full_disk_says_one_line_keeps_the_old_checkpoint_and_later_ends_the_s
     check_same_end(tmp_path, uninterrupted["adamw"])
 
 
-def test_no_room_for_metrics_is_one_line_too(
-    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
-) -> None:
+def test_no_room_for_metrics_is_one_line_too(small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path) -> None:
     room = (uninterrupted["adamw"] / "training_uids.txt").stat().st_size + 1000
     code, line = train_in_child(small_store, tmp_path, TINY, largest_file=room)
     assert code == 1 and line.startswith("no space left for ") and "the same command continues it" in line
@@ -216,7 +222,9 @@ def test_no_room_for_metrics_is_one_line_too(
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(small_store: Path, tmp_path: Path) -> None:
     wild = replace(TINY_SGD, training=replace(TINY_SGD.training, learning_rate=1e30, warmup=0.0, clip_norm=0.0))
-    with pytest.raises(ChessError, match=r"^the (encoder loss|gradient of the encoder loss) became .* at step \d+; try"):
+    with pytest.raises(
+        ChessError, match=r"^the (encoder loss|gradient of the encoder loss) became .* at step \d+; try"
+    ):
         pretrain(small_store, tmp_path, wild)
     assert find_checkpoint(tmp_path / "checkpoints") is None
 
@@ -230,7 +238,17 @@ def test_a_run_folder_tells_what_it_was_made_of(small_store: Path, uninterrupted
     uids = (run / "training_uids.txt").read_text().split("\n")
     assert uids == films["uid"][films["split"] == "train"].tolist()
     assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
-    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_reads_what_metrics_say_each_step_once(small_store: Path, tmp_path: Path) -> None:
+    train_in_child(small_store, tmp_path, TINY, signal_at=(13, signal.SIGKILL))
+    train_in_child(small_store, tmp_path, TINY)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    losses = {event.step: event.value for event in events.Scalars("loss/encoder")}
+    assert len(events.Scalars("loss/encoder")) == 30
+    assert losses == {line["step"]: pytest.approx(line["loss/encoder"]) for line in read_metrics(tmp_path)}
+    assert [event.step for event in events.Scalars("probe/effective_rank")] == [7, 14, 21, 28, 30]
 
 
 def test_metrics_show_loss_collapse_signals_and_probe(uninterrupted: dict[str, Path]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.store import Store
@@ -34,6 +33,7 @@ from chess_cxr.training.distributed import (
     join_ranks,
     wait_for_ranks,
 )
+from chess_cxr.training.events import EventFile
 from chess_cxr.training.loop import (
     Method,
     StepReport,
@@ -114,7 +114,10 @@ def pretrain_run(
     batches = (_normalise(batch, plan.pixels, device) for batch in views)
     labelled = read_labelled_films(stores, plan.views.size) if rank == 0 else None
     probe: dict[str, float] = {}
-    with explain_full_disk(f"{folder}; free some, then the same command continues it"), catch_stop_signals() as is_stopped:
+    with (
+        explain_full_disk(f"{folder}; free some, then the same command continues it"),
+        catch_stop_signals() as is_stopped,
+    ):
         log = RunLog(folder, described, uids, first_step) if rank == 0 else None
         try:
             for report in train(method, batches, optimizers, training, first_step):
@@ -170,7 +173,7 @@ class RunLog:
         kept = [line for line in _read_whole_lines(metrics) if json.loads(line)["step"] <= first_step]
         write_atomically(metrics, "".join(line + "\n" for line in kept).encode())
         self._metrics = metrics.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._events = EventFile(folder / "tensorboard", first_step)
         self._started, self._clock_step = time.perf_counter(), first_step
 
     def summarise(self, report: StepReport, signals: Mapping[str, float], batch: int) -> dict[str, float]:
@@ -188,15 +191,14 @@ class RunLog:
         """Write named numbers of one step to `metrics.jsonl` and TensorBoard."""
         self._metrics.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self._metrics.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._events.write(step, values)
 
     def close(self) -> None:
         """Flush and close all files."""
         try:
             self._metrics.close()
         finally:
-            self._board.close()
+            self._events.close()
 
 
 def _read_whole_lines(path: Path) -> list[str]:

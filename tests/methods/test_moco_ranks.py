@@ -1,0 +1,77 @@
+"""MoCo on two real processes that talk over gloo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = """
+import sys
+import torch
+import torch.nn.functional as F
+from chess_cxr.methods.moco import MoCo, MoCoConfig, gather_ranks
+from chess_cxr.training.distributed import copy_from_first_rank, join_ranks, leave_ranks
+from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
+
+rank, world = join_ranks()
+torch.manual_seed(rank)  # ranks that start apart must be brought together
+method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9))
+copy_from_first_rank(method)
+
+films = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(7))
+mine = films[rank * 8 : (rank + 1) * 8]
+method.eval()
+expected = F.normalize(method.key_head(method.key_encoder(mine)), dim=1)
+shuffled = method._embed_keys(mine)
+method.train()
+
+def batches():
+    for step in range(3):
+        pairs = torch.randn(2, 16, 1, 32, 32, generator=torch.Generator().manual_seed(step))
+        yield pairs[:, rank * 8 : (rank + 1) * 8]
+
+config = TrainingConfig(steps=3, batch=16, learning_rate=0.05)
+reports = list(train(method, batches(), build_optimizers(method, config), config))
+state = {name: tensor for name, tensor in method.state_dict().items() if "running" not in name and "num_" not in name}
+torch.save(
+    {"expected": expected.detach(), "shuffled": shuffled, "state": state, "loss": reports[-1].losses["encoder"]},
+    f"{sys.argv[1]}/rank{rank}.pt",
+)
+leave_ranks()
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What two ranks saved after three steps."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(folder / "program.py"), str(folder)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_keys_come_back_to_the_rank_and_place_of_their_queries(ranks: list[dict]) -> None:
+    for rank in ranks:
+        torch.testing.assert_close(rank["shuffled"], rank["expected"], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(ranks[0]["expected"], ranks[1]["expected"], atol=1e-3)
+
+
+def test_parameters_and_queue_are_bit_identical_on_both_ranks(ranks: list[dict]) -> None:
+    first, second = (rank["state"] for rank in ranks)
+    assert {"queue_KD", "queue_position"} <= first.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_the_queue_holds_the_keys_of_all_ranks(ranks: list[dict]) -> None:
+    assert int(ranks[0]["state"]["queue_position"]) == 3 * 16
+
+
+def test_both_ranks_report_the_mean_loss(ranks: list[dict]) -> None:
+    assert ranks[0]["loss"] == ranks[1]["loss"]
