@@ -167,7 +167,7 @@ class Store:
     def films(self) -> pd.DataFrame:
         """All columns but the pixels, one row a film in table order; labels are named without prefix."""
         names = [name for name in self._dataset.schema.names if name != "jpeg"]
-        table = self._dataset.to_table(columns=names).to_pandas()
+        table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
         return table.rename(columns={LABEL_PREFIX + name: name for name in self.label_names})
 
     def read_jpegs(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:

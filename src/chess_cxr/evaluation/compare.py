@@ -101,7 +101,7 @@ class Comparison:
                 interval = average_draws(part, self.seed, self.level)
                 rows.append(
                     {"encoder": encoder, **self._describe(encoder, subset), "metric": metric}
-                    | {"value": interval.value, "low": interval.low, "high": interval.high}
+                    | {"value": interval.value, "low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
                     | {"level": self.level, "replicates": self.replicates, "undefined": interval.undefined}
                 )
         return pd.DataFrame(rows)

@@ -139,6 +139,8 @@ def _check(films: Sequence[SourceFilm], out: Path, options: IngestOptions) -> No
     for written in (out, options.id_map):
         if written is not None and (written.exists() or written.is_symlink()):
             raise UsageError(f"{written} exists already; choose another name or remove it")
+        if written is not None and written.parent.is_file():
+            raise UsageError(f"{written.parent} is a file, not a folder; choose another place")
 
 
 @contextlib.contextmanager
