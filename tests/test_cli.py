@@ -6,8 +6,10 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -221,6 +223,26 @@ def test_a_reader_that_has_seen_enough_is_no_trouble(unbuffered: str) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 1
+
+
+def test_ctrl_c_during_an_ingest_is_no_fault_and_leaves_nothing(films: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for number in range(3000):
+        os.link(films / "film00.png", folder / f"film{number:04d}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chess_cxr", "ingest", folder, "--out", tmp_path / "films.lance", "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob(".films.quarantine*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "chess-cxr: interrupted\n")
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["films"]
 
 
 # Ingest

@@ -26,6 +26,7 @@ from chess_cxr.progress import ProgressBar, StageBars, build_count, build_step_n
 from chess_cxr.records import ChessError, UsageError
 
 TRACEBACK_VARIABLE = "CHESS_CXR_TRACEBACK"
+INTERRUPTED = 130
 Sources = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC…")]
 Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
 StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
@@ -294,7 +295,7 @@ def evaluate(
         )
     if out:
         write_comparison(comparison, out, reference, shlex.join(["chess-cxr", *sys.argv[1:]]), synthetic)
-    print(comparison.table().to_json(orient="records", indent=1) if json else comparison.as_markdown(metric), end="")
+    print(comparison.table().to_json(orient="records", indent=1) if json else comparison.as_markdown(metric).rstrip())
 
 
 def finetune_classify(
@@ -483,7 +484,12 @@ def flatten_box(text: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        # Threads of the store may still be at work; Python would crash noisily while taking itself down under them.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
@@ -500,16 +506,25 @@ def run(words: Sequence[str]) -> int:
     except ChessError as error:
         return complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return complain("interrupted", 130)
+        return complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         return leave_closed_pipe()
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
+        if was_interrupted(error):
+            return complain("interrupted", INTERRUPTED)
         if isinstance(error, OSError) and error.strerror:
             return complain(": ".join(str(part) for part in (error.strerror, error.filename) if part), 1)
         first = (str(error).strip().splitlines() or ["no message"])[0]
         return complain(f"unexpected {type(error).__name__}: {first}; please report this", 1)
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Return whether an exception arose while Ctrl-C was being handled, as what is torn down may complain."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def complain(message: str, code: int) -> int:
