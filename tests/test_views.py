@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from chess_cxr.records import UsageError
 from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs, resize_film
 
 FILM = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (120, 96), dtype=np.uint8), (0, 0), 3)
@@ -109,3 +110,9 @@ def test_distortion_bends_the_corner_and_not_the_centre() -> None:
 def test_resizing_averages_when_it_shrinks() -> None:
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     assert set(np.unique(resize_film(board, 32))) <= {127, 128}
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"filters": ("blurr",)}, "'blurr'"), ({"filter_p": 0.5}, "filter_p")])
+def test_filters_that_cannot_be_drawn_are_refused(wrong: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        ViewConfig(**wrong)

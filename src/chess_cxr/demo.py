@@ -42,7 +42,7 @@ class DemoSize:
     draws: label draws a fraction.  replicates: of the bootstrap.
     """
 
-    patients: int = 300
+    patients: int = 250
     films_per_patient: int = 3
     film_size: int = 256
     fractions: tuple[float, ...] = (0.05, 0.25, 1.0)

@@ -101,13 +101,23 @@ def cpu_small() -> PretrainConfig:
 
 
 def demo() -> PretrainConfig:
-    """A few minutes on two CPU cores: shows that everything works, not what it is worth."""
+    """A few minutes on two CPU cores: shows that everything works, not what it is worth.
+
+    timm's smallest ResNet is quick and learns something of generated films in 600 steps; RegNetX-002 did not.
+    """
     small = cpu_small()
     training = replace(
-        small.training, steps=300, batch=64, log_every=10, probe_every=60, checkpoint_every=100, loader_threads=1
+        small.training,
+        steps=600,
+        batch=64,
+        warmup=0.1,
+        log_every=10,
+        probe_every=100,
+        checkpoint_every=200,
+        loader_threads=1,
     )
-    method = replace(small.method, queue=512, norm_groups=2)
-    return replace(small, preset="demo", method=method, views=replace(small.views, size=64), training=training)
+    method = replace(small.method, architecture="test_resnet", queue=256, norm_groups=2)
+    return replace(small, preset="demo", method=method, training=training)
 
 
 PRESETS: dict[str, Callable[[], PretrainConfig]] = {

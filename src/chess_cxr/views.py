@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from chess_cxr.records import UsageError
+
 Range = tuple[float, float]
 FILTERS = ("gaussian_blur", "median_blur", "motion_blur", "sharpen")
 
@@ -51,6 +53,13 @@ class ViewConfig:
     noise: Range = (0.0, 0.0)
     grain: float = 0.0
     noise_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.filters if name not in FILTERS]
+        if unknown:
+            raise UsageError(f"views: no filter named {unknown[0]!r}; there are {', '.join(FILTERS)}")
+        if self.filter_p and not self.filters:
+            raise UsageError("views: filter_p needs at least one filter")
 
 
 def draw_view(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+
+from chess_cxr.methods.moco import MoCo, MoCoConfig
 
 PROGRAM = """
 import sys
@@ -26,6 +29,10 @@ method.eval()
 expected = F.normalize(method.key_head(method.key_encoder(mine)), dim=1)
 shuffled = method._embed_keys(mine)
 method.train()
+torch.manual_seed(100 + rank)
+in_company = method._embed_keys(mine)
+three_channels = torch.arange(48.0).reshape(2, 3, 2, 4) + 48 * rank
+gathered = gather_ranks(three_channels.to(memory_format=torch.channels_last))
 
 def batches():
     for step in range(3):
@@ -36,7 +43,14 @@ config = TrainingConfig(steps=3, batch=16, learning_rate=0.05)
 reports = list(train(method, batches(), build_optimizers(method, config), config))
 state = {name: tensor for name, tensor in method.state_dict().items() if "running" not in name and "num_" not in name}
 torch.save(
-    {"expected": expected.detach(), "shuffled": shuffled, "state": state, "loss": reports[-1].losses["encoder"]},
+    {
+        "expected": expected.detach(),
+        "shuffled": shuffled,
+        "in_company": in_company,
+        "gathered": gathered.contiguous(),
+        "state": state,
+        "loss": reports[-1].losses["encoder"],
+    },
     f"{sys.argv[1]}/rank{rank}.pt",
 )
 leave_ranks()
@@ -60,6 +74,26 @@ def test_keys_come_back_to_the_rank_and_place_of_their_queries(ranks: list[dict]
     for rank in ranks:
         torch.testing.assert_close(rank["shuffled"], rank["expected"], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(ranks[0]["expected"], ranks[1]["expected"], atol=1e-3)
+
+
+def test_keys_are_normalised_in_the_company_that_rank_0_drew_over_all_ranks(ranks: list[dict]) -> None:
+    torch.manual_seed(0)
+    method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9))
+    films = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(7))
+    torch.manual_seed(100)
+    order = torch.randperm(16)
+    assert all({0, 1} == {int(film) // 8 for film in company} for company in order.split(8))
+    expected = torch.empty(16, 8)
+    with torch.no_grad():
+        for company in order.split(8):
+            expected[company] = F.normalize(method.key_head(method.key_encoder(films[company])), dim=1)
+    found = torch.cat([rank["in_company"] for rank in ranks])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gathering_keeps_every_element_in_its_place_whatever_the_memory_layout(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert torch.equal(rank["gathered"], torch.arange(96.0).reshape(4, 3, 2, 4))
 
 
 def test_parameters_and_queue_are_bit_identical_on_both_ranks(ranks: list[dict]) -> None:

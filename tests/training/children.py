@@ -85,7 +85,7 @@ def run_ranks(target: Callable[..., Any], world: int, *args: Any) -> list[Any]:
         started.append((process, ours))
     answers = [ours.recv() for _, ours in started]
     for process, _ in started:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     return answers
 
@@ -98,7 +98,7 @@ def find_free_port() -> int:
 
 def wait_for_lines(path: Path, lines: int, process: ForkServerProcess) -> None:
     """Return when a growing file has so many lines."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < lines:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.002)
@@ -109,7 +109,7 @@ def _finish(process: ForkServerProcess, line: Any) -> tuple[int, str]:
         said = line.recv()
     except EOFError:
         said = ""
-    process.join(60)
+    process.join(300)
     assert process.exitcode is not None
     return process.exitcode, said
 

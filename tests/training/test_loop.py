@@ -189,7 +189,7 @@ def test_both_optimisers_get_their_numbers() -> None:
 def test_numbers_that_cannot_train_are_refused(changed: dict[str, float], message: str) -> None:
     check_training_config(PLAIN)
     with pytest.raises(UsageError, match=message):
-        check_training_config(replace(PLAIN, **changed))  # type: ignore[arg-type]
+        check_training_config(replace(PLAIN, **changed))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

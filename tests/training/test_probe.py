@@ -51,6 +51,7 @@ def test_effective_rank_runs_from_one_to_the_number_of_dimensions() -> None:
     assert compute_effective_rank(line) == pytest.approx(1, abs=1e-3)
     ball = torch.cat([torch.eye(6)] * 5)
     assert compute_effective_rank(ball) == pytest.approx(6, rel=1e-3)
+    assert compute_effective_rank(torch.zeros(30, 6)) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_bank_is_train_the_queries_are_val_and_test_is_never_read(small_store: Path) -> None:
