@@ -32,7 +32,7 @@ chess-cxr pretrain "$out/pool.lance" --preset cpu_small --out "$out/run"
 [ -e "$out/encoder" ] || chess-cxr export "$out/run" --out "$out/encoder" --licence "$licence" --data "$films"
 
 encoders=("ours=$out/encoder" "random=random:regnetx_002@64" "imagenet=imagenet:tf_efficientnet_lite0" "pixels=pixels:32")
-chess-cxr evaluate "$out/pool.lance" --out "$out/kermany3" --labels bacteria normal virus --encoders "${encoders[@]}" \
+[ -e "$out/kermany3" ] || chess-cxr evaluate "$out/pool.lance" --out "$out/kermany3" --labels bacteria normal virus --encoders "${encoders[@]}" \
   --first-draw one_percent --fractions 0.1 1.0 --draws 10
-chess-cxr evaluate "$out/pool.lance" --out "$out/nih" --labels ${findings//,/ } --encoders "${encoders[@]}" \
+[ -e "$out/nih" ] || chess-cxr evaluate "$out/pool.lance" --out "$out/nih" --labels ${findings//,/ } --encoders "${encoders[@]}" \
   --fractions 0.01 0.1 0.25 1.0 --draws 10

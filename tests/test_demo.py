@@ -61,6 +61,7 @@ def test_the_report_loads_nothing_from_elsewhere(folder: Path) -> None:
 
 
 def test_a_finished_demo_makes_nothing_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert " minutes.</p>" in (folder / "report.html").read_text()
     made = [*(folder / "films").rglob("*"), *(folder / "encoder").iterdir(), folder / "run" / "metrics.jsonl"]
     before = {path: path.stat().st_mtime_ns for path in made}
     run_demo(folder, size=SMALL, config=build_small_config())
@@ -69,3 +70,4 @@ def test_a_finished_demo_makes_nothing_twice(folder: Path, capsys: pytest.Captur
     stations = [line.split(":")[0] for line in shown.err.splitlines()]
     assert stations == ["3/5 pretrain", "4/5 export", "5/5 embed pre-trained", "5/5 embed untrained", "5/5 probe"]
     assert shown.out == ""
+    assert " minutes.</p>" not in (folder / "report.html").read_text()

@@ -61,6 +61,7 @@ def run_demo(
     size, config = size or DemoSize(), config or demo_preset()
     out.mkdir(parents=True, exist_ok=True)
     store_path, run, encoder = out / "films.lance", out / "run", out / "encoder"
+    is_new = not any(out.iterdir())
     if not store_path.exists():
         with build_pool() as pool:
             table = _write_films(out / "films", size, pool, quiet)
@@ -84,7 +85,8 @@ def run_demo(
             on_progress=lambda stage, done, total: bars.show(f"5/5 {stage}", done, total),
         )
     sections = _build_sections(out, store, config, comparison)
-    subtitle = f"From generated films to this page in {(time.monotonic() - started) / 60:.1f} minutes."
+    minutes = (time.monotonic() - started) / 60
+    subtitle = f"From generated films to this page in {minutes:.1f} minutes." if is_new else ""
     page = render_page("chess-cxr demo", sections, subtitle=subtitle, synthetic=True)
     return write_page(out / "report.html", page).resolve()
 

@@ -99,7 +99,7 @@ def _draw_collapse(metrics: Sequence[Mapping[str, float]]) -> str:
         ranks = axes.twinx()
         ranks.spines["right"].set_visible(True)
         _plot(ranks, metrics, "probe/effective_rank", "effective rank (right)", COLOURS[2])
-        ranks.set_ylim(bottom=0)
+        ranks.set_ylim(0, 1.1 * max((row.get("probe/effective_rank", 1.0) for row in metrics), default=1.0))
         _label(axes, "share of the best", [*axes.get_lines(), *ranks.get_lines()])
         return _write_svg(figure, "Signs of collapse against the steps of pre-training")
 
