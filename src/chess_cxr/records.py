@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SPLITS = ("train", "val", "test")
+UNCERTAIN = -1.0  # a label that its source calls uncertain; what it counts as is decided by whoever reads it
+FLAGS = ("inverted", "lateral", "not_chest", "low_contrast", "collimated", "burned_in", "small")
+SCORES = ("inverted", "lateral", "not_chest", "contrast", "border")
 
 
 class ChessError(Exception):
@@ -27,9 +30,11 @@ class SourceFilm:
     """One film as its owner names it.  Identifiers are the originals: a `SourceFilm` never leaves the ingest.
 
     Empty text and NaN mean "not known here"; what the file's own header says then fills the gap.
+    path: a file of this machine, or the URL of an object.  study_date: YYYYMMDD.
+    labels: 1.0 present, 0.0 absent, `UNCERTAIN`, NaN unknown.
     """
 
-    path: Path
+    path: Path | str
     uid: str
     patient: str = ""
     study: str = ""
@@ -37,7 +42,25 @@ class SourceFilm:
     age_years: float = math.nan
     sex: str = ""
     split: str = ""
+    study_date: str = ""
+    manufacturer: str = ""
     labels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FilmListing:
+    """The films of a source in an order that never changes, listed anew at each iteration: millions need no memory.
+
+    label_names: every label that any of the films may carry.  count: how many films an iteration gives; may itself
+    walk the source.
+    """
+
+    label_names: tuple[str, ...]
+    list_films: Callable[[], Iterator[SourceFilm]]
+    count: Callable[[], int]
+
+    def __iter__(self) -> Iterator[SourceFilm]:
+        return self.list_films()
 
 
 @dataclass(frozen=True)
@@ -45,8 +68,12 @@ class ImageRecord:
     """One film as everything after the ingest sees it; `uid`, `patient` and `study` are keyed hashes.
 
     view: "PA", "AP", "LATERAL" or "".  sex: "F", "M" or "".  split: one of `SPLITS` or "" (none given).
-    spacing_mm: distance between pixel centres at the stored size, NaN where unknown.
-    labels: 1.0 present, 0.0 absent, NaN unknown.
+    age_years: 90 for everybody above 89.  year: of the study, NaN where unknown.
+    study_day: the day of the study, counted from a secret day of each patient's own: only differences between films of
+    one patient mean something.  spacing_mm: distance between pixel centres at the stored size, NaN where unknown.
+    manufacturer: one of a closed list of names, "other" or "".
+    flags: those of `FLAGS` that hold.  scores: what they were judged by, named as in `SCORES`.
+    labels: 1.0 present, 0.0 absent, `UNCERTAIN`, NaN unknown.
     """
 
     uid: str
@@ -58,6 +85,11 @@ class ImageRecord:
     spacing_mm: float = math.nan
     site: str = ""
     split: str = ""
+    year: float = math.nan
+    study_day: float = math.nan
+    manufacturer: str = ""
+    flags: frozenset[str] = frozenset()
+    scores: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, float] = field(default_factory=dict)
 
 

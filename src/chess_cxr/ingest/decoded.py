@@ -23,7 +23,11 @@ class Undecodable(ChessError):
 
 @dataclass(frozen=True)
 class FilmHeader:
-    """What the file itself says about the film: the ORIGINAL identifiers, empty or NaN where it says nothing."""
+    """What the file itself says about the film: the ORIGINAL identifiers, empty or NaN where it says nothing.
+
+    study_date: YYYYMMDD of Study Date (0008,0020).  manufacturer: as the file has it.  burned_in: "YES", "NO" or "" of
+    Burned In Annotation (0028,0301).  modality, body_part: (0008,0060), (0018,0015).  frames: (0028,0008).
+    """
 
     patient: str = ""
     study: str = ""
@@ -31,6 +35,12 @@ class FilmHeader:
     view: str = ""
     age_years: float = math.nan
     sex: str = ""
+    study_date: str = ""
+    manufacturer: str = ""
+    burned_in: str = ""
+    modality: str = ""
+    body_part: str = ""
+    frames: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -16,6 +13,7 @@ import pandas as pd
 
 from chess_cxr.records import SPLITS, SourceFilm, UsageError
 from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
+from chess_cxr.sources.tables import read_table
 
 FIELDS = ("path", "uid", "patient", "study", "view", "age", "sex", "split", "class", "labels")
 PATH_COLUMNS = ("file", "path", "Path", "filename", "file_name", "image", "Image Index", "dicom_path", "ImageID")
@@ -57,7 +55,7 @@ def read_folder(
         if not films:
             raise UsageError(f"no image file in {', '.join(map(str, sources))}")
     else:
-        films = _read_rows(_read_table(table), sources, columns or {})
+        films = _read_rows(read_table(table), sources, columns or {})
     _check_uids(films)
     return films
 
@@ -113,50 +111,6 @@ def _is_own_file(path: str, inside: str) -> bool:
 
 
 # ---------------------------------------------------------------- table
-
-
-def _read_table(table: Path) -> pd.DataFrame:
-    if not table.is_file():
-        raise UsageError(f"the table {table} does not exist")
-    try:
-        frame = pd.read_parquet(table) if table.suffix.lower() in (".parquet", ".pq") else _read_text_table(table)
-    except UnicodeDecodeError:
-        raise UsageError(f"the table {table} is not UTF-8 text; save it as UTF-8") from None
-    except (ValueError, OSError, EOFError, csv.Error, pd.errors.ParserWarning) as error:
-        raise UsageError(f"the table {table} cannot be read ({type(error).__name__})") from None
-    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
-    if not len(frame):
-        raise UsageError(f"the table {table} has no rows")
-    return frame
-
-
-def _read_text_table(table: Path) -> pd.DataFrame:
-    """Read CSV or TSV as text, every value as it stands; a comma at the end of each row is no column."""
-    opened = gzip.open if table.suffix.lower() == ".gz" else open
-    with opened(table, "rt", encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
-        tabs = any(table.name.lower().endswith(end) for end in (".tsv", ".tab", ".tsv.gz"))
-        separator = "\t" if tabs else ";" if ";" in head and "," not in head else ","
-        names = next(csv.reader([head], delimiter=separator), [])
-        first = next(csv.reader(file, delimiter=separator), [])
-    if len(first) == len(names) + 1 and not first[-1]:
-        names.append("")
-    with warnings.catch_warnings():
-        # Without index_col=False pandas takes the first column as an index where rows are longer than the
-        # header; with it, it drops what is too much and warns.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        frame = pd.read_csv(
-            table,
-            sep=separator,
-            header=0,
-            names=list(range(len(names))),  # pandas would rename a column that occurs twice
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    frame.columns = pd.Index(names)
-    return frame
 
 
 def _read_rows(frame: pd.DataFrame, sources: Sequence[Path], columns: Mapping[str, str]) -> list[SourceFilm]:
