@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chess_cxr.film_jpeg import encode_film
 from chess_cxr.records import ImageRecord
-from chess_cxr.store import StoredFilm, encode_film, write_store
+from chess_cxr.store import StoredFilm, write_store
 
 REAL_FILMS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -11,12 +11,13 @@ import torch
 from chess_cxr.api import embed
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multiclass
+from chess_cxr.film_jpeg import encode_film
 from chess_cxr.finetuning import FinetuneConfig, finetune
 from chess_cxr.labelled import select_labelled
 from chess_cxr.models.contract import PixelContract, parse_contract
 from chess_cxr.models.embedding import build_network
 from chess_cxr.records import ImageRecord, UsageError
-from chess_cxr.store import Store, StoredFilm, encode_film, open_store, write_store
+from chess_cxr.store import Store, StoredFilm, open_store, write_store
 from chess_cxr.tasks.classify import Classify
 from chess_cxr.weights import Encoder, build_random_encoder
 

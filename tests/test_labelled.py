@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from chess_cxr.evaluation.metrics import compute_multiclass, compute_multilabel
+from chess_cxr.film_jpeg import encode_film
 from chess_cxr.labelled import METRICS, LabelledRows, select_labelled
 from chess_cxr.records import ImageRecord, UsageError
-from chess_cxr.store import Store, StoredFilm, encode_film, open_store, write_store
+from chess_cxr.store import Store, StoredFilm, open_store, write_store
 
 NAN = float("nan")
 

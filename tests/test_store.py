@@ -1,28 +1,24 @@
 """The on-disk data set."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from chess_cxr.film_jpeg import decode_stored, encode_film
 from chess_cxr.records import ChessError, ImageRecord, UsageError
-from chess_cxr.store import (
-    StoredFilm,
-    compute_batch,
-    compute_epoch_order,
-    decode_stored,
-    encode_film,
-    open_store,
-    write_store,
-)
+from chess_cxr.store import StoredFilm, begin_store, compute_batch, compute_epoch_order, open_store, write_store
 
 
 def test_films_and_fields_come_back_as_they_were_written(tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(64, 48)
-    record = ImageRecord("u1", "p1", "s1", "PA", 61.0, "F", 0.7, "here", "train", {"nodule": 1.0})
+    record = ImageRecord("u1", "p1", "s1", "PA", 61.0, "F", 0.7, "here", "train", labels={"nodule": 1.0})
     film = StoredFilm(record, *encode_film(pixels, 512))
     assert write_store(tmp_path / "a.lance", iter([film]), ["nodule", "effusion"], "set") == 1
     store = open_store(tmp_path / "a.lance")
@@ -69,6 +65,81 @@ def test_a_writer_that_fails_leaves_nothing_behind_and_tells_its_own_error(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def draw_films(first: int, count: int) -> Iterator[StoredFilm]:
+    for number in range(first, first + count):
+        jpeg = encode_film(np.full((32, 32), number / 99, np.float32), 32)
+        yield StoredFilm(ImageRecord(f"u{number}", "p", flags=frozenset({"small"}), scores={"border": 0.5}), *jpeg)
+
+
+def test_a_store_grows_by_commits_that_carry_their_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "a.lance"
+    writer = begin_store(path, ["nodule"], "set", {"longest_side": 32})
+    assert writer.append(draw_films(0, 3), lambda: {"left_out": 1}) == 3
+    assert writer.append(iter(()), lambda: {"left_out": 2}) == 0
+    with pytest.raises(UsageError, match=r"not complete; run its ingest again"):
+        open_store(path)
+    again = begin_store(path, ["nodule"], "set", {"longest_side": 32})
+    assert list(again.read_ledgers()) == [{"left_out": 1}, {"left_out": 2}]
+    assert again.read_column("uid").to_pylist() == ["u0", "u1", "u2"]
+    again.append(draw_films(3, 2), lambda: {})
+    again.finish()
+    films = open_store(path).films
+    assert list(films["uid"]) == ["u0", "u1", "u2", "u3", "u4"]
+    assert films["flag:small"].all() and not films["flag:inverted"].any()
+    assert set(films["score:border"]) == {0.5}
+
+
+def test_the_ledger_is_asked_for_after_the_last_film_of_its_commit(tmp_path: Path) -> None:
+    writer = begin_store(tmp_path / "a.lance", [], "set")
+    seen: list[str] = []
+
+    def films() -> Iterator[StoredFilm]:
+        for film in draw_films(0, 4):
+            seen.append(film.record.uid)
+            yield film
+
+    writer.append(films(), lambda: list(seen))
+    assert list(writer.read_ledgers()) == [["u0", "u1", "u2", "u3"]]
+
+
+def test_a_commit_that_fails_leaves_those_before_it_and_its_remains_are_swept_up(tmp_path: Path) -> None:
+    path = tmp_path / "a.lance"
+    writer = begin_store(path, [], "set")
+    writer.append(draw_films(0, 2), dict)
+
+    def broken() -> Iterator[StoredFilm]:
+        yield from draw_films(2, 600)
+        raise ChessError("the source went away")
+
+    with pytest.raises(ChessError, match="the source went away"):
+        writer.append(broken(), dict)
+    again = begin_store(path, [], "set")
+    assert len(again) == 2
+    again.finish()
+    assert len(open_store(path)) == 2
+    assert len(list((path / "data").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "changed", [{"label_names": ["other"]}, {"dataset": "other"}, {"options": {"longest_side": 64}}], ids=str
+)
+def test_a_store_begun_with_other_labels_or_options_is_not_gone_on_with(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    begun: dict[str, Any] = {"label_names": ["nodule"], "dataset": "set", "options": {"longest_side": 32}}
+    begin_store(tmp_path / "a.lance", **begun)
+    with pytest.raises(UsageError, match="begun with other labels or options"):
+        begin_store(tmp_path / "a.lance", **(begun | changed))
+
+
+def test_hashes_come_back_apart_from_the_other_columns(tmp_path: Path) -> None:
+    film = replace(next(draw_films(0, 1)), pixel_hash="ab", perceptual_hash=b"\x00\xff")
+    write_store(tmp_path / "a.lance", [film], [], "set")
+    store = open_store(tmp_path / "a.lance")
+    assert store.read_hashes().to_dict("records") == [{"pixel_hash": "ab", "perceptual_hash": b"\x00\xff"}]
+    assert "pixel_hash" not in store.films
+
+
 def test_an_existing_store_is_never_overwritten(small_store: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         write_store(small_store, iter([]), [], "set")
@@ -78,7 +149,7 @@ def test_a_store_of_another_format_version_is_refused_in_one_line(tmp_path: Path
     described = {"version": 99, "labels": [], "dataset": "x"}
     schema = pa.schema([pa.field("uid", pa.string())], metadata={"chess_cxr": json.dumps(described)})
     lance.write_dataset(pa.table({"uid": ["a"]}, schema=schema), str(tmp_path / "new.lance"))
-    with pytest.raises(UsageError, match="store format 99, this program reads 1") as error:
+    with pytest.raises(UsageError, match="store format 99, this program reads 2") as error:
         open_store(tmp_path / "new.lance")
     assert "\n" not in str(error.value)
 

@@ -14,7 +14,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,12 +24,14 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.progress import ProgressBar, StageBars, build_count, build_step_note
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, FilmListing, UsageError
 
 TRACEBACK_VARIABLE = "CHESS_CXR_TRACEBACK"
 INTERRUPTED = 130
-Sources = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC…")]
+Sources = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC…")]
 Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
 StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
 EncoderName = Annotated[Positional[str], tyro.conf.arg(metavar="ENCODER")]
@@ -52,62 +56,138 @@ def demo(out: Path = Path("demo"), quiet: bool = False) -> None:
 
 def ingest(
     sources: Sources,
-    out: Path,
+    out: str,
     table: Path | None = None,
     columns: tuple[str, ...] = (),
     dataset: str = "",
+    site: str = "",
     longest_side: int = 512,
     val: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
+    stratify: bool = True,
     key_file: Path | None = None,
     id_map: Path | None = None,
     workers: int | None = None,
+    cluster: str = "",
+    quality: QualityOptions = QualityOptions(),  # noqa: B008
+    limits: Limits = Limits(),  # noqa: B008
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Turn folders of films (DICOM, PNG, JPEG, TIFF, WebP) into a store.
+    """Turn films (DICOM, PNG, JPEG, TIFF, WebP, NIfTI, MHA, JSRT's IMG) into a store.
 
-    Each film is decoded once, identifiers become keyed hashes, patients are split into train, val and test.  What
-    cannot be read stands in OUT's quarantine file with its reason; the rest is stored all the same, with exit code 1.
+    Each film is decoded once, within limits of time and memory, and judged; identifiers become keyed hashes; patients
+    are split into train, val and test.  What cannot be read stands in OUT's quarantine file with its reason; the rest
+    is stored all the same, with exit code 1.  Stopped at any moment, the same command goes on.
 
     Example: chess-cxr ingest films/ --out films.lance --table labels.csv --columns patient=PatientID class=Diagnosis
 
     Args:
-        sources: folders or files.
-        out: the store to write, such as films.lance.
+        sources: folders, files or URLs such as s3://bucket/films.
+        out: the store to write, such as films.lance or s3://bucket/films.lance.
         table: CSV, TSV or Parquet with one row a film.
-        columns: FIELD=COLUMN pairs; fields are path, uid, patient, study, view, age, sex, split, class, labels.
-        dataset: name of the data set.
+        columns: FIELD=COLUMN pairs; fields are path, uid, patient, study, view, age, sex, split, class, labels,
+            study_date, manufacturer.
+        dataset: a public data set whose tables and folders are known, such as nih; "list" lists them.
+        site: name of the hospital or set in the store; by default that of the data set.
         longest_side: of the stored films, in pixels.
         val: fraction of the patients for validation, where the table gives no split.
         test: fraction of the patients for the test.
         seed: of the split.
+        stratify: give each split its share of every label; without it each patient's split hangs on its id alone.
         key_file: secret key of the identifier hashes; by default CHESS_CXR_ID_KEY or a file of your own made once.
         id_map: write uid and path of every film there, for your eyes only.
         workers: processes; by default one a core.
+        cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
+        quality: what is judged.
+        limits: what one film may take.
         json: print the summary as JSON.
         quiet: no progress on stderr.
     """
     pairs = parse_pairs(columns)
-    refuse_existing(out)
+    if dataset == "list":
+        from chess_cxr.sources.catalog import list_datasets
+
+        print(list_datasets())
+        return
+    if not out:
+        raise UsageError("name the store to write with --out, such as --out films.lance")
+    if not sources:
+        raise UsageError("no source folder is given")
+    store = parse_location(out)
     if workers is not None and workers < 1:
         raise UsageError("--workers must be 1 or more")
-    from chess_cxr.ingest.deidentify import read_id_key
-    from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-    from chess_cxr.ingest.workers import build_pool
-    from chess_cxr.sources.folder import read_folder
+    if workers is not None and cluster:
+        raise UsageError("--workers is for this machine; a --cluster has its own")
+    from chess_cxr.ingest.deidentify import check_key_place, read_id_key
+    from chess_cxr.ingest.pipeline import IngestOptions, find_quarantine, ingest_films
+    from chess_cxr.store import is_complete
 
-    films = read_folder(sources, table, pairs)
+    if is_complete(store):
+        raise UsageError(f"{store} exists already; choose another --out or remove it")
+    places = [parse_location(source) for source in sources]
+    check_key_place(key_file, [*places, store])
+    films = list_source_films(places, table, pairs, dataset)
     options = IngestOptions(
-        read_id_key(key_file), id_map, dataset=dataset, longest_side=longest_side, val=val, test=test, seed=seed
+        read_id_key(key_file),
+        id_map,
+        dataset=site or dataset,
+        longest_side=longest_side,
+        val=val,
+        test=test,
+        seed=seed,
+        stratify=stratify,
+        quality=quality,
+        limits=limits,
     )
-    with build_pool(workers) as pool, ProgressBar("ingest", len(films), "films", quiet) as bar:
-        summary = ingest_films(films, out, options, pool, bar.advance)
+    count = films.count()
+    with open_executor(workers, cluster) as (executor, threads), ProgressBar("ingest", count, "films", quiet) as bar:
+        options = replace(options, in_flight=max(options.in_flight, 32 * threads))
+        summary = ingest_films(films, store, options, executor, bar.advance)
     print_result(vars(summary) if json else summary.as_text(), json)
     if failed := sum(summary.quarantined.values()):
-        reasons = out.with_name(f"{out.stem}.quarantine.csv")
-        raise ChessError(f"{failed} of {len(films)} films could not be stored; {reasons} says why")
+        raise ChessError(f"{failed} of {count} films could not be stored; {find_quarantine(store)} says why")
+
+
+def list_source_films(
+    places: Sequence[Path | str], table: Path | None, columns: dict[str, str], dataset: str
+) -> FilmListing:
+    """List the films of an ingest: a public data set's, a table's or all below the sources."""
+    if not dataset:
+        from chess_cxr.sources.folder import read_folder
+
+        return read_folder(places, table, columns)
+    from chess_cxr.sources.catalog import read_dataset
+
+    if table or columns:
+        raise UsageError("a --dataset has tables and columns of its own; leave --table and --columns out")
+    if len(places) != 1 or not isinstance(places[0], Path):
+        raise UsageError("a --dataset is read from one folder of this machine")
+    return read_dataset(dataset, places[0])
+
+
+@contextlib.contextmanager
+def open_executor(workers: int | None, cluster: str) -> Iterator[tuple[Executor, int]]:
+    """Yield what runs the work of an ingest, a cluster or this machine's cores, and how many films at once."""
+    if cluster:
+        from chess_cxr.ingest.cluster import connect_cluster
+
+        with connect_cluster(cluster) as connected:
+            yield connected
+        return
+    from chess_cxr.ingest.workers import build_ingest_pool
+
+    count = workers or os.cpu_count() or 1
+    with build_ingest_pool(count) as pool:
+        yield pool, count
+
+
+def parse_location(text: str) -> Path | str:
+    """Tell a URL from a path."""
+    from chess_cxr.sources.locations import simplify_location
+
+    return simplify_location(text)
 
 
 def pretrain(

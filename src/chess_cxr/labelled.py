@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from chess_cxr.records import UsageError
-from chess_cxr.store import Store
+from chess_cxr.store import Store, resolve_uncertain
 
 ClassifyTask = Literal["multiclass", "multilabel"]
 METRICS = {"multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"), "multilabel": ("auroc", "auprc")}
@@ -36,11 +36,13 @@ class LabelledRows:
         return self.label if self.task == "multilabel" else np.eye(len(self.names))[self.label]
 
 
-def select_labelled(store: Store, labels: Sequence[str] = (), task: ClassifyTask | None = None) -> LabelledRows:
+def select_labelled(
+    store: Store, labels: Sequence[str] = (), task: ClassifyTask | None = None, uncertain: str = "ignore"
+) -> LabelledRows:
     """Select the films whose labels are known: all of them for "multiclass", at least one for "multilabel".
 
     labels: names, all of the store's by default.  task: by default "multiclass" where every film that knows all of
-    them carries exactly one, else "multilabel".
+    them carries exactly one, else "multilabel".  uncertain: what an uncertain label counts as, see `resolve_uncertain`.
     Raises UsageError for labels that the store does not have, that no film knows, or that do not fit the task.
     """
     names = tuple(dict.fromkeys(labels)) or tuple(store.label_names)
@@ -48,7 +50,7 @@ def select_labelled(store: Store, labels: Sequence[str] = (), task: ClassifyTask
     if missing or not names:
         have = ", ".join(store.label_names) or "none"
         raise UsageError(f"{store.path.name} has no label {', '.join(map(repr, missing)) or 'at all'}; it has {have}")
-    label_NL = store.films[list(names)].to_numpy(np.float64)
+    label_NL = resolve_uncertain(store.films[list(names)].to_numpy(np.float64), uncertain)
     whole = ~np.isnan(label_NL).any(axis=1)
     exclusive = bool(whole.any()) and len(names) > 1 and bool((label_NL[whole].sum(axis=1) == 1).all())
     task = task or ("multiclass" if exclusive else "multilabel")

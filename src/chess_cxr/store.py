@@ -1,36 +1,43 @@
 """The on-disk data set: writer, reader and sample order.  The only file that knows the format.
 
-A store is one Lance table, one row a film: the 8-bit grey JPEG, the fields of `ImageRecord` and one
-float column a label.  Lance is not fork-safe: read it from threads or spawned processes.
+A store is one Lance table, one row a film: the 8-bit grey JPEG, the fields of `ImageRecord`, hashes of the picture, one
+boolean column a flag and one float column a score and a label.  Lance is not fork-safe: read it from threads or spawned
+processes.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lance
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import simplejpeg
+import pyarrow.fs
+from lance.fragment import write_fragments
 
-from chess_cxr.records import ChessError, ImageRecord, UsageError
+from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.records import FLAGS, SCORES, UNCERTAIN, ChessError, ImageRecord, UsageError
 
-STORE_VERSION = 1
-JPEG_QUALITY = 95
+STORE_VERSION = 2
 ROWS_A_BATCH = 256
 LABEL_PREFIX = "label:"
-_TEXT_FIELDS = ("uid", "patient", "study", "view", "sex", "site", "split")
-_NUMBER_FIELDS = ("age_years", "spacing_mm")
+FLAG_PREFIX = "flag:"
+SCORE_PREFIX = "score:"
+COMPLETE = "chess_cxr.complete"  # in the table's own configuration: a store without it is still being written
+LEDGER = "chess_cxr.ledger"  # in the properties of a commit
+HASHES = ("pixel_hash", "perceptual_hash")
+_TEXT_FIELDS = ("uid", "patient", "study", "view", "sex", "site", "split", "manufacturer")
+_NUMBER_FIELDS = ("age_years", "year", "study_day", "spacing_mm")
 
 
 @dataclass
@@ -41,46 +48,27 @@ class _Writing:
 
 @dataclass(frozen=True)
 class StoredFilm:
-    """One encoded film with its record; `jpeg` is 8-bit grey, `height` and `width` in pixels."""
+    """One encoded film with its record; `jpeg` is 8-bit grey, `height` and `width` in pixels.
+
+    pixel_hash, perceptual_hash: of the decoded film, for the search of duplicates; empty where unknown.
+    """
 
     record: ImageRecord
     jpeg: bytes
     height: int
     width: int
+    pixel_hash: str = ""
+    perceptual_hash: bytes = b""
 
 
-def encode_film(pixels_HW: np.ndarray, longest_side: int) -> tuple[bytes, int, int]:
-    """Encode a film in [0, 1] as 8-bit grey JPEG whose longest side is at most `longest_side`; never enlarged.
-
-    Returns the JPEG bytes, height and width.
-    """
-    height, width = pixels_HW.shape
-    shrink = longest_side / max(height, width)
-    if shrink < 1:
-        height, width = max(1, round(height * shrink)), max(1, round(width * shrink))
-        pixels_HW = cv2.resize(pixels_HW, (width, height), interpolation=cv2.INTER_AREA)
-    grey_HW1 = np.rint(np.clip(pixels_HW, 0, 1) * 255).astype(np.uint8)[..., None]
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(grey_HW1), JPEG_QUALITY, colorspace="GRAY")
-    return jpeg, height, width
-
-
-def decode_stored(jpeg: bytes, shortest_side: int = 0) -> np.ndarray:
-    """Decode a stored film to uint8 [H, W], bone bright.
-
-    With `shortest_side` the decoder may return the film reduced by 2, 4 or 8 in its own transform, as
-    long as no side falls below that many pixels: most of the cost of small networks is saved there.
-    """
-    grey: np.ndarray = simplejpeg.decode_jpeg(
-        jpeg, colorspace="GRAY", min_height=shortest_side, min_width=shortest_side
-    )
-    return grey[..., 0]
-
-
-def _build_schema(label_names: Sequence[str], dataset: str) -> pa.Schema:
-    described = {"version": STORE_VERSION, "labels": list(label_names), "dataset": dataset}
+def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str, Any]) -> pa.Schema:
+    described = {"version": STORE_VERSION, "labels": list(label_names), "dataset": dataset, "options": dict(options)}
     fields = [pa.field(name, pa.string()) for name in _TEXT_FIELDS]
     fields += [pa.field(name, pa.float32()) for name in _NUMBER_FIELDS]
     fields += [pa.field("height", pa.int32()), pa.field("width", pa.int32())]
+    fields += [pa.field("pixel_hash", pa.string()), pa.field("perceptual_hash", pa.binary())]
+    fields += [pa.field(FLAG_PREFIX + name, pa.bool_()) for name in FLAGS]
+    fields += [pa.field(SCORE_PREFIX + name, pa.float32()) for name in SCORES]
     fields += [pa.field(LABEL_PREFIX + name, pa.float32()) for name in label_names]
     fields.append(pa.field("jpeg", pa.binary()))
     return pa.schema(fields, metadata={"chess_cxr": json.dumps(described)})
@@ -108,6 +96,9 @@ def _build_row(film: StoredFilm) -> dict[str, Any]:
     record = film.record
     row: dict[str, Any] = {name: getattr(record, name) for name in _TEXT_FIELDS + _NUMBER_FIELDS}
     row |= {LABEL_PREFIX + name: value for name, value in record.labels.items()}
+    row |= {FLAG_PREFIX + name: name in record.flags for name in FLAGS}
+    row |= {SCORE_PREFIX + name: record.scores.get(name, float("nan")) for name in SCORES}
+    row |= {name: getattr(film, name) for name in HASHES}
     return row | {"jpeg": film.jpeg, "height": film.height, "width": film.width}
 
 
@@ -116,32 +107,144 @@ def _build_batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatc
     return pa.RecordBatch.from_pylist([unknown | row for row in rows], schema=schema)
 
 
-def write_store(path: Path, films: Iterable[StoredFilm], label_names: Sequence[str], dataset: str) -> int:
-    """Write a new store at `path` from films consumed lazily; return how many were written.
+class StoreWriter:
+    """A store that grows by commits: killed at any moment, it holds what was committed and nothing else.
 
-    Nothing stands at `path` unless all of it was written: the table grows in a hidden folder beside it,
-    which takes the name at the end.  Raises `UsageError` if `path` exists, `ChessError` on a full disk.
+    Readers refuse it until `finish`.  Each commit carries a ledger, the JSON object that its writer wants to find
+    again when it goes on later; the films and their ledger become visible together.
     """
-    if path.exists():
-        raise UsageError(f"{path} exists already; choose another --out or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    growing = path.parent / f".{path.name}.partial-{os.getpid()}"
-    schema, state = _build_schema(label_names, dataset), _Writing()
-    try:
-        batches = pa.RecordBatchReader.from_batches(schema, _build_batches(films, schema, state))
-        lance.write_dataset(batches, str(growing), schema=schema, mode="create")
-        if not state.written:
-            raise ChessError(f"no film was left to write to {path}")
-        growing.rename(path)
-    except OSError as error:
-        if state.error:
-            raise state.error from None
-        if not _is_full_disk(error):
+
+    def __init__(self, location: Path | str, schema: pa.Schema, dataset: Any) -> None:
+        self.location = location
+        self._schema = schema
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return int(self._dataset.count_rows())
+
+    def read_column(self, name: str) -> pa.ChunkedArray:
+        """Return one column of what is committed."""
+        return self._dataset.to_table(columns=[name])[name]
+
+    def read_ledgers(self) -> Iterator[Any]:
+        """Yield the ledger of every commit, oldest first."""
+        for version in range(1, self._dataset.version + 1):
+            properties = self._dataset.read_transaction(version).transaction_properties
+            if LEDGER in properties:
+                yield json.loads(properties[LEDGER])
+
+    def append(self, films: Iterable[StoredFilm], build_ledger: Callable[[], Any]) -> int:
+        """Commit these films, consumed lazily, with the ledger as it stands after the last; return how many they were.
+
+        Raises what `films` raised, or OSError ENOSPC on a full disk; then none of them is committed.
+        """
+        state = _Writing()
+        try:
+            batches = pa.RecordBatchReader.from_batches(self._schema, _build_batches(films, self._schema, state))
+            transaction = write_fragments(
+                batches, self._dataset, self._schema, return_transaction=True, enable_stable_row_ids=False
+            )
+        except OSError as error:
+            if state.error:
+                raise state.error from None
+            if _is_full_disk(error):
+                raise OSError(errno.ENOSPC, "no space left", str(self.location)) from None
             raise
-        raise ChessError(f"no space left for {path}; free some or choose another --out (nothing was kept)") from None
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
-    return state.written
+        transaction.transaction_properties = {LEDGER: json.dumps(build_ledger())}
+        self._dataset = lance.LanceDataset.commit(self._dataset, transaction)
+        return state.written
+
+    def finish(self) -> None:
+        """Make the store visible to readers and drop what killed writers left."""
+        self._dataset.update_config({COMPLETE: "1"})
+        lance.dataset(str(self.location)).cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+
+    def remove(self) -> None:
+        """Take back everything that was written."""
+        remove_store(self.location)
+
+
+def begin_store(
+    location: Path | str, label_names: Sequence[str], dataset: str, options: Mapping[str, Any] | None = None
+) -> StoreWriter:
+    """Begin the store at `location`, or go on with one that was begun with the same labels, name and `options`.
+
+    options: what the store is made by, such as its longest side; JSON values.
+    Raises `UsageError` if a complete store or something else stands there, or one begun differently.
+    """
+    schema = _build_schema(label_names, dataset, options or {})
+    if not is_store(location):
+        _refuse_foreign(location)
+        empty = pa.RecordBatchReader.from_batches(schema, iter(()))
+        return StoreWriter(location, schema, lance.write_dataset(empty, str(location), schema=schema, mode="create"))
+    opened = lance.dataset(str(location))
+    if COMPLETE in opened.config():
+        raise UsageError(f"{location} exists already; choose another --out or remove it")
+    if opened.schema.metadata != schema.metadata:
+        raise UsageError(
+            f"{location} was begun with other labels or options; go on with the same ones, or remove it to begin anew"
+        )
+    return StoreWriter(location, schema, opened)
+
+
+def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: Sequence[str], dataset: str) -> int:
+    """Write a new store from films consumed lazily, whole or not at all; return how many were written.
+
+    Raises `UsageError` if `location` exists, `ChessError` on a full disk or without any film.
+    """
+    if is_store(location):
+        raise UsageError(f"{location} exists already; choose another --out or remove it")
+    writer = begin_store(location, label_names, dataset)
+    try:
+        written = writer.append(films, dict)
+        if not written:
+            raise ChessError(f"no film was left to write to {location}")
+        writer.finish()
+    except BaseException:
+        writer.remove()
+        raise
+    return written
+
+
+def is_url(location: Path | str) -> bool:
+    """Tell an object store's URL from a path."""
+    return isinstance(location, str) and re.match(r"[a-z][a-z0-9+.-]*://", location) is not None
+
+
+def is_store(location: Path | str) -> bool:
+    """Return whether a Lance table, complete or not, stands at `location`."""
+    if not is_url(location):
+        return (Path(location) / "_versions").is_dir()
+    try:
+        lance.dataset(str(location))
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            return False
+        raise ChessError(f"{location} cannot be reached: {str(error).splitlines()[0]}") from None
+    return True
+
+
+def is_complete(location: Path | str) -> bool:
+    """Return whether a store that readers may open stands at `location`."""
+    return is_store(location) and COMPLETE in lance.dataset(str(location)).config()
+
+
+def _refuse_foreign(location: Path | str) -> None:
+    if is_url(location):
+        return
+    path = Path(location)
+    if path.is_symlink() or path.exists():
+        raise UsageError(f"{location} exists already; choose another --out or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def remove_store(location: Path | str) -> None:
+    """Remove a store with everything in it."""
+    if is_url(location):
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(str(location))
+        filesystem.delete_dir(path)
+    else:
+        shutil.rmtree(location, ignore_errors=True)
 
 
 def _is_full_disk(error: OSError) -> bool:
@@ -153,8 +256,9 @@ def _is_full_disk(error: OSError) -> bool:
 class Store:
     """A store open for reading, pinned at one version of its table."""
 
-    def __init__(self, path: Path, dataset: Any, described: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, location: Path | str, dataset: Any, described: dict[str, Any]) -> None:
+        self.location = location
+        self.path = Path(location)  # of a URL: good for its name only
         self.version: int = dataset.version
         self.label_names: list[str] = described["labels"]
         self.dataset_name: str = described["dataset"]
@@ -165,10 +269,15 @@ class Store:
 
     @cached_property
     def films(self) -> pd.DataFrame:
-        """All columns but the pixels, one row a film in table order; labels are named without prefix."""
-        names = [name for name in self._dataset.schema.names if name != "jpeg"]
+        """All columns but pixels and hashes, one row a film in table order; labels are named without prefix."""
+        names = [name for name in self._dataset.schema.names if name not in ("jpeg", *HASHES)]
         table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
         return table.rename(columns={LABEL_PREFIX + name: name for name in self.label_names})
+
+    def read_hashes(self) -> pd.DataFrame:
+        """Read the columns `HASHES`, one row a film in table order."""
+        table: pd.DataFrame = self._dataset.to_table(columns=list(HASHES)).to_pandas()
+        return table
 
     def read_jpegs(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
         """Read the encoded films at these row numbers, in this order."""
@@ -184,23 +293,32 @@ class Store:
         return np.flatnonzero(self.films["split"].to_numpy() == split)
 
 
-def open_store(path: Path | str, version: int | None = None) -> Store:
-    """Open the store at `path`, at its newest version or the one named.
+def open_store(location: Path | str, version: int | None = None) -> Store:
+    """Open the store at `location`, a path or URL, at its newest version or the one named.
 
-    Raises `UsageError` where there is no store, or one written in another format version.
+    Raises `UsageError` where there is no store, one that is not complete, or one of another format version.
     """
-    path = Path(path)
-    if not (path / "_versions").is_dir():
-        raise UsageError(f"{path} is not a store; make one with: chess-cxr ingest FOLDER --out {path}")
+    if not is_store(location):
+        raise UsageError(f"{location} is not a store; make one with: chess-cxr ingest FOLDER --out {location}")
     try:
-        dataset = lance.dataset(str(path), version=version)
+        dataset = lance.dataset(str(location), version=version)
         described = json.loads(dataset.schema.metadata[b"chess_cxr"])
         written_in = int(described["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a readable store ({type(error).__name__}); ingest it again") from None
+        raise UsageError(f"{location} is not a readable store ({type(error).__name__}); ingest it again") from None
     if written_in != STORE_VERSION:
-        raise UsageError(f"{path} has store format {written_in}, this program reads {STORE_VERSION}; ingest it again")
-    return Store(path, dataset, described)
+        raise UsageError(
+            f"{location} has store format {written_in}, this program reads {STORE_VERSION}; ingest it again"
+        )
+    if COMPLETE not in dataset.config():
+        raise UsageError(f"{location} is not complete; run its ingest again, it goes on where it stopped")
+    return Store(location, dataset, described)
+
+
+def resolve_uncertain(label_NL: np.ndarray, policy: str = "ignore") -> np.ndarray:
+    """Return labels as 1, 0 and NaN: what is `UNCERTAIN` becomes NaN ("ignore"), 1 ("ones") or 0 ("zeros")."""
+    value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
+    return np.where(label_NL == UNCERTAIN, value, label_NL)
 
 
 @lru_cache(maxsize=2)

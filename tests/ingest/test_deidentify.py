@@ -1,14 +1,26 @@
 import hashlib
 import hmac
+import math
 import re
 import stat
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from chess_cxr.ingest.deidentify import hash_id, read_id_key
+from chess_cxr.ingest.deidentify import (
+    cap_age,
+    check_key_place,
+    hash_id,
+    hash_uid,
+    name_manufacturer,
+    read_id_key,
+    read_year,
+    shift_date,
+    shift_day,
+)
 from chess_cxr.records import UsageError
 
 KEY = b"a key of more than sixteen bytes"
@@ -88,3 +100,105 @@ def test_a_folder_that_cannot_hold_the_key_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     answer = ask(tmp_path, XDG_CONFIG_HOME=str(tmp_path / "file"))
     assert "cannot write a new id key" in answer.stderr.splitlines()[-1]
+
+
+def test_a_uid_becomes_one_new_uid_of_the_form_that_the_standard_gives_to_uuids() -> None:
+    made = hash_uid(KEY, "1.2.840.113619.2.1")
+    assert re.fullmatch(r"2\.25\.[1-9][0-9]{30,38}", made)
+    assert int(made[5:]) < 2**128
+    assert made == hash_uid(KEY, "1.2.840.113619.2.1")
+    assert len({made, hash_uid(KEY, "1.2.840.113619.2.2"), hash_uid(KEY + b"!", "1.2.840.113619.2.1")}) == 3
+
+
+def test_days_between_studies_of_one_patient_are_exact() -> None:
+    days = ["20191231", "20200101", "20200301", "21800506"]
+    shifted = [shift_day(KEY, "MRN-1", day) for day in days]
+    true = [(date.fromisoformat(day) - date.fromisoformat(days[0])).days for day in days]
+    assert [day - shifted[0] for day in shifted] == true
+    copies = [date.fromisoformat(shift_date(KEY, "MRN-1", day)) for day in days]
+    assert [(day - copies[0]).days for day in copies] == true
+
+
+def test_the_secret_days_of_patients_and_of_keys_have_nothing_to_do_with_each_other() -> None:
+    days = [shift_day(KEY, f"MRN-{number}", "20200101") for number in range(2000)]
+    assert len(set(days)) > 1950
+    # Uniform over 65,536 days: of 2,000 draws each eighth holds 250, and four standard deviations are 60.
+    first = date(2020, 1, 1).toordinal() - date(1900, 1, 1).toordinal()
+    eighths = [int((first - day) // 8192) for day in days]
+    assert all(abs(eighths.count(eighth) - 250) < 60 for eighth in range(8))
+    others = [shift_day(KEY[::-1], f"MRN-{number}", "20200101") for number in range(2000)]
+    assert sum(one == other for one, other in zip(days, others, strict=True)) < 5
+
+
+def test_a_moved_date_is_at_least_a_century_off_and_fits_64_bit_timestamps() -> None:
+    years = [int(shift_date(KEY, f"MRN-{number}", "20200101")[:4]) for number in range(2000)]
+    assert min(years) >= 1678
+    assert max(years) <= 1920
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "2020", "20201301", "20200230", "2020-01-01", "00010101", "18000101", "DOE^JANE"]
+)
+def test_no_date_or_a_broken_one_is_an_unknown_day(broken: str) -> None:
+    assert math.isnan(shift_day(KEY, "MRN-1", broken))
+    assert math.isnan(read_year(broken))
+    assert shift_date(KEY, "MRN-1", broken) == ""
+
+
+def test_the_year_is_that_of_the_date() -> None:
+    assert read_year("20200131") == 2020
+    assert read_year(" 18951108 ") == 1895
+
+
+def test_ages_above_89_become_90_and_others_stay() -> None:
+    assert [cap_age(age) for age in (0.0, 0.01, 45.5, 89.0, 89.1, 90.0, 104.0)] == [0, 0.01, 45.5, 89, 90, 90, 90]
+    assert math.isnan(cap_age(math.nan))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("SIEMENS", "Siemens"),
+        ("SIEMENS Healthineers FD-X", "Siemens"),
+        ("Philips Medical Systems", "Philips"),
+        ("PhilipsMedicalSystems", "Philips"),
+        ("ImagingDynamicsCompanyLtd", "Imaging Dynamics"),
+        ('"GE Healthcare"', "GE"),
+        ("G.E. Medical Systems", "GE"),
+        ("Fuji Photo Film Co.,Ltd.", "Fujifilm"),
+        ("FUJIFILM Corporation", "Fujifilm"),
+        ("KONICA MINOLTA", "Konica Minolta"),
+        ("Canon Inc.\0", "Canon"),
+        ("CARESTREAM HEALTH", "Carestream"),
+        ("AGFA", "Agfa"),
+        ("Agfa-Gevaert", "Agfa"),
+        ("", ""),
+        (" \0", ""),
+        ("Gertrude Doe", "other"),
+        ("Agfaldo Doe", "other"),
+        ("MRN 123 Siemens", "other"),
+    ],
+)
+def test_a_manufacturer_is_named_from_a_closed_list(text: str, name: str) -> None:
+    assert name_manufacturer(text) == name
+
+
+def test_a_key_within_the_data_is_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, keys = tmp_path / "data", tmp_path / "keys"
+    (data / "deep").mkdir(parents=True)
+    keys.mkdir()
+    for path in (data / "deep" / "id.key", keys / "id.key"):
+        path.write_bytes(KEY)
+    (tmp_path / "link").symlink_to(data)
+    for place in (data, data / "deep", tmp_path, tmp_path / "link"):
+        with pytest.raises(UsageError, match="keep it away from the data"):
+            check_key_place(data / "deep" / "id.key", [keys, place])
+    with pytest.raises(UsageError, match="keep it away"):
+        check_key_place(tmp_path / "link" / "deep" / "id.key", [data])
+    check_key_place(keys / "id.key", [data, tmp_path / "link", tmp_path / "new.lance", "s3://bucket/films"])
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(data))
+    monkeypatch.delenv("CHESS_CXR_ID_KEY", raising=False)
+    with pytest.raises(UsageError, match="keep it away"):
+        check_key_place(None, [data])
+    monkeypatch.setenv("CHESS_CXR_ID_KEY", KEY.decode())
+    check_key_place(None, [data])

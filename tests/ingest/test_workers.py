@@ -1,31 +1,53 @@
+"""Films through decoding processes: in order, within limits, past crashes."""
+
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PosixPath
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from chess_cxr.ingest.workers import WORKER_DIED, EncodedFilm, build_pool, decode_for_store, decode_in_order
-from chess_cxr.records import SourceFilm
+from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
+from chess_cxr.ingest.workers import (
+    FILMS_A_TASK,
+    WORKER_DIED,
+    build_ingest_pool,
+    build_pool,
+    encode_in_child,
+    encode_in_order,
+)
+from chess_cxr.records import ChessError, SourceFilm
 
-
-class PathThatKillsItsReader(PosixPath):
-    """A file that takes the whole process with it, as one does that crashes a decoder written in C."""
-
-    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        os._exit(1)
+HERE = Path(__file__).parent
+OPTIONS = EncodeOptions()
+LIMITS = Limits()
 
 
 class CountingExecutor(ThreadPoolExecutor):
-    """An executor that knows how many films it was given."""
+    """An executor that knows how many tasks it was given."""
 
     given = 0
 
-    def submit(self, *arguments: object, **named: object) -> Future[EncodedFilm]:
+    def submit(self, *arguments: object, **named: object) -> Future[list[EncodedFilm]]:
         self.given += 1
         return super().submit(*arguments, **named)
+
+
+@pytest.fixture
+def odd_paths(monkeypatch: pytest.MonkeyPatch):
+    """The module of odd paths, which decoding processes started from now on can import too."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(str(HERE))
+    import odd_paths
+
+    return odd_paths
 
 
 def write_films(folder: Path, count: int, side: int = 64) -> list[SourceFilm]:
@@ -43,33 +65,113 @@ def list_widths(pairs: Iterator[tuple[SourceFilm, EncodedFilm]]) -> list[tuple[s
     return [(film.uid, encoded.width) for film, encoded in pairs]
 
 
-def test_films_come_out_in_the_order_they_went_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [lambda: None, lambda: build_ingest_pool(3), lambda: build_pool(2)])
+def test_films_come_out_in_the_order_they_went_in(tmp_path: Path, build) -> None:
     films = write_films(tmp_path, 20)
     expected = [(film.uid, 64 + number) for number, film in enumerate(films)]
-    assert list_widths(decode_in_order(films, 512, None, 4)) == expected
-    with ThreadPoolExecutor(4) as pool:
-        assert list_widths(decode_in_order(films, 512, pool, 4)) == expected
+    pool = build()
+    assert list_widths(encode_in_order(films, OPTIONS, LIMITS, pool, 16)) == expected
+    if pool:
+        pool.shutdown()
 
 
 def test_no_more_films_are_under_way_than_asked_for(tmp_path: Path) -> None:
-    films = write_films(tmp_path, 12)
+    films = write_films(tmp_path, 60)
     with CountingExecutor(2) as pool:
-        for done, _ in enumerate(decode_in_order(iter(films), 512, pool, 5)):
-            assert pool.given - done <= 5
-    assert pool.given == 12
+        for done, _ in enumerate(encode_in_order(iter(films), OPTIONS, LIMITS, pool, 24)):
+            assert pool.given * FILMS_A_TASK - done <= 24 + FILMS_A_TASK
+    assert pool.given == -(-60 // FILMS_A_TASK)
 
 
-def test_the_spacing_grows_as_the_film_shrinks(tmp_path: Path, real_films: Path) -> None:
-    encoded = decode_for_store(real_films / "dicom" / "siim_850819.dcm", 256)
+def test_the_spacing_grows_as_the_film_shrinks(real_films: Path) -> None:
+    path = real_films / "dicom" / "siim_850819.dcm"
+    encoded = encode_film_file(path, EncodeOptions(longest_side=256))
     assert (encoded.height, encoded.width) == (256, 256)
     assert encoded.spacing_mm == pytest.approx(0.168 * 4)
-    assert decode_for_store(real_films / "dicom" / "siim_850819.dcm", 4096).spacing_mm == pytest.approx(0.168)
+    assert encode_film_file(path, EncodeOptions(longest_side=4096)).spacing_mm == pytest.approx(0.168)
 
 
-def test_a_film_that_kills_its_process_is_named_and_no_other_film_is_lost(tmp_path: Path) -> None:
+def test_a_film_that_kills_its_process_is_named_and_no_other_film_is_lost(tmp_path: Path, odd_paths) -> None:
     films = write_films(tmp_path, 9)
-    films[4] = SourceFilm(path=PathThatKillsItsReader(films[4].path), uid=films[4].uid)
-    with build_pool(1) as pool:
-        pairs = list(decode_in_order(films, 512, pool, 3))
+    films[4] = SourceFilm(path=odd_paths.PathThatKillsItsReader(), uid=films[4].uid)
+    with build_ingest_pool(1) as pool:
+        pairs = list(encode_in_order(films, OPTIONS, LIMITS, pool, 3))
     assert [film.uid for film, _ in pairs] == [film.uid for film in films]
     assert [encoded.reason for _, encoded in pairs] == ["", "", "", "", WORKER_DIED, "", "", "", ""]
+
+
+def test_a_film_that_takes_too_long_is_left_out_and_the_next_is_read(tmp_path: Path, odd_paths) -> None:
+    films = write_films(tmp_path, 3)
+    films[1] = SourceFilm(path=odd_paths.PathThatNeverAnswers(), uid=films[1].uid)
+    with build_ingest_pool(1) as pool:
+        pairs = list(encode_in_order(films, OPTIONS, Limits(film_seconds=1), pool, 8))
+    assert [encoded.reason for _, encoded in pairs] == ["", "not decoded within 1 seconds", ""]
+
+
+def test_a_film_that_takes_more_memory_than_allowed_is_left_out_and_the_next_is_read(tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.fromarray(np.arange(8000 * 8000, dtype=np.uint32).astype(np.uint16).reshape(8000, 8000)).save(large)
+    small = write_films(tmp_path, 1)[0]
+    with build_ingest_pool(1) as pool:
+        films = [SourceFilm(large, "large"), small]
+        (_, refused), (_, read) = encode_in_order(films, OPTIONS, Limits(film_gib=0.1), pool, 8)
+    assert refused.reason in ("not enough memory to decode it", WORKER_DIED)
+    assert read.reason == ""
+
+
+BUSY_OWNER = """
+import sys
+from pathlib import Path
+from odd_paths import PathThatNeverAnswers
+from chess_cxr.ingest.child import get_child, Limits
+from chess_cxr.ingest.encoding import EncodeOptions
+child = get_child(Limits(film_seconds=1))
+child.limits = Limits(film_seconds=600)
+print(child._process.pid, flush=True)
+child.ask(PathThatNeverAnswers(), EncodeOptions())
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_decoding_process_outlives_a_killed_owner_by_seconds_only(odd_paths) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", BUSY_OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    time.sleep(0.5)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    assert is_running(child)
+    until = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not is_running(child)
+
+
+def test_an_executor_that_loses_its_workers_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
+    films = write_films(tmp_path, 40)
+    with build_pool(1) as pool:
+        pairs = encode_in_order(films, OPTIONS, LIMITS, pool, 8)
+        assert next(pairs)[0].uid == "0.png"
+        kill_workers(pool)
+        with pytest.raises(ChessError, match=r"the workers were lost \(BrokenProcessPool\); run the same again"):
+            list(pairs)
+
+
+def kill_workers(pool: ProcessPoolExecutor) -> None:
+    for process in list(pool._processes.values()):
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def test_what_a_film_says_of_itself_travels_with_it(real_films: Path) -> None:
+    encoded = encode_in_child(real_films / "dicom" / "siim_850819.dcm", OPTIONS, LIMITS)
+    assert (encoded.header.sex, encoded.view, encoded.height) == ("M", "PA", 512)
+    assert encoded.pixel_hash
+    assert encoded.perceptual_hash

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from chess_cxr.records import SourceFilm, UsageError
+from chess_cxr.records import UNCERTAIN, SourceFilm, UsageError
 from chess_cxr.sources.folder import read_folder
 
 
@@ -23,7 +23,7 @@ def write_table(root: Path, text: str, name: str = "films.csv") -> Path:
 
 
 def read_one(root: Path, text: str, **columns: str) -> SourceFilm:
-    (film,) = read_folder([root], write_table(root, text), columns)
+    (film,) = list(read_folder([root], write_table(root, text), columns))
     return film
 
 
@@ -40,7 +40,7 @@ def complain(sources: list[Path], table: Path | None = None, **columns: str) -> 
 
 def test_a_tree_gives_every_file_that_may_be_a_film_in_a_fixed_order(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.dcm", "b/IM0001", "a.PNG", "b/c/é, 1.jpeg", "z.unknown")
-    films = read_folder([tmp_path])
+    films = list(read_folder([tmp_path]))
     assert [film.uid for film in films] == ["a.PNG", "z.unknown", "b/2.dcm", "b/IM0001", "b/c/é, 1.jpeg"]
     assert [film.path for film in films] == [tmp_path / film.uid for film in films]
     assert films[0].patient == films[0].split == ""
@@ -107,7 +107,7 @@ def test_any_column_can_be_mapped_to_any_field(tmp_path: Path) -> None:
     assert (film.path, film.uid, film.patient, film.study) == (tmp_path / "1.png", "u1", "p1", "s1")
     assert (film.view, film.age_years, film.sex, film.split) == ("AP", 34, "F", "val")
     assert film.labels["Edema"] == film.labels["covid"] == 1
-    assert math.isnan(film.labels["Mass"])
+    assert film.labels["Mass"] == UNCERTAIN
     assert list(film.labels) == ["Edema", "Mass", "covid"]
 
 
@@ -131,7 +131,7 @@ def test_every_kind_of_table_gives_the_same_films(tmp_path: Path, name: str) -> 
     else:
         text = "file,who,Edema,age\n1.png,12,1,40\n2.png,,,50\n".replace(",", "\t" if "tsv" in name else ",")
         (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
-    films = read_folder([tmp_path], tmp_path / name, {"patient": "who", "labels": "Edema"})
+    films = list(read_folder([tmp_path], tmp_path / name, {"patient": "who", "labels": "Edema"}))
     assert [(film.uid, film.patient, film.age_years) for film in films] == [("1.png", "12", 40), ("2.png", "", 50)]
     assert films[0].labels == {"Edema": 1.0}
     assert math.isnan(films[1].labels["Edema"])
@@ -163,9 +163,14 @@ def test_a_class_column_becomes_one_label_a_value_and_blank_makes_all_unknown(tm
     assert list(labels[2]) == ["covid", "normal"]
 
 
-@pytest.mark.parametrize("blank", ["", "NaN", "nan", "-1", "-1.0", "NA"])
-def test_a_blank_or_uncertain_label_is_unknown(tmp_path: Path, blank: str) -> None:
+@pytest.mark.parametrize("blank", ["", "NaN", "nan", "NA"])
+def test_a_blank_label_is_unknown(tmp_path: Path, blank: str) -> None:
     assert math.isnan(read_one(tmp_path, f"file,Edema\n1.png,{blank}\n", labels="Edema").labels["Edema"])
+
+
+@pytest.mark.parametrize("uncertain", ["-1", "-1.0", " -1 "])
+def test_an_uncertain_label_stays_uncertain(tmp_path: Path, uncertain: str) -> None:
+    assert read_one(tmp_path, f"file,Edema\n1.png,{uncertain}\n", labels="Edema").labels == {"Edema": UNCERTAIN}
 
 
 @pytest.mark.parametrize("wrong", ["yes", "2", "0.5", "inf"])
@@ -198,7 +203,7 @@ def test_a_field_that_does_not_exist_is_wrong_use_that_lists_those_there_are(tmp
 def test_a_column_that_occurs_twice_is_wrong_use_if_it_is_mapped(tmp_path: Path) -> None:
     table = write_table(tmp_path, "file,who,who\n1.png,1,2\n")
     assert "more than one column 'who'" in complain([tmp_path], table, patient="who")
-    assert read_folder([tmp_path], table)[0].patient == ""
+    assert next(iter(read_folder([tmp_path], table))).patient == ""
 
 
 def test_a_uid_that_occurs_twice_is_wrong_use_that_says_how_many_and_the_first(tmp_path: Path) -> None:
@@ -262,12 +267,12 @@ def test_a_table_film_is_looked_for_in_each_source(tmp_path: Path) -> None:
 @pytest.mark.real_films
 def test_the_real_tables_are_read(real_films: Path) -> None:
     labels = "Pneumonia,Edema"
-    nih = read_folder([real_films / "nih_covid"], real_films / "nih_covid" / "labels.csv", {"labels": labels})
+    nih = list(read_folder([real_films / "nih_covid"], real_films / "nih_covid" / "labels.csv", {"labels": labels}))
     assert len(nih) == 855
     assert nih[0].patient == "nih01280"
     assert nih[0].age_years == 36
     assert sum(film.labels["Pneumonia"] == 1 for film in nih) == 361
-    kermany = read_folder([real_films / "kermany3"], real_films / "kermany3" / "labels.csv", {"class": "label"})
+    kermany = list(read_folder([real_films / "kermany3"], real_films / "kermany3" / "labels.csv", {"class": "label"}))
     assert sum(film.labels["bacteria"] == 1 for film in kermany) == 1914
     assert {film.split for film in kermany} == {"train", "val", "test"}
     assert all(film.path.is_file() for film in nih + kermany)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from chess_cxr.film_jpeg import encode_film
 from chess_cxr.records import ImageRecord, UsageError
-from chess_cxr.store import Store, StoredFilm, compute_batch, encode_film, open_store, write_store
+from chess_cxr.store import Store, StoredFilm, compute_batch, open_store, write_store
 from chess_cxr.training.batches import FilmPool, build_film_pool, read_view_batches
 from chess_cxr.views import ViewConfig, draw_view_pairs
 

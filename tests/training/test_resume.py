@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chess_cxr.api import pretrain, read_metrics
+from chess_cxr.film_jpeg import encode_film
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.records import ChessError, ImageRecord, UsageError
-from chess_cxr.store import StoredFilm, encode_film, open_store, write_store
+from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
 
 CONFIGS = {"adamw": TINY, "sgd": TINY_SGD}

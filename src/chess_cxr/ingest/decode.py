@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,28 +15,37 @@ from PIL import ImageFile
 
 from chess_cxr.ingest.decode_dicom import decode_dicom, is_dicom
 from chess_cxr.ingest.decode_image import decode_image
+from chess_cxr.ingest.decode_jsrt import decode_jsrt, is_jsrt
+from chess_cxr.ingest.decode_volume import decode_volume, is_volume
 from chess_cxr.ingest.decoded import DecodedFilm, FilmHeader, Undecodable, check_range
+from chess_cxr.sources.locations import NotAFile, TooLarge, read_location
 
 __all__ = ["DecodedFilm", "FilmHeader", "Undecodable", "decode_film"]
 
 MAX_FILE_BYTES = 1 << 30
 
 
-def decode_film(path: Path) -> DecodedFilm:
-    """Decode one DICOM, PNG, JPEG, TIFF or WebP file; its content says which it is, never its name.
+def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
+    """Decode one DICOM, PNG, JPEG, TIFF, WebP, NIfTI, MetaImage or raw JSRT file, or object of a store.
+
+    Its content says which it is, never its name; only JSRT's films, which have no header, are told by theirs.
 
     8-bit images are kept as value / 255.  Deeper ones are stretched between their 0.5th and 99.5th percentile.
     DICOM goes through rescale or Modality LUT (PS3.3 C.11.1) and VOI LUT or window (C.11.2); where there is
     none and the pixels are deeper than 8 bits, through the same percentiles.  MONOCHROME1 is inverted,
     Pixel Padding (C.7.5.1.1.2) becomes air, colour becomes luminance, the first of many frames is taken.
 
+    at_least: the longest side that the caller will shrink the film to, in pixels.  Where a codec can, it then decodes
+    to a half, a quarter or an eighth of the size, but never below one and a half times `at_least`: JPEG, JPEG 2000
+    and HTJ2K, alone or in DICOM.  0 decodes the whole film.  spacing_mm is of the size returned.
+
     Raises `Undecodable` for everything that cannot be used: broken, truncated, blank, above 120 megapixels
     (before memory is taken), below 32 pixels on a side or more than 8 times as long as wide.
     """
-    content = _read_content(path)
+    content = _read_content(location)
     try:
         with _silence():
-            film = decode_dicom(content) if is_dicom(content) else decode_image(content)
+            film = _decode(content, str(location), at_least)
             check_range(film.pixels)
     except Undecodable:
         raise
@@ -49,19 +57,30 @@ def decode_film(path: Path) -> DecodedFilm:
     return film
 
 
-def _read_content(path: Path) -> bytes:
+def _decode(content: bytes, name: str, at_least: int) -> DecodedFilm:
+    if is_dicom(content):
+        return decode_dicom(content, at_least)
+    if is_volume(content):
+        return decode_volume(content)
+    if is_jsrt(content, name):
+        return decode_jsrt(content)
+    return decode_image(content, at_least)
+
+
+def _read_content(location: Path | str) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Undecodable("not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise Undecodable("file larger than 1 GiB")
-        content = path.read_bytes()
+        content = read_location(location, MAX_FILE_BYTES)
+    except NotAFile:
+        raise Undecodable("not a regular file") from None
     except FileNotFoundError:
         raise Undecodable("file not found") from None
     except PermissionError:
         raise Undecodable("no permission to read the file") from None
-    except (OSError, ValueError) as error:
+    except TooLarge:
+        raise Undecodable("file larger than 1 GiB") from None
+    except MemoryError:
+        raise Undecodable("not enough memory to read it") from None
+    except Exception as error:
         raise Undecodable(f"file cannot be read ({type(error).__name__})") from None
     if not content:
         raise Undecodable("empty file")
@@ -71,7 +90,7 @@ def _read_content(path: Path) -> bytes:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the libraries from printing: their warnings and log lines quote header values."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "PIL")]
+    loggers = [logging.getLogger(name) for name in ("pydicom", "PIL", "imagecodecs")]
     levels = [logger.level for logger in loggers]
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     for logger in loggers:

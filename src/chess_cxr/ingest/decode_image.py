@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from chess_cxr.ingest.decoded import MAX_MEGAPIXELS, DecodedFilm, Undecodable, check_size, find_window, stretch
+from chess_cxr.ingest.decoded import (
+    MAX_MEGAPIXELS,
+    DecodedFilm,
+    Undecodable,
+    check_size,
+    choose_halvings,
+    stretch_between_percentiles,
+)
 
 # EXIF 2.32 tag 0x0112: what turns the stored rows and columns upright
 _ORIENT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -22,10 +31,15 @@ _ORIENT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda grey: np.rot90(grey, 2).T,
     8: np.rot90,
 }
+_TURNED = (5, 6, 7, 8)
+_PNG_GREY = (b"\x08\x00", b"\x10\x00")  # bit depth and colour type of IHDR (ISO/IEC 15948 11.2.2)
 
 
-def decode_image(content: bytes) -> DecodedFilm:
-    """Decode an image file: 8-bit grey as value / 255, deeper grey between its percentiles, upright by EXIF."""
+def decode_image(content: bytes, at_least: int = 0) -> DecodedFilm:
+    """Decode an image file: 8-bit grey as value / 255, deeper grey between its percentiles, upright by EXIF.
+
+    at_least: as for `chess_cxr.ingest.decode.decode_film`; only JPEG can be reduced.
+    """
     _check_is_image(content)
     try:
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF", "WEBP"))
@@ -33,10 +47,9 @@ def decode_image(content: bytes) -> DecodedFilm:
         raise Undecodable(f"more than {MAX_MEGAPIXELS} megapixels") from None
     check_size(image.height, image.width)
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
-        return DecodedFilm(_decode_jpeg(content, image.getexif().get(0x0112, 1)))
+        return _decode_jpeg(content, image, at_least)
     white_is_zero = image.format == "TIFF" and _get_tiff_tag(image, 262) == 0 and image.mode not in ("1", "L")
-    image.load()
-    upright = ImageOps.exif_transpose(image)
+    upright = _load_upright(content, image)
     pixels = _decode_deep(upright) if upright.mode[:1] in ("I", "F") else _decode_8_bits(upright)
     return DecodedFilm(1 - pixels if white_is_zero else pixels)
 
@@ -51,21 +64,37 @@ def _check_is_image(content: bytes) -> None:
         raise Undecodable("Git LFS pointer in place of the file")
     if head.startswith((b"<!doctype", b"<html")):
         raise Undecodable("web page in place of the file")
-    raise Undecodable("not a DICOM, PNG, JPEG, TIFF or WebP file")
+    raise Undecodable("not a DICOM, PNG, JPEG, TIFF, WebP, NIfTI or MetaImage file")
 
 
 def _get_tiff_tag(image: Image.Image, tag: int) -> Any:
     return getattr(image, "tag_v2", {}).get(tag)
 
 
-def _decode_jpeg(content: bytes, orientation: int) -> np.ndarray:
+def _load_upright(content: bytes, image: Image.Image) -> Image.Image:
+    if image.format == "PNG" and content[24:26] in _PNG_GREY and "transparency" not in image.info:
+        # The same bits as Pillow's in three quarters of the time, and strict about what is missing at the end
+        exif = image.getexif()
+        image = Image.fromarray(imagecodecs.png_decode(content))
+        image.getexif().update(exif)
+    else:
+        image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _decode_jpeg(content: bytes, image: Image.Image, at_least: int) -> DecodedFilm:
     """Decode strictly: what Pillow fills with grey in a damaged stream is an error here."""
+    factor = 2 ** choose_halvings(image.height, image.width, at_least, most=3)
+    height, width = math.ceil(image.height / factor), math.ceil(image.width / factor)
     try:
-        grey = simplejpeg.decode_jpeg(content, colorspace="GRAY")[..., 0]
+        grey = simplejpeg.decode_jpeg(content, colorspace="GRAY", min_height=height, min_width=width)[..., 0]
     except ValueError as error:
         raise Undecodable(f"damaged JPEG ({_name_jpeg_fault(str(error))})") from None
+    orientation = image.getexif().get(0x0112, 1)
     upright = _ORIENT[orientation](grey) if orientation in _ORIENT else grey
-    return np.ascontiguousarray(upright).astype(np.float32) / np.float32(255)
+    pixels = np.ascontiguousarray(upright).astype(np.float32) / np.float32(255)
+    full = (image.width, image.height) if orientation in _TURNED else (image.height, image.width)
+    return DecodedFilm(pixels, full_height=full[0], full_width=full[1])
 
 
 def _name_jpeg_fault(text: str) -> str:
@@ -90,8 +119,4 @@ def _decode_8_bits(image: Image.Image) -> np.ndarray:
 def _decode_deep(image: Image.Image) -> np.ndarray:
     """Stretch 16-bit, 32-bit and float grey between its percentiles; what is not a number is air."""
     raw = np.asarray(image)
-    known = np.isfinite(raw)
-    values, counts = np.unique(raw[known], return_counts=True)
-    pixels = stretch(np.where(known, raw, 0), *find_window(values.astype(np.float64), counts))
-    pixels[~known] = 0
-    return pixels
+    return stretch_between_percentiles(np.ascontiguousarray(raw.astype(raw.dtype.newbyteorder("="), copy=False)))

@@ -1,10 +1,15 @@
-"""From listed films to a store: decode, hash the identifiers, split by patient, quarantine what fails."""
+"""From listed films to a store: decode, hash the identifiers, split by patient, quarantine what fails.
+
+One writer takes what the workers send, in the order of the listing, and commits it part by part.  A part becomes
+visible together with the list of what was left out of it, so an ingest that was killed knows what is done.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import errno
+import io
 import math
 import os
 import shutil
@@ -12,19 +17,41 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from chess_cxr.ingest.deidentify import hash_id
-from chess_cxr.ingest.split import assign_split, check_fractions, find_given_splits, raise_torn
-from chess_cxr.ingest.workers import EncodedFilm, decode_in_order
-from chess_cxr.records import SPLITS, ChessError, ImageRecord, SourceFilm, UsageError, list_label_names
-from chess_cxr.store import StoredFilm, write_store
+import numpy as np
+import pyarrow.compute as pc
 
-# Fewer than the store gathers before its first write, so that all the space is still to be taken.
+from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.deidentify import HASH_CHARACTERS, cap_age, hash_id, name_manufacturer, read_year, shift_day
+from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions
+from chess_cxr.ingest.quality import QualityOptions
+from chess_cxr.ingest.split import (
+    assign_split,
+    assign_stratified_splits,
+    check_fractions,
+    find_given_splits,
+    raise_torn,
+)
+from chess_cxr.ingest.workers import encode_in_order
+from chess_cxr.records import (
+    FLAGS,
+    SPLITS,
+    ChessError,
+    FilmListing,
+    ImageRecord,
+    SourceFilm,
+    UsageError,
+    list_label_names,
+)
+from chess_cxr.store import FLAG_PREFIX, StoredFilm, StoreWriter, begin_store, is_url
+
+# Fewer than the first commit holds, so that all the space is still to be taken.
 FILMS_TO_JUDGE_SPACE = 200
-# What a row of the store takes beside its JPEG: 0.2 KB of fields and Lance's own pages.
-BYTES_A_ROW = 300
+# What a row of the store takes beside its JPEG: 0.3 KB of fields and Lance's own pages.
+BYTES_A_ROW = 400
 
 
 @dataclass(frozen=True)
@@ -32,8 +59,10 @@ class IngestOptions:
     """How films become a store.
 
     id_key: what `read_id_key` returned.  id_map: where to write the one file that ties hashed uids to paths.
-    dataset: becomes the `site` of every film.  longest_side: of the stored films, in pixels.  val, test:
-    fractions of patients.  in_flight: how many films the executor is given ahead of the writer.
+    dataset: becomes the `site` of every film.  longest_side: of the stored films, in pixels.  val, test: fractions of
+    patients.  stratify: divide the patients whose labels are known so that each split has its share of every label.
+    quality: what is judged.  limits: what one film may take.  in_flight: how many films the executor is given ahead of
+    the writer.  films_a_commit, seconds_a_commit: whichever comes first ends a part; a kill costs one part at most.
     """
 
     id_key: bytes
@@ -43,14 +72,20 @@ class IngestOptions:
     val: float = 0.1
     test: float = 0.2
     seed: int = 0
+    stratify: bool = True
+    quality: QualityOptions = field(default_factory=QualityOptions)
+    limits: Limits = field(default_factory=Limits)
     in_flight: int = 64
+    films_a_commit: int = 8192
+    seconds_a_commit: float = 60.0
 
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What one ingest did: films stored, quarantined films by reason, patients, films by split, seconds.
+    """What is in the store: films, quarantined films by reason, patients, films by split and by flag.
 
     patients_unknown: films that name no patient; each of them counts as a patient of its own.
+    seconds: of this run; resumed: films that an earlier run had done.
     """
 
     films: int
@@ -58,188 +93,374 @@ class IngestSummary:
     patients: int
     patients_unknown: int
     splits: Mapping[str, int]
+    flags: Mapping[str, int]
     seconds: float
+    resumed: int = 0
 
     def as_text(self) -> str:
         """Return the summary in a few lines of text, without any identifier."""
         splits = ", ".join(f"{split} {self.splits.get(split, 0)}" for split in SPLITS)
         lines = [f"{self.films} films of {self.patients} patients stored in {self.seconds:.0f} s ({splits})"]
+        if self.resumed:
+            lines.append(f"{self.resumed} films had been done before")
         if self.patients_unknown:
             lines.append(f"{self.patients_unknown} of them name no patient; each counts as a patient of its own")
+        if self.flags:
+            lines.append(f"flagged, and stored: {_list_counts(self.flags)}")
         if self.quarantined:
-            lines.append(f"{sum(self.quarantined.values())} quarantined: {_list_reasons(self.quarantined)}")
+            lines.append(f"{sum(self.quarantined.values())} quarantined: {_list_counts(self.quarantined)}")
         return "\n".join(lines)
 
 
 @dataclass
 class _Progress:
+    """What this run knows beyond what is committed.
+
+    split_of_patient: of the patients that the source names.  split_seen: by hashed patient, of the films so far; None
+    where no film has a split but leaves its patient to the header, so that no patient can be torn.
+    """
+
     expected: int
-    given: dict[str, str]  # patient -> split, as the owner wants it
-    split_of: dict[str, str] = field(default_factory=dict)  # patient -> split, of the films stored so far
+    split_of_patient: Mapping[str, str]
+    split_seen: dict[str, str] | None
     torn: set[str] = field(default_factory=set)
-    quarantined: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # uid and reason, since the last commit
+    patients_unknown: int = 0  # since the last commit
     films: int = 0
-    patients_unknown: int = 0
     encoded_bytes: int = 0
-    stopped_by: BaseException | None = None
+    ended: bool = False
+
+    def load_splits(self, writer: StoreWriter) -> None:
+        """Learn the splits of the patients whose films are committed."""
+        if self.split_seen is not None and len(writer):
+            patients, splits = (writer.read_column(name).to_pylist() for name in ("patient", "split"))
+            self.split_seen.update(zip(patients, splits, strict=True))
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What is committed.  uids: of the films stored or left out, packed and sorted."""
+
+    uids: np.ndarray
+    quarantine: list[tuple[str, str]]
+    patients_unknown: int
+
+    def __contains__(self, uid: str) -> bool:
+        if not len(self.uids):
+            return False
+        packed = np.bytes_(_pack(uid))
+        at = int(np.searchsorted(self.uids, packed))
+        return at < len(self.uids) and bool(self.uids[at] == packed)
 
 
 def ingest_films(
-    films: Sequence[SourceFilm],
-    out: Path,
+    films: FilmListing | Sequence[SourceFilm],
+    out: Path | str,
     options: IngestOptions,
     executor: Executor | None = None,
     on_film: Callable[[], None] | None = None,
 ) -> IngestSummary:
-    """Write the store `out` from `films`, in their order, and `<stem>.quarantine.csv` beside it.
+    """Write the store `out`, a path or URL, from `films`, in their order, and `<stem>.quarantine.csv` beside it.
 
-    Films are decoded in `executor` (processes, a cluster), here without one; `on_film` is called after each.
-    What the source says of a film wins over the file's own header.  A film that cannot be decoded is left
+    Films are decoded in child processes of `executor`'s workers, of this process without one; `on_film` is called
+    after each.  What the source says of a film wins over the file's own header.  A film that cannot be decoded is left
     out, and listed in the quarantine by its hashed uid with the reason.
 
-    Raises `UsageError` if `out` exists or an option makes no sense, `ChessError` if no film could be decoded,
-    a patient is in two given splits or the disk is full; then nothing is left behind.
+    Parts are committed as they are done.  Stopped at any moment, the same call goes on: films that are committed are
+    not read again.  Readers see the store when it is complete.
+
+    Raises `UsageError` if a complete store is at `out` or an option makes no sense, `ChessError` if no film could be
+    decoded, a patient is in two given splits, or the disk is full.
     """
     started = time.monotonic()
     _check(films, out, options)
-    progress = _Progress(len(films), find_given_splits(films))
-    quarantine = out.with_name(f"{out.stem}.quarantine.csv")
-    try:
-        with contextlib.ExitStack() as stack:
-            write_quarantine = stack.enter_context(_open_table(quarantine, ("uid", "reason")))
-            write_id = stack.enter_context(_open_table(options.id_map, ("uid", "path"))) if options.id_map else None
-            pairs = decode_in_order(films, options.longest_side, executor, options.in_flight)
-            watched = _watch(stack.enter_context(contextlib.closing(pairs)), options, write_id, on_film)
-            stored = _build_films(watched, options, progress, write_quarantine, out)
-            write_store(out, _remember_error(stored, progress), list_label_names(films), options.dataset)
-    except (OSError, ChessError) as error:
-        cause = progress.stopped_by or error
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            cause = ChessError(_describe_full_disk(out, progress))
-        raise cause from None
-    return IngestSummary(
-        films=progress.films,
-        quarantined=dict(progress.quarantined),
-        patients=len(progress.split_of),
-        patients_unknown=progress.patients_unknown,
-        splits=dict(progress.splits),
-        seconds=time.monotonic() - started,
-    )
-
-
-def _check(films: Sequence[SourceFilm], out: Path, options: IngestOptions) -> None:
-    check_fractions(options.val, options.test)
-    if not films:
-        raise UsageError("there is no film to ingest")
-    if options.longest_side < 32:
-        raise UsageError(f"longest_side {options.longest_side} is too small; films need 32 pixels or more")
-    if options.in_flight < 1:
-        raise UsageError("in_flight must be 1 or more")
-    for written in (out, options.id_map):
-        if written is not None and (written.exists() or written.is_symlink()):
-            raise UsageError(f"{written} exists already; choose another name or remove it")
-        if written is not None and written.parent.is_file():
-            raise UsageError(f"{written.parent} is a file, not a folder; choose another place")
+    progress = _prepare(films, options)
+    with _lock(out):
+        label_names = films.label_names if isinstance(films, FilmListing) else list_label_names(films)
+        writer = begin_store(out, label_names, options.dataset, _describe(options))
+        earlier = _read_earlier(writer)
+        progress.load_splits(writer)
+        count = on_film or (lambda: None)
+        with _open_id_map(options.id_map) as write_id:
+            undone = _skip_done(films, earlier, options, write_id, count)
+            with _keep_what_is_committed(writer, progress):
+                _write_films(undone, writer, progress, options, executor, count)
+            return _finish(writer, progress, started, resumed=len(earlier.uids))
 
 
 @contextlib.contextmanager
-def _open_table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Sequence[str]], object]]:
-    """Yield what writes one row to the CSV file `path`; it appears (mode 0600) only if all inside succeeds."""
+def _keep_what_is_committed(writer: StoreWriter, progress: _Progress) -> Iterator[None]:
+    """On an error take away a store that holds nothing yet, and put a full disk into words."""
+    try:
+        yield
+    except BaseException as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        said = ChessError(_describe_full_disk(writer, progress)) if is_full else error
+        if not _has_commits(writer):
+            writer.remove()
+        if said is error:
+            raise
+        raise said from None
+
+
+def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: IngestOptions) -> None:
+    check_fractions(options.val, options.test)
+    if not isinstance(films, FilmListing) and not films:
+        raise UsageError("there is no film to ingest")
+    if options.longest_side < 32:
+        raise UsageError(f"longest_side {options.longest_side} is too small; films need 32 pixels or more")
+    if options.in_flight < 1 or options.films_a_commit < 1:
+        raise UsageError("in_flight and films_a_commit must be 1 or more")
+    if options.limits.film_seconds <= 0 or options.limits.film_gib <= 0:
+        raise UsageError("the limits of a film must be above 0")
+    if options.id_map is not None and (options.id_map.exists() or options.id_map.is_symlink()):
+        raise UsageError(f"{options.id_map} exists already; choose another name or remove it")
+    for written in (out, options.id_map):
+        if isinstance(written, Path) and written.parent.is_file():
+            raise UsageError(f"{written.parent} is a file, not a folder; choose another place")
+
+
+def _describe(options: IngestOptions) -> dict[str, Any]:
+    """Return what a store is made by, to be found the same when an ingest goes on; of the key, only a fingerprint."""
+    made_by = {name: getattr(options, name) for name in ("longest_side", "val", "test", "seed", "stratify")}
+    return made_by | {"quality": asdict(options.quality), "key": hash_id(options.id_key, "uid", "\0fingerprint")}
+
+
+def _prepare(films: FilmListing | Sequence[SourceFilm], options: IngestOptions) -> _Progress:
+    """Decide the splits that can be decided from what the source itself says."""
+    if isinstance(films, FilmListing) and not films.described:
+        return _Progress(films.count(), {}, None)
+    splits = find_given_splits(films)
+    if options.stratify and any(film.patient and film.labels for film in films):
+        splits = assign_stratified_splits(films, options.seed, options.val, options.test)
+    seen: dict[str, str] | None = {} if any(film.split and not film.patient for film in films) else None
+    expected = films.count() if isinstance(films, FilmListing) else len(films)
+    return _Progress(expected, splits, seen)
+
+
+@contextlib.contextmanager
+def _lock(out: Path | str) -> Iterator[None]:
+    """Keep a second ingest on this machine from writing the same store; object stores have no such lock."""
+    if is_url(out):
+        yield
+        return
+    import fcntl
+
+    path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another ingest is writing {out}; wait for it or choose another --out") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _read_earlier(writer: StoreWriter) -> _Earlier:
+    quarantine: list[tuple[str, str]] = []
+    unknown = 0
+    for ledger in writer.read_ledgers():
+        quarantine += [(uid, reason) for uid, reason in ledger["left_out"]]
+        unknown += ledger["patients_unknown"]
+    uids = [_pack(uid) for uid, _ in quarantine]
+    uids += [_pack(uid.as_py()) for uid in writer.read_column("uid")] if len(writer) else []
+    return _Earlier(np.sort(np.array(uids, dtype=f"S{HASH_CHARACTERS // 2 + 1}")), quarantine, unknown)
+
+
+def _pack(uid: str) -> bytes:
+    """Pack a hashed uid; the byte at its end keeps numpy from dropping zeros before it."""
+    return bytes.fromhex(uid) + b"\1"
+
+
+def _has_commits(writer: StoreWriter) -> bool:
+    return any(True for _ in writer.read_ledgers())
+
+
+@contextlib.contextmanager
+def _open_id_map(path: Path | None) -> Iterator[Callable[[Sequence[str]], object] | None]:
+    """Yield what writes one row to the CSV file `path`; it appears (mode 0600) only if all inside succeeds."""
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
+            writer.writerow(("uid", "path"))
             yield writer.writerow
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _watch(
-    pairs: Iterable[tuple[SourceFilm, EncodedFilm]],
+def _skip_done(
+    films: Iterable[SourceFilm],
+    earlier: _Earlier,
     options: IngestOptions,
     write_id: Callable[[Sequence[str]], object] | None,
-    on_film: Callable[[], None] | None,
-) -> Iterator[tuple[SourceFilm, EncodedFilm]]:
-    for film, encoded in pairs:
+    on_film: Callable[[], None],
+) -> Iterator[SourceFilm]:
+    """Yield the films that are still to be done, and name all of them in the id map."""
+    for film in films:
+        uid = hash_id(options.id_key, "uid", film.uid)
         if write_id is not None:
-            write_id((hash_id(options.id_key, "uid", film.uid), str(film.path)))
-        if on_film is not None:
+            write_id((uid, str(film.path)))
+        if uid in earlier:
             on_film()
-        yield film, encoded
+        else:
+            yield film
+
+
+def _write_films(
+    films: Iterable[SourceFilm],
+    writer: StoreWriter,
+    progress: _Progress,
+    options: IngestOptions,
+    executor: Executor | None,
+    on_film: Callable[[], None],
+) -> None:
+    def build_ledger() -> Any:
+        return {"left_out": progress.left_out, "patients_unknown": progress.patients_unknown}
+
+    encode = EncodeOptions(options.longest_side, options.quality)
+    pairs = encode_in_order(films, encode, options.limits, executor, options.in_flight)
+    with contextlib.closing(pairs):
+        built = _build_films(pairs, options, progress, writer, on_film)
+        while not progress.ended:
+            writer.append(_take_part(built, options, progress), build_ledger)
+            progress.left_out, progress.patients_unknown = [], 0
+
+
+def _take_part(built: Iterator[StoredFilm | None], options: IngestOptions, progress: _Progress) -> Iterator[StoredFilm]:
+    """Yield the films of one commit."""
+    started = time.monotonic()
+    for count, film in enumerate(built, start=1):
+        if film is not None:
+            yield film
+        if count >= options.films_a_commit or time.monotonic() - started > options.seconds_a_commit:
+            return
+    progress.ended = True
 
 
 def _build_films(
     pairs: Iterable[tuple[SourceFilm, EncodedFilm]],
     options: IngestOptions,
     progress: _Progress,
-    write_quarantine: Callable[[Sequence[str]], object],
-    out: Path,
-) -> Iterator[StoredFilm]:
-    """Yield what goes into the store; raise at the end, before anything is committed, if it must not be."""
+    writer: StoreWriter,
+    on_film: Callable[[], None],
+) -> Iterator[StoredFilm | None]:
+    """Yield what goes into the store, None for a film that is left out."""
     for film, encoded in pairs:
+        on_film()
         if encoded.reason:
-            progress.quarantined[encoded.reason] += 1
-            write_quarantine((hash_id(options.id_key, "uid", film.uid), encoded.reason))
+            progress.left_out.append((hash_id(options.id_key, "uid", film.uid), encoded.reason))
+            yield None
             continue
         record = _build_record(film, encoded, options, progress)
         progress.films += 1
-        progress.splits[record.split] += 1
         progress.encoded_bytes += len(encoded.jpeg)
         if progress.films == FILMS_TO_JUDGE_SPACE:
-            _check_space(out, progress)
-        yield StoredFilm(record, encoded.jpeg, encoded.height, encoded.width)
-    if not progress.films:
-        reasons = _list_reasons(progress.quarantined)
-        raise ChessError(f"none of the {progress.expected} films could be decoded: {reasons}")
-    if progress.torn:
-        raise_torn(len(progress.torn))
+            _check_space(writer, progress)
+        yield StoredFilm(
+            record, encoded.jpeg, encoded.height, encoded.width, encoded.pixel_hash, encoded.perceptual_hash
+        )
     if progress.films < FILMS_TO_JUDGE_SPACE:
-        _check_space(out, progress)
-
-
-def _remember_error(films: Iterable[StoredFilm], progress: _Progress) -> Iterator[StoredFilm]:
-    """Keep what stopped the films: on its way through Lance it becomes an OSError with a traceback for text."""
-    try:
-        yield from films
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        progress.stopped_by = error
-        raise
+        _check_space(writer, progress)
 
 
 def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions, progress: _Progress) -> ImageRecord:
     header, key = encoded.header, options.id_key
-    patient = film.patient or header.patient
+    known = film.patient or header.patient
     # Films of unknown patients must not become one patient, nor meet a real one of the same name.
-    owner = patient or f"\0film\0{film.uid}"
-    progress.patients_unknown += not patient
-    split = film.split or progress.given.get(owner) or progress.split_of.get(owner)
-    split = split or assign_split(owner, options.seed, options.val, options.test)
-    if progress.split_of.setdefault(owner, split) != split:
-        progress.torn.add(owner)
+    owner = known or f"\0film\0{film.uid}"
+    progress.patients_unknown += not known
+    patient = hash_id(key, "patient", owner)
+    date = film.study_date or header.study_date
     return ImageRecord(
         uid=hash_id(key, "uid", film.uid),
-        patient=hash_id(key, "patient", owner),
+        patient=patient,
         study=hash_id(key, "study", film.study or header.study),
-        view=film.view or header.view,
-        age_years=header.age_years if math.isnan(film.age_years) else film.age_years,
+        view=film.view or encoded.view,
+        age_years=cap_age(header.age_years if math.isnan(film.age_years) else film.age_years),
         sex=film.sex or header.sex,
         spacing_mm=encoded.spacing_mm,
         site=options.dataset,
-        split=split,
+        split=_choose_split(film, owner, patient, options, progress),
+        year=read_year(date),
+        study_day=shift_day(key, owner, date),
+        manufacturer=name_manufacturer(film.manufacturer or header.manufacturer),
+        flags=encoded.flags,
+        scores=encoded.scores,
         labels=film.labels,
     )
 
 
-def _list_reasons(quarantined: Mapping[str, int]) -> str:
-    ranked = sorted(quarantined.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {reason}" for reason, count in ranked)
+def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOptions, progress: _Progress) -> str:
+    seen = progress.split_seen
+    split = film.split or progress.split_of_patient.get(owner) or (seen or {}).get(patient)
+    split = split or assign_split(owner, options.seed, options.val, options.test)
+    if seen is not None and seen.setdefault(patient, split) != split:
+        progress.torn.add(patient)
+    return split
+
+
+def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: int) -> IngestSummary:
+    """Judge the whole, write the quarantine beside the store and make both final."""
+    earlier = _read_earlier(writer)
+    reasons = Counter(reason for _, reason in earlier.quarantine)
+    if not len(writer):
+        writer.remove()
+        raise ChessError(f"none of the {sum(reasons.values())} films could be stored: {_list_counts(reasons)}")
+    if progress.torn:
+        writer.remove()
+        raise_torn(len(progress.torn))
+    patients = writer.read_column("patient")
+    splits = {item["values"]: item["counts"] for item in pc.value_counts(writer.read_column("split")).to_pylist()}
+    flags = {name: held for name in FLAGS if (held := int(pc.sum(writer.read_column(FLAG_PREFIX + name)).as_py() or 0))}
+    write_location(find_quarantine(writer.location), _build_quarantine(earlier.quarantine), mode=0o600)
+    summary = IngestSummary(
+        films=len(writer),
+        quarantined=dict(reasons),
+        patients=int(pc.count_distinct(patients).as_py()),
+        patients_unknown=earlier.patients_unknown,
+        splits=splits,
+        flags=flags,
+        seconds=time.monotonic() - started,
+        resumed=resumed,
+    )
+    writer.finish()
+    return summary
+
+
+def write_location(location: Path | str, content: bytes, mode: int) -> None:
+    path = Path(location)
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+def find_quarantine(out: Path | str) -> Path | str:
+    """Return where the list of the films that are left out of the store `out` is written."""
+    if isinstance(out, Path):
+        return out.with_name(f"{out.stem}.quarantine.csv")
+    folder, _, name = out.rstrip("/").rpartition("/")
+    return f"{folder}/{PurePosixPath(name).stem}.quarantine.csv"
+
+
+def _build_quarantine(rows: Iterable[tuple[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows((("uid", "reason"), *rows))
+    return text.getvalue().encode()
+
+
+def _list_counts(counts: Mapping[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {name}" for name, count in ranked)
 
 
 def _estimate_megabytes(progress: _Progress) -> float:
@@ -247,11 +468,14 @@ def _estimate_megabytes(progress: _Progress) -> float:
     return mean * progress.expected / 1e6
 
 
-def _check_space(out: Path, progress: _Progress) -> None:
+def _check_space(writer: StoreWriter, progress: _Progress) -> None:
     """Stop after some films rather than after a night, if the rest will not fit."""
-    if shutil.disk_usage(out.parent).free < _estimate_megabytes(progress) * 1e6:
-        raise ChessError(_describe_full_disk(out, progress))
+    if is_url(writer.location):
+        return
+    if shutil.disk_usage(Path(writer.location).parent).free < _estimate_megabytes(progress) * 1e6:
+        raise ChessError(_describe_full_disk(writer, progress))
 
 
-def _describe_full_disk(out: Path, progress: _Progress) -> str:
-    return f"no space left for {out}: it needs about {_estimate_megabytes(progress):.0f} MB; nothing was kept"
+def _describe_full_disk(writer: StoreWriter, progress: _Progress) -> str:
+    kept = "what is done is kept, the same command goes on" if _has_commits(writer) else "nothing was kept"
+    return f"no space left for {writer.location}: it needs about {_estimate_megabytes(progress):.0f} MB; {kept}"

@@ -1,45 +1,23 @@
-"""Decoding films in other processes: in order, never far ahead of the reader, and past a crash."""
+"""Encoding films in an executor: in order, never far ahead of the reader, past every crash."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
-from chess_cxr.ingest.decode import FilmHeader, Undecodable, decode_film
-from chess_cxr.records import SourceFilm
-from chess_cxr.store import encode_film
+from chess_cxr.ingest.child import ChildDied, ChildLate, Limits, drop_child, get_child
+from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions
+from chess_cxr.records import ChessError, SourceFilm
 
 WORKER_DIED = "the decoder crashed on it or ran out of memory"
-
-
-@dataclass(frozen=True)
-class EncodedFilm:
-    """What a worker sends back: the film ready to be stored, or the reason why there is none."""
-
-    reason: str = ""
-    jpeg: bytes = b""
-    height: int = 0
-    width: int = 0
-    spacing_mm: float = math.nan
-    header: FilmHeader = field(default_factory=FilmHeader)
-
-
-def decode_for_store(path: Path, longest_side: int) -> EncodedFilm:
-    """Decode one film and encode it with the longest side at most `longest_side`; spacing_mm is of that size."""
-    try:
-        film = decode_film(path)
-    except Undecodable as error:
-        return EncodedFilm(reason=str(error))
-    jpeg, height, width = encode_film(film.pixels, longest_side)
-    shrunk = math.sqrt(film.pixels.size / (height * width))
-    return EncodedFilm("", jpeg, height, width, film.spacing_mm * shrunk, film.header)
+FILMS_A_TASK = 8
+Waiting = deque[tuple[list[SourceFilm], "Future[list[EncodedFilm] | str]"]]
 
 
 def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
@@ -47,70 +25,78 @@ def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
 
 
-def decode_in_order(
-    films: Iterable[SourceFilm], longest_side: int, executor: Executor | None, in_flight: int
-) -> Generator[tuple[SourceFilm, EncodedFilm], None, None]:
-    """Yield every film with its result in the order given, with at most `in_flight` of them under way.
+def build_ingest_pool(workers: int | None = None) -> ThreadPoolExecutor:
+    """Return a pool of threads, one a core by default, each of which will own one decoding process."""
+    return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="ingest")
 
-    When a worker process dies, the films under way are decoded again one at a time, so that the one that
-    kills its process is known and left out; the others go on in a new pool of this machine's processes.
+
+def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits) -> EncodedFilm:
+    """Encode one film in this thread's child; a film that kills it or takes too long is a reason like any other."""
+    try:
+        encoded = get_child(limits).ask(location, options)
+    except ChildDied:
+        drop_child()
+        return EncodedFilm(reason=WORKER_DIED)
+    except ChildLate:
+        drop_child()
+        return EncodedFilm(reason=f"not decoded within {limits.film_seconds:g} seconds")
+    assert isinstance(encoded, EncodedFilm)
+    return encoded
+
+
+def encode_batch(locations: Sequence[Path | str], options: EncodeOptions, limits: Limits) -> list[EncodedFilm] | str:
+    """Encode some films, one after the other: the task that an executor is given.
+
+    Returns what went wrong with the worker itself as text: clusters log a task that raises, with its arguments, and
+    file names may name patients.
+    """
+    try:
+        return [encode_in_child(location, options, limits) for location in locations]
+    except ChessError as error:
+        return str(error)
+
+
+def encode_in_order(
+    films: Iterable[SourceFilm], options: EncodeOptions, limits: Limits, executor: Executor | None, in_flight: int
+) -> Generator[tuple[SourceFilm, EncodedFilm], None, None]:
+    """Yield every film with its result in the order given, with about `in_flight` of them under way.
+
+    Raises `ChessError` where the executor itself is lost.
     """
     if executor is None:
         for film in films:
-            yield film, decode_for_store(film.path, longest_side)
+            yield film, encode_in_child(film.path, options, limits)
         return
     remaining = iter(films)
-    with contextlib.ExitStack() as pools:
-        while True:
-            waiting: deque[tuple[SourceFilm, Future[EncodedFilm] | None]] = deque()
-            try:
-                yield from _decode_ahead(remaining, longest_side, executor, in_flight, waiting)
-                return
-            except BrokenExecutor:
-                yield from _decode_alone([film for film, _ in waiting], longest_side)
-                executor = pools.enter_context(build_pool())
-
-
-def _decode_ahead(
-    remaining: Iterator[SourceFilm],
-    longest_side: int,
-    executor: Executor,
-    in_flight: int,
-    waiting: deque[tuple[SourceFilm, Future[EncodedFilm] | None]],
-) -> Iterator[tuple[SourceFilm, EncodedFilm]]:
-    """Keep `waiting` filled with films not yet yielded, also when it ends by an exception."""
+    waiting: Waiting = deque()
     try:
-        for film in remaining:
-            waiting.append((film, None))
-            waiting[-1] = (film, executor.submit(decode_for_store, film.path, longest_side))
-            if len(waiting) >= in_flight:
-                yield _take_first(waiting)
+        while batch := list(islice(remaining, min(FILMS_A_TASK, in_flight))):
+            with _explain_lost_workers():
+                future = executor.submit(encode_batch, [film.path for film in batch], options, limits)
+            waiting.append((batch, future))
+            if len(waiting) * FILMS_A_TASK >= in_flight:
+                yield from _take_first(waiting)
         while waiting:
-            yield _take_first(waiting)
+            yield from _take_first(waiting)
     finally:
         for _, future in waiting:
-            if future is not None:
-                future.cancel()
+            future.cancel()
 
 
-def _take_first(waiting: deque[tuple[SourceFilm, Future[EncodedFilm] | None]]) -> tuple[SourceFilm, EncodedFilm]:
-    film, future = waiting[0]
-    assert future is not None
-    encoded = future.result()
-    waiting.popleft()
-    return film, encoded
-
-
-def _decode_alone(films: Sequence[SourceFilm], longest_side: int) -> Iterator[tuple[SourceFilm, EncodedFilm]]:
-    pool = build_pool(1)
+@contextlib.contextmanager
+def _explain_lost_workers() -> Iterator[None]:
     try:
-        for film in films:
-            try:
-                encoded = pool.submit(decode_for_store, film.path, longest_side).result()
-            except BrokenExecutor:
-                encoded = EncodedFilm(reason=WORKER_DIED)
-                pool.shutdown()
-                pool = build_pool(1)
-            yield film, encoded
-    finally:
-        pool.shutdown()
+        yield
+    except (Exception, CancelledError) as error:  # each executor has errors of its own for workers it lost
+        raise ChessError(
+            f"the workers were lost ({type(error).__name__}); run the same again, it goes on where it stopped"
+        ) from None
+
+
+def _take_first(waiting: Waiting) -> Iterator[tuple[SourceFilm, EncodedFilm]]:
+    batch, future = waiting.popleft()
+    with _explain_lost_workers():
+        encoded = future.result()
+    if isinstance(encoded, str):
+        raise ChessError(encoded)
+    yield from zip(batch, encoded, strict=True)

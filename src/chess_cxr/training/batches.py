@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.records import UsageError
-from chess_cxr.store import Store, compute_batch, decode_stored
+from chess_cxr.store import Store, compute_batch
 from chess_cxr.views import ViewConfig, draw_view_pairs
 
 OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp

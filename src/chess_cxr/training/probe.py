@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from chess_cxr.store import Store, decode_stored
+from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.store import Store, resolve_uncertain
 from chess_cxr.views import resize_film
 
 NEIGHBOURS = 20
@@ -50,7 +51,7 @@ def read_labelled_films(stores: Sequence[Store], size: int, most: int = 1500, se
             queries.append("val" in splits)
     if not films:
         return None
-    label_NL, is_query_N = np.array(labels), np.array(queries)
+    label_NL, is_query_N = resolve_uncertain(np.array(labels)), np.array(queries)
     probed = [index for index in range(len(names)) if _can_probe(label_NL[:, index], is_query_N)]
     film_N1HW = torch.from_numpy(np.stack(films)[:, None])
     return LabelledFilms(film_N1HW, label_NL[:, probed], is_query_N, tuple(names[index] for index in probed))

@@ -1,0 +1,76 @@
+"""One film from its file to what the store holds of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chess_cxr.film_jpeg import encode_film
+from chess_cxr.ingest.decode import decode_film
+from chess_cxr.ingest.decoded import FilmHeader, Undecodable
+from chess_cxr.ingest.duplicates import compute_hashes
+from chess_cxr.ingest.quality import QualityOptions, judge_film
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """longest_side: of the stored films, in pixels.  quality: what is judged, and by which thresholds."""
+
+    longest_side: int = 512
+    quality: QualityOptions = field(default_factory=QualityOptions)
+
+
+@dataclass(frozen=True)
+class EncodedFilm:
+    """The film ready to be stored, or the reason why it must not be.
+
+    spacing_mm: of the stored size.  view, flags, scores: of the film as it was judged.
+    """
+
+    reason: str = ""
+    jpeg: bytes = b""
+    height: int = 0
+    width: int = 0
+    spacing_mm: float = math.nan
+    header: FilmHeader = field(default_factory=FilmHeader)
+    view: str = ""
+    flags: frozenset[str] = frozenset()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    pixel_hash: str = ""
+    perceptual_hash: bytes = b""
+
+
+def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFilm:
+    """Decode one film, judge it and encode it as the store wants it."""
+    try:
+        film = decode_film(location, at_least=options.longest_side)
+        pixels = film.pixels
+        quality = judge_film(pixels, film.header, film.full_height, film.full_width, options.quality)
+        if quality.reject:
+            return EncodedFilm(reason=quality.reject)
+        if options.quality.correct_polarity and "inverted" in quality.flags:
+            pixels = 1 - pixels
+        hashes = compute_hashes(pixels)
+        jpeg, height, width = encode_film(pixels, options.longest_side)
+    except Undecodable as error:
+        return EncodedFilm(reason=str(error))
+    except MemoryError:
+        return EncodedFilm(reason="not enough memory to decode it")
+    except Exception as error:
+        # Whatever it is, it concerns this film alone; its text may quote the header.
+        return EncodedFilm(reason=f"cannot be judged or encoded ({type(error).__name__})")
+    shrunk = math.sqrt(pixels.size / (height * width))
+    return EncodedFilm(
+        jpeg=jpeg,
+        height=height,
+        width=width,
+        spacing_mm=film.spacing_mm * shrunk,
+        header=film.header,
+        view=quality.view,
+        flags=quality.flags,
+        scores=quality.scores,
+        pixel_hash=hashes.pixel,
+        perceptual_hash=hashes.perceptual,
+    )

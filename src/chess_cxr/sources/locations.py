@@ -1,0 +1,257 @@
+"""Files of this machine and objects of a store, named by path or by URL: told apart, listed and read here alone.
+
+A URL names its object as the AWS tools do: what follows the bucket is the key as it stands, nothing is unquoted.
+Endpoint and credentials are those of the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs
+
+from chess_cxr.records import UsageError
+
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_AWS_ERROR = re.compile(r"AWS Error ([A-Z_]+)")
+_FORBIDDEN = frozenset(
+    {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"}
+)
+_FORBIDDEN |= {"MISSING_AUTHENTICATION_TOKEN", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT", "INVALID_SIGNATURE"}
+_ABSENT = frozenset({"NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND"})
+_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
+_CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
+
+
+class TooLarge(ValueError):
+    """The file is larger than its reader allows; nothing of it was read."""
+
+
+class NotAFile(OSError):
+    """What stands at the location is a folder, a pipe or a device."""
+
+
+def is_url(location: Path | str) -> bool:
+    """Whether the location is written as a URL ("s3://bucket/key")."""
+    return isinstance(location, str) and _URL.match(location) is not None
+
+
+def simplify_location(location: Path | str) -> Path | str:
+    """Return a URL without its last slash, and anything of this machine, file:// included, as a path.
+
+    Raises `UsageError` for a file:// URL of another machine.
+    """
+    if not is_url(location):
+        return Path(location)
+    parts = urlsplit(str(location))
+    if parts.scheme.lower() != "file":
+        return f"{parts.scheme}://{str(location).partition('://')[2].rstrip('/')}"
+    if parts.netloc not in ("", "localhost"):
+        raise UsageError(f"{location} names another machine; use file:///path")
+    return Path(unquote(parts.path))
+
+
+def get_filesystem(location: Path | str) -> tuple[Any, str]:
+    """Return the `pyarrow.fs.FileSystem` of a location and the path that it knows the location by.
+
+    Raises `UsageError` for a kind of URL that is not supported, and for credentials written into one.
+    """
+    location = simplify_location(location)
+    if isinstance(location, Path):
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(location)
+    match = re.match(r"^([^:]+)://([^/]*)/?(.*)$", location, re.DOTALL)
+    assert match is not None
+    scheme, host, key = match[1].lower(), match[2], match[3]
+    if scheme in ("s3", "s3a") and not host:
+        raise UsageError(f"{location} names no bucket; use s3://BUCKET/FOLDER")
+    if "@" in host and scheme not in ("abfs", "abfss"):
+        raise UsageError(f"a {scheme}:// URL must not hold credentials; set them in the environment")
+    environment = tuple(
+        sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_")))
+    )
+    filesystem, start = _open_filesystem(scheme, host, environment)
+    return filesystem, "/".join(part for part in (start.rstrip("/"), key) if part)
+
+
+@lru_cache(maxsize=64)
+def _open_filesystem(scheme: str, host: str, environment: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
+    """Open it once for each state of the environment, which `pyarrow` and this function read for themselves."""
+    if scheme in ("s3", "s3a"):
+        return _open_s3(host), host
+    try:
+        filesystem, start = pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}")
+    except (pa.ArrowException, OSError, ImportError) as error:
+        raise UsageError(f"{scheme}:// locations cannot be opened here ({type(error).__name__})") from None
+    return filesystem, start
+
+
+def _open_s3(bucket: str) -> Any:
+    """Open S3 as the AWS tools would; pyarrow itself leaves AWS_ENDPOINT_URL aside where it is built from parts."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    if not region and not endpoint:
+        try:
+            region = pyarrow.fs.resolve_s3_region(bucket)
+        except OSError:
+            region = "us-east-1"  # the request that follows says what is wrong
+    return pyarrow.fs.S3FileSystem(
+        anonymous=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
+        endpoint_override=endpoint or None,
+        region=region or "us-east-1",
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_REQUEST_SECONDS,
+    )
+
+
+def _translate(error: OSError) -> OSError:
+    """Return what a store's error means, without the key and the request's number that its text holds."""
+    found = _AWS_ERROR.search(str(error))
+    code = found[1] if found else ""
+    if isinstance(error, FileNotFoundError) or code in _ABSENT:
+        return FileNotFoundError(errno.ENOENT, "no such object")
+    if isinstance(error, PermissionError) or code in _FORBIDDEN or "HTTP 403" in str(error):
+        return PermissionError(errno.EACCES, "no permission for the object")
+    if code == "NETWORK_CONNECTION":
+        return ConnectionError("the object store cannot be reached")
+    if "Not a regular file" in str(error):
+        return NotAFile("not a regular file")
+    return OSError(f"the object store failed ({code or type(error).__name__})")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_location(location: Path | str, max_bytes: int) -> bytes:
+    """Return the content of a file or object of at most `max_bytes`.
+
+    Raises `TooLarge` before anything is read, `NotAFile` for a folder, pipe or device, `FileNotFoundError`,
+    `PermissionError`, `ConnectionError` where the object store does not answer, `OSError` for the rest.
+    """
+    location = simplify_location(location)
+    if isinstance(location, Path):
+        return _read_local(location, max_bytes)
+    filesystem, path = get_filesystem(location)
+    try:
+        with filesystem.open_input_file(path) as file:
+            _check_size(file.size(), max_bytes)
+            content: bytes = file.read()
+    except OSError as error:
+        raise _translate(error) from None
+    return content
+
+
+def _read_local(path: Path, max_bytes: int) -> bytes:
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise NotAFile("not a regular file")
+            _check_size(status.st_size, max_bytes)
+            return file.read(status.st_size)
+    except IsADirectoryError:
+        raise NotAFile("not a regular file") from None
+    except ValueError as error:
+        if isinstance(error, TooLarge):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "no file can have such a name") from None  # a NUL in it
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise TooLarge(f"larger than {max_bytes} bytes")
+
+
+# ---------------------------------------------------------------- listing
+
+
+def find_kind(location: Path | str) -> str:
+    """Return "file", "folder", or "" where nothing is; errors as `read_location`."""
+    location = simplify_location(location)
+    if isinstance(location, Path):
+        return "folder" if location.is_dir() else "file" if location.exists() else ""
+    filesystem, path = get_filesystem(location)
+    try:
+        kind = filesystem.get_file_info(path).type
+    except OSError as error:
+        raise _translate(error) from None
+    return {pyarrow.fs.FileType.NotFound: "", pyarrow.fs.FileType.Directory: "folder"}.get(kind, "file")
+
+
+def list_location(
+    root: Path | str, keep: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[Path | str, str]]:
+    """Yield each file below a folder or prefix, with its path from there ("a/b.dcm"), in an order that never changes.
+
+    The files of a folder come by name, then its folders by name; `keep` judges files by their names.  Hidden
+    files and folders are left out, and so are pipes, devices and links that lead out of the tree or to a folder.
+    The names of one folder at a time are held in memory, so a tree of any size needs little.
+
+    Raises `NotADirectoryError`, and `OSError` for a folder that cannot be listed, rather than pass it over.
+    """
+    root = simplify_location(root)
+    list_folder = _build_local_lister(root) if isinstance(root, Path) else _build_remote_lister(root)
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        files, folders = list_folder(below)
+        for name in sorted(filter(keep, files)):
+            relative = below + name
+            yield (root / relative if isinstance(root, Path) else f"{root}/{relative}"), relative
+        waiting += [f"{below}{name}/" for name in sorted(folders, reverse=True)]
+
+
+_Lister = Callable[[str], tuple[list[str], list[str]]]
+
+
+def _build_local_lister(root: Path) -> _Lister:
+    """Return what lists the names of the files and the folders in a folder below `root`, unsorted."""
+    inside = os.path.join(os.path.realpath(root), "")
+
+    def list_folder(below: str) -> tuple[list[str], list[str]]:
+        files, folders = [], []
+        with os.scandir(os.path.join(root, below)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                elif entry.is_symlink() and entry.is_file() and os.path.realpath(entry.path).startswith(inside):
+                    files.append(entry.name)
+        return files, folders
+
+    return list_folder
+
+
+def _build_remote_lister(root: str) -> _Lister:
+    filesystem, start = get_filesystem(root)
+
+    def list_folder(below: str) -> tuple[list[str], list[str]]:
+        files: list[str] = []
+        folders: list[str] = []
+        selector = pyarrow.fs.FileSelector(f"{start}/{below}".rstrip("/"))
+        try:
+            entries = filesystem.get_file_info(selector)
+        except OSError as error:
+            raise _translate(error) from None
+        for entry in entries:
+            if not entry.base_name.startswith("."):
+                (folders if entry.type == pyarrow.fs.FileType.Directory else files).append(entry.base_name)
+        return files, folders
+
+    return list_folder

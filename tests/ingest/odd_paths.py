@@ -1,0 +1,19 @@
+"""Paths that do to their reader what a broken decoder does; importable in decoding processes through PYTHONPATH."""
+
+import os
+import time
+
+
+class PathThatKillsItsReader:
+    """A file that takes the whole process with it, as one does that crashes a decoder written in C."""
+
+    def __fspath__(self) -> str:
+        os._exit(1)
+
+
+class PathThatNeverAnswers:
+    """A file whose reading never ends."""
+
+    def __fspath__(self) -> str:
+        time.sleep(600)
+        return ""
