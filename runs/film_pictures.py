@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from chess_cxr.ingest.decode import decode_film
 
-SIDE = 160  # what films are kept at
+SIDE = 128  # what films are kept at: what the first step of compute_thumbnail makes of them, so nothing is lost
 MADE_UP = 150  # pictures of each kind that is made up
 # Slices and films of one patient, as far as the pictures tell: they leave the fit together.
 CT_PATIENTS = (("00", "02", "04"), ("06",), ("08", "10", "12"), ("14",), ("16",), ("18",), ("20",))
@@ -32,23 +32,27 @@ class Picture:
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
+    """Bring the longest side down to `SIDE`."""
     scale = SIDE / max(pixels.shape)
     if scale >= 1:
         return pixels
-    size = [max(16, round(side * scale)) for side in pixels.shape[::-1]]
+    size = [max(8, round(side * scale)) for side in pixels.shape[::-1]]
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 def read_film(path: Path) -> np.ndarray:
+    """Decode one film as the ingest does, and shrink it."""
     return shrink(decode_film(path).pixels)
 
 
 def deal_part(patient: str) -> str:
+    """Deal a patient to one of the three parts."""
     position = int(hashlib.sha256(patient.encode()).hexdigest()[:8], 16) / 2**32
     return "fit" if position < 0.4 else "tune" if position < 0.6 else "test"
 
 
 def read_pool(data: Path) -> list[Picture]:
+    """Read the films of pool.csv without the near duplicates that it lists."""
     pictures = []
     with (data / "pool.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -70,7 +74,7 @@ def read_rare(data: Path) -> list[Picture]:
 
 
 def draw_made_up(rng: np.random.Generator, films: Sequence[Picture]) -> list[Picture]:
-    """Pictures that are certainly no chest film: crops of photographs, pages of text, noise, ramps, jumbled films, sketches."""
+    """Draw what is certainly no chest film: photographs, pages of text, noise, ramps, jumbled films, sketches."""
     photographs = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in load_sample_images().images]
     hopper = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
     photographs.append(cv2.imread(str(hopper), cv2.IMREAD_GRAYSCALE))

@@ -1,10 +1,11 @@
 """Fit the classifiers of chess_cxr.ingest.film_classifier on real films, and measure them on films of other patients.
 
-usage: python fit_film_classifier.py DATA WEIGHTS.npz MEASURED.json [PHOTOGRAPHS]
+usage: python fit_film_classifier.py DATA MEASURED.json [PHOTOGRAPHS]
 
 DATA holds pool.csv, nasty/not_frontal and dicom.  Films are dealt to three parts by patient: 40 % fit the weights, 20 %
 chose the constants below and the thresholds of QualityOptions, 40 % are only measured.  Near duplicates that pool.csv
-lists are left out.  No disease label is read.  PHOTOGRAPHS: a folder of pictures that are no films, only measured.
+lists are left out.  No disease label is read.  The weights go where the package keeps them.  PHOTOGRAPHS: a folder of
+pictures that are no films, only measured.
 """
 
 import json
@@ -20,6 +21,7 @@ from pydicom.data import get_testdata_file
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
+from chess_cxr.ingest import film_classifier
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import FilmHeader
 from chess_cxr.ingest.film_classifier import (
@@ -34,6 +36,7 @@ from chess_cxr.ingest.film_classifier import (
 from chess_cxr.ingest.quality import QualityOptions, judge_film
 from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
 
+WEIGHTS = Path(film_classifier.__file__).with_suffix(".npz")
 POLARITY_C, KIND_C = 1e-3, 1e-2  # inverse strength of the ridge penalty
 DRAWS = 3  # distorted copies of a film that is fitted
 DRAWS_RARE = 60  # ... of a lateral film, a CT slice or a limb, of which there are few
@@ -44,7 +47,7 @@ OTHER_DICOM = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "exampl
 
 @dataclass(frozen=True)
 class Sample:
-    """One distorted picture as the classifiers see it: halved ranks [P], the ranks themselves [Y, X]."""
+    """One distorted picture as the classifiers see it."""
 
     rank_YX: np.ndarray
     picture: Picture
@@ -60,6 +63,7 @@ class Scores:
 
 
 def draw_samples(pictures: Iterable[Picture], draws: int, rng: np.random.Generator) -> list[Sample]:
+    """Distort each picture `draws` times."""
     return [Sample(compute_thumbnail(distort(p.pixels, rng)).rank_YX, p) for p in pictures for _ in range(draws)]
 
 
@@ -92,6 +96,7 @@ class KindFitter:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], polarity_P: np.ndarray) -> "KindFitter":
+        """Compute the features of samples."""
         feature_BF = np.stack([compute_kind_features(s.rank_YX, polarity_P) for s in samples])
         pictures = [s.picture for s in samples]
         columns = (np.array([getattr(p, name) for p in pictures]) for name in ("kind", "source", "group"))
@@ -112,6 +117,7 @@ class KindFitter:
 
 
 def score(pictures: Iterable[np.ndarray], classifier: FilmClassifier) -> Scores:
+    """Run both classifiers."""
     rows = []
     for pixels in pictures:
         rank_YX = compute_thumbnail(pixels).rank_YX
@@ -234,22 +240,35 @@ def measure_phantom(classifier: FilmClassifier, options: QualityOptions) -> dict
 
 
 def measure_alarms(films: Sequence[Picture], classifier: FilmClassifier, options: QualityOptions) -> dict:
-    """False alarms on frontal films, of both polarities."""
+    """False alarms on frontal films: films for which the picture or its negative raises one."""
     measured = {}
     for source in ("all", *sorted({p.source for p in films})):
         pictures = [p.pixels for p in films if source in ("all", p.source)]
-        found = score([*pictures, *(1 - p for p in pictures)], classifier)
+        found, negative = score(pictures, classifier), score([1 - p for p in pictures], classifier)
+        lateral, other = (np.maximum(getattr(found, n), getattr(negative, n)) for n in ("lateral", "not_chest"))
         measured[source] = {
-            "called lateral": rate(found.lateral >= options.lateral_flag),
-            "flagged not_chest": rate(found.not_chest >= options.not_chest_flag),
-            "left out": rate(found.not_chest >= options.not_chest_reject),
-            "highest": {"lateral": float(found.lateral.max()), "not_chest": float(found.not_chest.max())},
+            "called lateral": rate(lateral >= options.lateral_flag),
+            "flagged not_chest": rate(other >= options.not_chest_flag),
+            "left out": rate(other >= options.not_chest_reject),
+            "highest": {"lateral": float(lateral.max()), "not_chest": float(other.max())},
         }
     return measured
 
 
+def measure_flags(films: Sequence[Picture], options: QualityOptions) -> dict:
+    """How often each flag is raised on films as they are, and films left out; nothing says which of them should be."""
+    judged = [judge_film(p.pixels, FilmHeader(), SIDE, SIDE, options) for p in films]
+    measured = {}
+    for source in ("all", *sorted({p.source for p in films})):
+        mine = [q for q, p in zip(judged, films, strict=True) if source in ("all", p.source)]
+        flags = ("inverted", "lateral", "not_chest", "low_contrast", "collimated")
+        measured[source] = {flag: rate(np.array([flag in q.flags for q in mine])) for flag in flags}
+        measured[source]["left out"] = rate(np.array([bool(q.reject) for q in mine]))
+    return measured
+
+
 def measure_marked(data: Path) -> dict:
-    """Polarity of single real files, through the weights that are installed: does the picture say what the tag does?"""
+    """Probability that single real files are inverted, as decoded by their tags."""
     names = ["dicom/siim_850819.dcm", "dicom/siim_850819_fake_MONOCHROME1.dcm", "dicom/966_fixed.dcm"]
     names += ["dicom/RG1_J2KI.dcm", "nasty/image/inverted.png"]
     names += [str(path.relative_to(data)) for path in sorted((data / "bone_pairs/source").glob("*.png"))]
@@ -262,8 +281,9 @@ def measure_marked(data: Path) -> dict:
 
 
 def main() -> None:
-    data, weights, written = (Path(argument) for argument in sys.argv[1:4])
-    photographs = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+    """Fit, write the weights, measure."""
+    data, written = Path(sys.argv[1]), Path(sys.argv[2])
+    photographs = Path(sys.argv[3]) if len(sys.argv) > 3 else None
     rng, options = np.random.default_rng(0), QualityOptions()
     pool, rare = read_pool(data), read_rare(data)
     part = {name: [p for p in pool if p.part == name] for name in ("fit", "tune", "test")}
@@ -272,7 +292,7 @@ def main() -> None:
     polarity_P = fit_polarity(frontal)
     fitter = KindFitter.of([*frontal, *others], polarity_P)
     classifier = fitter.fit(np.ones(len(fitter.kind_B), dtype=bool))
-    np.savez_compressed(weights, **asdict(classifier))
+    np.savez_compressed(WEIGHTS, **asdict(classifier))
     measured = {
         "films": {name: len(pictures) for name, pictures in part.items()},
         "side of the pictures": SIDE,
@@ -280,6 +300,8 @@ def main() -> None:
         "polarity across data sets": measure_other_sets(pool, frontal),
         "false alarms, tune": measure_alarms(part["tune"], classifier, options),
         "false alarms, test": measure_alarms(part["test"], classifier, options),
+        "flags, fit and tune": measure_flags([*part["fit"], *part["tune"]], options),
+        "flags, test": measure_flags(part["test"], options),
         "found": measure_rare(fitter, rare, options),
         "found, never fitted": measure_unseen(data, photographs, classifier, options),
         "phantom (SYNTHETIC)": measure_phantom(classifier, options),

@@ -56,7 +56,7 @@ def demo(out: Path = Path("demo"), quiet: bool = False) -> None:
 
 def ingest(
     sources: Sources,
-    out: str,
+    out: str = "",
     table: Path | None = None,
     columns: tuple[str, ...] = (),
     dataset: str = "",
@@ -89,7 +89,7 @@ def ingest(
         table: CSV, TSV or Parquet with one row a film.
         columns: FIELD=COLUMN pairs; fields are path, uid, patient, study, view, age, sex, split, class, labels,
             study_date, manufacturer.
-        dataset: a public data set whose tables and folders are known, such as nih; "list" lists them.
+        dataset: a public data set whose tables and folders are known, such as nih-chestxray14; "list" lists them.
         site: name of the hospital or set in the store; by default that of the data set.
         longest_side: of the stored films, in pixels.
         val: fraction of the patients for validation, where the table gives no split.
@@ -128,7 +128,7 @@ def ingest(
         raise UsageError(f"{store} exists already; choose another --out or remove it")
     places = [parse_location(source) for source in sources]
     check_key_place(key_file, [*places, store])
-    films = list_source_films(places, table, pairs, dataset)
+    films = list_source_films(places, table, pairs, dataset, val)
     options = IngestOptions(
         read_id_key(key_file),
         id_map,
@@ -151,20 +151,23 @@ def ingest(
 
 
 def list_source_films(
-    places: Sequence[Path | str], table: Path | None, columns: dict[str, str], dataset: str
+    places: Sequence[Path | str], table: Path | None, columns: dict[str, str], dataset: str, val: float
 ) -> FilmListing:
     """List the films of an ingest: a public data set's, a table's or all below the sources."""
     if not dataset:
         from chess_cxr.sources.folder import read_folder
 
         return read_folder(places, table, columns)
-    from chess_cxr.sources.catalog import read_dataset
+    from chess_cxr.sources.catalog import count_unlisted, read_dataset
 
     if table or columns:
         raise UsageError("a --dataset has tables and columns of its own; leave --table and --columns out")
     if len(places) != 1 or not isinstance(places[0], Path):
         raise UsageError("a --dataset is read from one folder of this machine")
-    return read_dataset(dataset, places[0])
+    films = read_dataset(dataset, places[0], val=val)
+    if unlisted := count_unlisted(dataset, places[0]):
+        print(f"{unlisted} image files are in none of the tables of {dataset} and are left out", file=sys.stderr)
+    return films
 
 
 @contextlib.contextmanager

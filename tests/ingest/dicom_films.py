@@ -98,8 +98,8 @@ def _plant_in_kept_sequences(film: Dataset) -> None:
     reference, view, lut = _nest(2), _nest(2), _nest(2)
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = film.SOPClassUID, f"1.2.{DIGITS}"
     view.CodeValue, view.CodingSchemeDesignator, view.CodeMeaning = "R-10206", "SRT", WORD
-    lut.add_new(0x00283002, "US", [16, 0, 12])
-    lut.add_new(0x00283006, "OW", struct.pack("<16H", *range(0, 4096, 256)))
+    lut.add_new(0x00283002, "US", [4096, 0, 12])
+    lut.add_new(0x00283006, "OW", struct.pack("<4096H", *range(4096)))
     lut.LUTExplanation = WORD
     film.ReferencedImageSequence = Sequence([reference])
     film.ViewCodeSequence = Sequence([view])

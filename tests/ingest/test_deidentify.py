@@ -15,6 +15,7 @@ from chess_cxr.ingest.deidentify import (
     check_key_place,
     hash_id,
     hash_uid,
+    limit_spacing,
     name_manufacturer,
     read_id_key,
     read_year,
@@ -153,6 +154,11 @@ def test_the_year_is_that_of_the_date() -> None:
 def test_ages_above_89_become_90_and_others_stay() -> None:
     assert [cap_age(age) for age in (0.0, 0.01, 45.5, 89.0, 89.1, 90.0, 104.0)] == [0, 0.01, 45.5, 89, 90, 90, 90]
     assert math.isnan(cap_age(math.nan))
+
+
+def test_a_spacing_that_no_film_has_is_unknown_and_others_have_four_digits() -> None:
+    assert [limit_spacing(spacing_mm) for spacing_mm in (0.143, 0.12345678, 13.4)] == [0.143, 0.1235, 13.4]
+    assert all(math.isnan(limit_spacing(wrong)) for wrong in (907418263.0, 0.0, -0.2, 21.0, math.inf, math.nan))
 
 
 @pytest.mark.parametrize(

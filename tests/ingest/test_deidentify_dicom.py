@@ -73,7 +73,7 @@ def test_no_canary_of_any_attribute_of_the_dictionary_stands_in_the_copy(planted
     read = pydicom.dcmread(io.BytesIO(copied.content))
     assert np.array_equal(read.pixel_array, draw_pixels())
     assert read.ViewCodeSequence[0].CodeMeaning == "antero-posterior"
-    assert read.VOILUTSequence[0].LUTDescriptor == [16, 0, 12]
+    assert read.VOILUTSequence[0].LUTDescriptor == [4096, 0, 12]
     assert read.ReferencedImageSequence[0].ReferencedSOPInstanceUID == hash_uid(KEY, f"1.2.{DIGITS}")
 
 

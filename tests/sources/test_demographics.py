@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_study_date, parse_view
+from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
 
 
 @pytest.mark.parametrize(
@@ -34,17 +34,3 @@ def test_a_sex_is_read_from_any_spelling(text: str, sex: str) -> None:
 )
 def test_a_view_is_read_from_any_wording(text: str, view: str) -> None:
     assert parse_view(text) == view
-
-
-@pytest.mark.parametrize(
-    ("text", "date"),
-    [("20150622", "20150622"), ("20150622.0", "20150622"), ("2015-06-22", "20150622"), ("2015/06/22", "20150622")]
-    + [("2015.06.22", "20150622"), (" 21800506 ", "21800506")],
-)
-def test_a_study_date_is_read_from_its_usual_spellings(text: str, date: str) -> None:
-    assert parse_study_date(text) == date
-
-
-@pytest.mark.parametrize("text", ["", "2015", "20151322", "20150600", "2015-06", "22 June 2015", "nan", "1.0"])
-def test_what_is_no_day_is_no_study_date(text: str) -> None:
-    assert parse_study_date(text) == ""

@@ -1,12 +1,13 @@
 import gzip
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from chess_cxr.records import UNCERTAIN, SourceFilm, UsageError
+from chess_cxr.records import UNCERTAIN, ChessError, SourceFilm, UsageError
 from chess_cxr.sources.folder import read_folder
 
 
@@ -276,3 +277,125 @@ def test_the_real_tables_are_read(real_films: Path) -> None:
     assert sum(film.labels["bacteria"] == 1 for film in kermany) == 1914
     assert {film.split for film in kermany} == {"train", "val", "test"}
     assert all(film.path.is_file() for film in nih + kermany)
+
+
+# ---------------------------------------------------------------- listing
+
+
+def test_a_tree_is_listed_anew_each_time_and_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "a/2.png", "a/notes.txt")
+    listing = read_folder([tmp_path])
+    assert (listing.count(), listing.described, listing.label_names) == (2, False, ())
+    assert list(listing) == list(listing)
+    touch(tmp_path, "a/3.png")
+    assert [film.uid for film in listing] == ["1.png", "a/2.png", "a/3.png"]
+    assert listing.count() == 3
+
+
+def test_a_tree_is_walked_only_as_far_as_it_is_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    films = iter(read_folder([tmp_path]))
+    assert next(films).uid == "a/1.png"
+    touch(tmp_path, "b/1.png")
+    assert [film.uid for film in films] == ["b/1.png", "b/2.png"]
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_ends_the_work_and_is_not_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "jane_doe/2.png")
+    films = iter(read_folder([tmp_path]))
+    next(films)
+    shutil.rmtree(tmp_path / "jane_doe")
+    with pytest.raises(ChessError, match=f"^a folder in {tmp_path} was removed while it was listed") as caught:
+        list(films)
+    assert caught.value.exit_code == 1
+    assert "jane" not in str(caught.value)
+
+
+def test_films_of_a_table_are_listed_in_its_order_across_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path, "file,patient,Edema\n" + "".join(f"{i}.png,p{i // 2},{i % 2}\n" for i in range(23)))
+    listing = read_folder([tmp_path], table, {"labels": "Edema"})
+    assert (listing.count(), listing.described, listing.label_names) == (23, True, ("Edema",))
+    whole = list(listing)
+    monkeypatch.setattr("chess_cxr.sources.tables._ROWS_A_SLICE", 5)
+    assert list(listing) == whole
+    assert [(film.uid, film.patient, film.labels["Edema"]) for film in whole[:3]] == [
+        ("0.png", "p0", 0.0),
+        ("1.png", "p0", 1.0),
+        ("2.png", "p1", 0.0),
+    ]
+
+
+def test_label_names_are_known_before_any_film_is_made(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,label,Edema\n1.png,normal,1\n2.png,covid,\n")
+    listing = read_folder([tmp_path], table, {"labels": "Edema", "class": "label"})
+    assert listing.label_names == ("Edema", "covid", "normal")
+    assert {tuple(film.labels) for film in listing} == {listing.label_names}
+
+
+def test_a_path_written_as_text_is_a_source_too(tmp_path: Path) -> None:
+    touch(tmp_path, "a b.png")
+    for source in (str(tmp_path), tmp_path.as_uri()):
+        assert [film.path for film in read_folder([source])] == [tmp_path / "a b.png"]
+
+
+# ---------------------------------------------------------------- several sources
+
+
+def test_sources_of_one_name_are_told_apart_by_the_folders_above_them(tmp_path: Path) -> None:
+    sources = [touch(tmp_path / where / "images", "1.png") for where in ("2019", "2020")]
+    sources += [touch(tmp_path / "more", "1.png"), touch(tmp_path / "2021", "images/1.png") / "images/1.png"]
+    uids = [film.uid for film in read_folder(sources)]
+    assert uids == ["2019/images/1.png", "2020/images/1.png", f"{tmp_path.name}/more/1.png", "images/1.png"]
+
+
+def test_no_two_films_of_any_sources_have_one_uid(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a/images/1.png", "y/a/images/1.png", "z/images/1.png", "images/1.png", "q/1.png")
+    sources = [tmp_path / name for name in ("x/a", "y/a/images", "z/images", "images", "q/1.png")]
+    uids = [film.uid for film in read_folder(sources)]
+    assert len(set(uids)) == len(uids) == 5
+
+
+@pytest.mark.parametrize("inner", ["a", "a/b", "a/1.png"])
+def test_a_source_inside_another_is_wrong_use(tmp_path: Path, inner: str) -> None:
+    touch(tmp_path, "a/1.png", "a/b/2.png", "ab/3.png")
+    assert "lies inside" in complain([tmp_path / inner, tmp_path])
+    assert len(list(read_folder([tmp_path / "a", tmp_path / "ab"]))) == 3
+
+
+def test_a_source_given_under_two_names_is_wrong_use(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert "occurs more than once" in complain([tmp_path / "a", tmp_path / "link"])
+
+
+# ---------------------------------------------------------------- date and maker
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [("20150203", "20150203"), ("2015-02-03", "20150203"), ("2015-02-03 10:11:12", "20150203"), ("", "")]
+    + [("20150230", ""), ("2015", ""), ("03/02/2015", ""), ("2015-0203", ""), ("unknown", "")],
+)
+def test_the_day_of_a_study_is_read_in_either_form_and_nothing_else_is(tmp_path: Path, text: str, day: str) -> None:
+    assert read_one(tmp_path, f"file,when\n1.png,{text}\n", study_date="when").study_date == day
+
+
+def test_date_and_maker_are_taken_from_columns_of_their_names(tmp_path: Path) -> None:
+    text = "file,study_date,manufacturer\n1.png,2015-02-03,Agfa HealthCare\n"
+    film = read_one(tmp_path, text)
+    assert (film.study_date, film.manufacturer) == ("20150203", "Agfa HealthCare")
+    film = read_one(tmp_path, text, study_date="", manufacturer="")
+    assert (film.study_date, film.manufacturer) == ("", "")
+
+
+def test_dates_of_a_parquet_table_are_read(tmp_path: Path) -> None:
+    when = pd.to_datetime(pd.Series(["2015-02-03", None]))
+    pd.DataFrame({"file": ["1.png", "2.png"], "study_date": when}).to_parquet(tmp_path / "t.parquet")
+    assert [film.study_date for film in read_folder([tmp_path], tmp_path / "t.parquet")] == ["20150203", ""]
+
+
+def test_a_class_column_that_is_none_is_wrong_use(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,report\n" + "".join(f"{i}.png,words {i}\n" for i in range(1001)))
+    assert "column 'report' holds 1001 classes" in complain([tmp_path], table, **{"class": "report"})

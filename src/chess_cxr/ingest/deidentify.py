@@ -23,6 +23,7 @@ KEY_VARIABLE = "CHESS_CXR_ID_KEY"
 MIN_KEY_BYTES = 16
 HASH_CHARACTERS = 24  # 96 bits: no collision to expect below 10^13 films
 CAPPED_AGE_YEARS = 90.0
+SPACINGS_MM = 0.01, 20.0  # from a magnified detail to a film of half a metre at 32 pixels
 FIRST_YEAR = 1895  # of the first radiograph: an earlier date is a placeholder such as 00010101
 # 179 years: where a study's year is known, its day within the year is open for all but 1 in 180 patients, whose secret
 # stands at an edge of the range.
@@ -175,6 +176,12 @@ def parse_date(text: str) -> date | None:
 def cap_age(age_years: float) -> float:
     """Return 90 for every age above 89 (45 CFR 164.514(b)(2)(i)(C)), other ages and NaN as they are."""
     return CAPPED_AGE_YEARS if age_years > CAPPED_AGE_YEARS - 1 else age_years
+
+
+def limit_spacing(spacing_mm: float) -> float:
+    """Return a pixel spacing to four digits, NaN for what no film has: a header may hold any number in its place."""
+    low, high = SPACINGS_MM
+    return float(f"{spacing_mm:.4g}") if low <= spacing_mm <= high else math.nan
 
 
 def name_manufacturer(text: str) -> str:

@@ -174,7 +174,8 @@ def _walk_blocks(
     max |±a ±b ±c ±d| over the signs that poses allow = max(|a+d| + |b+c|, |a-d| + |b-c|).
     """
     films = len(hash_ND)
-    parities = [np.flatnonzero((U % 2 == u) & (V % 2 == v)) for u, v in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    parity_D = 2 * (U % 2) + V % 2
+    parities = [np.flatnonzero(parity_D == parity) for parity in range(4)]
     for start in range(0, films, BLOCK):
         rows = slice(start, start + BLOCK)
         row, column, score = [], [], []

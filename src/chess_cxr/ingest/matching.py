@@ -195,11 +195,11 @@ def find_by_points(
         return []
     point_PD = np.ascontiguousarray(np.concatenate(chosen))
     cv2.setRNGSeed(0)
-    index = cv2.flann_Index(point_PD, {"algorithm": 1, "trees": 4, "random_seed": 0})  # type: ignore[call-arg,arg-type]
+    index = cv2.flann_Index(point_PD, {"algorithm": 1, "trees": 4, "random_seed": 0})  # type: ignore[attr-defined]
     found = []
     for step, (mirrored, inverted) in enumerate(((False, False), (False, True), (True, False), (True, True))):
         query = np.ascontiguousarray(reflect_descriptors(point_PD, mirrored, inverted))
-        neighbour, squared = index.knnSearch(query, min(NEIGHBOURS, len(point_PD)), params={"checks": 48})  # type: ignore[call-overload]
+        neighbour, squared = index.knnSearch(query, min(NEIGHBOURS, len(point_PD)), params={"checks": 48})
         voter, elected = np.repeat(owner, neighbour.shape[1]), owner[neighbour.ravel()]
         valid = (elected != voter) & (squared.ravel() < 2 - 2 * MIN_COSINE)
         low, high = np.minimum(voter, elected)[valid], np.maximum(voter, elected)[valid]

@@ -22,8 +22,9 @@ from chess_cxr.sources.catalog_physionet import BRAX, MIMIC, VINDR
 from chess_cxr.sources.catalog_release import build_keep, open_release
 from chess_cxr.sources.catalog_stanford import CHEXPERT, CHEXPERT_PLUS
 from chess_cxr.sources.catalog_tuberculosis import MONTGOMERY, SHENZHEN
-from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_study_date, parse_view
+from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
 from chess_cxr.sources.locations import list_location
+from chess_cxr.sources.tables import parse_date
 
 _STUDIES = (CHEXPERT, CHEXPERT_PLUS, MIMIC, NIH, PADCHEST, VINDR, RSNA, SIIM, BRAX)
 _SMALL = (JSRT, BSE_JSRT, SHENZHEN, MONTGOMERY, NODE21)
@@ -110,7 +111,7 @@ def _open_films(name: str, root: Path, val: float) -> _Films:
 
 def _list_films(films: _Films) -> Iterator[SourceFilm]:
     fields = films.entry.fields
-    age, sex, view, date = cache(parse_age_years), cache(parse_sex), cache(parse_view), cache(parse_study_date)
+    age, sex, view, date = cache(parse_age_years), cache(parse_sex), cache(parse_view), cache(parse_date)
     columns = {label: column for label, column in films.entry.labels.items() if column in films.frame}
     for number, row in enumerate(_list_rows(films.frame), start=1):
         uid, path = _identify(films, row, number)

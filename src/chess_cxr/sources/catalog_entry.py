@@ -66,7 +66,7 @@ class Fields:
     """Where the fields of a film come from.
 
     paths: where the file may lie, from the set's folder, one a layout in use; the one most films are found by counts.
-    age: in any spelling `parse_age_years` knows.  date: in any that `parse_study_date` knows.
+    age: in any spelling `parse_age_years` knows.  date: in any that `parse_date` knows.
     """
 
     uid: Value

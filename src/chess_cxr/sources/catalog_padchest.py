@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from chess_cxr.sources.catalog_entry import DataSet, Fields, Findings, Row, Table, get_text
-from chess_cxr.sources.demographics import parse_study_date
+from chess_cxr.sources.tables import parse_date
 
 _NAMES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 _KEPT = (
@@ -50,7 +50,7 @@ def parse_quoted_list(text: str) -> tuple[str, ...]:
 
 def _get_age(row: Row) -> str:
     """Return the years between birth and study; the table knows only the year of birth."""
-    date, born = parse_study_date(row["StudyDate_DICOM"]), get_text(row, "PatientBirth").split(".")[0]
+    date, born = parse_date(row["StudyDate_DICOM"]), get_text(row, "PatientBirth").split(".")[0]
     return str(int(date[:4]) - int(born)) if date and re.fullmatch(r"\d{4}", born) else ""
 
 

@@ -36,12 +36,3 @@ def parse_view(text: str) -> str:
         if view in tokens:
             return view
     return "LATERAL" if tokens & _LATERAL and "DECUBITUS" not in tokens else ""
-
-
-def parse_study_date(text: str) -> str:
-    """Return YYYYMMDD from a Study Date (0008,0020) or a table's "2015-06-22", "20150622.0"; "" if there is no day."""
-    digits = re.sub(r"[-/.]", "", re.sub(r"\.0*$", "", text.strip()))
-    if not re.fullmatch(r"\d{8}", digits):
-        return ""
-    month, day = int(digits[4:6]), int(digits[6:])
-    return digits if 1 <= month <= 12 and 1 <= day <= 31 else ""

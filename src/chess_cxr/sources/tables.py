@@ -108,9 +108,10 @@ def parse_date(text: str) -> str:
     if found is None:
         return ""
     try:
-        return date(int(found[1]), int(found[3]), int(found[4])).strftime("%Y%m%d")
+        date(int(found[1]), int(found[3]), int(found[4]))
     except ValueError:
         return ""
+    return found[1] + found[3] + found[4]
 
 
 # ---------------------------------------------------------------- rows to films
