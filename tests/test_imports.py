@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "evaluation": {"records"},
     "report": {"evaluation", "records"},
     "api": EVERYTHING,
+    "audit": EVERYTHING,
     "finetuning": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
@@ -41,6 +42,7 @@ MAY_IMPORT = {
 FRONT = {
     "api": {"finetuning", "demo", "cli", "__init__"},
     "finetuning": {"demo", "cli", "__init__"},
+    "audit": {"demo", "cli", "__init__"},
     "demo": {"cli"},
     "cli": {"__main__"},
 }

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.film_jpeg import encode_film
-from chess_cxr.ingest.duplicates import find_near_hashes, unpack_hashes
-from chess_cxr.ingest.matching import FilmDetail, FilmMatch, compute_detail, find_by_points, lay_film, match_films
+from chess_cxr.ingest.alike import SearchOptions, find_alike
+from chess_cxr.ingest.duplicates import EXACT_BELOW
+from chess_cxr.ingest.matching import FilmMatch, compute_detail, lay_film
 from chess_cxr.records import UsageError
-from chess_cxr.report.audit_page import FilmPicture, PairPicture, render_audit
+from chess_cxr.report.audit_page import AuditTable, FilmPicture, PairPicture, render_audit
 from chess_cxr.report.page import write_page
 from chess_cxr.store import Store
 
@@ -31,37 +30,36 @@ PAIR_COLUMNS = (
     *("leak", "kind", "first_store", "first_split", "first_uid", "second_store", "second_split", "second_uid"),
     *("similarity", "transform", "overlap", "points", "same_patient", "first", "second"),
 )
+DRAWN_COLUMNS = ("match", "first_number", "second_number")
 PATIENT_COLUMNS = ("leak", "patient", "where", "films")
 LIST_COLUMNS = ("leak", "training_list", "store", "split", "films", "matched_by")
-FILMS_AT_ONCE = 256
-PAIRS_AT_ONCE = 1024
-DETAILS_KEPT = 4000  # about 0.1 MB each
+TOLD = {
+    "same film": ("pair with one uid", "pairs with one uid"),
+    "same pixels": ("pair with the same pixels", "pairs with the same pixels"),
+    "near duplicate": ("near-duplicate pair", "near-duplicate pairs"),
+    "one patient?": ("pair that may be one patient (a hint)", "pairs that may be one patient (a hint)"),
+    "patients": ("patient", "patients"),
+}
 GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them in a chain
 THUMBNAIL = 192
+ROWS_SHOWN = 20
 
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class AuditOptions:
-    """How hard to look, and what counts.
+class AuditOptions(SearchOptions):
+    """How hard to look and what counts; see `SearchOptions`.
 
-    hash_similarity: cosine of perceptual hashes from which two films are compared by their pictures.
-    duplicate_similarity: of fine detail, from which two films are one exposure.  patient_similarity: from which they
-    may be two exposures of one patient; a hint that is no leak by itself.  points, overlap: least of both.
-    thorough: look for any turn, crop and scale too, by points; None: for up to `thorough_up_to` films.
+    duplicate_similarity: of fine detail, from which two films are one exposure; below, they may be two exposures of one
+    patient, a hint that is no leak by itself.  thorough: look for any turn, crop and scale too; None: for up to
+    `thorough_up_to` films.  shown: pairs on the page.
     """
 
-    hash_similarity: float = 0.93
     duplicate_similarity: float = 0.85
-    patient_similarity: float = 0.7
-    points: int = 12
-    overlap: float = 0.2
-    candidates_per_film: int = 8
     thorough: bool | None = None
     thorough_up_to: int = 2000
     shown: int = 60
-    threads: int = 0  # 0: one a core
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class AuditResult:
         films = ", ".join(f"{name} {count}" for name, count in self.films.items())
         lines = [f"films: {films}; turned and cropped copies {'' if self.thorough else 'NOT '}looked for"]
         for leak in LEAKS:
-            told = [f"{_tell(kind, number)}" for kind, number in self.counts[leak].items() if number]
+            told = [_tell(kind, number) for kind, number in self.counts[leak].items() if number]
             lines.append(f"{leak}: {', '.join(told) or 'nothing'}")
         for row in self.lists.to_dict("records"):
             what = "LEAK" if row["leak"] else "as expected"
@@ -137,17 +135,17 @@ def audit_stores(
     thorough = len(films) <= options.thorough_up_to if options.thorough is None else options.thorough
     seen = _find_equal(films)
     matched = _find_alike(stores, films, seen, thorough, options, show)
-    pairs = _tabulate_pairs(films, seen, matched)
+    pairs = _tabulate_pairs(films, seen, matched, options)
+    compared = _compare_lists(films, lists)
     result = AuditResult(
-        pairs=pairs.drop(columns="match"),
+        pairs=pairs[list(PAIR_COLUMNS)],
         patients=_find_shared_patients(films),
-        lists=_compare_lists(films, lists),
-        films=films.groupby("store", sort=False).size().to_dict(),
+        lists=compared,
+        films={str(name): int(count) for name, count in films["store"].value_counts(sort=False).items()},
         thorough=thorough,
-        notes=tuple(_list_notes(films, lists, thorough)),
+        notes=tuple(_list_notes(films, lists, compared, thorough)),
     )
-    page = render_audit(*_describe(result), _picture_pairs(stores, films, pairs, options.shown), len(pairs))
-    return AuditResult(**{**vars(result), "page": page})
+    return replace(result, page=_render(result, _draw_pairs(stores, pairs.head(options.shown), show)))
 
 
 def write_audit(result: AuditResult, out: Path) -> Path:
@@ -209,50 +207,223 @@ def _find_alike(
     options: AuditOptions,
     show: OnProgress,
 ) -> dict[tuple[int, int], FilmMatch]:
-    """Find films that show one exposure, or two of one patient; equal films are compared once a store and split."""
-    single = films[films["perceptual_hash"].map(len) > 0]
-    copies = (single["pixel_hash"] != "") & single.duplicated(["pixel_hash", "store", "split"])
-    place = single.index[~copies].to_numpy()
-    if len(place) < 2:
-        return {}
-    near = find_near_hashes(
-        unpack_hashes(films["perceptual_hash"][place].tolist()),
-        options.hash_similarity,
-        options.candidates_per_film,
-        on_progress=lambda done, total: show("compare hashes", done, total),
-    )
-    candidates = set(zip(near.first.tolist(), near.second.tolist(), near.mirrored, near.inverted, strict=True))
-    details = _Details(stores, films, place, options.threads or os.cpu_count() or 1)
-    if thorough:
-        every = [detail for _, detail in details.walk(lambda done: show("find points", done, len(place)))]
-        candidates |= set(find_by_points(every, lambda done, total: show("compare points", done, total)))
-    pairs = sorted(pair for pair in candidates if (int(place[pair[0]]), int(place[pair[1]])) not in seen)
-    return _verify(pairs, place, details, options, show)
+    """Find films with one picture; equal films are compared once a store and split."""
+    hashed = films[films["perceptual_hash"].map(len) > 0]
+    copies = (hashed["pixel_hash"] != "") & hashed.duplicated(["pixel_hash", "store", "split"])
+    place = hashed.index[~copies].to_numpy()
+    place_of = {film: number for number, film in enumerate(place.tolist())}
+    known = {(place_of[a], place_of[b]) for a, b in seen if a in place_of and b in place_of}
+    read = _build_reader(stores, films.loc[place])
+    found = find_alike(films["perceptual_hash"][place].tolist(), read, thorough, options, known, show)
+    return {(int(place[a]), int(place[b])): match for (a, b), match in found.items()}
 
 
-def _verify(
-    pairs: Sequence[tuple[int, int, bool, bool]],
-    place: np.ndarray,
-    details: _Details,
+def _build_reader(stores: Sequence[Store], films: pd.DataFrame) -> Callable[[Sequence[int]], list[np.ndarray]]:
+    """Return a function from places in `films` to their pictures, which reads each store once."""
+    number, row = films["number"].to_numpy(), films["row"].to_numpy()
+
+    def read(places: Sequence[int]) -> list[np.ndarray]:
+        wanted = np.asarray(places, np.int64)
+        pictures: dict[int, np.ndarray] = {}
+        for store in np.unique(number[wanted]):
+            own = wanted[number[wanted] == store]
+            pictures |= zip(own.tolist(), stores[store].read_films(row[own]), strict=True)
+        return [pictures[place] for place in wanted.tolist()]
+
+    return read
+
+
+def _tabulate_pairs(
+    films: pd.DataFrame,
+    seen: Mapping[tuple[int, int], str],
+    matched: Mapping[tuple[int, int], FilmMatch],
     options: AuditOptions,
-    show: OnProgress,
-) -> dict[tuple[int, int], FilmMatch]:
-    kept: dict[tuple[int, int], FilmMatch] = {}
-    for start in range(0, len(pairs), PAIRS_AT_ONCE):
-        some = pairs[start : start + PAIRS_AT_ONCE]
-        held = details.get({film for pair in some for film in pair[:2]})
-        for first, second, mirrored, inverted in some:
-            match = match_films(held[first], held[second], bool(mirrored), bool(inverted))
-            pair = int(place[first]), int(place[second])
-            if match and _counts(match, options) and (pair not in kept or match.similarity > kept[pair].similarity):
-                kept[pair] = match
-        show("compare pictures", start + len(some), len(pairs))
-    return kept
-
-
-def _counts(match: FilmMatch, options: AuditOptions) -> bool:
+) -> pd.DataFrame:
+    """Return `PAIR_COLUMNS` and the match, worst first; a hint at a patient who is known anyway is left out."""
+    rows = [_describe_pair(films, pair, kind, None) for pair, kind in seen.items()]
+    for pair, match in matched.items():
+        kind = KINDS[2] if match.similarity >= options.duplicate_similarity else KINDS[3]
+        rows.append(_describe_pair(films, pair, kind, match))
+    table = pd.DataFrame(rows, columns=[*PAIR_COLUMNS, *DRAWN_COLUMNS, "rank"])
+    table = table[~((table["kind"] == KINDS[3]) & table["same_patient"].astype(bool))]
     return (
-        match.similarity >= min(options.patient_similarity, options.duplicate_similarity)
-        and match.points >= options.points
-        and match.overlap >= options.overlap
+        table.sort_values(["rank", "similarity"], ascending=[True, False]).drop(columns="rank").reset_index(drop=True)
     )
+
+
+def _describe_pair(films: pd.DataFrame, pair: tuple[int, int], kind: str, match: FilmMatch | None) -> dict[str, Any]:
+    first, second = (_get_row(films, place) for place in pair)
+    leak = _name_leak((first["store"], first["split"]), (second["store"], second["split"]))
+    equal = first["pixel_hash"] != "" and first["pixel_hash"] == second["pixel_hash"]
+    row = {
+        "leak": leak,
+        "kind": kind,
+        "similarity": match.similarity if match else 1.0 if equal else np.nan,
+        "transform": match.describe() if match else "as it is" if equal else "",
+        "overlap": match.overlap if match else 1.0 if equal else np.nan,
+        "points": match.points if match else 0,
+        "same_patient": bool(first["patient"]) and first["patient"] == second["patient"],
+        "match": match,
+        "rank": (kind == KINDS[3], LEAKS.index(leak), first["split"] == second["split"]),
+    }
+    for name, film in (("first", first), ("second", second)):
+        row |= {f"{name}_{column}": film[column] for column in ("store", "split", "uid", "number")}
+        row[name] = int(film["row"])
+    return row
+
+
+def _get_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
+    return {name: table[name].iat[place] for name in table.columns}
+
+
+def _name_leak(first: tuple[str, str], second: tuple[str, str]) -> str:
+    if first[0] != second[0]:
+        return LEAKS[1]
+    return LEAKS[0] if first[1] != second[1] else LEAKS[2]
+
+
+def _find_shared_patients(films: pd.DataFrame) -> pd.DataFrame:
+    named = films[films["patient"] != ""]
+    spread = named.drop_duplicates(["patient", "store", "split"])
+    spread = spread[spread.duplicated("patient", keep=False)]
+    count = named["patient"].value_counts()
+    rows = []
+    for patient, places in spread.groupby("patient", sort=True):
+        across = LEAKS[0] if places.duplicated("store").any() else LEAKS[1]
+        where = ", ".join((places["store"] + ": " + places["split"].replace("", "no split")).tolist())
+        rows.append((across, patient, where, int(count[patient])))
+    return pd.DataFrame(rows, columns=list(PATIENT_COLUMNS)).sort_values(["leak", "patient"], key=_rank_leaks)
+
+
+def _rank_leaks(column: pd.Series[Any]) -> pd.Series[Any]:
+    return column.map(LEAKS.index) if column.name == "leak" else column
+
+
+def _name_list(path: Path) -> str:
+    return path.name
+
+
+def _read_list(path: Path) -> set[str]:
+    """Return every word of a training list: what is an identifier in it shows when it meets a store's."""
+    file = path / "training_uids.txt" if path.is_dir() else path
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return {word for line in lines for word in re.findall(r"[^\s,;\"']+", line)}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise UsageError(f"cannot read the training list {file}: {reason}") from None
+
+
+def _compare_lists(films: pd.DataFrame, lists: Sequence[tuple[str, set[str]]]) -> pd.DataFrame:
+    rows = []
+    for name, words in lists:
+        matched_by = np.select(
+            [films[column].isin(words) for column in ("uid", "pixel_hash", "patient")],
+            ["uid", "pixel hash", "patient"],
+            default="",
+        )
+        listed = films.assign(matched_by=matched_by)[matched_by != ""]
+        for (store, split, by), group in listed.groupby(["store", "split", "matched_by"], sort=False):
+            rows.append((split != "train", name, store, split, len(group), by))
+    return pd.DataFrame(rows, columns=list(LIST_COLUMNS)).sort_values("leak", ascending=False, kind="stable")
+
+
+def _list_notes(
+    films: pd.DataFrame, lists: Sequence[tuple[str, set[str]]], compared: pd.DataFrame, thorough: bool
+) -> Iterator[str]:
+    """Say what could not be judged, so that silence is not taken for proof."""
+    if blank := int((films["perceptual_hash"].map(len) == 0).sum()):
+        yield f"{blank} films have no hash of their picture; ingest them again to have them compared"
+    if len(films) > EXACT_BELOW:
+        yield f"above {EXACT_BELOW} films hashes are compared by buckets, which miss a few per cent of the copies"
+    if not thorough:
+        yield "copies that were cropped, scaled or turned by other than quarter turns are found with --thorough only"
+    for (one, ours), (other, theirs) in combinations(films.groupby("store", sort=False), 2):
+        if not (set(ours["patient"]) & set(theirs["patient"]) - {""}):
+            yield (
+                f"{one} and {other} have no patient hash in common: either they share no patient, or their ids were "
+                "hashed with different keys; only pictures were compared then"
+            )
+    for name, words in lists:
+        if name not in set(compared["training_list"]):
+            yield (
+                f"{name}: none of its {len(words)} entries is a uid, patient or pixel hash of these stores; only ids "
+                "hashed with the same key can be compared"
+            )
+
+
+def _tell(kind: str, number: int) -> str:
+    one, many = TOLD[kind]
+    return f"{number} {one if number == 1 else many}"
+
+
+def _to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(name): None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+def _render(result: AuditResult, pictures: Sequence[PairPicture]) -> str:
+    counts = pd.DataFrame(
+        [{"shared": leak, **{TOLD[kind][1]: number for kind, number in result.counts[leak].items()}} for leak in LEAKS]
+    )
+    told = ", ".join(f"{name} ({count:,} films)" for name, count in result.films.items())
+    tables = [
+        AuditTable("What is shared", counts, "Hints are no leaks: films that look like two exposures of one person.")
+    ]
+    if len(result.patients):
+        shown = result.patients.head(ROWS_SHOWN)
+        caption = f"{len(shown)} of {len(result.patients)} patients; all stand in patients.csv. Ids are keyed hashes."
+        tables.append(AuditTable("Patients in more than one place", shown, caption))
+    if len(result.lists):
+        shown = result.lists.assign(leak=result.lists["leak"].map({True: "LEAK", False: "as expected"}))
+        tables.append(AuditTable("Films in training lists", shown, "Films of a train split are expected there."))
+    verdict = (
+        f"{result.leaks:,} leaks across splits, stores or training lists were found."
+        if result.leaks
+        else "No leak across splits, stores or training lists was found."
+    )
+    return render_audit(
+        f"Leak audit of {told}", verdict, result.leaks, tables, pictures, len(result.pairs), result.notes
+    )
+
+
+def _draw_pairs(stores: Sequence[Store], pairs: pd.DataFrame, show: OnProgress) -> list[PairPicture]:
+    drawn = []
+    for number in range(len(pairs)):
+        pair = _get_row(pairs, number)
+        first, second = (_read_one(stores, pair, name) for name in ("first", "second"))
+        facts = [str(pair["kind"]), *([f"similarity {pair['similarity']:.2f}"] if pair["similarity"] > 0 else [])]
+        facts += [pair["transform"]] if pair["transform"] else []
+        facts += ["one patient"] if pair["same_patient"] else ["two patients by their ids"]
+        laid = _draw_laid(first, second, pair["match"]) if pair["match"] else b""
+        films = [
+            FilmPicture(_say_where(pair, name), pair[f"{name}_uid"], _shrink(film))
+            for name, film in (("first", first), ("second", second))
+        ]
+        drawn.append(PairPicture(_head(pair), tuple(facts), films[0], films[1], laid))
+        show("draw pairs", number + 1, len(pairs))
+    return drawn
+
+
+def _say_where(pair: Mapping[str, Any], name: str) -> str:
+    return f"{pair[f'{name}_store']}, {pair[f'{name}_split'] or 'no split'}"
+
+
+def _head(pair: Mapping[str, Any]) -> str:
+    return f"Hints: may be one patient, {pair['leak']}" if pair["kind"] == KINDS[3] else f"Films shared {pair['leak']}"
+
+
+def _read_one(stores: Sequence[Store], pair: Mapping[str, Any], name: str) -> np.ndarray:
+    film: np.ndarray = stores[pair[f"{name}_number"]].read_films([pair[name]])[0]
+    return film
+
+
+def _draw_laid(first: np.ndarray, second: np.ndarray, match: FilmMatch) -> bytes:
+    laid, covered = lay_film(compute_detail(first).grey_HW, match.matrix_23, compute_detail(second).grey_HW.shape)
+    return _shrink(np.where(covered > 0, 255 - laid if match.inverted else laid, 0).astype(np.uint8))
+
+
+def _shrink(film: np.ndarray) -> bytes:
+    return encode_film(film.astype(np.float32) / 255, THUMBNAIL)[0]

@@ -395,10 +395,17 @@ def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions
         year=read_year(date),
         study_day=shift_day(key, owner, date),
         manufacturer=name_manufacturer(film.manufacturer or header.manufacturer),
-        flags=encoded.flags,
+        flags=_correct_flags(encoded.flags, film.view),
         scores=encoded.scores,
         labels=film.labels,
     )
+
+
+def _correct_flags(flags: frozenset[str], view: str) -> frozenset[str]:
+    """Let the view that the source names overrule the one that was judged."""
+    if not view:
+        return flags
+    return flags | {"lateral"} if view == "LATERAL" else flags - {"lateral"}
 
 
 def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOptions, progress: _Progress) -> str:

@@ -127,15 +127,46 @@ class _TraitTable:
         self.pairs, place = np.unique(pairs, return_inverse=True)
         self.counts = np.bincount(place, counts, len(self.pairs)).astype(np.int64)
 
-    def get_rows(self, patients: Sequence[str], traits: Sequence[tuple[str, str]]) -> Iterator[dict[int, int]]:
-        """Yield the films of each patient by trait, numbered as in `traits`."""
-        number = {self.traits[trait]: place for place, trait in enumerate(traits)}
-        for patient in patients:
-            base = self.patients[patient] * _MAX_TRAITS
-            first, last = np.searchsorted(self.pairs, (base, base + _MAX_TRAITS))
-            shown = (self.pairs[first:last] - base).tolist()
-            row = {number[trait]: count for trait, count in zip(shown, self.counts[first:last].tolist(), strict=True)}
-            yield dict(sorted(row.items()))
+    def select(self, patients: Sequence[str]) -> _Shown:
+        """Return what the films of these patients show, in their order."""
+        traits = sorted(self.traits)
+        number_of_trait = np.empty(len(traits), np.int64)
+        number_of_trait[[self.traits[trait] for trait in traits]] = np.arange(len(traits))
+        place_of_patient = np.full(len(self.patients), -1)
+        place_of_patient[[self.patients[patient] for patient in patients]] = np.arange(len(patients))
+        place, trait = place_of_patient[self.pairs // _MAX_TRAITS], number_of_trait[self.pairs % _MAX_TRAITS]
+        order = np.lexsort((trait, place))[np.count_nonzero(place < 0) :]
+        starts = np.searchsorted(place[order], np.arange(len(patients) + 1))
+        return _Shown(traits, starts, trait[order].astype(np.int32), self.counts[order].astype(np.int32))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Traits and films of patient p are those from `starts[p]` to `starts[p + 1]`, by trait; a row is one pair."""
+
+    traits: list[tuple[str, str]]
+    starts: np.ndarray
+    trait: np.ndarray
+    films: np.ndarray
+
+    def get_row(self, place: int) -> dict[int, int]:
+        rows = slice(self.starts[place], self.starts[place + 1])
+        return dict(zip(self.trait[rows].tolist(), self.films[rows].tolist(), strict=True))
+
+    def rank(self) -> np.ndarray:
+        """Return the places of the patients, rarest label first; then most films.
+
+        The patients with few films, who come last, level out what those with many leave uneven.
+        """
+        if not len(self.trait):
+            return np.empty(0, np.int64)
+        holders = np.bincount(self.trait, minlength=len(self.traits))
+        kinds = np.array([kind for kind, _ in self.traits])
+        rarity = np.where(kinds == "label", holders, len(self.starts))[self.trait]
+        films = np.where(kinds == "film", self.films.max(), 0)[self.trait]
+        films = np.minimum(films, self.films)
+        rarest, most = np.minimum.reduceat(rarity, self.starts[:-1]), np.maximum.reduceat(films, self.starts[:-1])
+        return np.lexsort((-most, rarest))
 
 
 def _list_traits(film: SourceFilm) -> Iterator[tuple[str, str]]:
@@ -168,34 +199,19 @@ def _divide(
     patients: Sequence[str], table: _TraitTable, given: Mapping[str, str], fractions: Mapping[str, float]
 ) -> dict[str, str]:
     """Give every patient its split; `patients` stand in the order of the draw."""
-    traits = sorted(table.traits)
-    weights = [_TRAIT_WEIGHTS[kind] for kind, _ in traits]
-    rows = list(table.get_rows(patients, traits))
-    total = [0] * len(traits)
-    holders = [0] * len(traits)
-    for row in rows:
-        for trait, films in row.items():
-            total[trait] += films
-            holders[trait] += 1
+    shown = table.select(patients)
+    weights = [_TRAIT_WEIGHTS[kind] for kind, _ in shown.traits]
+    total = np.bincount(shown.trait, shown.films, len(weights)).tolist()
     split_of = {patient: given[patient] for patient in patients if patient in given}
-    held = {split: [0] * len(traits) for split in ("train", "val", "test")}
-    for patient, row in zip(patients, rows, strict=True):
+    held = {split: [0] * len(weights) for split in fractions}
+    for place, patient in enumerate(patients):
         if patient in given:
-            _add(held[given[patient]], row)
+            _add(held[given[patient]], shown.get_row(place))
     room = _compute_room(len(patients), list(split_of.values()), fractions)
-    labels = {number for number, (kind, _) in enumerate(traits) if kind == "label"}
-
-    film = traits.index(("film", "")) if traits else 0
-
-    def rank(place: int) -> tuple[int, int]:
-        """Rarest label first; then most films, so that the small ones level out what the large ones leave uneven."""
-        row = rows[place]
-        return min((holders[trait] for trait in row if trait in labels), default=len(patients) + 1), -row[film]
-
-    for place in sorted(range(len(patients)), key=rank):
+    for place in shown.rank().tolist():
         if patients[place] in given:
             continue
-        row = rows[place]
+        row = shown.get_row(place)
         split = min(
             (split for split in room if room[split]),
             key=lambda split: _compute_excess(row, held[split], total, weights, fractions[split]),
@@ -212,7 +228,7 @@ def _add(held: list[int], row: Mapping[int, int]) -> None:
 
 
 def _compute_excess(
-    row: Mapping[int, int], held: Sequence[int], total: Sequence[int], weights: Sequence[float], fraction: float
+    row: Mapping[int, int], held: Sequence[int], total: Sequence[float], weights: Sequence[float], fraction: float
 ) -> float:
     """Return half of what the patient adds to the split's chi-square distance from its share."""
     excess = 0.0
