@@ -50,7 +50,7 @@ def list_source(root: Path, kind: str) -> FilmListing:
 
 
 def read_peak_mib() -> float:
-    """Peak resident memory of this process; `ru_maxrss` alone would begin at the peak of the process that started it."""
+    """Peak resident memory of this process alone: `ru_maxrss` begins at the peak of the process that started it."""
     status = Path("/proc/self/status")
     if status.exists():
         return float(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024

@@ -116,8 +116,7 @@ def ingest(
     if not sources:
         raise UsageError("no source folder is given")
     store = parse_location(out)
-    if workers is not None and workers < 1:
-        raise UsageError("--workers must be 1 or more")
+    check_workers(workers)
     if workers is not None and cluster:
         raise UsageError("--workers is for this machine; a --cluster has its own")
     from chess_cxr.ingest.deidentify import check_key_place, read_id_key
@@ -186,11 +185,61 @@ def open_executor(workers: int | None, cluster: str) -> Iterator[tuple[Executor,
         yield pool, count
 
 
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of workers that is none."""
+    if workers is not None and workers < 1:
+        raise UsageError("--workers must be 1 or more")
+
+
 def parse_location(text: str) -> Path | str:
     """Tell a URL from a path."""
     from chess_cxr.sources.locations import simplify_location
 
     return simplify_location(text)
+
+
+def deidentify(
+    sources: Sources,
+    out: Path,
+    key_file: Path | None = None,
+    allow_burned_in: bool = False,
+    workers: int | None = None,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Copy DICOM films without what identifies their patients.
+
+    After PS3.15 Annex E, by an allow-list: identifiers become keyed hashes, dates move by a secret number of days a
+    patient, free text and private elements are left out, pixels stay to the bit.  OUT/report.csv says what became of
+    each film.  Stopped at any moment, the same command goes on.
+
+    Example: chess-cxr deidentify archive/ --out copies --key-file ~/keys/study.key
+
+    Args:
+        sources: folders, files or URLs such as s3://bucket/films.
+        out: folder for the copies: patient/study/film.dcm, all keyed hashes.
+        key_file: secret key of the hashes; by default CHESS_CXR_ID_KEY or a file of your own made once.
+        allow_burned_in: also copy what may have words in its pixels: declared ones, colour, secondary captures.
+        workers: processes; by default one a core.
+        json: print the summary as JSON.
+        quiet: no progress on stderr.
+    """
+    check_workers(workers)
+    from chess_cxr.ingest.deidentify import check_key_place, read_id_key
+    from chess_cxr.ingest.dicom_copies import REPORT, DeidentifyOptions, check_apart, deidentify_files
+    from chess_cxr.ingest.workers import build_pool
+    from chess_cxr.sources.folder import read_folder
+
+    places = [parse_location(source) for source in sources]
+    check_apart(out, places)
+    check_key_place(key_file, [*places, out])
+    films = read_folder(places)
+    options = DeidentifyOptions(read_id_key(key_file), allow_burned_in)
+    with build_pool(workers) as pool, ProgressBar("deidentify", films.count(), "films", quiet) as bar:
+        summary = deidentify_files(films, out, options, pool, bar.advance)
+    print_result(vars(summary) if json else summary.as_text(), json)
+    if failed := sum(summary.refused.values()):
+        raise ChessError(f"{failed} of {failed + summary.copied} films were not copied; {out / REPORT} says why")
 
 
 def pretrain(
@@ -432,6 +481,7 @@ def finetune_classify(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "ingest": ingest,
+    "deidentify": deidentify,
     "pretrain": pretrain,
     "export": export,
     "weights import": import_weights,

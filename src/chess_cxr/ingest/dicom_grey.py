@@ -63,12 +63,12 @@ def _index_values(stored: StoredPixels, module: PixelModule) -> tuple[np.ndarray
 def _find_values(container: np.ndarray, stored: StoredPixels, signed: bool) -> np.ndarray:
     """Return the stored values that containers of unsigned bits hold, int64."""
     top = 1 << stored.bits
+    value: np.ndarray
     if stored.overshoots and not signed:
-        return np.minimum(container, top - 1)
+        value = np.minimum(container, top - 1)
+        return value
     value = (container >> stored.shift) & (top - 1)
-    if signed:
-        value -= top * (value >= top // 2)
-    return value
+    return value - top * (value >= top // 2) if signed else value
 
 
 def _find_padding(value_N: np.ndarray, module: PixelModule, dataset: pydicom.Dataset) -> np.ndarray:
@@ -116,8 +116,7 @@ def _map_luminance(value_N: np.ndarray, bits: int, photometric: str) -> np.ndarr
     table_N = value_N / ((1 << bits) - 1)
     if photometric.startswith("YBR_PARTIAL"):
         table_N = (table_N - _PARTIAL_BLACK) / (_PARTIAL_WHITE - _PARTIAL_BLACK)
-    clipped: np.ndarray = np.clip(table_N, 0, 1)
-    return clipped
+    return np.asarray(np.clip(table_N, 0, 1))
 
 
 def _map_palette(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:

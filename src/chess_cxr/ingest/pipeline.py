@@ -25,7 +25,15 @@ import numpy as np
 import pyarrow.compute as pc
 
 from chess_cxr.ingest.child import Limits
-from chess_cxr.ingest.deidentify import HASH_CHARACTERS, cap_age, hash_id, name_manufacturer, read_year, shift_day
+from chess_cxr.ingest.deidentify import (
+    HASH_CHARACTERS,
+    cap_age,
+    hash_id,
+    limit_spacing,
+    name_manufacturer,
+    read_year,
+    shift_day,
+)
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions
 from chess_cxr.ingest.quality import QualityOptions
 from chess_cxr.ingest.split import (
@@ -389,7 +397,7 @@ def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions
         view=film.view or encoded.view,
         age_years=cap_age(header.age_years if math.isnan(film.age_years) else film.age_years),
         sex=film.sex or header.sex,
-        spacing_mm=encoded.spacing_mm,
+        spacing_mm=limit_spacing(encoded.spacing_mm),
         site=options.dataset,
         split=_choose_split(film, owner, patient, options, progress),
         year=read_year(date),
