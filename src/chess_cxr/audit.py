@@ -37,7 +37,7 @@ TOLD = {
     "same film": ("pair with one uid", "pairs with one uid"),
     "same pixels": ("pair with the same pixels", "pairs with the same pixels"),
     "near duplicate": ("near-duplicate pair", "near-duplicate pairs"),
-    "one patient?": ("pair that may be one patient (a hint)", "pairs that may be one patient (a hint)"),
+    "one patient?": ("hint at one patient under two ids", "hints at one patient under two ids"),
     "patients": ("patient", "patients"),
 }
 GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them in a chain
@@ -130,7 +130,7 @@ def audit_stores(
     if not stores:
         raise UsageError("name at least one store to audit")
     options, show = options or AuditOptions(), on_progress or _show_nothing
-    lists = [(_name_list(path), _read_list(path)) for path in training_lists]
+    lists = [(path.name, _read_list(path)) for path in training_lists]
     films = _read_films(stores)
     thorough = len(films) <= options.thorough_up_to if options.thorough is None else options.thorough
     seen = _find_equal(films)
@@ -259,7 +259,7 @@ def _describe_pair(films: pd.DataFrame, pair: tuple[int, int], kind: str, match:
         "leak": leak,
         "kind": kind,
         "similarity": match.similarity if match else 1.0 if equal else np.nan,
-        "transform": match.describe() if match else "as it is" if equal else "",
+        "transform": match.describe() if match else "upright" if equal else "",
         "overlap": match.overlap if match else 1.0 if equal else np.nan,
         "points": match.points if match else 0,
         "same_patient": bool(first["patient"]) and first["patient"] == second["patient"],
@@ -297,10 +297,6 @@ def _find_shared_patients(films: pd.DataFrame) -> pd.DataFrame:
 
 def _rank_leaks(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.map(LEAKS.index) if column.name == "leak" else column
-
-
-def _name_list(path: Path) -> str:
-    return path.name
 
 
 def _read_list(path: Path) -> set[str]:
@@ -366,11 +362,11 @@ def _to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _render(result: AuditResult, pictures: Sequence[PairPicture]) -> str:
     counts = pd.DataFrame(
-        [{"shared": leak, **{TOLD[kind][1]: number for kind, number in result.counts[leak].items()}} for leak in LEAKS]
+        [{"": TOLD[kind][1], **{leak: result.counts[leak][kind] for leak in LEAKS}} for kind in (*KINDS, "patients")]
     )
     told = ", ".join(f"{name} ({count:,} films)" for name, count in result.films.items())
     tables = [
-        AuditTable("What is shared", counts, "Hints are no leaks: films that look like two exposures of one person.")
+        AuditTable("What is shared", counts, "Hints, two exposures that look like one person, do not count as leaks.")
     ]
     if len(result.patients):
         shown = result.patients.head(ROWS_SHOWN)
@@ -396,7 +392,7 @@ def _draw_pairs(stores: Sequence[Store], pairs: pd.DataFrame, show: OnProgress) 
         first, second = (_read_one(stores, pair, name) for name in ("first", "second"))
         facts = [str(pair["kind"]), *([f"similarity {pair['similarity']:.2f}"] if pair["similarity"] > 0 else [])]
         facts += [pair["transform"]] if pair["transform"] else []
-        facts += ["one patient"] if pair["same_patient"] else ["two patients by their ids"]
+        facts += ["one patient by id" if pair["same_patient"] else "two patients by id"]
         laid = _draw_laid(first, second, pair["match"]) if pair["match"] else b""
         films = [
             FilmPicture(_say_where(pair, name), pair[f"{name}_uid"], _shrink(film))
@@ -412,7 +408,11 @@ def _say_where(pair: Mapping[str, Any], name: str) -> str:
 
 
 def _head(pair: Mapping[str, Any]) -> str:
-    return f"Hints: may be one patient, {pair['leak']}" if pair["kind"] == KINDS[3] else f"Films shared {pair['leak']}"
+    return (
+        f"Hints at one patient under two ids, {pair['leak']}"
+        if pair["kind"] == KINDS[3]
+        else f"Films shared {pair['leak']}"
+    )
 
 
 def _read_one(stores: Sequence[Store], pair: Mapping[str, Any], name: str) -> np.ndarray:

@@ -193,7 +193,7 @@ def check_workers(workers: int | None) -> None:
 
 def parse_location(text: str) -> Path | str:
     """Tell a URL from a path."""
-    from chess_cxr.sources.locations import simplify_location
+    from chess_cxr.locations import simplify_location
 
     return simplify_location(text)
 

@@ -105,7 +105,7 @@ def _write_films(folder: Path, size: DemoSize, pool: Executor, quiet: bool) -> P
 def _ingest(folder: Path, table: Path, out: Path, pool: Executor, quiet: bool) -> None:
     films = read_folder([folder], table, {"path": "file", "patient": "patient", "class": "label"})
     options = IngestOptions(DEMO_KEY, dataset="phantom films (SYNTHETIC)", seed=SEED)
-    with ProgressBar("2/5 ingest", len(films), "films", quiet) as bar:
+    with ProgressBar("2/5 ingest", films.count(), "films", quiet) as bar:
         ingest_films(films, out, options, pool, bar.advance)
 
 

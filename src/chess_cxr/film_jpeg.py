@@ -17,14 +17,20 @@ def encode_film(pixels_HW: np.ndarray, longest_side: int) -> tuple[bytes, int, i
 
     Returns the JPEG bytes, height and width.
     """
+    small_HW = shrink_film(pixels_HW, longest_side)
+    grey_HW1 = np.rint(np.clip(small_HW, 0, 1) * 255).astype(np.uint8)[..., None]
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(grey_HW1), JPEG_QUALITY, colorspace="GRAY")
+    return jpeg, *small_HW.shape
+
+
+def shrink_film(pixels_HW: np.ndarray, longest_side: int) -> np.ndarray:
+    """Shrink a film, by areas, until its longest side is at most `longest_side`."""
     height, width = pixels_HW.shape
     shrink = longest_side / max(height, width)
-    if shrink < 1:
-        height, width = max(1, round(height * shrink)), max(1, round(width * shrink))
-        pixels_HW = cv2.resize(pixels_HW, (width, height), interpolation=cv2.INTER_AREA)
-    grey_HW1 = np.rint(np.clip(pixels_HW, 0, 1) * 255).astype(np.uint8)[..., None]
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(grey_HW1), JPEG_QUALITY, colorspace="GRAY")
-    return jpeg, height, width
+    if shrink >= 1:
+        return pixels_HW
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    return cv2.resize(pixels_HW, size, interpolation=cv2.INTER_AREA)
 
 
 def decode_stored(jpeg: bytes, shortest_side: int = 0) -> np.ndarray:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,10 +20,10 @@ import lance
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.fs
 from lance.fragment import write_fragments
 
 from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.locations import find_kind, is_url, remove_folder
 from chess_cxr.records import FLAGS, SCORES, UNCERTAIN, ChessError, ImageRecord, UsageError
 
 STORE_VERSION = 2
@@ -161,7 +159,7 @@ class StoreWriter:
 
     def remove(self) -> None:
         """Take back everything that was written."""
-        remove_store(self.location)
+        remove_folder(self.location)
 
 
 def begin_store(
@@ -175,8 +173,7 @@ def begin_store(
     schema = _build_schema(label_names, dataset, options or {})
     if not is_store(location):
         _refuse_foreign(location)
-        empty = pa.RecordBatchReader.from_batches(schema, iter(()))
-        return StoreWriter(location, schema, lance.write_dataset(empty, str(location), schema=schema, mode="create"))
+        return StoreWriter(location, schema, _write_empty(location, schema))
     opened = lance.dataset(str(location))
     if COMPLETE in opened.config():
         raise UsageError(f"{location} exists already; choose another --out or remove it")
@@ -185,6 +182,18 @@ def begin_store(
             f"{location} was begun with other labels or options; go on with the same ones, or remove it to begin anew"
         )
     return StoreWriter(location, schema, opened)
+
+
+def _write_empty(location: Path | str, schema: pa.Schema) -> Any:
+    empty = pa.RecordBatchReader.from_batches(schema, iter(()))
+    try:
+        return lance.write_dataset(empty, str(location), schema=schema, mode="create")
+    except OSError as error:
+        if not is_url(location):
+            raise
+        codes = {"404": "there is no such bucket", "403": "no permission to write there"}
+        why = next((said for code, said in codes.items() if f"status code: {code}" in str(error)), "it does not answer")
+        raise ChessError(f"{location} cannot be written: {why}") from None
 
 
 def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: Sequence[str], dataset: str) -> int:
@@ -206,22 +215,14 @@ def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: 
     return written
 
 
-def is_url(location: Path | str) -> bool:
-    """Tell an object store's URL from a path."""
-    return isinstance(location, str) and re.match(r"[a-z][a-z0-9+.-]*://", location) is not None
-
-
 def is_store(location: Path | str) -> bool:
     """Return whether a Lance table, complete or not, stands at `location`."""
     if not is_url(location):
         return (Path(location) / "_versions").is_dir()
     try:
-        lance.dataset(str(location))
-    except (ValueError, OSError) as error:
-        if "not found" in str(error).lower():
-            return False
-        raise ChessError(f"{location} cannot be reached: {str(error).splitlines()[0]}") from None
-    return True
+        return find_kind(f"{location}/_versions") == "folder"
+    except OSError as error:
+        raise ChessError(f"{location} cannot be reached: {error.strerror or error}") from None
 
 
 def is_complete(location: Path | str) -> bool:
@@ -236,15 +237,6 @@ def _refuse_foreign(location: Path | str) -> None:
     if path.is_symlink() or path.exists():
         raise UsageError(f"{location} exists already; choose another --out or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def remove_store(location: Path | str) -> None:
-    """Remove a store with everything in it."""
-    if is_url(location):
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(str(location))
-        filesystem.delete_dir(path)
-    else:
-        shutil.rmtree(location, ignore_errors=True)
 
 
 def _is_full_disk(error: OSError) -> bool:

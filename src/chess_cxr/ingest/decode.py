@@ -18,7 +18,7 @@ from chess_cxr.ingest.decode_image import decode_image
 from chess_cxr.ingest.decode_jsrt import decode_jsrt, is_jsrt
 from chess_cxr.ingest.decode_volume import decode_volume, is_volume
 from chess_cxr.ingest.decoded import DecodedFilm, FilmHeader, Undecodable, check_range
-from chess_cxr.sources.locations import NotAFile, TooLarge, read_location
+from chess_cxr.locations import NotAFile, TooLarge, read_location
 
 __all__ = ["DecodedFilm", "FilmHeader", "Undecodable", "decode_film"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chess_cxr.ingest.decoded import DecodedFilm, Undecodable, check_size, stretch_between_percentiles
+from chess_cxr.ingest.decoded import DecodedFilm, Undecodable, check_size, scale_8_bits, stretch_between_percentiles
 
 _GZIP = b"\x1f\x8b\x08"
 _NIFTI_HEADER = 348
@@ -60,11 +60,11 @@ def decode_volume(content: bytes) -> DecodedFilm:
         claim, content = _read_nifti_claim(content)
         suffix = ".nii"
     pixels, spacing = _read_with_itk(content, suffix)
-    grey = pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else None
+    grey = scale_8_bits(pixels) if pixels.dtype == np.uint8 else stretch_between_percentiles(pixels)
     spacing_mm = math.nan
     if claim.knows_spacing and len(spacing) == 2 and math.isclose(*spacing, rel_tol=0.01) and spacing[0] > 0:
         spacing_mm = math.sqrt(spacing[0] * spacing[1])
-    return DecodedFilm(stretch_between_percentiles(pixels) if grey is None else grey, spacing_mm)
+    return DecodedFilm(grey, spacing_mm)
 
 
 def _check_claim(claim: _Claim) -> None:

@@ -17,6 +17,7 @@ WINDOW_PERCENTILES = (0.5, 99.5)
 SPARE = 1.5
 # A film whose middle 99 % span less than this is blank: two steps of an 8-bit screen.
 MIN_RANGE = 2 / 255
+_EIGHT_BITS = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 class Undecodable(ChessError):
@@ -104,6 +105,12 @@ def count_levels(index_HW: np.ndarray) -> np.ndarray:
     """Return how often each value of a uint8 or uint16 image occurs, int64; five times as fast as `np.bincount`."""
     levels = 1 << (8 * index_HW.dtype.itemsize)
     return cv2.calcHist([index_HW], [0], None, [levels], [0, levels]).ravel().astype(np.int64)
+
+
+def scale_8_bits(grey_HW: np.ndarray) -> np.ndarray:
+    """Return uint8 as value / 255, float32."""
+    scaled: np.ndarray = cv2.LUT(grey_HW, _EIGHT_BITS)
+    return scaled
 
 
 def stretch_between_percentiles(raw_HW: np.ndarray) -> np.ndarray:

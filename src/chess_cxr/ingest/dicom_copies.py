@@ -24,8 +24,8 @@ from typing import TextIO
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.deidentify_dicom import deidentify_dicom
+from chess_cxr.locations import NotAFile, TooLarge, read_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
-from chess_cxr.sources.locations import NotAFile, TooLarge, read_location
 
 COPIED, REFUSED = "copied", "refused"
 REPORT = "report.csv"

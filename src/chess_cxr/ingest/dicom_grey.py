@@ -104,11 +104,10 @@ def _map_grey(index_HW: np.ndarray, value_N: np.ndarray, module: PixelModule, da
         assert counts_N is not None
         seen = counts_N > 0
         table_N = stretch(modality_N, *find_window(modality_N[seen], counts_N[seen]))
-    table_N = np.clip(table_N, 0, 1).astype(np.float32)
+    table_N = np.clip(table_N.astype(np.float32), 0, 1)
     if module.photometric == "MONOCHROME1":
         table_N = 1 - table_N
-    table_N[padding_N] = 0
-    return table_N
+    return np.where(padding_N, np.float32(0), table_N)
 
 
 def _map_luminance(value_N: np.ndarray, bits: int, photometric: str) -> np.ndarray:
@@ -116,7 +115,8 @@ def _map_luminance(value_N: np.ndarray, bits: int, photometric: str) -> np.ndarr
     table_N = value_N / ((1 << bits) - 1)
     if photometric.startswith("YBR_PARTIAL"):
         table_N = (table_N - _PARTIAL_BLACK) / (_PARTIAL_WHITE - _PARTIAL_BLACK)
-    return np.asarray(np.clip(table_N, 0, 1))
+    clipped: np.ndarray = np.clip(table_N, 0, 1)
+    return clipped
 
 
 def _map_palette(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chess_cxr.film_jpeg import encode_film
+from chess_cxr.film_jpeg import encode_film, shrink_film
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import FilmHeader, Undecodable
 from chess_cxr.ingest.duplicates import compute_hashes
@@ -52,8 +52,9 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
             return EncodedFilm(reason=quality.reject)
         if options.quality.correct_polarity and "inverted" in quality.flags:
             pixels = 1 - pixels
-        hashes = compute_hashes(pixels)
-        jpeg, height, width = encode_film(pixels, options.longest_side)
+        small = shrink_film(pixels, options.longest_side)
+        hashes = compute_hashes(small)
+        jpeg, height, width = encode_film(small, options.longest_side)
     except Undecodable as error:
         return EncodedFilm(reason=str(error))
     except MemoryError:

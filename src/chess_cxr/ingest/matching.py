@@ -31,7 +31,7 @@ OnCount = Callable[[int, int], None]
 class FilmDetail:
     """What is kept of a film to compare it.
 
-    grey_HW: uint8, longest side `SIDE`.  place_K2: x, y of its points in pixels.  descriptor_KD: uint8 [K, 128], square
+    grey_HW: uint8, stretched, longest side `SIDE`.  place_K2: x, y of its points in pixels.  descriptor_KD: uint8 [K, 128], square
     roots of SIFT's histograms (Arandjelovic and Zisserman 2012), strongest point first.
     """
 
@@ -63,12 +63,12 @@ class FilmMatch:
         return math.degrees(math.atan2(x_axis[1] - self.matrix_23[0, 1], x_axis[0] + self.matrix_23[1, 1]))
 
     def describe(self) -> str:
-        """Return the transform in words, such as "mirrored, turned 17°, inverted", or "as it is"."""
+        """Return the transform in words, such as "mirrored, turned 17°, inverted", or "upright" (not turned at all)."""
         turned = round(self.turned_degrees)
         words = ["mirrored"] * self.mirrored
-        words += [f"turned {turned}°"] * (turned != 0)
+        words += [f"turned {turned}°".replace("-", "−")] * (turned != 0)
         words += ["inverted"] * self.inverted
-        return ", ".join(words) or "as it is"
+        return ", ".join(words) or "upright"
 
 
 def compute_detail(film_HW: np.ndarray) -> FilmDetail:
@@ -76,7 +76,7 @@ def compute_detail(film_HW: np.ndarray) -> FilmDetail:
     shrink = SIDE / max(film_HW.shape)
     size = [max(8, round(side * shrink)) for side in film_HW.shape[::-1]]
     method = cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR
-    grey_HW = np.asarray(cv2.resize(film_HW, size, interpolation=method), np.uint8)
+    grey_HW = _stretch(np.asarray(cv2.resize(film_HW, size, interpolation=method), np.uint8))
     even = cv2.createCLAHE(3.0, (8, 8)).apply(grey_HW)
     points, descriptor = cv2.SIFT_create(nfeatures=POINTS, contrastThreshold=0.01).detectAndCompute(even, None)  # type: ignore[attr-defined]
     if descriptor is None:
@@ -86,6 +86,13 @@ def compute_detail(film_HW: np.ndarray) -> FilmDetail:
     descriptor = descriptor[strongest]
     root = np.sqrt(descriptor / np.maximum(descriptor.sum(axis=1, keepdims=True), 1e-9))
     return FilmDetail(grey_HW, place_K2, np.rint(root * 255).astype(np.uint8))
+
+
+def _stretch(grey_HW: np.ndarray) -> np.ndarray:
+    """Give a film that uses few grey levels all of them: points are found by their contrast."""
+    low, high = np.percentile(grey_HW, (1, 99))
+    stretched = (grey_HW.astype(np.float32) - low) * (255 / max(float(high - low), 1))
+    return np.rint(np.clip(stretched, 0, 255)).astype(np.uint8)
 
 
 def reflect_descriptors(descriptor_KD: np.ndarray, mirrored: bool, inverted: bool) -> np.ndarray:
@@ -155,10 +162,10 @@ def _compare_detail(
     first_HW: np.ndarray, second_HW: np.ndarray, matrix: np.ndarray, inverted: bool
 ) -> tuple[float, float]:
     laid, covered = lay_film(first_HW, matrix, second_HW.shape)
-    common = cv2.erode(covered, np.ones((9, 9), np.uint8)) > 0
+    common = cv2.erode(covered, np.ones((9, 9), np.uint8))
     if common.sum() < MIN_COMMON_PIXELS:
         return 0.0, 0.0
-    ours, theirs = _filter_detail(laid)[common], _filter_detail(second_HW)[common]
+    ours, theirs = (_filter_detail(film, common)[common > 0] for film in (laid, second_HW))
     ours, theirs = ours - ours.mean(), theirs - theirs.mean()
     norm = math.sqrt(float(ours @ ours) * float(theirs @ theirs))
     similarity = float(ours @ theirs) / norm if norm else 0.0
@@ -173,11 +180,19 @@ def lay_film(first_HW: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> 
     return np.asarray(laid, np.uint8), np.asarray(covered, np.uint8)
 
 
-def _filter_detail(grey_HW: np.ndarray) -> np.ndarray:
-    """Keep structures of 2 to 10 pixels at one contrast everywhere: windows and gammas drop out of the comparison."""
-    film = grey_HW.astype(np.float32)
-    band = cv2.GaussianBlur(film, (0, 0), 1.5) - cv2.GaussianBlur(film, (0, 0), 6)
-    return np.asarray(band / (np.sqrt(cv2.GaussianBlur(band * band, (0, 0), 12)) + 2), np.float32)
+def _filter_detail(grey_HW: np.ndarray, within_HW: np.ndarray) -> np.ndarray:
+    """Keep structures of 2 to 10 pixels at one contrast everywhere: windows and gammas drop out of the comparison.
+
+    Nothing outside `within_HW` is looked at: the black that surrounds a turned film would colour what is near it.
+    """
+    film, weight = grey_HW.astype(np.float32), within_HW.astype(np.float32)
+    band = _blur(film, weight, 1.5) - _blur(film, weight, 6)
+    return np.asarray(band / (np.sqrt(_blur(band * band, weight, 12)) + 2), np.float32)
+
+
+def _blur(film: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
+    blurred = cv2.GaussianBlur(film * weight, (0, 0), sigma)
+    return np.asarray(blurred / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-3), np.float32)
 
 
 def find_by_points(

@@ -44,6 +44,7 @@ from chess_cxr.ingest.split import (
     raise_torn,
 )
 from chess_cxr.ingest.workers import encode_in_order
+from chess_cxr.locations import is_url, write_location
 from chess_cxr.records import (
     FLAGS,
     SPLITS,
@@ -54,7 +55,7 @@ from chess_cxr.records import (
     UsageError,
     list_label_names,
 )
-from chess_cxr.store import FLAG_PREFIX, StoredFilm, StoreWriter, begin_store, is_url
+from chess_cxr.store import FLAG_PREFIX, StoredFilm, StoreWriter, begin_store
 
 # Fewer than the first commit holds, so that all the space is still to be taken.
 FILMS_TO_JUDGE_SPACE = 200
@@ -438,7 +439,7 @@ def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: i
     patients = writer.read_column("patient")
     splits = {item["values"]: item["counts"] for item in pc.value_counts(writer.read_column("split")).to_pylist()}
     flags = {name: held for name in FLAGS if (held := int(pc.sum(writer.read_column(FLAG_PREFIX + name)).as_py() or 0))}
-    write_location(find_quarantine(writer.location), _build_quarantine(earlier.quarantine), mode=0o600)
+    write_location(find_quarantine(writer.location), _build_quarantine(earlier.quarantine))
     summary = IngestSummary(
         films=len(writer),
         quarantined=dict(reasons),
@@ -451,12 +452,6 @@ def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: i
     )
     writer.finish()
     return summary
-
-
-def write_location(location: Path | str, content: bytes, mode: int) -> None:
-    path = Path(location)
-    path.write_bytes(content)
-    path.chmod(mode)
 
 
 def find_quarantine(out: Path | str) -> Path | str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chess_cxr.locations import list_location
 from chess_cxr.records import SPLITS, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.catalog_bones import BSE_JSRT, JSRT, NODE21
 from chess_cxr.sources.catalog_entry import DataSet, Findings, Row, get_text, is_blank, parse_label
@@ -23,7 +24,6 @@ from chess_cxr.sources.catalog_release import build_keep, open_release
 from chess_cxr.sources.catalog_stanford import CHEXPERT, CHEXPERT_PLUS
 from chess_cxr.sources.catalog_tuberculosis import MONTGOMERY, SHENZHEN
 from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
-from chess_cxr.sources.locations import list_location
 from chess_cxr.sources.tables import parse_date
 
 _STUDIES = (CHEXPERT, CHEXPERT_PLUS, MIMIC, NIH, PADCHEST, VINDR, RSNA, SIIM, BRAX)

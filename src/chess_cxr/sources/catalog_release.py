@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from chess_cxr.locations import list_location
 from chess_cxr.records import UsageError
 from chess_cxr.sources.catalog_entry import DataSet, Release, Table, is_blank
-from chess_cxr.sources.locations import list_location
 
 
 def open_release(entry: DataSet, root: Path) -> Release:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from chess_cxr.locations import find_kind, list_location, simplify_location
 from chess_cxr.records import ChessError, FilmListing, SourceFilm, UsageError
-from chess_cxr.sources.locations import find_kind, list_location, simplify_location
 from chess_cxr.sources.tables import FIELDS, build_table_listing, read_table
 
 __all__ = ["FIELDS", "read_folder"]

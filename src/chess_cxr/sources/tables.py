@@ -18,9 +18,9 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
+from chess_cxr.locations import find_kind, is_url, read_location, simplify_location
 from chess_cxr.records import SPLITS, UNCERTAIN, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
-from chess_cxr.sources.locations import find_kind, is_url, read_location, simplify_location
 
 _FILM_FIELDS = ("path", "uid", "patient", "study", "view", "age", "sex", "split")
 FIELDS = (*_FILM_FIELDS, "class", "labels", "study_date", "manufacturer")

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chess_cxr.records import ChessError, UsageError
-from chess_cxr.sources.folder import read_folder
-from chess_cxr.sources.locations import (
+from chess_cxr.locations import (
     NotAFile,
     TooLarge,
     find_kind,
@@ -16,6 +14,8 @@ from chess_cxr.sources.locations import (
     read_location,
     simplify_location,
 )
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.sources.folder import read_folder
 from object_store import ObjectStore, run_object_store
 
 MEGABYTE = 1 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -173,6 +174,54 @@ def _open_at_once(path: str, flags: int) -> int:
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise TooLarge(f"larger than {max_bytes} bytes")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_location(location: Path | str, content: bytes) -> None:
+    """Write a file (mode 0600) or object, so that a reader sees the old content or the new, never a part.
+
+    Raises OSError.
+    """
+    location = simplify_location(location)
+    if isinstance(location, Path):
+        _write_local(location, content)
+        return
+    filesystem, path = get_filesystem(location)
+    try:
+        with filesystem.open_output_stream(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise _translate(error) from None
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        descriptor = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        growing.replace(path)
+    finally:
+        growing.unlink(missing_ok=True)
+
+
+def remove_folder(location: Path | str) -> None:
+    """Remove a folder, or all objects below a URL, where it is there."""
+    location = simplify_location(location)
+    if isinstance(location, Path):
+        shutil.rmtree(location, ignore_errors=True)
+        return
+    filesystem, path = get_filesystem(location)
+    try:
+        filesystem.delete_dir(path)
+    except OSError as error:
+        translated = _translate(error)
+        if not isinstance(translated, FileNotFoundError):
+            raise translated from None
 
 
 # ---------------------------------------------------------------- listing

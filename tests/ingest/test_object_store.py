@@ -1,0 +1,93 @@
+"""Films and store on a real S3 server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore, run_object_store
+
+from chess_cxr.ingest.deidentify import hash_id
+from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.workers import build_ingest_pool
+from chess_cxr.records import UsageError
+from chess_cxr.sources.folder import read_folder
+from chess_cxr.store import begin_store, is_store, open_store
+
+KEY = b"a key of more than sixteen bytes"
+OPTIONS = IngestOptions(id_key=KEY, longest_side=64, films_a_commit=2)
+NAMES = [f"JPCLN{number:03d}.png" for number in (2, 4, 6, 7, 8)]
+
+
+@pytest.fixture(scope="module")
+def server(real_films: Path) -> Iterator[ObjectStore]:
+    with run_object_store() as started:
+        started.make_bucket("archive")
+        for path in sorted((real_films / "jsrt" / "images").glob("*.png"))[:5]:
+            started.upload(path, f"archive/films/{path.name}")
+        yield started
+
+
+@pytest.fixture
+def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+def test_films_are_read_from_and_stored_into_a_bucket(store: ObjectStore) -> None:
+    films = read_folder(["s3://archive/films"])
+    with build_ingest_pool(1) as pool:
+        summary = ingest_films(films, "s3://archive/out/a.lance", OPTIONS, pool)
+    assert summary.films == 5
+    opened = open_store("s3://archive/out/a.lance")
+    assert list(opened.films["uid"]) == [hash_id(KEY, "uid", film.uid) for film in films]
+    assert [film.shape for film in opened.read_films(range(5))] == [(64, 64)] * 5
+    assert "archive/out/a.quarantine.csv" in store.list_keys("archive/out")
+    with pytest.raises(UsageError, match="exists already"):
+        ingest_films(films, "s3://archive/out/a.lance", OPTIONS)
+
+
+def test_an_ingest_into_a_bucket_goes_on_where_it_was_stopped(store: ObjectStore) -> None:
+    films = read_folder(["s3://archive/films"])
+    seen: list[int] = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest_films(films, "s3://archive/out/b.lance", replace(OPTIONS, in_flight=1), on_film=stop)
+    with pytest.raises(UsageError, match="is not complete"):
+        open_store("s3://archive/out/b.lance")
+    assert ingest_films(films, "s3://archive/out/b.lance", OPTIONS).resumed == 2
+    assert open_store("s3://archive/out/b.lance").films["uid"].is_unique
+
+
+def test_what_is_taken_back_leaves_no_object(store: ObjectStore) -> None:
+    begin_store("s3://archive/out/c.lance", [], "").remove()
+    assert not [key for key in store.list_keys("archive/out") if "/c.lance/" in key]
+    assert not is_store("s3://archive/out/c.lance")
+
+
+def run_command(environment: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "chess_cxr", "ingest", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+
+
+def test_the_command_takes_urls(store: ObjectStore) -> None:
+    done = run_command(store.environment, "s3://archive/films", "--out", "s3://archive/out/d.lance", "--workers", "1")
+    assert (done.returncode, done.stdout.splitlines()[0][:29]) == (0, "5 films of 5 patients stored ")
+    assert len(open_store("s3://archive/out/d.lance")) == 5
+
+
+@pytest.mark.parametrize("out", ["s3://nowhere/a.lance", "s3:///a.lance"])
+def test_a_bucket_that_is_not_there_is_one_line(store: ObjectStore, out: str) -> None:
+    done = run_command(store.environment, "s3://archive/films", "--out", out)
+    assert done.returncode in (1, 2)
+    assert done.stderr.splitlines()[-1].startswith("chess-cxr: ")
+    assert "unexpected" not in done.stderr
