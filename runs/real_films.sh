@@ -24,7 +24,7 @@ CARD
 
 if [ ! -e "$out/pool.lance" ]; then
   python "$here/make_pool_table.py" "$data" "$out/pool_table.csv"
-  chess-cxr ingest "$data" --out "$out/pool.lance" --table "$out/pool_table.csv" --dataset pool --val 0.1 --test 0.3 \
+  chess-cxr ingest "$data" --out "$out/pool.lance" --table "$out/pool_table.csv" --site pool --no-stratify --val 0.1 --test 0.3 \
     --columns path=file patient=patient split=split class=label age=age sex=sex view=view labels=one_percent,$findings \
     | tee "$out/ingest.txt"
 fi

@@ -33,6 +33,10 @@ class Answer:
     err: str
 
 
+# The drawn pictures of these tests are no chest films, and the ingest would see it.
+ANY_PICTURE = ("--quality.no-quarantine-not-chest", "--workers", "1")
+
+
 def run(*words: object, cwd: Path | None = None, program: Sequence[str] = ("-m", "chess_cxr"), **env: str) -> Answer:
     """Run one command line in a process of its own; no escape codes may ever reach a pipe."""
     environment = {"CHESS_CXR_ID_KEY": "sixteen bytes or more", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
@@ -130,7 +134,8 @@ def test_the_example_of_every_command_is_understood(name: str) -> None:
         ("", "name a command; chess-cxr --help lists them"),
         ("train", "no command 'train'"),
         ("weights", "there are weights import, weights show"),
-        ("ingest films", "Missing from chess-cxr ingest: --out PATH"),
+        ("ingest films", "name the store to write with --out, such as --out films.lance"),
+        ("ingest --out a.lance", "no source folder is given"),
         ("ingest films --out a --colour red", "--colour"),
         ("ingest films --out a --val much", "--val: could not convert string to float: 'much'; "),
         ("finetune classify a b --out c --mode half", "'half' for argument '--mode'"),
@@ -231,13 +236,13 @@ def test_ctrl_c_during_an_ingest_is_no_fault_and_leaves_nothing(films: Path, tmp
     for number in range(3000):
         os.link(films / "film00.png", folder / f"film{number:04d}.png")
     process = subprocess.Popen(
-        [sys.executable, "-m", "chess_cxr", "ingest", folder, "--out", tmp_path / "films.lance", "--workers", "1"],
+        [sys.executable, "-m", "chess_cxr", "ingest", folder, "--out", tmp_path / "films.lance", *ANY_PICTURE],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while not list(tmp_path.glob(".films.quarantine*")) and process.poll() is None:
+    while not (tmp_path / "films.lance").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "chess-cxr: interrupted\n")
@@ -248,10 +253,29 @@ def test_ctrl_c_during_an_ingest_is_no_fault_and_leaves_nothing(films: Path, tmp
 # Ingest
 
 
+def test_what_is_no_chest_film_is_left_out_unless_told_otherwise(films: Path, tmp_path: Path) -> None:
+    answer = run("ingest", films, "--out", tmp_path / "films.lance", "--workers", 1)
+    assert_refused(answer, 1, "12 not a chest radiograph (judged from the picture)")
+
+
+def test_the_public_data_sets_are_listed() -> None:
+    answer = run("ingest", "--dataset", "list")
+    assert (answer.code, answer.err) == (0, "")
+    assert "nih-chestxray14" in answer.out and "node21" in answer.out
+
+
+def test_a_public_data_set_that_is_not_known_or_not_there_is_wrong_use(tmp_path: Path) -> None:
+    words = ("ingest", tmp_path, "--out", tmp_path / "films.lance")
+    assert_refused(run(*words, "--dataset", "mnist"), 2, "mnist")
+    assert_refused(run(*words, "--dataset", "node21"), 2, "node21")
+    assert_refused(run(*words, "--dataset", "node21", "--table", "t.csv"), 2, "leave --table and --columns out")
+    assert_refused(run(*words, "--cluster", "tcp://127.0.0.1:9", "--workers", 1), 2, "a --cluster has its own")
+
+
 def test_films_become_a_store_and_unknown_labels_stay_unknown(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "films.lance"
     words = ("ingest", films, "--out", out, "--table", films / "labels.csv", "--columns", "labels=nodule")
-    answer = run(*words, "--workers", 1, "--json")
+    answer = run(*words, *ANY_PICTURE, "--json")
     assert answer.code == 0
     assert json.loads(answer.out)["films"] == 12 and json.loads(answer.out)["splits"] == {
         "train": 4,
@@ -271,7 +295,7 @@ def test_films_become_a_store_and_unknown_labels_stay_unknown(films: Path, tmp_p
         ("uid", 2, "1 uid occurs more than once, first 'film00.png'"),
         ("place", 2, "is a file, not a folder"),
         ("split", 1, "1 patient is in more than one given split"),
-        ("blank", 1, "none of the 1 films could be decoded: 1 "),
+        ("blank", 1, "none of the 1 films could be stored: 1 "),
     ],
 )
 def test_films_that_make_no_store_leave_nothing_behind(
@@ -293,7 +317,7 @@ def test_films_that_make_no_store_leave_nothing_behind(
         (folder / "labels.csv").write_text((folder / "labels.csv").read_text() + f"{added}\n")
     if change == "place":
         out = folder / "labels.csv" / "films.lance"
-    assert_refused(run("ingest", folder, "--out", out, *words, "--workers", 1), code, part)
+    assert_refused(run("ingest", folder, "--out", out, *words, *ANY_PICTURE), code, part)
     assert [path.name for path in tmp_path.iterdir()] == ["films"]
 
 
@@ -302,7 +326,7 @@ def test_a_part_that_fails_is_counted_and_the_rest_stored(films: Path, tmp_path:
     folder.mkdir()
     shutil.copy(films / "film00.png", folder)
     cv2.imwrite(str(folder / "blank.png"), np.full((64, 64), 128, np.uint8))
-    answer = run("ingest", folder, "--out", tmp_path / "films.lance", "--workers", 1, "--quiet")
+    answer = run("ingest", folder, "--out", tmp_path / "films.lance", *ANY_PICTURE, "--quiet")
     assert answer.code == 1
     assert answer.out.startswith("1 films of 1 patients stored") and "1 quarantined: " in answer.out
     table = tmp_path / "films.quarantine.csv"
@@ -318,7 +342,7 @@ def test_a_folder_of_broken_real_files_fails_with_its_reasons(real_films: Path, 
     for name in (*names, "bomb_60000x60000.png"):
         shutil.copy(real_films / "nasty" / "image" / name, folder)
     answer = run("ingest", folder, "--out", tmp_path / "films.lance", "--workers", 1)
-    assert_refused(answer, 1, "none of the 7 films could be decoded", "empty file")
+    assert_refused(answer, 1, "none of the 7 films could be stored", "empty file")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
@@ -327,11 +351,11 @@ def test_a_folder_of_broken_real_files_fails_with_its_reasons(real_films: Path, 
 
 def test_a_store_of_another_version_is_refused(small_store: Path, tmp_path: Path) -> None:
     table = lance.dataset(str(small_store)).to_table()
-    described = json.loads(table.schema.metadata[b"chess_cxr"]) | {"version": 2}
+    described = json.loads(table.schema.metadata[b"chess_cxr"]) | {"version": 3}
     future = table.replace_schema_metadata({"chess_cxr": json.dumps(described)})
     lance.write_dataset(future, str(tmp_path / "future.lance"))
     answer = run("embed", "pixels:4", tmp_path / "future.lance", "--out", tmp_path / "features.parquet")
-    assert_refused(answer, 2, "has store format 2, this program reads 1; ingest it again")
+    assert_refused(answer, 2, "has store format 3, this program reads 2; ingest it again")
     assert [path.name for path in tmp_path.iterdir()] == ["future.lance"]
 
 

@@ -121,10 +121,9 @@ def ingest(
         raise UsageError("--workers is for this machine; a --cluster has its own")
     from chess_cxr.ingest.deidentify import check_key_place, read_id_key
     from chess_cxr.ingest.pipeline import IngestOptions, find_quarantine, ingest_films
-    from chess_cxr.store import is_complete
+    from chess_cxr.store import check_place
 
-    if is_complete(store):
-        raise UsageError(f"{store} exists already; choose another --out or remove it")
+    check_place(store)
     places = [parse_location(source) for source in sources]
     check_key_place(key_file, [*places, store])
     films = list_source_films(places, table, pairs, dataset, val)

@@ -171,12 +171,12 @@ def begin_store(
     Raises `UsageError` if a complete store or something else stands there, or one begun differently.
     """
     schema = _build_schema(label_names, dataset, options or {})
+    check_place(location)
     if not is_store(location):
-        _refuse_foreign(location)
+        if not is_url(location):
+            Path(location).parent.mkdir(parents=True, exist_ok=True)
         return StoreWriter(location, schema, _write_empty(location, schema))
     opened = lance.dataset(str(location))
-    if COMPLETE in opened.config():
-        raise UsageError(f"{location} exists already; choose another --out or remove it")
     if opened.schema.metadata != schema.metadata:
         raise UsageError(
             f"{location} was begun with other labels or options; go on with the same ones, or remove it to begin anew"
@@ -225,18 +225,14 @@ def is_store(location: Path | str) -> bool:
         raise ChessError(f"{location} cannot be reached: {error.strerror or error}") from None
 
 
-def is_complete(location: Path | str) -> bool:
-    """Return whether a store that readers may open stands at `location`."""
-    return is_store(location) and COMPLETE in lance.dataset(str(location)).config()
-
-
-def _refuse_foreign(location: Path | str) -> None:
-    if is_url(location):
-        return
-    path = Path(location)
-    if path.is_symlink() or path.exists():
+def check_place(location: Path | str) -> None:
+    """Raise `UsageError` unless a store may be begun, or gone on with, at `location`."""
+    if is_store(location):
+        taken = COMPLETE in lance.dataset(str(location)).config()
+    else:
+        taken = not is_url(location) and (Path(location).is_symlink() or Path(location).exists())
+    if taken:
         raise UsageError(f"{location} exists already; choose another --out or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _is_full_disk(error: OSError) -> bool:

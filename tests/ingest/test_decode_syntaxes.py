@@ -125,7 +125,7 @@ def test_signed_pixels_keep_their_sign_through_every_codec(tmp_path: Path, film:
         (uid.JPEGBaseline8Bit, lambda s: simplejpeg.encode_jpeg((s >> 4).astype(np.uint8)[..., None], 95, "GRAY")),
         (uid.JPEGExtended12Bit, lambda s: imagecodecs.jpeg8_encode(s, 95, bitspersample=12)),
         (uid.JPEGLSNearLossless, lambda s: imagecodecs.jpegls_encode(s, level=6)),
-        (uid.JPEG2000, lambda s: encode_j2k(s, reversible=False, level=50)),
+        (uid.JPEG2000, lambda s: encode_j2k(s, reversible=False, level=55, bitspersample=12)),
     ],
 )
 def test_every_lossy_codec_stays_close_to_the_film(

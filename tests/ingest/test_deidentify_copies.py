@@ -15,8 +15,8 @@ from dicom_films import DIGITS, WORD, build_film, find_canaries, write_film
 
 from chess_cxr.ingest.deidentify import hash_id, hash_uid
 from chess_cxr.ingest.dicom_copies import DeidentifyOptions, check_apart, deidentify_files
-from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.locations import list_location
+from chess_cxr.records import ChessError, SourceFilm, UsageError
 
 KEY = b"a key of more than sixteen bytes"
 OPTIONS = DeidentifyOptions(KEY)

@@ -61,7 +61,7 @@ def test_a_film_is_found_in_any_turn_and_told_how(
     copy = turn(films[0][:, ::-1] if mirrored else films[0], degrees, scale=0.9)
     copy = 255 - copy if inverted else copy
     match = match_films(compute_detail(films[0]), compute_detail(copy), mirrored, inverted)
-    assert match is not None and match.similarity > 0.9
+    assert match is not None and match.similarity > 0.95
     assert abs((match.turned_degrees - degrees + 180) % 360 - 180) < 1.5
     assert ("mirrored" in match.describe()) == mirrored and ("inverted" in match.describe()) == inverted
 
@@ -76,8 +76,10 @@ def test_crops_squeezed_films_and_other_grey_levels_are_still_one_film(films: li
 def test_different_chests_do_not_match(films: list[np.ndarray]) -> None:
     details = [compute_detail(film) for film in films]
     pairs = [(a, b) for a in range(6) for b in range(a)]
-    found = [match_films(details[a], details[b], mirrored, False) for a, b in pairs for mirrored in (False, True)]
-    assert max(match.similarity for match in found if match and match.points >= 12) < 0.6
+    found = [match_films(details[a], details[b], mirrored, False, 6) for a, b in pairs for mirrored in (False, True)]
+    assert sum(match is not None for match in found) > 10
+    assert max(match.similarity for match in found if match) < 0.6
+    assert max(match.points for match in found if match) < 20
 
 
 def test_the_points_of_all_films_elect_the_turned_copy(films: list[np.ndarray]) -> None:

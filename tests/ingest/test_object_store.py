@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from object_store import ObjectStore, run_object_store
 
 from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.workers import build_ingest_pool
-from chess_cxr.records import UsageError
+from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.store import begin_store, is_store, open_store
+from object_store import ObjectStore, run_object_store
 
 KEY = b"a key of more than sixteen bytes"
 OPTIONS = IngestOptions(id_key=KEY, longest_side=64, films_a_commit=2)
@@ -91,3 +91,18 @@ def test_a_bucket_that_is_not_there_is_one_line(store: ObjectStore, out: str) ->
     assert done.returncode in (1, 2)
     assert done.stderr.splitlines()[-1].startswith("chess-cxr: ")
     assert "unexpected" not in done.stderr
+
+
+def test_a_store_that_stops_answering_ends_the_work_and_quarantines_nothing(
+    real_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_object_store() as dying:
+        for name, value in dying.environment.items():
+            monkeypatch.setenv(name, value)
+        dying.make_bucket("archive")
+        for number, path in enumerate(sorted((real_films / "jsrt" / "images").glob("*.png"))[:4]):
+            dying.upload(path, f"archive/films/{number}.png")
+        films = list(read_folder(["s3://archive/films"]))
+    with build_ingest_pool(1) as pool, pytest.raises(ChessError, match="cannot be reached; run the same again"):
+        ingest_films(films, tmp_path / "a.lance", OPTIONS, pool)
+    assert list(tmp_path.iterdir()) == []

@@ -82,7 +82,9 @@ def _verify(
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         some = pairs[start : start + PAIRS_AT_ONCE]
         held = details.get(sorted({film for pair in some for film in pair[:2]}))
-        matches = details.pool.map(lambda pair, at=held: match_films(at[pair[0]], at[pair[1]], *pair[2:]), some)
+        matches = details.pool.map(
+            lambda pair, at=held: match_films(at[pair[0]], at[pair[1]], pair[2], pair[3], options.points), some
+        )
         for pair, match in zip(some, matches, strict=True):
             if match and _is_enough(match, options):
                 best = kept.get(pair[:2])
@@ -92,9 +94,7 @@ def _verify(
 
 
 def _is_enough(match: FilmMatch, options: SearchOptions) -> bool:
-    return (
-        match.similarity >= options.similarity and match.points >= options.points and match.overlap >= options.overlap
-    )
+    return match.similarity >= options.similarity and match.overlap >= options.overlap
 
 
 class _Details:

@@ -74,14 +74,17 @@ class Child:
     def ask(self, *request: object) -> object:
         """Return what the child answers to one request; afterwards a child that raised must not be used again.
 
-        Raises `ChildDied` or `ChildLate`.
+        Raises `ChildDied`, `ChildLate`, or ConnectionError where the films' own store cannot be reached.
         """
         try:
             self._connection.send(request)
         except OSError:
             self.close()
             raise ChildDied from None
-        return self._receive(self.limits.film_seconds)
+        answer = self._receive(self.limits.film_seconds)
+        if isinstance(answer, ConnectionError):
+            raise answer
+        return answer
 
     def _receive(self, seconds: float) -> object:
         try:
@@ -146,7 +149,11 @@ def _serve(descriptor: int, film_seconds: float, film_gib: float) -> None:
             request = connection.recv()
             # The alarm's default action ends the process even inside a decoder that never returns.
             signal.setitimer(signal.ITIMER_REAL, film_seconds + ORPHAN_SECONDS)
-            answer = encode_film_file(*request)
+            answer: object
+            try:
+                answer = encode_film_file(*request)
+            except ConnectionError:
+                answer = ConnectionError()  # its text may name the film
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(answer)
 

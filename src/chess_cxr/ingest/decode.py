@@ -40,7 +40,8 @@ def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
     and HTJ2K, alone or in DICOM.  0 decodes the whole film.  spacing_mm is of the size returned.
 
     Raises `Undecodable` for everything that cannot be used: broken, truncated, blank, above 120 megapixels
-    (before memory is taken), below 32 pixels on a side or more than 8 times as long as wide.
+    (before memory is taken), below 32 pixels on a side or more than 8 times as long as wide; ConnectionError, which
+    says nothing about the film, where an object store cannot be reached.
     """
     content = _read_content(location)
     try:
@@ -72,6 +73,8 @@ def _read_content(location: Path | str) -> bytes:
         content = read_location(location, MAX_FILE_BYTES)
     except NotAFile:
         raise Undecodable("not a regular file") from None
+    except ConnectionError:
+        raise
     except FileNotFoundError:
         raise Undecodable("file not found") from None
     except PermissionError:

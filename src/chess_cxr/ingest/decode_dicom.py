@@ -9,6 +9,7 @@ import struct
 import zlib
 
 import pydicom
+from pydicom.multival import MultiValue
 
 from chess_cxr.ingest.decoded import MAX_MEGAPIXELS, DecodedFilm, FilmHeader, Undecodable
 from chess_cxr.ingest.dicom_grey import find_functional_group, map_to_grey
@@ -41,8 +42,8 @@ def decode_dicom(content: bytes, at_least: int = 0) -> DecodedFilm:
     module = read_pixel_module(dataset)
     stored = decode_stored(dataset, module, at_least)
     grey = map_to_grey(stored, module, dataset)
-    shrunk = math.sqrt(module.height * module.width / grey.size)
-    return DecodedFilm(grey, read_spacing_mm(dataset) * shrunk, read_film_header(dataset), module.height, module.width)
+    spacing_mm = read_spacing_mm(dataset) * 2**stored.halvings
+    return DecodedFilm(grey, spacing_mm, read_film_header(dataset), module.height, module.width)
 
 
 def _read_dataset(content: bytes) -> pydicom.Dataset:
@@ -109,7 +110,9 @@ def read_film_header(dataset: pydicom.Dataset) -> FilmHeader:
 
     def text(name: str) -> str:
         try:
-            return str(dataset.get(name) or "").replace("\0", "").strip()
+            value = dataset.get(name)
+            first = next(iter(value), "") if isinstance(value, MultiValue) else value
+            return "" if first is None else str(first).replace("\0", "").strip()
         except Exception:  # a value that breaks its own VR says nothing
             return ""
 

@@ -234,7 +234,12 @@ def _choose_halvings(header: FrameHeader, module: PixelModule, at_least: int) ->
         return 0
     if header.precision > min(module.stored, 16):
         return 0
-    return choose_halvings(module.height, module.width, at_least, header.halvings)
+    halvings = choose_halvings(module.height, module.width, at_least, header.halvings)
+    if header.syntax != uid.JPEGBaseline8Bit:
+        # Pillow rounds the reduced size half up where JPEG 2000 rounds it up, and fails where the two differ.
+        while any(0 < side % 2**halvings < 2**halvings // 2 for side in (module.height, module.width)):
+            halvings -= 1
+    return halvings
 
 
 def _run_plugin(

@@ -43,7 +43,10 @@ class EncodedFilm:
 
 
 def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFilm:
-    """Decode one film, judge it and encode it as the store wants it."""
+    """Decode one film, judge it and encode it as the store wants it.
+
+    Raises ConnectionError, which says nothing about the film, where an object store cannot be reached.
+    """
     try:
         film = decode_film(location, at_least=options.longest_side)
         pixels = film.pixels
@@ -59,6 +62,8 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
         return EncodedFilm(reason=str(error))
     except MemoryError:
         return EncodedFilm(reason="not enough memory to decode it")
+    except ConnectionError:
+        raise
     except Exception as error:
         # Whatever it is, it concerns this film alone; its text may quote the header.
         return EncodedFilm(reason=f"cannot be judged or encoded ({type(error).__name__})")

@@ -17,7 +17,7 @@ SIDE = 256  # pixels on the longest side of what is compared
 POINTS = 200
 VOTERS = 48  # the strongest points of each film that vote for other films
 NEIGHBOURS = 4
-MIN_VOTES = 4
+MIN_VOTES = 3
 MIN_COSINE = 0.85  # between descriptors that can be the same point
 RANSAC_PIXELS = 3.0
 RANSAC_TRIALS = 500
@@ -31,8 +31,8 @@ OnCount = Callable[[int, int], None]
 class FilmDetail:
     """What is kept of a film to compare it.
 
-    grey_HW: uint8, stretched, longest side `SIDE`.  place_K2: x, y of its points in pixels.  descriptor_KD: uint8 [K, 128], square
-    roots of SIFT's histograms (Arandjelovic and Zisserman 2012), strongest point first.
+    grey_HW: uint8, stretched, longest side `SIDE`.  place_K2: x, y of its points in pixels.  descriptor_KD: uint8
+    [K, 128], square roots of SIFT's histograms (Arandjelovic and Zisserman 2012), strongest point first.
     """
 
     grey_HW: np.ndarray
@@ -92,7 +92,7 @@ def _stretch(grey_HW: np.ndarray) -> np.ndarray:
     """Give a film that uses few grey levels all of them: points are found by their contrast."""
     low, high = np.percentile(grey_HW, (1, 99))
     stretched = (grey_HW.astype(np.float32) - low) * (255 / max(float(high - low), 1))
-    return np.rint(np.clip(stretched, 0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(stretched, 0, 255)), np.uint8)
 
 
 def reflect_descriptors(descriptor_KD: np.ndarray, mirrored: bool, inverted: bool) -> np.ndarray:
@@ -109,19 +109,21 @@ def reflect_descriptors(descriptor_KD: np.ndarray, mirrored: bool, inverted: boo
     return cell.reshape(-1, 16 * BINS)
 
 
-def match_films(first: FilmDetail, second: FilmDetail, mirrored: bool, inverted: bool) -> FilmMatch | None:
-    """Lay the first film on the second; None where fewer than 6 points agree on how.
+def match_films(
+    first: FilmDetail, second: FilmDetail, mirrored: bool, inverted: bool, least_points: int = 12
+) -> FilmMatch | None:
+    """Lay the first film on the second; None where fewer than `least_points` agree on how.
 
     mirrored, inverted: what is tried; every turn, shift and scale is, within the same film's reach.
     """
     ours = _normalise(reflect_descriptors(first.descriptor_KD, mirrored, inverted))
     theirs = _normalise(second.descriptor_KD)
-    if min(len(ours), len(theirs)) < 6:
+    if min(len(ours), len(theirs)) < least_points:
         return None
     cosine = ours @ theirs.T
     there, back = cosine.argmax(axis=1), cosine.argmax(axis=0)
     mutual = np.flatnonzero((back[there] == np.arange(len(ours))) & (cosine.max(axis=1) > MIN_COSINE))
-    if len(mutual) < 6:
+    if len(mutual) < least_points:
         return None
     source, target = first.place_K2[mutual], second.place_K2[there[mutual]]
     if mirrored:
@@ -130,14 +132,13 @@ def match_films(first: FilmDetail, second: FilmDetail, mirrored: bool, inverted:
     matrix, agreeing = cv2.estimateAffinePartial2D(
         source, target, ransacReprojThreshold=RANSAC_PIXELS, maxIters=RANSAC_TRIALS
     )
-    points = 0 if agreeing is None else int(agreeing.sum())
-    if points < 6:
+    if agreeing is None or agreeing.sum() < least_points:
         return None
     matrix = _refine(source, target, agreeing[:, 0] > 0, matrix)
     if mirrored:
         matrix[:, 0] *= -1
     similarity, overlap = _compare_detail(first.grey_HW, second.grey_HW, matrix, inverted)
-    return FilmMatch(matrix, mirrored, inverted, points, similarity, overlap)
+    return FilmMatch(matrix, mirrored, inverted, int(agreeing.sum()), similarity, overlap)
 
 
 def _normalise(descriptor_KD: np.ndarray) -> np.ndarray:

@@ -239,9 +239,10 @@ def _prepare(films: FilmListing | Sequence[SourceFilm], options: IngestOptions) 
     """Decide the splits that can be decided from what the source itself says."""
     if isinstance(films, FilmListing) and not films.described:
         return _Progress(films.count(), {}, None)
-    splits = find_given_splits(films)
-    if options.stratify and any(film.patient and film.labels for film in films):
+    if options.stratify:
         splits = assign_stratified_splits(films, options.seed, options.val, options.test)
+    else:
+        splits = find_given_splits(films)
     seen: dict[str, str] | None = {} if any(film.split and not film.patient for film in films) else None
     expected = films.count() if isinstance(films, FilmListing) else len(films)
     return _Progress(expected, splits, seen)

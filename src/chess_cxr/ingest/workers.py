@@ -31,7 +31,10 @@ def build_ingest_pool(workers: int | None = None) -> ThreadPoolExecutor:
 
 
 def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits) -> EncodedFilm:
-    """Encode one film in this thread's child; a film that kills it or takes too long is a reason like any other."""
+    """Encode one film in this thread's child; a film that kills it or takes too long is a reason like any other.
+
+    Raises `ChessError` where no child can be started or the films' store cannot be reached.
+    """
     try:
         encoded = get_child(limits).ask(location, options)
     except ChildDied:
@@ -40,6 +43,10 @@ def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits
     except ChildLate:
         drop_child()
         return EncodedFilm(reason=f"not decoded within {limits.film_seconds:g} seconds")
+    except ConnectionError:
+        raise ChessError(
+            "the object store that holds the films cannot be reached; run the same again, it goes on where it stopped"
+        ) from None
     assert isinstance(encoded, EncodedFilm)
     return encoded
 
