@@ -4,6 +4,7 @@ import math
 import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,6 +47,11 @@ def write_dicom(path: Path, stored: np.ndarray, syntax: str = ExplicitVRLittleEn
 def write_image(path: Path, image: Image.Image, kind: str, **options: object) -> Path:
     image.save(path, kind, **options)
     return path
+
+
+def encode_lossless_jpeg(stored: np.ndarray, predictor: int = 1) -> bytes:
+    bits = 8 if stored.dtype == np.uint8 else max(9, int(stored.max()).bit_length())
+    return imagecodecs.jpeg8_encode(stored, lossless=True, predictor=predictor, bitspersample=bits)
 
 
 def stretch_slowly(stored: np.ndarray) -> np.ndarray:

@@ -3,10 +3,11 @@
 import math
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from film_files import make_grey, refuse, stretch_slowly, window_slowly, write_dicom
+from film_files import encode_lossless_jpeg, make_grey, refuse, stretch_slowly, window_slowly, write_dicom
 from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -43,8 +44,6 @@ def test_only_the_stored_bits_count_whatever_stands_above_them(
     container = container.astype(np.uint16)
     tags = {"BitsStored": bits, "PixelRepresentation": int(signed)}
     if packed:
-        from test_decode_syntaxes import encode_lossless_jpeg
-
         frame = encapsulate([encode_lossless_jpeg(container)])
         tags |= {"PixelData": frame, "syntax": uid.JPEGLosslessSV1}
     pixels = decode_film(write_dicom(tmp_path / "film", container, **tags)).pixels
@@ -52,8 +51,6 @@ def test_only_the_stored_bits_count_whatever_stands_above_them(
 
 
 def test_ringing_of_a_lossy_codec_above_the_stored_bits_is_white_and_not_black(tmp_path: Path) -> None:
-    import imagecodecs
-
     stored = make_grey(top=1023 * 4)  # the stream has two bits more than the header says
     frame = imagecodecs.jpeg8_encode(stored, 100, bitspersample=12)
     path = write_dicom(

@@ -18,6 +18,7 @@ from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_vie
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _EXPLICIT = b"1.2.840.10008.1.2.1".ljust(len(_DEFLATED), b"\0")  # PS3.5 6.2: UI is padded with NUL
+_STEP_BYTES = 1 << 24
 MAX_INFLATED_BYTES = 2 * MAX_MEGAPIXELS * 1_000_000 + (1 << 24)
 
 
@@ -65,16 +66,20 @@ def _inflate(content: bytes) -> bytes:
     if content[128:132] != b"DICM" or content[132:138] != b"\x02\0\0\0UL":
         raise Undecodable("deflated DICOM file without a complete header")
     start = 144 + struct.unpack_from("<I", content, 140)[0]
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater, packed = zlib.decompressobj(-zlib.MAX_WBITS), content[start:]
+    inflated = bytearray(content[:start].replace(_DEFLATED, _EXPLICIT))
     try:
-        dataset = inflater.decompress(memoryview(content)[start:], MAX_INFLATED_BYTES)
+        # In steps: asked for all at once, zlib holds what it found twice.
+        while packed and not inflater.eof:
+            inflated += inflater.decompress(packed, _STEP_BYTES)
+            packed = inflater.unconsumed_tail
+            if len(inflated) > MAX_INFLATED_BYTES:
+                raise Undecodable(f"DICOM data set inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
     except zlib.error:
         raise Undecodable("deflated DICOM data set is damaged") from None
-    if inflater.unconsumed_tail:
-        raise Undecodable(f"DICOM data set inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
     if not inflater.eof:
         raise Undecodable("deflated DICOM data set ends early")
-    return content[:start].replace(_DEFLATED, _EXPLICIT) + dataset
+    return bytes(inflated)
 
 
 def _name_transfer_syntax(dataset: pydicom.Dataset) -> None:

@@ -157,11 +157,11 @@ class _BestPairs:
         score = np.concatenate([np.empty(0, np.float32), *(part[1] for part in self._parts)])
         key, place = np.unique(key, return_index=True)
         score = score[place]
+        film = np.concatenate([key // self._films, key % self._films])
+        order = np.lexsort((-np.tile(score, 2), film))
+        rank = np.arange(len(order)) - np.searchsorted(film[order], film[order])
         keep = np.zeros(len(key), bool)
-        for film in (key // self._films, key % self._films):
-            order = np.lexsort((-score, film))
-            rank = np.arange(len(order)) - np.searchsorted(film[order], film[order])
-            keep[order[rank < self._per_film]] = True
+        keep[order[rank < self._per_film] % max(len(key), 1)] = True
         self._parts, self._held = [(key[keep], score[keep])], int(keep.sum())
 
 
