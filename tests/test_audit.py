@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from chess_cxr.audit import LIST_COLUMNS, PAIR_COLUMNS, PATIENT_COLUMNS, AuditOptions, audit_stores, write_audit
+from chess_cxr.film_jpeg import encode_film
 from chess_cxr.ingest.duplicates import compute_hashes
 from chess_cxr.records import ImageRecord, UsageError
-from chess_cxr.store import Store, StoredFilm, encode_film, open_store, write_store
+from chess_cxr.store import Store, StoredFilm, open_store, write_store
 
 QUICK = AuditOptions(thorough=False, threads=1)
 THOROUGH = AuditOptions(thorough=True, threads=1)

@@ -30,7 +30,7 @@ POSES = 16
 BLOCK = 512
 TABLES = 24
 BUCKET = 32
-EXACT_BELOW = 30_000
+EXACT_BELOW = 100_000
 
 OnCount = Callable[[int, int], None]
 
