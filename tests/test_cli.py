@@ -346,6 +346,33 @@ def test_a_folder_of_broken_real_files_fails_with_its_reasons(real_films: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+# Audit and de-identified copies
+
+
+def test_an_audit_that_finds_a_leak_ends_with_code_1_and_shows_it(films: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(films, tmp_path / "films"))
+    run("ingest", folder, "--out", tmp_path / "a.lance", "--site", "a", *ANY_PICTURE)
+    run("ingest", folder, "--out", tmp_path / "b.lance", "--site", "b", *ANY_PICTURE)
+    answer = run("audit", tmp_path / "a.lance", tmp_path / "b.lance", "--out", tmp_path / "audit", "--quiet")
+    assert answer.code == 1
+    assert answer.err.endswith("leaks across splits, stores or training lists were found\n")
+    assert "across stores: 12 " in answer.out
+    assert sorted(path.name for path in (tmp_path / "audit").iterdir()) == [
+        "lists.csv",
+        "pairs.csv",
+        "patients.csv",
+        "report.html",
+    ]
+
+
+@pytest.mark.real_films
+def test_copies_are_made_and_what_is_refused_is_counted(real_films: Path, tmp_path: Path) -> None:
+    answer = run("deidentify", real_films / "dicom", "--out", tmp_path / "copies", "--workers", 1, "--quiet")
+    assert answer.code == 1
+    assert answer.out.startswith("6 films copied") and "2 of 8 films were not copied" in answer.err
+    assert len(list((tmp_path / "copies").rglob("*.dcm"))) == 6
+
+
 # Stores that do not fit
 
 

@@ -241,6 +241,50 @@ def deidentify(
         raise ChessError(f"{failed} of {failed + summary.copied} films were not copied; {out / REPORT} says why")
 
 
+def audit(
+    stores: Stores,
+    training_list: tuple[Path, ...] = (),
+    out: Path | None = None,
+    thorough: bool = False,
+    duplicate_similarity: float = 0.85,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Find patients and pictures that stores, splits or published training lists share.
+
+    Turned, mirrored, inverted and resized copies are found too.  The exit code is 1 where anything is shared across
+    splits, stores or lists, so that a CI can stop on it.
+
+    Example: chess-cxr audit ours.lance theirs.lance --training-list encoders/first --out audit
+
+    Args:
+        stores: stores to compare with each other and within themselves.
+        training_list: encoder folders, or files with hashed uids, hashed patients or pixel hashes.
+        out: folder to write, with pairs.csv, patients.csv, lists.csv and report.html with the pairs side by side.
+        thorough: look for any turn, crop and scale among any number of films, not only among up to 2,000.
+        duplicate_similarity: of fine detail, from which two films are one exposure.
+        json: print everything as JSON.
+        quiet: no progress on stderr.
+    """
+    if out:
+        refuse_existing(out)
+    from chess_cxr.store import open_store
+
+    opened = [open_store(store) for store in stores]
+    from chess_cxr.audit import AuditOptions, audit_stores, write_audit
+
+    options = AuditOptions(duplicate_similarity=duplicate_similarity, thorough=thorough or None)
+    with StageBars(quiet) as bars:
+        result = audit_stores(opened, training_list, options, bars.show)
+    print_result(result.as_json() if json else result.as_text(), json)
+    if out:
+        page = write_audit(result, out)
+        if not json:
+            print(page)
+    if result.leaks:
+        raise ChessError(f"{result.leaks} leaks across splits, stores or training lists were found")
+
+
 def pretrain(
     stores: Stores,
     out: Path,
@@ -480,6 +524,7 @@ def finetune_classify(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "ingest": ingest,
+    "audit": audit,
     "deidentify": deidentify,
     "pretrain": pretrain,
     "export": export,

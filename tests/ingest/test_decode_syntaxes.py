@@ -354,6 +354,21 @@ def test_a_deflated_file_that_is_cut_off_or_damaged_is_refused(tmp_path: Path, c
     assert "deflated DICOM data set is damaged" in refuse(path)
 
 
+@pytest.mark.parametrize("rest", [0, 1, 2, 257])
+def test_a_deflated_film_of_any_length_is_read_whole(tmp_path: Path, rest: int) -> None:
+    """Lengths around the step in which data sets are inflated."""
+    stored = np.zeros((2896, 2896), dtype=np.uint16)  # a little below 16 MiB
+    stored[:1000] = 4000
+    path = tmp_path / "film"
+    bare = write_dicom(path, stored, syntax=uid.DeflatedExplicitVRLittleEndian, ImageComments="x")
+    content = bare.read_bytes()
+    start = 144 + struct.unpack_from("<I", content, 140)[0]
+    short = (1 << 24) - len(zlib.decompress(content[start:], -zlib.MAX_WBITS))
+    comments = "x" * (1 + short + rest & ~1)
+    write_dicom(path, stored, syntax=uid.DeflatedExplicitVRLittleEndian, ImageComments=comments)
+    assert decode_film(path).pixels.shape == stored.shape
+
+
 BOMB = """
 import resource, sys
 from pathlib import Path

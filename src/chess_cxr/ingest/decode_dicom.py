@@ -70,8 +70,8 @@ def _inflate(content: bytes) -> bytes:
     inflated = bytearray(content[:start].replace(_DEFLATED, _EXPLICIT))
     try:
         # In steps: asked for all at once, zlib holds what it found twice.
-        while packed and not inflater.eof:
-            inflated += inflater.decompress(packed, _STEP_BYTES)
+        while not inflater.eof and (step := inflater.decompress(packed, _STEP_BYTES)):
+            inflated += step
             packed = inflater.unconsumed_tail
             if len(inflated) > MAX_INFLATED_BYTES:
                 raise Undecodable(f"DICOM data set inflates to more than {MAX_INFLATED_BYTES >> 20} MiB")
