@@ -13,12 +13,15 @@ import io
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -184,7 +187,7 @@ def ingest_films(
     started = time.monotonic()
     _check(films, out, options)
     progress = _prepare(films, options)
-    with _lock(out):
+    with _lock(out), _remember_interrupts() as insist:
         label_names = films.label_names if isinstance(films, FilmListing) else list_label_names(films)
         writer = begin_store(out, label_names, options.dataset, _describe(options))
         earlier = _read_earlier(writer)
@@ -193,7 +196,9 @@ def ingest_films(
         with _open_id_map(options.id_map) as write_id:
             undone = _skip_done(films, earlier, options, write_id, count)
             with _keep_what_is_committed(writer, progress):
+                insist()
                 _write_films(undone, writer, progress, options, executor, count)
+                insist()
             return _finish(writer, progress, started, resumed=len(earlier.uids))
 
 
@@ -210,6 +215,31 @@ def _keep_what_is_committed(writer: StoreWriter, progress: _Progress) -> Iterato
         if said is error:
             raise
         raise said from None
+
+
+@contextlib.contextmanager
+def _remember_interrupts() -> Iterator[Callable[[], None]]:
+    """Yield what raises again a KeyboardInterrupt that came while Lance was calling and was lost there."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
+        yield lambda: None
+        return
+    lost = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal lost
+        lost = True
+        signal.default_int_handler(number, frame)
+
+    def insist() -> None:
+        if lost:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield insist
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: IngestOptions) -> None:
