@@ -125,11 +125,14 @@ def audit_stores(
     training_lists: encoder folders (their training_uids.txt), or text or CSV files that hold hashed uids, hashed
     patients or pixel hashes anywhere; their films are a leak unless the store has them in its train split.
     on_progress: called with the stage, and how much of it is done, of how much.
-    Raises UsageError without a store, for a list that cannot be read, or for hashes of another version.
+    Raises UsageError without a store, for a similarity beyond 1, a list that cannot be read, or for hashes of another version.
     """
     if not stores:
         raise UsageError("name at least one store to audit")
     options, show = options or AuditOptions(), on_progress or _show_nothing
+    if not 0 < options.duplicate_similarity <= 1:
+        raise UsageError(f"the duplicate similarity {options.duplicate_similarity:g} is not between 0 and 1")
+    options = replace(options, similarity=min(options.similarity, options.duplicate_similarity))
     lists = [(path.name, _read_list(path)) for path in training_lists]
     films = _read_films(stores)
     thorough = len(films) <= options.thorough_up_to if options.thorough is None else options.thorough

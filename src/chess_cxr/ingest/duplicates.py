@@ -58,7 +58,7 @@ class NearHashes:
 
 
 def compute_hashes(pixels_HW: np.ndarray) -> FilmHashes:
-    """Hash a decoded film, float32 [H, W] in [0, 1].
+    """Hash a film, float32 [H, W] in [0, 1], at the size it comes in.
 
     `pixel` is BLAKE2b (RFC 7693, 128 bits) over height, width and round(255 · pixel): the same grey levels give the
     same hash whatever file they came in.  `perceptual` is read by `unpack_hashes`.
