@@ -125,7 +125,8 @@ def audit_stores(
     training_lists: encoder folders (their training_uids.txt), or text or CSV files that hold hashed uids, hashed
     patients or pixel hashes anywhere; their films are a leak unless the store has them in its train split.
     on_progress: called with the stage, and how much of it is done, of how much.
-    Raises UsageError without a store, for a similarity beyond 1, a list that cannot be read, or for hashes of another version.
+    Raises UsageError without a store, for a similarity beyond 1, for a list that cannot be read, or for hashes of
+    another version.
     """
     if not stores:
         raise UsageError("name at least one store to audit")

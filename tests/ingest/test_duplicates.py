@@ -98,6 +98,13 @@ def test_a_film_is_recognised_in_every_pose_by_its_hash_alone(pose: int) -> None
     assert found.mirrored.tolist() == is_mirrored(np.array([pose])).tolist()
 
 
+def test_a_wide_black_border_does_not_hide_the_inverted_film() -> None:
+    film = draw_film(4)
+    film[:, :40] = 0
+    ours, theirs = hash_all([film, 1 - film])
+    assert float(ours @ theirs) < -0.999
+
+
 @pytest.mark.parametrize(
     "change",
     [
