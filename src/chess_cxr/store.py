@@ -154,6 +154,8 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Make the store visible to readers and drop what killed writers left."""
+        # What killed writers left goes first; ledgers stay until nobody needs them: a kill in between is harmless.
+        self._dataset.cleanup_old_versions(older_than=timedelta(days=36_500), delete_unverified=True)
         self._dataset.update_config({COMPLETE: "1"})
         lance.dataset(str(self.location)).cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
 

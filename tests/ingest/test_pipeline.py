@@ -1,4 +1,5 @@
 import csv
+import math
 import stat
 import subprocess
 import sys
@@ -272,6 +273,61 @@ def test_films_that_came_while_an_ingest_was_stopped_are_taken_in(tmp_path: Path
     ingest_films(films, tmp_path / "s.lance", OPTIONS)
     stored = list(open_store(tmp_path / "s.lance").films["uid"])
     assert sorted(stored) == sorted(hash_id(KEY, "uid", film.uid) for film in films)
+
+
+def stop_after(films: int):
+    """Return a callback that interrupts the ingest at its so many-th film."""
+    seen: list[int] = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == films:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.real_films
+def test_a_patient_that_two_runs_put_into_two_splits_is_noticed(tmp_path: Path, real_films: Path) -> None:
+    path = real_films / "dicom" / "siim_850819.dcm"
+    films = [SourceFilm(path, str(n), split=split) for n, split in enumerate(("train", "test", "train", "train"))]
+    options = replace(OPTIONS, films_a_commit=1, in_flight=1)
+    with pytest.raises(KeyboardInterrupt):
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(4))
+    with pytest.raises(ChessError, match="^1 patient is in more than one given split"):
+        ingest_films(films, tmp_path / "s.lance", options)
+    assert list_names(tmp_path) == []
+
+
+def test_a_table_that_changes_a_patients_split_between_runs_is_noticed(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 8, patients=2)
+    options = replace(OPTIONS, films_a_commit=2, in_flight=1)
+    begun = [replace(film, split="train") for film in films]
+    with pytest.raises(KeyboardInterrupt):
+        ingest_films(begun, tmp_path / "s.lance", options, on_film=stop_after(6))
+    with pytest.raises(ChessError, match="^2 patients are in more than one given split"):
+        ingest_films([replace(film, split="test") for film in films], tmp_path / "s.lance", options)
+
+
+def test_films_that_another_writer_has_doubled_make_no_complete_store(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 4)
+    out = tmp_path / "s.lance"
+
+    def double() -> None:
+        if len(rows := lance.dataset(str(out)).to_table()) == 2:
+            lance.write_dataset(rows, str(out), mode="append")
+
+    options = replace(OPTIONS, films_a_commit=2, in_flight=1)
+    with pytest.raises(ChessError, match="2 films are in .* twice: two ingests wrote it at once"):
+        ingest_films(films, out, options, on_film=double)
+    with pytest.raises(UsageError, match="is not complete"):
+        open_store(out)
+
+
+@pytest.mark.parametrize("limits", [Limits(film_gib=math.nan), Limits(film_seconds=math.inf), Limits(film_gib=0)])
+def test_limits_that_limit_nothing_are_wrong_use(tmp_path: Path, limits: Limits) -> None:
+    with pytest.raises(UsageError, match="a film's limits must be above 0"):
+        ingest_films(write_films(tmp_path / "raw", 1), tmp_path / "s.lance", replace(OPTIONS, limits=limits))
 
 
 def test_two_ingests_into_one_store_do_not_meet(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.child import Limits, drop_child, get_child
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
 from chess_cxr.ingest.workers import (
     FILMS_A_TASK,
@@ -175,3 +175,21 @@ def test_what_a_film_says_of_itself_travels_with_it(real_films: Path) -> None:
     assert (encoded.header.sex, encoded.view, encoded.height) == ("M", "PA", 512)
     assert encoded.pixel_hash
     assert encoded.perceptual_hash
+
+
+def test_a_child_that_was_killed_while_idle_costs_no_film(tmp_path: Path) -> None:
+    film = write_films(tmp_path, 1)[0]
+    assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
+    idle = get_child(LIMITS)
+    idle._process.kill()
+    idle._process.wait()
+    assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
+
+
+def test_no_code_from_the_folder_one_stands_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = write_films(tmp_path, 1)[0]
+    (tmp_path / "cv2.py").write_text("open('RUN', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    drop_child()
+    assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
+    assert not (tmp_path / "RUN").exists()

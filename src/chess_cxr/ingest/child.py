@@ -43,6 +43,10 @@ class ChildDied(Exception):
     """The child crashed or ran out of memory on the request."""
 
 
+class ChildGone(Exception):
+    """The child had died before it was asked: nothing is said about the request."""
+
+
 class ChildLate(Exception):
     """The child did not answer in time and was killed."""
 
@@ -54,7 +58,8 @@ class Child:
         self.limits = limits
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "chess_cxr.ingest.child", str(theirs.fileno())]
+            # -P: a file cv2.py in the folder that the user stands in must not be taken for the library.
+            command = [sys.executable, "-P", "-m", "chess_cxr.ingest.child", str(theirs.fileno())]
             command += [str(limits.film_seconds), str(limits.film_gib)]
             one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             self._process = subprocess.Popen(
@@ -74,13 +79,13 @@ class Child:
     def ask(self, *request: object) -> object:
         """Return what the child answers to one request; afterwards a child that raised must not be used again.
 
-        Raises `ChildDied`, `ChildLate`, or ConnectionError where the films' own store cannot be reached.
+        Raises `ChildGone`, `ChildDied`, `ChildLate`, or ConnectionError where the films' own store cannot be reached.
         """
         try:
             self._connection.send(request)
         except OSError:
             self.close()
-            raise ChildDied from None
+            raise ChildGone from None
         answer = self._receive(self.limits.film_seconds)
         if isinstance(answer, ConnectionError):
             raise answer

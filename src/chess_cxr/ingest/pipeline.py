@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from chess_cxr.ingest.child import Limits
@@ -64,6 +65,7 @@ from chess_cxr.store import FLAG_PREFIX, StoredFilm, StoreWriter, begin_store
 FILMS_TO_JUDGE_SPACE = 200
 # What a row of the store takes beside its JPEG: 0.3 KB of fields and Lance's own pages.
 BYTES_A_ROW = 400
+MOST_SECONDS, MOST_GIB = 86_400, 1024
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,6 @@ class _Progress:
     expected: int
     split_of_patient: Mapping[str, str]
     split_seen: dict[str, str] | None
-    torn: set[str] = field(default_factory=set)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # uid and reason, since the last commit
     patients_unknown: int = 0  # since the last commit
     films: int = 0
@@ -250,8 +251,8 @@ def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: 
         raise UsageError(f"longest_side {options.longest_side} is too small; films need 32 pixels or more")
     if options.in_flight < 1 or options.films_a_commit < 1:
         raise UsageError("in_flight and films_a_commit must be 1 or more")
-    if options.limits.film_seconds <= 0 or options.limits.film_gib <= 0:
-        raise UsageError("the limits of a film must be above 0")
+    if not (0 < options.limits.film_seconds <= MOST_SECONDS and 0 < options.limits.film_gib <= MOST_GIB):
+        raise UsageError(f"a film's limits must be above 0, and at most {MOST_SECONDS} seconds and {MOST_GIB} GiB")
     if options.id_map is not None and (options.id_map.exists() or options.id_map.is_symlink()):
         raise UsageError(f"{options.id_map} exists already; choose another name or remove it")
     for written in (out, options.id_map):
@@ -292,8 +293,12 @@ def _lock(out: Path | str) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another ingest is writing {out}; wait for it or choose another --out") from None
+            # Whoever held it before may have removed the file between our opening and our locking it.
+            held = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except OSError:
+            held = False
+        if not held:
+            raise UsageError(f"another ingest is writing {out}; wait for it or choose another --out")
         try:
             yield
         finally:
@@ -452,8 +457,8 @@ def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOpt
     seen = progress.split_seen
     split = film.split or progress.split_of_patient.get(owner) or (seen or {}).get(patient)
     split = split or assign_split(owner, options.seed, options.val, options.test)
-    if seen is not None and seen.setdefault(patient, split) != split:
-        progress.torn.add(patient)
+    if seen is not None:
+        seen.setdefault(patient, split)
     return split
 
 
@@ -464,10 +469,14 @@ def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: i
     if not len(writer):
         writer.remove()
         raise ChessError(f"none of the {sum(reasons.values())} films could be stored: {_list_counts(reasons)}")
-    if progress.torn:
-        writer.remove()
-        raise_torn(len(progress.torn))
     patients = writer.read_column("patient")
+    if torn := _count_torn(patients, writer.read_column("split")):
+        writer.remove()
+        raise_torn(torn)
+    if doubled := len(writer) - int(pc.count_distinct(writer.read_column("uid")).as_py()):
+        raise ChessError(
+            f"{doubled} films are in {writer.location} twice: two ingests wrote it at once; remove it to begin anew"
+        )
     splits = {item["values"]: item["counts"] for item in pc.value_counts(writer.read_column("split")).to_pylist()}
     flags = {name: held for name in FLAGS if (held := int(pc.sum(writer.read_column(FLAG_PREFIX + name)).as_py() or 0))}
     write_location(find_quarantine(writer.location), _build_quarantine(earlier.quarantine))
@@ -483,6 +492,13 @@ def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: i
     )
     writer.finish()
     return summary
+
+
+def _count_torn(patients: pa.ChunkedArray, splits: pa.ChunkedArray) -> int:
+    """Return how many patients are in two splits, of all that is committed: runs may have seen other tables."""
+    pairs = pa.table({"patient": patients, "split": splits}).group_by(["patient", "split"]).aggregate([])
+    counts = pc.value_counts(pairs["patient"].combine_chunks())
+    return int(pc.sum(pc.greater(counts.field("counts"), 1)).as_py() or 0)
 
 
 def find_quarantine(out: Path | str) -> Path | str:

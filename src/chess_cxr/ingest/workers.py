@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExec
 from itertools import islice
 from pathlib import Path
 
-from chess_cxr.ingest.child import ChildDied, ChildLate, Limits, drop_child, get_child
+from chess_cxr.ingest.child import ChildDied, ChildGone, ChildLate, Limits, drop_child, get_child
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions
 from chess_cxr.records import ChessError, SourceFilm
 
@@ -36,8 +36,8 @@ def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits
     Raises `ChessError` where no child can be started or the films' store cannot be reached.
     """
     try:
-        encoded = get_child(limits).ask(location, options)
-    except ChildDied:
+        encoded = _ask_child(location, options, limits)
+    except (ChildDied, ChildGone):
         drop_child()
         return EncodedFilm(reason=WORKER_DIED)
     except ChildLate:
@@ -49,6 +49,14 @@ def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits
         ) from None
     assert isinstance(encoded, EncodedFilm)
     return encoded
+
+
+def _ask_child(location: Path | str, options: EncodeOptions, limits: Limits) -> object:
+    try:
+        return get_child(limits).ask(location, options)
+    except ChildGone:  # it was killed while it had nothing to do; the film never reached it
+        drop_child()
+        return get_child(limits).ask(location, options)
 
 
 def encode_batch(locations: Sequence[Path | str], options: EncodeOptions, limits: Limits) -> list[EncodedFilm] | str:
