@@ -155,8 +155,6 @@ class _Earlier:
     """What is committed.  uids: of the films stored or left out, packed and sorted."""
 
     uids: np.ndarray
-    quarantine: list[tuple[str, str]]
-    patients_unknown: int
 
     def __contains__(self, uid: str) -> bool:
         if not len(self.uids):
@@ -306,14 +304,17 @@ def _lock(out: Path | str) -> Iterator[None]:
 
 
 def _read_earlier(writer: StoreWriter) -> _Earlier:
-    quarantine: list[tuple[str, str]] = []
-    unknown = 0
-    for ledger in writer.read_ledgers():
-        quarantine += [(uid, reason) for uid, reason in ledger["left_out"]]
-        unknown += ledger["patients_unknown"]
+    quarantine, _ = _read_ledgers(writer)
     uids = [_pack(uid) for uid, _ in quarantine]
     uids += [_pack(uid.as_py()) for uid in writer.read_column("uid")] if len(writer) else []
-    return _Earlier(np.sort(np.array(uids, dtype=f"S{HASH_CHARACTERS // 2 + 1}")), quarantine, unknown)
+    return _Earlier(np.sort(np.array(uids, dtype=f"S{HASH_CHARACTERS // 2 + 1}")))
+
+
+def _read_ledgers(writer: StoreWriter) -> tuple[list[tuple[str, str]], int]:
+    """Return uid and reason of each film that was left out, and how many films name no patient."""
+    ledgers = list(writer.read_ledgers())
+    quarantine = [(uid, reason) for ledger in ledgers for uid, reason in ledger["left_out"]]
+    return quarantine, sum(ledger["patients_unknown"] for ledger in ledgers)
 
 
 def _pack(uid: str) -> bytes:
@@ -464,8 +465,8 @@ def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOpt
 
 def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: int) -> IngestSummary:
     """Judge the whole, write the quarantine beside the store and make both final."""
-    earlier = _read_earlier(writer)
-    reasons = Counter(reason for _, reason in earlier.quarantine)
+    quarantine, patients_unknown = _read_ledgers(writer)
+    reasons = Counter(reason for _, reason in quarantine)
     if not len(writer):
         writer.remove()
         raise ChessError(f"none of the {sum(reasons.values())} films could be stored: {_list_counts(reasons)}")
@@ -479,12 +480,12 @@ def _finish(writer: StoreWriter, progress: _Progress, started: float, resumed: i
         )
     splits = {item["values"]: item["counts"] for item in pc.value_counts(writer.read_column("split")).to_pylist()}
     flags = {name: held for name in FLAGS if (held := int(pc.sum(writer.read_column(FLAG_PREFIX + name)).as_py() or 0))}
-    write_location(find_quarantine(writer.location), _build_quarantine(earlier.quarantine))
+    write_location(find_quarantine(writer.location), _build_quarantine(quarantine))
     summary = IngestSummary(
         films=len(writer),
         quarantined=dict(reasons),
         patients=int(pc.count_distinct(patients).as_py()),
-        patients_unknown=earlier.patients_unknown,
+        patients_unknown=patients_unknown,
         splits=splits,
         flags=flags,
         seconds=time.monotonic() - started,
