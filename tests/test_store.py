@@ -35,6 +35,16 @@ def test_films_and_fields_come_back_as_they_were_written(tmp_path: Path) -> None
     assert np.abs(store.read_films([0])[0] / 255 - pixels).max() < 0.02
 
 
+def test_a_label_may_have_any_name_that_is_no_column(tmp_path: Path) -> None:
+    names = ["Pl. Effusion", "Pl%2E Effusion", "50%", "label", "a/b", 'Ä `x` "y"', "a\nb"]
+    jpeg = encode_film(np.zeros((32, 32), np.float32), 32)
+    labels = {name: float(number % 2) for number, name in enumerate(names)}
+    write_store(tmp_path / "a.lance", iter([StoredFilm(ImageRecord("u", "p", labels=labels), *jpeg)]), names, "")
+    store = open_store(tmp_path / "a.lance")
+    assert store.label_names == names
+    assert store.films.iloc[0][names].to_dict() == labels
+
+
 def test_encoding_shrinks_to_the_longest_side_and_never_enlarges() -> None:
     assert encode_film(np.full((400, 200), 0.5, np.float32), 100)[1:] == (100, 50)
     assert encode_film(np.full((40, 20), 0.5, np.float32), 100)[1:] == (40, 20)

@@ -145,7 +145,7 @@ def _build_sections(out: Path, store: Store, config: PretrainConfig, comparison:
 
 def _describe_store(out: Path, store: Store) -> str:
     splits = ", ".join(f"{split} {len(store.get_rows(split))}" for split in SPLITS)
-    with (out / "films.quarantine.csv").open(newline="") as file:
+    with (out / "films.lance.quarantine.csv").open(newline="") as file:
         left_out = sum(1 for _ in csv.reader(file)) - 1
     patients = store.films["patient"].nunique()
     return f"{len(store)} films of {patients} patients ({splits}); {left_out} could not be read."

@@ -7,14 +7,18 @@ processes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import lance
 import numpy as np
@@ -28,14 +32,29 @@ from chess_cxr.records import FLAGS, SCORES, UNCERTAIN, ChessError, ImageRecord,
 
 STORE_VERSION = 2
 ROWS_A_BATCH = 256
+ROWS_A_SCAN = 65_536
 LABEL_PREFIX = "label:"
 FLAG_PREFIX = "flag:"
 SCORE_PREFIX = "score:"
 COMPLETE = "chess_cxr.complete"  # in the table's own configuration: a store without it is still being written
+WRITER = "chess_cxr.writer"  # there too: which writer holds the store; the one that came last does
 LEDGER = "chess_cxr.ledger"  # in the properties of a commit
 HASHES = ("pixel_hash", "perceptual_hash")
 _TEXT_FIELDS = ("uid", "patient", "study", "view", "sex", "site", "split", "manufacturer")
 _NUMBER_FIELDS = ("age_years", "year", "study_day", "spacing_mm")
+_OTHER_COLUMNS = ("height", "width", "jpeg", *HASHES)
+
+
+# What errors of Lance mean, by what their texts hold.
+_WHY = {
+    "status code: 404": "there is no such bucket",
+    "status code: 403": "no permission to write there",
+    "permission denied": "no permission to write there",
+    "read-only file system": "the file system is read-only",
+    "no such file": "another ingest or program removes its files",
+    "conflict": "another ingest writes there too",
+    "error sending request": "it does not answer",
+}
 
 
 @dataclass
@@ -59,6 +78,21 @@ class StoredFilm:
     perceptual_hash: bytes = b""
 
 
+def name_label_column(name: str) -> str:
+    """Return the column of a label; for Lance a full stop leads into a field, and a backtick quotes one."""
+    return LABEL_PREFIX + quote(name, safe=" ", errors="surrogatepass").replace(".", "%2E")
+
+
+def check_label_names(names: Sequence[str]) -> None:
+    """Raise `UsageError` for a label that could not be told from another column of the store, or is there twice."""
+    own = {*_TEXT_FIELDS, *_NUMBER_FIELDS, *_OTHER_COLUMNS}
+    for name in names:
+        if not name or name in own or name.startswith((FLAG_PREFIX, SCORE_PREFIX, LABEL_PREFIX)):
+            raise UsageError(f"no label can be named {name!r}, the store has a column of that name; rename it")
+    if len(set(names)) < len(names):
+        raise UsageError("two labels have the same name; rename one")
+
+
 def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str, Any]) -> pa.Schema:
     described = {"version": STORE_VERSION, "labels": list(label_names), "dataset": dataset, "options": dict(options)}
     fields = [pa.field(name, pa.string()) for name in _TEXT_FIELDS]
@@ -67,7 +101,7 @@ def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str
     fields += [pa.field("pixel_hash", pa.string()), pa.field("perceptual_hash", pa.binary())]
     fields += [pa.field(FLAG_PREFIX + name, pa.bool_()) for name in FLAGS]
     fields += [pa.field(SCORE_PREFIX + name, pa.float32()) for name in SCORES]
-    fields += [pa.field(LABEL_PREFIX + name, pa.float32()) for name in label_names]
+    fields += [pa.field(name_label_column(name), pa.float32()) for name in label_names]
     fields.append(pa.field("jpeg", pa.binary()))
     return pa.schema(fields, metadata={"chess_cxr": json.dumps(described)})
 
@@ -93,7 +127,7 @@ def _build_batches(films: Iterable[StoredFilm], schema: pa.Schema, state: _Writi
 def _build_row(film: StoredFilm) -> dict[str, Any]:
     record = film.record
     row: dict[str, Any] = {name: getattr(record, name) for name in _TEXT_FIELDS + _NUMBER_FIELDS}
-    row |= {LABEL_PREFIX + name: value for name, value in record.labels.items()}
+    row |= {name_label_column(name): value for name, value in record.labels.items()}
     row |= {FLAG_PREFIX + name: name in record.flags for name in FLAGS}
     row |= {SCORE_PREFIX + name: record.scores.get(name, float("nan")) for name in SCORES}
     row |= {name: getattr(film, name) for name in HASHES}
@@ -116,6 +150,9 @@ class StoreWriter:
         self.location = location
         self._schema = schema
         self._dataset = dataset
+        self._token = secrets.token_hex(8)
+        with _explain_errors(location):
+            dataset.update_config({WRITER: self._token})
 
     def __len__(self) -> int:
         return int(self._dataset.count_rows())
@@ -123,6 +160,10 @@ class StoreWriter:
     def read_column(self, name: str) -> pa.ChunkedArray:
         """Return one column of what is committed."""
         return self._dataset.to_table(columns=[name])[name]
+
+    def read_columns(self, *names: str) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of what is committed, a part at a time."""
+        yield from self._dataset.to_batches(columns=list(names), batch_size=ROWS_A_SCAN)
 
     def read_ledgers(self) -> Iterator[Any]:
         """Yield the ledger of every commit, oldest first."""
@@ -134,34 +175,58 @@ class StoreWriter:
     def append(self, films: Iterable[StoredFilm], build_ledger: Callable[[], Any]) -> int:
         """Commit these films, consumed lazily, with the ledger as it stands after the last; return how many they were.
 
-        Raises what `films` raised, or OSError ENOSPC on a full disk; then none of them is committed.
+        Raises what `films` raised, OSError ENOSPC on a full disk, `ChessError` where the store cannot be written or
+        another writer has taken it over; then none of them is committed.
         """
         state = _Writing()
-        try:
-            batches = pa.RecordBatchReader.from_batches(self._schema, _build_batches(films, self._schema, state))
+        batches = pa.RecordBatchReader.from_batches(self._schema, _build_batches(films, self._schema, state))
+        with _explain_errors(self.location, state):
             transaction = write_fragments(
                 batches, self._dataset, self._schema, return_transaction=True, enable_stable_row_ids=False
             )
-        except OSError as error:
-            if state.error:
-                raise state.error from None
-            if _is_full_disk(error):
-                raise OSError(errno.ENOSPC, "no space left", str(self.location)) from None
-            raise
-        transaction.transaction_properties = {LEDGER: json.dumps(build_ledger())}
-        self._dataset = lance.LanceDataset.commit(self._dataset, transaction)
+            self._check_mine()
+            transaction.transaction_properties = {LEDGER: json.dumps(build_ledger())}
+            self._dataset = lance.LanceDataset.commit(self._dataset, transaction)
         return state.written
 
     def finish(self) -> None:
-        """Make the store visible to readers and drop what killed writers left."""
-        # What killed writers left goes first; ledgers stay until nobody needs them: a kill in between is harmless.
-        self._dataset.cleanup_old_versions(older_than=timedelta(days=36_500), delete_unverified=True)
-        self._dataset.update_config({COMPLETE: "1"})
-        lance.dataset(str(self.location)).cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        """Make the store visible to readers and drop what killed writers left; errors as `append`."""
+        with _explain_errors(self.location):
+            self._check_mine()
+            # What killed writers left goes first; ledgers stay until nobody needs them: a kill in between is harmless.
+            self._dataset.cleanup_old_versions(older_than=timedelta(days=36_500), delete_unverified=True)
+            self._dataset.update_config({COMPLETE: "1", WRITER: None})
+            _open_table(self.location).cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+
+    def _check_mine(self) -> None:
+        """Raise `ChessError` where another writer came later; the last one goes on, so that none waits for the dead."""
+        if _open_table(self.location).config().get(WRITER) != self._token:
+            raise ChessError(f"another ingest has taken over {self.location}; this one stops, and loses nothing of it")
 
     def remove(self) -> None:
-        """Take back everything that was written."""
+        """Take back everything that was written, unless another writer has taken the store over."""
+        with contextlib.suppress(OSError, ValueError):
+            if _open_table(self.location).config().get(WRITER, self._token) != self._token:
+                return
         remove_folder(self.location)
+
+
+@contextlib.contextmanager
+def _explain_errors(location: Path | str, state: _Writing | None = None) -> Iterator[None]:
+    """Turn what Lance raises into what `films` raised, a full disk or one line; its texts hold lines of its source."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if state is not None and state.error:
+            raise state.error from None
+        if _is_full_disk(error):
+            raise OSError(errno.ENOSPC, "no space left", str(location)) from None
+        raise ChessError(f"{location} cannot be written: {_say_why(error)}; run the same again to go on") from None
+
+
+def _say_why(error: Exception) -> str:
+    text = str(error).lower()
+    return next((said for words, said in _WHY.items() if words in text), f"{type(error).__name__} in the store")
 
 
 def begin_store(
@@ -172,30 +237,22 @@ def begin_store(
     options: what the store is made by, such as its longest side; JSON values.
     Raises `UsageError` if a complete store or something else stands there, or one begun differently.
     """
+    check_label_names(label_names)
     schema = _build_schema(label_names, dataset, options or {})
     check_place(location)
     if not is_store(location):
         if not is_url(location):
             Path(location).parent.mkdir(parents=True, exist_ok=True)
-        return StoreWriter(location, schema, _write_empty(location, schema))
-    opened = lance.dataset(str(location))
+        with _explain_errors(location):
+            empty = pa.RecordBatchReader.from_batches(schema, iter(()))
+            created = lance.write_dataset(empty, _name_for_lance(location), schema=schema, mode="create")
+        return StoreWriter(location, schema, created)
+    opened = _open_table(location)
     if opened.schema.metadata != schema.metadata:
         raise UsageError(
             f"{location} was begun with other labels or options; go on with the same ones, or remove it to begin anew"
         )
     return StoreWriter(location, schema, opened)
-
-
-def _write_empty(location: Path | str, schema: pa.Schema) -> Any:
-    empty = pa.RecordBatchReader.from_batches(schema, iter(()))
-    try:
-        return lance.write_dataset(empty, str(location), schema=schema, mode="create")
-    except OSError as error:
-        if not is_url(location):
-            raise
-        codes = {"404": "there is no such bucket", "403": "no permission to write there"}
-        why = next((said for code, said in codes.items() if f"status code: {code}" in str(error)), "it does not answer")
-        raise ChessError(f"{location} cannot be written: {why}") from None
 
 
 def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: Sequence[str], dataset: str) -> int:
@@ -217,6 +274,15 @@ def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: 
     return written
 
 
+def _name_for_lance(location: Path | str) -> str:
+    """Return how Lance is told of a location: it would take "a:b" for a URL."""
+    return str(location) if is_url(location) else os.path.abspath(location)
+
+
+def _open_table(location: Path | str, version: int | None = None) -> Any:
+    return lance.dataset(_name_for_lance(location), version=version)
+
+
 def is_store(location: Path | str) -> bool:
     """Return whether a Lance table, complete or not, stands at `location`."""
     if not is_url(location):
@@ -229,18 +295,21 @@ def is_store(location: Path | str) -> bool:
 
 def check_place(location: Path | str) -> None:
     """Raise `UsageError` unless a store may be begun, or gone on with, at `location`."""
+    if not Path(location).name.isprintable():
+        raise UsageError(f"{str(location)!r} has characters in its name that cannot be printed; choose another --out")
     if is_store(location):
-        taken = COMPLETE in lance.dataset(str(location)).config()
+        taken = COMPLETE in _open_table(location).config()
     else:
         taken = not is_url(location) and (Path(location).is_symlink() or Path(location).exists())
     if taken:
         raise UsageError(f"{location} exists already; choose another --out or remove it")
 
 
-def _is_full_disk(error: OSError) -> bool:
-    """Lance reports a full disk as an OSError that its text alone tells apart."""
+def _is_full_disk(error: Exception) -> bool:
+    """Lance reports a full disk as an error that its text alone tells apart."""
     words = ("no space left", "file too large", "quota")
-    return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or any(w in str(error).lower() for w in words)
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(word in str(error).lower() for word in words)
 
 
 class Store:
@@ -262,7 +331,7 @@ class Store:
         """All columns but pixels and hashes, one row a film in table order; labels are named without prefix."""
         names = [name for name in self._dataset.schema.names if name not in ("jpeg", *HASHES)]
         table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
-        return table.rename(columns={LABEL_PREFIX + name: name for name in self.label_names})
+        return table.rename(columns={name_label_column(name): name for name in self.label_names})
 
     def read_hashes(self) -> pd.DataFrame:
         """Read the columns `HASHES`, one row a film in table order."""
@@ -291,7 +360,7 @@ def open_store(location: Path | str, version: int | None = None) -> Store:
     if not is_store(location):
         raise UsageError(f"{location} is not a store; make one with: chess-cxr ingest FOLDER --out {location}")
     try:
-        dataset = lance.dataset(str(location), version=version)
+        dataset = _open_table(location, version)
         described = json.loads(dataset.schema.metadata[b"chess_cxr"])
         written_in = int(described["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -46,7 +46,7 @@ def test_films_are_read_from_and_stored_into_a_bucket(store: ObjectStore) -> Non
     opened = open_store("s3://archive/out/a.lance")
     assert list(opened.films["uid"]) == [hash_id(KEY, "uid", film.uid) for film in films]
     assert [film.shape for film in opened.read_films(range(5))] == [(64, 64)] * 5
-    assert "archive/out/a.quarantine.csv" in store.list_keys("archive/out")
+    assert "archive/out/a.lance.quarantine.csv" in store.list_keys("archive/out")
     with pytest.raises(UsageError, match="exists already"):
         ingest_films(films, "s3://archive/out/a.lance", OPTIONS)
 
@@ -66,6 +66,21 @@ def test_an_ingest_into_a_bucket_goes_on_where_it_was_stopped(store: ObjectStore
         open_store("s3://archive/out/b.lance")
     assert ingest_films(films, "s3://archive/out/b.lance", OPTIONS).resumed == 2
     assert open_store("s3://archive/out/b.lance").films["uid"].is_unique
+
+
+def test_of_two_ingests_into_one_place_of_a_bucket_the_last_one_goes_on(store: ObjectStore) -> None:
+    films = list(read_folder(["s3://archive/films"]))
+    seen: list[int] = []
+
+    def begin_another() -> None:
+        seen.append(1)
+        if len(seen) == 4:
+            assert ingest_films(films, "s3://archive/out/e.lance", OPTIONS).resumed == 2
+
+    with pytest.raises(ChessError, match="another ingest has taken over"):
+        ingest_films(films, "s3://archive/out/e.lance", replace(OPTIONS, in_flight=1), on_film=begin_another)
+    assert open_store("s3://archive/out/e.lance").films["uid"].nunique() == 5
+    assert len(open_store("s3://archive/out/e.lance").read_films(range(5))) == 5
 
 
 def test_what_is_taken_back_leaves_no_object(store: ObjectStore) -> None:

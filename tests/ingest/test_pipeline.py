@@ -21,7 +21,7 @@ from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
 from chess_cxr.records import ChessError, SourceFilm, UsageError
-from chess_cxr.store import open_store
+from chess_cxr.store import StoreWriter, open_store
 
 KEY = b"a key of more than sixteen bytes"
 OPTIONS = IngestOptions(id_key=KEY, dataset="made", longest_side=64)
@@ -64,7 +64,7 @@ def test_films_end_in_the_store_in_their_order_with_their_labels(tmp_path: Path)
     assert set(zip(stored["height"], stored["width"], strict=True)) == {(43, 64)}
     assert (summary.films, summary.patients, summary.patients_unknown) == (12, 5, 0)
     assert summary.splits == Counter(stored["split"])
-    assert read_rows(tmp_path / "s.quarantine.csv") == []
+    assert read_rows(tmp_path / "s.lance.quarantine.csv") == []
 
 
 def test_the_executor_changes_nothing_in_the_store(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_films_that_cannot_be_decoded_are_quarantined_with_their_reason(tmp_path
     steps = []
     summary = ingest_films(films, tmp_path / "s.lance", OPTIONS, on_film=lambda: steps.append(1))
     reasons = {1: "not a DICOM, PNG, JPEG, TIFF, WebP, NIfTI or MetaImage file", 3: "file not found", 6: "blank image"}
-    assert read_rows(tmp_path / "s.quarantine.csv") == [
+    assert read_rows(tmp_path / "s.lance.quarantine.csv") == [
         {"uid": hash_id(KEY, "uid", films[number].uid), "reason": reason} for number, reason in reasons.items()
     ]
     assert summary.quarantined == dict.fromkeys(reasons.values(), 1)
@@ -227,7 +227,7 @@ def test_an_ingest_that_was_stopped_reads_only_what_is_not_committed(tmp_path: P
         ingest_films(films, tmp_path / "s.lance", options, on_film=stop)
     with pytest.raises(UsageError, match="is not complete; run its ingest again"):
         open_store(tmp_path / "s.lance")
-    assert not (tmp_path / "s.quarantine.csv").exists()
+    assert not (tmp_path / "s.lance.quarantine.csv").exists()
     for film in films[:12]:
         film.path.unlink()  # proof that they are not read again
     counted = []
@@ -238,7 +238,7 @@ def test_an_ingest_that_was_stopped_reads_only_what_is_not_committed(tmp_path: P
     stopped, uninterrupted = (open_store(tmp_path / name) for name in ("s.lance", "whole.lance"))
     assert stopped.films.equals(uninterrupted.films)
     assert stopped.read_jpegs(range(28)) == uninterrupted.read_jpegs(range(28))
-    assert read_rows(tmp_path / "s.quarantine.csv") == read_rows(tmp_path / "whole.quarantine.csv")
+    assert read_rows(tmp_path / "s.lance.quarantine.csv") == read_rows(tmp_path / "whole.lance.quarantine.csv")
 
 
 def test_an_ingest_that_goes_on_with_other_options_or_another_key_is_wrong_use(tmp_path: Path) -> None:
@@ -299,14 +299,21 @@ def test_a_patient_that_two_runs_put_into_two_splits_is_noticed(tmp_path: Path, 
     assert list_names(tmp_path) == []
 
 
-def test_a_table_that_changes_a_patients_split_between_runs_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["label", "split", "removed", "folder"])
+def test_a_source_that_says_something_else_of_films_that_are_done_is_refused(tmp_path: Path, change: str) -> None:
     films = write_films(tmp_path / "raw", 8, patients=2)
     options = replace(OPTIONS, films_a_commit=2, in_flight=1)
-    begun = [replace(film, split="train") for film in films]
     with pytest.raises(KeyboardInterrupt):
-        ingest_films(begun, tmp_path / "s.lance", options, on_film=stop_after(6))
-    with pytest.raises(ChessError, match="^2 patients are in more than one given split"):
-        ingest_films([replace(film, split="test") for film in films], tmp_path / "s.lance", options)
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(6))
+    changed = {
+        "label": lambda: [replace(films[0], labels={"odd": 1.0}), *films[1:]],
+        "split": lambda: [replace(film, split="test") for film in films],
+        "removed": lambda: films[1:],
+        "folder": lambda: [replace(film, path=tmp_path / "other" / film.path.name) for film in films],
+    }[change]()
+    with pytest.raises(UsageError, match="are not those that .* was begun with"):
+        ingest_films(changed, tmp_path / "s.lance", options)
+    assert ingest_films(films, tmp_path / "s.lance", options).resumed == 4
 
 
 def test_films_that_another_writer_has_doubled_make_no_complete_store(tmp_path: Path) -> None:
@@ -335,7 +342,7 @@ def test_two_ingests_into_one_store_do_not_meet(tmp_path: Path) -> None:
     complaints = []
 
     def begin_another() -> None:
-        with pytest.raises(UsageError, match="another ingest is writing") as caught:
+        with pytest.raises(ChessError, match="another ingest is writing") as caught:
             ingest_films(films, tmp_path / "s.lance", OPTIONS)
         complaints.append(str(caught.value))
 
@@ -380,7 +387,7 @@ def test_an_ingest_killed_at_random_moments_ends_with_the_same_store(tmp_path: P
     killed, whole = (open_store(tmp_path / name) for name in ("s.lance", "whole.lance"))
     assert killed.films.equals(whole.films)
     assert killed.read_jpegs(range(116)) == whole.read_jpegs(range(116))
-    assert read_rows(tmp_path / "s.quarantine.csv") == read_rows(tmp_path / "whole.quarantine.csv")
+    assert read_rows(tmp_path / "s.lance.quarantine.csv") == read_rows(tmp_path / "whole.lance.quarantine.csv")
     assert len(list((out / "data").iterdir())) == len(lance.dataset(str(out)).get_fragments())
 
 
@@ -406,6 +413,66 @@ def test_what_exists_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         ingest_films(films[:1], tmp_path / "s.lance", OPTIONS)
     assert read_everything(tmp_path) == before
+
+
+def test_stores_whose_names_differ_behind_a_full_stop_have_quarantines_of_their_own(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 3)
+    films[0].path.write_bytes(b"text")
+    ingest_films(films, tmp_path / "study.2020", OPTIONS)
+    ingest_films(films[1:], tmp_path / "study.2021", OPTIONS)
+    assert [len(read_rows(tmp_path / f"study.{year}.quarantine.csv")) for year in (2020, 2021)] == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["s.lance", "s.lance/ids.csv", "s.lance.quarantine.csv", "raw/../s.lance/a/ids"])
+def test_an_id_map_where_the_store_is_written_is_wrong_use(tmp_path: Path, name: str) -> None:
+    films = write_films(tmp_path / "raw", 2)
+    with pytest.raises(UsageError, match="lies where the store is written"):
+        ingest_films(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / name))
+    assert list_names(tmp_path) == ["raw"]
+
+
+def test_an_id_map_that_cannot_be_written_stops_the_ingest_before_it_begins(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 2)
+    with pytest.raises(UsageError, match="ids.csv cannot be written"):
+        ingest_films(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "raw" / "0.png" / "a" / "ids.csv"))
+    assert list_names(tmp_path) == ["raw"]
+
+
+def test_no_store_is_complete_before_its_id_map_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films = write_films(tmp_path / "raw", 2)
+    finish = StoreWriter.finish
+    rows = []
+
+    def look_and_finish(writer: StoreWriter) -> None:
+        rows.extend(read_rows(tmp_path / "ids.csv"))
+        finish(writer)
+
+    monkeypatch.setattr(StoreWriter, "finish", look_and_finish)
+    ingest_films(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "ids.csv"))
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize("name", ["split", "uid", "height", "jpeg", "pixel_hash", "flag:inverted", ""])
+def test_a_label_named_like_a_column_of_the_store_is_wrong_use(tmp_path: Path, name: str) -> None:
+    films = [replace(film, labels={name: 1.0}) for film in write_films(tmp_path / "raw", 1)]
+    with pytest.raises(UsageError, match="no label can be named"):
+        ingest_films(films, tmp_path / "s.lance", OPTIONS)
+    assert list_names(tmp_path) == ["raw"]
+
+
+@pytest.mark.parametrize("name", ["q:z.lance", "a b.lance", "50%25.lance", "a#b?c.lance", "Röntgen.lance"])
+def test_a_store_may_have_an_odd_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    films = write_films(tmp_path / "raw", 2)
+    monkeypatch.chdir(tmp_path)
+    ingest_films(films, Path(name), OPTIONS)
+    assert len(open_store(Path(name)).read_films([0, 1])) == 2
+    assert list_names(tmp_path) == sorted(["raw", name, f"{name}.quarantine.csv"])
+
+
+@pytest.mark.parametrize("name", ["a\nb.lance", "a\x1b[2Jb.lance", "\udcff.lance"])
+def test_a_name_that_cannot_be_printed_is_wrong_use(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be printed"):
+        ingest_films(write_films(tmp_path / "raw", 1), tmp_path / name, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +560,7 @@ def test_every_nasty_file_ends_as_its_manifest_expects(tmp_path: Path, real_film
         summary = ingest_films(films, tmp_path / "s.lance", options, pool)
     assert summary.films + sum(summary.quarantined.values()) == len(expected) == 131
     names = {row["uid"]: str(Path(row["path"]).relative_to(nasty)) for row in read_rows(tmp_path / "ids.csv")}
-    reasons = {names[row["uid"]]: row["reason"] for row in read_rows(tmp_path / "s.quarantine.csv")}
+    reasons = {names[row["uid"]]: row["reason"] for row in read_rows(tmp_path / "s.lance.quarantine.csv")}
     stored = open_store(tmp_path / "s.lance").films.set_index("uid").rename(index=names)
     assert set(reasons).isdisjoint(stored.index)
     wrong = [name for name, expect in expected.items() if not ends_as(name, expect, reasons)]
