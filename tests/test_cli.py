@@ -230,6 +230,15 @@ def test_a_reader_that_has_seen_enough_is_no_trouble(unbuffered: str) -> None:
     assert process.wait() == 1
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_cost_no_film(films: Path, tmp_path: Path, closed: str) -> None:
+    words = [sys.executable, "-m", "chess_cxr", "ingest", str(films), "--out", str(tmp_path / "a.lance"), *ANY_PICTURE]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(words)} {closed}"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert ("Error" in done.stdout + done.stderr, "12 films" in done.stdout) == (False, ">&-" not in closed.split())
+    assert len(open_store(tmp_path / "a.lance").read_films(range(12))) == 12
+
+
 def test_ctrl_c_during_an_ingest_is_no_fault_and_leaves_nothing(films: Path, tmp_path: Path) -> None:
     folder = tmp_path / "films"
     folder.mkdir()
@@ -329,7 +338,7 @@ def test_a_part_that_fails_is_counted_and_the_rest_stored(films: Path, tmp_path:
     answer = run("ingest", folder, "--out", tmp_path / "films.lance", *ANY_PICTURE, "--quiet")
     assert answer.code == 1
     assert answer.out.startswith("1 films of 1 patients stored") and "1 quarantined: " in answer.out
-    table = tmp_path / "films.quarantine.csv"
+    table = tmp_path / "films.lance.quarantine.csv"
     assert answer.err == f"chess-cxr: 1 of 2 films could not be stored; {table} says why\n"
     assert len(table.read_text().splitlines()) == 2 and len(open_store(tmp_path / "films.lance")) == 1
 

@@ -337,6 +337,13 @@ def test_limits_that_limit_nothing_are_wrong_use(tmp_path: Path, limits: Limits)
         ingest_films(write_films(tmp_path / "raw", 1), tmp_path / "s.lance", replace(OPTIONS, limits=limits))
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.1])
+def test_a_threshold_that_is_none_is_wrong_use(tmp_path: Path, wrong: float) -> None:
+    options = replace(OPTIONS, quality=QualityOptions(contrast_flag=wrong))
+    with pytest.raises(UsageError, match="quality.contrast_flag .* is no threshold"):
+        ingest_films(write_films(tmp_path / "raw", 1), tmp_path / "s.lance", options)
+
+
 def test_two_ingests_into_one_store_do_not_meet(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 4)
     complaints = []

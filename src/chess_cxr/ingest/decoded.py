@@ -77,7 +77,7 @@ def check_size(height: int, width: int, frames: int = 1) -> None:
 
 def check_range(pixels: np.ndarray) -> None:
     """Refuse a blank image: one whose middle 99 % of pixels span less than two of 255 grey levels."""
-    step_y, step_x = (max(1, side // 256) for side in pixels.shape)
+    step_y, step_x = (max(1, side // 128) for side in pixels.shape)
     low, high = np.percentile(pixels[::step_y, ::step_x], WINDOW_PERCENTILES)
     if not high - low >= MIN_RANGE:
         raise Undecodable("blank image")

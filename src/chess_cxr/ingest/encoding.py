@@ -13,6 +13,8 @@ from chess_cxr.ingest.decoded import FilmHeader, Undecodable
 from chess_cxr.ingest.duplicates import compute_hashes
 from chess_cxr.ingest.quality import QualityOptions, judge_film
 
+JUDGED_SIDE = 512  # a film of this many pixels is judged as its original is
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -49,13 +51,13 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
     """
     try:
         film = decode_film(location, at_least=options.longest_side)
-        pixels = film.pixels
-        quality = judge_film(pixels, film.header, film.full_height, film.full_width, options.quality)
+        small = shrink_film(film.pixels, options.longest_side)
+        judged = small if options.longest_side >= JUDGED_SIDE else film.pixels
+        quality = judge_film(judged, film.header, film.full_height, film.full_width, options.quality)
         if quality.reject:
             return EncodedFilm(reason=quality.reject)
         if options.quality.correct_polarity and "inverted" in quality.flags:
-            pixels = 1 - pixels
-        small = shrink_film(pixels, options.longest_side)
+            small = 1 - small
         hashes = compute_hashes(small)
         jpeg, height, width = encode_film(small, options.longest_side)
     except Undecodable as error:
@@ -67,7 +69,7 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
     except Exception as error:
         # Whatever it is, it concerns this film alone; its text may quote the header.
         return EncodedFilm(reason=f"cannot be judged or encoded ({type(error).__name__})")
-    shrunk = math.sqrt(pixels.size / (height * width))
+    shrunk = math.sqrt(film.pixels.size / (height * width))
     return EncodedFilm(
         jpeg=jpeg,
         height=height,

@@ -214,6 +214,9 @@ def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: 
         raise UsageError("in_flight and films_a_commit must be 1 or more")
     if not (0 < options.limits.film_seconds <= MOST_SECONDS and 0 < options.limits.film_gib <= MOST_GIB):
         raise UsageError(f"a film's limits must be above 0, and at most {MOST_SECONDS} seconds and {MOST_GIB} GiB")
+    for name, threshold in asdict(options.quality).items():
+        if not (math.isfinite(threshold) and threshold >= 0):
+            raise UsageError(f"quality.{name} {threshold} is no threshold; give a number of 0 or more")
     check_id_map(options.id_map, out)
     for written in (out, options.id_map):
         if isinstance(written, Path) and written.parent.is_file():
