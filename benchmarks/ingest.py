@@ -6,13 +6,14 @@ Real films are enlarged to 2048 x 2048 (12 bits, with noise as a detector adds i
 written once in every format.  One thread, all sides in turn in each round, medians of the rounds; the last lines run
 the whole ingest with one and with two workers.
 
-ours:    decode, judge quality, hash, shrink to 512, encode (`encode_film_file`).
+ours:    decode, shrink to 512, judge quality, hash, encode (`encode_film_file`).
 plain:   pydicom's pixel_array or Pillow, min-max to 8 bits, Pillow resize to 512, PNG.
 decoder: what reads the full pixels fastest and nothing else.
 """
 
 import argparse
 import io
+import os
 import statistics
 import sys
 import tempfile
@@ -38,6 +39,7 @@ from pydicom.uid import (
     JPEGLosslessSV1,
 )
 
+from chess_cxr.ingest.child import ENVIRONMENT
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.workers import build_ingest_pool
@@ -213,6 +215,8 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
+    if not os.environ.items() >= ENVIRONMENT.items():  # all sides run as our decoding processes do
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
     warnings.simplefilter("ignore")
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:

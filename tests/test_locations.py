@@ -7,6 +7,7 @@ import pytest
 from chess_cxr.locations import (
     NotAFile,
     TooLarge,
+    build_link_check,
     find_kind,
     get_filesystem,
     is_url,
@@ -111,6 +112,51 @@ def test_names_that_are_no_text_are_listed_and_read(tmp_path: Path) -> None:
     assert read_location(location, 4) == b"film"
 
 
+def test_links_in_a_circle_or_to_nothing_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "1")
+    for name, target in {
+        "self": "self",
+        "a": "b",
+        "b": "a",
+        "long": "n" * 300,
+        "under": "1/x",
+        "off": "absent",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "deep").symlink_to("/".join(["x" * 200] * 20))
+    assert [path for _, path in list_location(tmp_path)] == ["1"]
+
+
+def test_a_file_whose_path_is_too_long_to_open_is_listed_all_the_same(tmp_path: Path) -> None:
+    folder, started = os.open(tmp_path, os.O_RDONLY), tmp_path
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=folder)
+        folder = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+    os.close(os.open("film", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.symlink("film", "link", dir_fd=folder)
+    ((location, relative),) = list_location(started)
+    assert relative == "d" * 250 + ("/" + "d" * 250) * 19 + "/film"
+    with pytest.raises(OSError, match="too long"):
+        read_location(location, 100)
+
+
+def test_stores_are_left_out_and_folders_that_are_only_named_so_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "1", "a/s.lance/_versions/1", "a/s.lance/data/2", "b.lance/3", "c.lance/_versions", "s/_versions/4")
+    assert [path for _, path in list_location(tmp_path)] == ["1", "b.lance/3", "c.lance/_versions", "s/_versions/4"]
+
+
+def test_a_link_check_tells_what_lies_outside_of_the_tree(tmp_path: Path) -> None:
+    outside, root = touch(tmp_path / "outside", "x"), touch(tmp_path / "root", "a/1")
+    (root / "b").symlink_to(root / "a")
+    (root / "away").symlink_to(outside)
+    (root / "a/x").symlink_to(outside / "x")
+    leads_out = build_link_check(root)
+    assert [leads_out(root / path) for path in ("a/1", "b/1", "a/x", "b/x", "away/x", "a/none", "away/none")] == [
+        *(False, False, True, True, True, False, True)
+    ]
+    assert not build_link_check("s3://films")("s3://films/a")
+
+
 def test_a_folder_that_vanishes_while_it_is_listed_is_not_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "a/1", "b/1")
     listed = list_location(tmp_path)
@@ -146,6 +192,11 @@ def test_objects_are_listed_as_files_are_and_read_by_what_was_listed(store: Obje
         assert [path for _, path in listed] == ["a", "z", "é #1%20?.png", "a-/1", "b/10", "b/2", "b/c/1"]
         assert [location for location, _ in listed] == [f"s3://films/tree/{path}" for _, path in listed]
         assert {read_location(location, 1) for location, _ in listed} == {b"x"}
+
+
+def test_stores_among_the_objects_are_left_out(store: ObjectStore) -> None:
+    put(store, "mixed/1", "mixed/a/s.lance/_versions/1", "mixed/a/s.lance/data/2", "mixed/b.lance/3")
+    assert [path for _, path in list_location("s3://films/mixed")] == ["1", "b.lance/3"]
 
 
 def test_more_objects_than_a_page_holds_are_all_listed(store: ObjectStore) -> None:

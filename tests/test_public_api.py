@@ -13,10 +13,12 @@ import chess_cxr
 README = Path(__file__).resolve().parents[1] / "README.md"
 NAMES = [
     "PRESETS",
+    "AuditOptions",
     "ChessError",
     "FinetuneConfig",
     "IngestOptions",
     "UsageError",
+    "audit_stores",
     "decode_film",
     "embed",
     "evaluate",
@@ -28,6 +30,7 @@ NAMES = [
     "open_store",
     "pretrain",
     "read_folder",
+    "write_audit",
     "write_phantom_films",
 ]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chess_cxr.api import embed, evaluate, export, pretrain
+    from chess_cxr.audit import AuditOptions, audit_stores, write_audit
     from chess_cxr.finetuning import FinetuneConfig, finetune
     from chess_cxr.ingest.decode import decode_film
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "AuditOptions",
     "ChessError",
     "FinetuneConfig",
     "IngestOptions",
     "UsageError",
+    "audit_stores",
     "decode_film",
     "embed",
     "evaluate",
@@ -37,15 +40,18 @@ __all__ = [
     "open_store",
     "pretrain",
     "read_folder",
+    "write_audit",
     "write_phantom_films",
 ]
 
 _HOMES = {
     "PRESETS": "presets",
+    "AuditOptions": "audit",
     "ChessError": "records",
     "FinetuneConfig": "finetuning",
     "IngestOptions": "ingest.pipeline",
     "UsageError": "records",
+    "audit_stores": "audit",
     "decode_film": "ingest.decode",
     "embed": "api",
     "evaluate": "api",
@@ -57,6 +63,7 @@ _HOMES = {
     "open_store": "store",
     "pretrain": "api",
     "read_folder": "sources.folder",
+    "write_audit": "audit",
     "write_phantom_films": "sources.phantom",
 }
 

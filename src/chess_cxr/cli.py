@@ -119,8 +119,13 @@ def ingest(
     check_workers(workers)
     if workers is not None and cluster:
         raise UsageError("--workers is for this machine; a --cluster has its own")
+    if cluster:
+        from chess_cxr.ingest.cluster import check_address
+
+        check_address(cluster)
     from chess_cxr.ingest.deidentify import check_key_place, read_id_key
-    from chess_cxr.ingest.pipeline import IngestOptions, find_quarantine, ingest_films
+    from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+    from chess_cxr.ingest.side_files import find_quarantine
     from chess_cxr.store import check_place
 
     check_place(store)
@@ -203,6 +208,7 @@ def deidentify(
     key_file: Path | None = None,
     allow_burned_in: bool = False,
     workers: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -220,21 +226,22 @@ def deidentify(
         key_file: secret key of the hashes; by default CHESS_CXR_ID_KEY or a file of your own made once.
         allow_burned_in: also copy what may have words in its pixels: declared ones, colour, secondary captures.
         workers: processes; by default one a core.
+        limits: what one film may take.
         json: print the summary as JSON.
         quiet: no progress on stderr.
     """
     check_workers(workers)
     from chess_cxr.ingest.deidentify import check_key_place, read_id_key
     from chess_cxr.ingest.dicom_copies import REPORT, DeidentifyOptions, check_apart, deidentify_files
-    from chess_cxr.ingest.workers import build_pool
+    from chess_cxr.ingest.workers import build_ingest_pool
     from chess_cxr.sources.folder import read_folder
 
     places = [parse_location(source) for source in sources]
     check_apart(out, places)
     check_key_place(key_file, [*places, out])
     films = read_folder(places)
-    options = DeidentifyOptions(read_id_key(key_file), allow_burned_in)
-    with build_pool(workers) as pool, ProgressBar("deidentify", films.count(), "films", quiet) as bar:
+    options = DeidentifyOptions(read_id_key(key_file), allow_burned_in, limits)
+    with build_ingest_pool(workers) as pool, ProgressBar("deidentify", films.count(), "films", quiet) as bar:
         summary = deidentify_files(films, out, options, pool, bar.advance)
     print_result(vars(summary) if json else summary.as_text(), json)
     if failed := sum(summary.refused.values()):
@@ -661,12 +668,26 @@ def flatten_box(text: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    open_closed_streams()
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
         # Threads of the store may still be at work; Python would crash noisily while taking itself down under them.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def open_closed_streams() -> None:
+    """Send what a caller has closed (`>&-`) to nowhere: the next file opened would take its number, and its output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def run(words: Sequence[str]) -> int:

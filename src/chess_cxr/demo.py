@@ -16,7 +16,7 @@ import numpy as np
 from chess_cxr.api import evaluate, export, pretrain, read_metrics
 from chess_cxr.evaluation.compare import Comparison
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.workers import build_pool
+from chess_cxr.ingest.workers import build_ingest_pool, build_pool
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.presets import demo as demo_preset
 from chess_cxr.progress import ProgressBar, StageBars, build_step_note
@@ -65,6 +65,7 @@ def run_demo(
     if not store_path.exists():
         with build_pool() as pool:
             table = _write_films(out / "films", size, pool, quiet)
+        with build_ingest_pool() as pool:
             _ingest(out / "films", table, store_path, pool, quiet)
     store = open_store(store_path)
     with ProgressBar("3/5 pretrain", config.training.steps, "steps", quiet) as bar:

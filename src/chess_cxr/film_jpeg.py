@@ -23,9 +23,12 @@ def encode_film(pixels_HW: np.ndarray, longest_side: int) -> tuple[bytes, int, i
     return jpeg, *small_HW.shape
 
 
-def shrink_film(pixels_HW: np.ndarray, longest_side: int) -> np.ndarray:
-    """Shrink a film, by areas, until its longest side is at most `longest_side`."""
-    height, width = pixels_HW.shape
+def shrink_film(pixels_HW: np.ndarray, longest_side: int, full_height: int = 0, full_width: int = 0) -> np.ndarray:
+    """Shrink a film, by areas, until its longest side is at most `longest_side`.
+
+    full_height, full_width: of the film that was reduced to `pixels_HW`, so that both come to one size.
+    """
+    height, width = (full_height, full_width) if full_height else pixels_HW.shape
     shrink = longest_side / max(height, width)
     if shrink >= 1:
         return pixels_HW

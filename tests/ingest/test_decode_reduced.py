@@ -38,6 +38,9 @@ def write_film(path: Path, stored: np.ndarray, kind: str, **tags: object) -> Pat
     if kind == "JPEG":
         path.write_bytes(simplejpeg.encode_jpeg((stored >> 4).astype(np.uint8)[..., None], 92, "GRAY"))
         return path
+    if kind == "PNG":
+        path.write_bytes(imagecodecs.png_encode((stored >> 4).astype(np.uint8)))
+        return path
     if kind == "JPEG in DICOM":
         grey = (stored >> 4).astype(np.uint8)
         frame, syntax = simplejpeg.encode_jpeg(grey[..., None], 92, "GRAY"), uid.JPEGBaseline8Bit
@@ -62,7 +65,7 @@ CAN_SHRINK = ["JPEG", "JPEG in DICOM", "JPEG 2000", "JPEG 2000 lossy"]
 
 
 @pytest.mark.real_films
-@pytest.mark.parametrize("kind", CAN_SHRINK)
+@pytest.mark.parametrize("kind", [kind for kind in CAN_SHRINK if kind != "JPEG"])
 @pytest.mark.parametrize(("at_least", "halvings"), [(0, 0), (344, 0), (343, 1), (200, 1), (171, 2), (60, 3), (1, 3)])
 def test_a_film_is_reduced_to_no_less_than_one_and_a_half_times_what_is_asked(
     tmp_path: Path, stored: np.ndarray, kind: str, at_least: int, halvings: int
@@ -71,8 +74,20 @@ def test_a_film_is_reduced_to_no_less_than_one_and_a_half_times_what_is_asked(
     assert film.pixels.shape == (math.ceil(HEIGHT / 2**halvings), math.ceil(WIDTH / 2**halvings))
     assert max(film.pixels.shape) >= 1.5 * at_least or not halvings
     assert (film.full_height, film.full_width) == (HEIGHT, WIDTH)
-    if kind != "JPEG":
-        assert film.spacing_mm == pytest.approx(0.2 * 2**halvings)
+    assert film.spacing_mm == pytest.approx(0.2 * 2**halvings)
+
+
+@pytest.mark.real_films
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("at_least", [2000, 512, 256, 171])
+def test_a_picture_of_8_bits_is_averaged_to_the_size_that_is_asked(
+    tmp_path: Path, stored: np.ndarray, kind: str, at_least: int
+) -> None:
+    path = write_film(tmp_path / "film", stored, kind)
+    whole, reduced = decode_film(path), decode_film(path, at_least=at_least)
+    assert max(reduced.pixels.shape) == min(at_least, HEIGHT)
+    assert (reduced.full_height, reduced.full_width) == whole.pixels.shape == (HEIGHT, WIDTH)
+    assert np.abs(average(whole, max(reduced.pixels.shape)) - reduced.pixels * 255).mean() < 0.5
 
 
 @pytest.mark.real_films
@@ -150,6 +165,6 @@ def test_a_turned_photograph_is_reduced_and_stands_upright(tmp_path: Path, store
     exif[0x0112] = 6
     Image.fromarray((stored >> 4).astype(np.uint8)).save(tmp_path / "film", "JPEG", quality=95, exif=exif)
     film = decode_film(tmp_path / "film", at_least=256)
-    assert film.pixels.shape == (452, 515)
+    assert film.pixels.shape == (224, 256)
     assert (film.full_height, film.full_width) == (WIDTH, HEIGHT)
     assert np.abs(average(film, 256) - average(decode_film(tmp_path / "film"), 256)).mean() < 0.5

@@ -2,8 +2,12 @@
 
 import gzip
 import math
+import os
+import signal
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +95,91 @@ def test_a_header_that_points_to_another_file_is_refused(tmp_path: Path, named: 
     assert "not in the file itself" in refuse(path)
 
 
+@pytest.mark.parametrize(
+    ("order", "dtype", "scale"),
+    [(order, dtype, (-0.5, 100)) for order in "<>" for dtype in ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8")]
+    + [("<", dtype, scale) for dtype in ("u1", "i2") for scale in [(0, 0), (1, 0), (math.nan, 3), (3, math.inf)]],
+)
+def test_nifti_is_read_as_simpleitk_reads_it(
+    tmp_path: Path, order: str, dtype: str, scale: tuple[float, float]
+) -> None:
+    itk = pytest.importorskip("SimpleITK")
+    stored = make_grey(top=120).astype(dtype)
+    content = bytearray(write_volume(tmp_path / "film.nii", stored).read_bytes())
+    struct.pack_into("<2f", content, 112, *scale)
+    (tmp_path / "film.nii").write_bytes(content)
+    theirs = itk.GetArrayFromImage(itk.ReadImage(str(tmp_path / "film.nii")))
+    if order == ">":
+        for start, count, size in NIFTI_FIELDS:
+            content[start : start + count * size] = swap(content[start : start + count * size], size)
+        content[352:] = swap(content[352:], stored.itemsize)
+    (tmp_path / "film").write_bytes(content)
+    expected = theirs / np.float32(255) if theirs.dtype == np.uint8 else stretch_slowly(theirs)
+    if dtype == "u1" and math.isnan(scale[0]):  # ITK adds the intercept all the same; nifti1.h has no scale then
+        expected = stored / np.float32(255)
+    film = decode_film(tmp_path / "film")
+    np.testing.assert_allclose(film.pixels, expected, atol=1e-6)
+    assert film.spacing_mm == pytest.approx(0.2)
+
+
+# nifti1.h: start, count and size of the fields from sizeof_hdr to srow_z
+NIFTI_FIELDS = [(0, 1, 4), (32, 1, 4), (36, 1, 2), (40, 8, 2), (56, 3, 4), (68, 4, 2), (76, 8, 4), (108, 3, 4)]
+NIFTI_FIELDS += [(120, 1, 2), (124, 4, 4), (140, 2, 4), (252, 2, 2), (256, 6, 4), (280, 12, 4)]
+
+
+def swap(content: bytearray, size: int) -> bytes:
+    return np.frombuffer(bytes(content), f"u{size}").byteswap().tobytes()
+
+
+@pytest.mark.parametrize(("unit", "spacing"), [(1, 200.0), (2, 0.2), (3, 0.0002), (10, 0.2), (0, math.nan)])
+def test_the_unit_of_a_nifti_file_counts(tmp_path: Path, unit: int, spacing: float) -> None:
+    content = bytearray(write_volume(tmp_path / "film.nii", make_grey()).read_bytes())
+    content[123] = unit
+    (tmp_path / "film.nii").write_bytes(content)
+    assert decode_film(tmp_path / "film.nii").spacing_mm == pytest.approx(spacing, nan_ok=True)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import SimpleITK
+from chess_cxr.ingest.decode import decode_film
+SimpleITK.ImageFileReader.Execute = lambda reader: os.kill(os.getpid(), signal.SIGKILL)
+decode_film(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs files in memory")
+def test_a_child_killed_in_the_middle_leaves_nothing_of_the_film(tmp_path: Path) -> None:
+    path, folder = write_volume(tmp_path / "film.mha", make_grey()), tmp_path / "scratch"
+    folder.mkdir()
+    environment = os.environ | {"TMPDIR": str(folder)}
+    child = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment, timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_in_memory_are_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = write_volume(tmp_path / f"film{kind}", make_grey())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    opened = len(os.listdir("/proc/self/fd"))
+    assert decode_film(path).pixels.shape == (48, 64)
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_without_files_in_memory_a_temporary_file_serves_and_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = write_volume(tmp_path / "film.mha", make_grey(top=4000)), tmp_path / "scratch"
+    expected = decode_film(path).pixels
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.delattr(os, "memfd_create")
+    assert np.array_equal(decode_film(path).pixels, expected)
+    assert list(folder.iterdir()) == []
+
+
 WITHOUT_ITK = """
 import sys
 from pathlib import Path
@@ -109,6 +198,15 @@ def test_without_simpleitk_the_reason_says_what_to_install(tmp_path: Path) -> No
         [sys.executable, "-c", WITHOUT_ITK, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     assert "pip install 'chess-cxr[volumes]'" in child.stdout
+
+
+@pytest.mark.parametrize("kind", [".nii", ".nii.gz"])
+def test_nifti_is_read_without_simpleitk(tmp_path: Path, kind: str) -> None:
+    path = write_volume(tmp_path / f"film{kind}", make_grey())
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ITK, str(path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert child.stdout == ""
 
 
 # ---------------------------------------------------------------- JSRT

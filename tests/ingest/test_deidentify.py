@@ -1,6 +1,7 @@
 import hashlib
 import hmac
 import math
+import os
 import re
 import stat
 import subprocess
@@ -208,3 +209,39 @@ def test_a_key_within_the_data_is_wrong_use(tmp_path: Path, monkeypatch: pytest.
         check_key_place(None, [data])
     monkeypatch.setenv("CHESS_CXR_ID_KEY", KEY.decode())
     check_key_place(None, [data])
+
+
+def test_a_key_beside_a_film_a_store_or_copies_is_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data", "keys"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "id.key").write_bytes(KEY)
+    (tmp_path / "data" / "film.dcm").write_bytes(b"film")
+    (tmp_path / "keys" / "link.dcm").symlink_to(tmp_path / "data" / "film.dcm")
+    (tmp_path / "data" / "link.key").symlink_to(tmp_path / "keys" / "id.key")
+    for key, place in (("id.key", "film.dcm"), ("id.key", "new.lance"), ("id.key", "copies"), ("link.key", "film.dcm")):
+        with pytest.raises(UsageError, match="lies beside .* keep it away from the data: move it to a folder"):
+            check_key_place(tmp_path / "data" / key, [tmp_path / "data" / place])
+    with pytest.raises(UsageError, match="lies beside"):
+        check_key_place(tmp_path / "data" / "id.key", [tmp_path / "keys" / "link.dcm"])
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(UsageError, match=r"the id key id\.key lies beside films\.lance"):
+        check_key_place(Path("id.key"), ["s3://bucket/films", Path("films.lance")])
+    check_key_place(Path("../keys/id.key"), [Path("films.lance"), Path("film.dcm")])
+
+
+def test_the_users_own_key_goes_with_films_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "CHESS_CXR_ID_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "film.dcm").write_bytes(b"film")
+    check_key_place(None, [tmp_path / "films", tmp_path / "film.dcm", tmp_path / "films.lance", tmp_path / "copies"])
+
+
+def test_a_key_that_is_a_pipe_a_device_a_folder_or_endless_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    for path in (tmp_path / "pipe", tmp_path / "large", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UsageError, match="is no regular file of at most 65536 bytes"):
+            read_id_key(path)

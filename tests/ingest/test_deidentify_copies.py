@@ -3,8 +3,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,8 +13,10 @@ import pydicom
 import pytest
 from dicom_films import DIGITS, WORD, build_film, find_canaries, write_film
 
+from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.deidentify import hash_id, hash_uid
 from chess_cxr.ingest.dicom_copies import DeidentifyOptions, check_apart, deidentify_files
+from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
 from chess_cxr.locations import list_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 
@@ -59,11 +61,14 @@ def test_each_film_has_its_copy_where_its_hashes_say_and_a_row_in_the_report(tmp
     assert set(read_tree(tmp_path / "out")) == {"report.csv", *(row["copy"] for row in rows)}
 
 
-def test_copies_are_the_same_in_processes_and_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "build", [lambda: build_ingest_pool(2), lambda: ProcessPoolExecutor(2, mp_context=get_context("spawn"))]
+)
+def test_copies_are_the_same_in_an_executor_and_without(tmp_path: Path, build: Callable[[], Executor]) -> None:
     films = write_films(tmp_path / "raw", 20)
     (tmp_path / "raw" / "05.dcm").write_bytes(b"text")
     deidentify_files(films, tmp_path / "one", OPTIONS)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with build() as pool:
         deidentify_files(iter(films), tmp_path / "other", replace(OPTIONS, in_flight=8), pool)
     assert read_tree(tmp_path / "one") == read_tree(tmp_path / "other")
 
@@ -115,6 +120,31 @@ def test_names_of_files_and_folders_reach_neither_copies_nor_report_nor_output(
     assert find_canaries((summary.as_text() + said.out + said.err).encode()) == []
     for name, content in read_tree(tmp_path / "out").items():
         assert find_canaries(name.encode() + content) == []
+
+
+def test_a_film_that_crashes_hangs_or_takes_all_memory_is_refused_and_the_others_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import odd_paths
+
+    films = write_films(tmp_path / "raw", 4)
+    large = build_film(Rows=8000, Columns=8000, SOPInstanceUID="1.2.3.1.99")
+    large.PixelData = bytes(2 * 8000 * 8000)
+    (tmp_path / "large.dcm").write_bytes(write_film(large))
+    films[1] = SourceFilm(odd_paths.PathThatKillsItsReader(), "kills")
+    films[2] = SourceFilm(odd_paths.PathThatNeverAnswers(), "hangs")
+    films.append(SourceFilm(tmp_path / "large.dcm", "large"))
+    options = replace(OPTIONS, limits=Limits(film_seconds=2, film_gib=0.1))
+    with build_ingest_pool(1) as pool:
+        deidentify_files(films, tmp_path / "out", options, pool)
+    reasons = [row["reason"] for row in read_report(tmp_path / "out")]
+    assert reasons[:4] == ["", WORKER_DIED, "not decoded within 2 seconds", ""]
+    assert reasons[4] in ("not enough memory to read it", "file cannot be read (MemoryError)", WORKER_DIED)
+    assert len(read_tree(tmp_path / "out")) == 3
+    with pytest.raises(UsageError, match="limits must be above 0"):
+        deidentify_files(films, tmp_path / "more", replace(OPTIONS, limits=Limits(film_seconds=0)))
 
 
 class _Killed(BaseException):

@@ -1,7 +1,12 @@
-"""The whole ingest, as its users run it, over films that hold canaries wherever an archive may hold identifiers."""
+"""The ingest and the audit of its stores, as their users run them, on films full of canaries.
 
+They stand wherever an archive may hold identifiers.
+"""
+
+import base64
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +23,7 @@ from chess_cxr.sources.phantom_anatomy import draw_anatomy
 from chess_cxr.store import open_store
 
 KEY = "a key of more than sixteen bytes"
+WRITTEN = {"pairs.csv", "patients.csv", "lists.csv", "report.html"}
 NEEDED = VITAL | {"SOPClassUID", "PixelData", "BurnedInAnnotation", "Modality", "BodyPartExamined"}
 NEEDED |= {"WindowCenter", "WindowWidth"}
 
@@ -65,35 +71,76 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+Ingested = dict[str, tuple[subprocess.CompletedProcess[str], Path]]
+
+
+@pytest.fixture(scope="module")
+def ingested(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    """What the ingest said and the store that it wrote: with what the tree tells of the films, and with a table."""
+    folder = tmp_path_factory.mktemp("ingested")
+    write_table(archive, folder / "films.csv")
+    fields = {"uid": "name", "patient": "case", "study": "exam", "study_date": "date", "manufacturer": "maker"}
+    fields |= {"view": "projection", "age": "years", "sex": "gender", "labels": "sick"}
+    table = ["--table", folder / "films.csv", "--columns", *(f"{name}={text}" for name, text in fields.items())]
+    done: Ingested = {}
+    for described, words in (("by the tree", []), ("by a table", table)):
+        out = folder / described.replace(" ", "_") / "s.lance"
+        out.parent.mkdir()
+        done[described] = run("ingest", archive, "--out", out, "--workers", 1, *words), out
+    return done
+
+
+def find_in_folder(folder: Path) -> list[tuple[str, str]]:
+    """Canaries in the names and bytes of all files of a folder, and in the pictures within its pages."""
+    found = []
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        content = path.read_bytes() if path.is_file() else b""
+        pictures = [base64.b64decode(text) for text in re.findall(rb"data:image/jpeg;base64,([^\"]+)", content)]
+        found += [(name, canary) for part in (name.encode(), content, *pictures) for canary in find_canaries(part)]
+    return found
+
+
 @pytest.mark.parametrize("described", ["by the tree", "by a table"])
-def test_no_canary_reaches_store_quarantine_or_output(archive: Path, tmp_path: Path, described: str) -> None:
-    out = tmp_path / "out" / "s.lance"
-    out.parent.mkdir()
-    words: list[object] = ["ingest", archive, "--out", out, "--workers", 1]
-    if described == "by a table":
-        write_table(archive, tmp_path / "films.csv")
-        fields = {"uid": "name", "patient": "case", "study": "exam", "study_date": "date", "manufacturer": "maker"}
-        fields |= {"view": "projection", "age": "years", "sex": "gender", "labels": "sick"}
-        words += ["--table", tmp_path / "films.csv", "--columns", *(f"{name}={text}" for name, text in fields.items())]
-    done = run(*words)
+def test_no_canary_reaches_store_quarantine_or_output(ingested: Ingested, described: str) -> None:
+    done, out = ingested[described]
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout
     assert find_canaries((done.stdout + done.stderr).encode()) == []
     store = open_store(out)
     assert len(store) == 4, done.stdout
-    quarantine = (out.parent / "s.quarantine.csv").read_text()
+    quarantine = next(out.parent.glob("*quarantine*.csv")).read_text()
     assert quarantine.count("\n") == 3
     for column in store.films.columns:
         for value in store.films[column]:
             assert find_canaries(value if isinstance(value, bytes) else str(value).encode()) == [], column
             assert not isinstance(value, float) or not np.isclose(value, float(DIGITS)), column
-    for path in out.parent.rglob("*"):
-        assert find_canaries(str(path.relative_to(out.parent)).encode()) == []
-        if path.is_file():
-            assert find_canaries(path.read_bytes()) == [], path
+    assert find_in_folder(out.parent) == []
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_no_canary_reaches_what_an_audit_of_overlapping_stores_writes(
+    ingested: Ingested, tmp_path: Path, form: list[str]
+) -> None:
+    stores = [out for _, out in ingested.values()]
+    uids = open_store(stores[1]).films["uid"]
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join([f"name,{WORD},{DIGITS}", *(f"{WORD},{DAY},{uid}" for uid in uids)]))
+    (tmp_path / "foreign.txt").write_text(f"{WORD}\n{DIGITS} {DAY}\n")
+    lists = ["--training-list", listed, tmp_path / "foreign.txt"]
+    done = run("audit", *stores, *lists, "--thorough", "--out", tmp_path / "out" / "audit", *form)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "compare pictures" in done.stderr and done.stdout
+    assert find_canaries((done.stdout + done.stderr).encode()) == []
+    assert {path.name for path in (tmp_path / "out" / "audit").iterdir()} == WRITTEN
+    for name in WRITTEN - {"report.html"}:
+        assert (tmp_path / "out" / "audit" / name).read_text().count("\n") > 1, f"{name} is empty: nothing was tested"
+    assert "data:image/jpeg;base64," in (tmp_path / "out" / "audit" / "report.html").read_text()
+    assert find_in_folder(tmp_path / "out") == []
 
 
 def test_the_archive_of_this_test_holds_every_canary(archive: Path) -> None:
     names = "".join(str(path) for path in archive.rglob("*")).encode()
     assert find_canaries(names) == [CANARIES[0], DIGITS, DAY]
+    assert {canary for _, canary in find_in_folder(archive)} == {*CANARIES}
     assert all(find_canaries(path.read_bytes()) for path in archive.rglob("*.*") if path.is_file())

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_films import build_film, write_film
 from PIL import Image
 
-from chess_cxr.ingest.child import Limits, drop_child, get_child
+from chess_cxr.ingest.child import STARTS, Limits, drop_child, get_child
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
 from chess_cxr.ingest.workers import (
     FILMS_A_TASK,
@@ -124,8 +125,8 @@ import sys
 from pathlib import Path
 from odd_paths import PathThatNeverAnswers
 from chess_cxr.ingest.child import get_child, Limits
-from chess_cxr.ingest.encoding import EncodeOptions
-child = get_child(Limits(film_seconds=1))
+from chess_cxr.ingest.encoding import EncodeOptions, encode_film_file
+child = get_child(encode_film_file, Limits(film_seconds=1))
 child.limits = Limits(film_seconds=600)
 print(child._process.pid, flush=True)
 child.ask(PathThatNeverAnswers(), EncodeOptions())
@@ -180,7 +181,7 @@ def test_what_a_film_says_of_itself_travels_with_it(real_films: Path) -> None:
 def test_a_child_that_was_killed_while_idle_costs_no_film(tmp_path: Path) -> None:
     film = write_films(tmp_path, 1)[0]
     assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
-    idle = get_child(LIMITS)
+    idle = get_child(encode_film_file, LIMITS)
     idle._process.kill()
     idle._process.wait()
     assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
@@ -193,3 +194,134 @@ def test_no_code_from_the_folder_one_stands_in_is_run(tmp_path: Path, monkeypatc
     drop_child()
     assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
     assert not (tmp_path / "RUN").exists()
+
+
+DIE_WHILE_STARTING = """
+import os, signal, sys
+from pathlib import Path
+if "chess_cxr.ingest.child" in sys.orig_argv:
+    deaths = Path(__file__).with_name("deaths")
+    left = int(deaths.read_text())
+    deaths.write_text(str(left - 1))
+    if left > 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("deaths", "fails"), [(STARTS - 1, False), (STARTS, True)])
+def test_a_child_that_is_killed_while_it_starts_is_started_again_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, fails: bool
+) -> None:
+    film = write_films(tmp_path, 1)[0]
+    (tmp_path / "sitecustomize.py").write_text(DIE_WHILE_STARTING)
+    (tmp_path / "deaths").write_text(str(deaths))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    drop_child()
+    if fails:
+        with pytest.raises(ChessError, match="cannot be started; is there memory left"):
+            encode_in_child(film.path, OPTIONS, LIMITS)
+    else:
+        assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
+        assert (tmp_path / "deaths").read_text() == "-1"
+
+
+class _Stopped(BaseException):
+    """What ends a run as Ctrl-C does."""
+
+
+def test_an_error_ends_the_children_at_once_and_no_film_is_blamed(tmp_path: Path, odd_paths) -> None:
+    films = [SourceFilm(odd_paths.PathThatNeverAnswers(), str(number)) for number in range(20)]
+    done: list[EncodedFilm] = []
+    with pytest.raises(_Stopped), build_ingest_pool(2) as pool:
+        futures = [pool.submit(encode_in_child, film.path, OPTIONS, LIMITS) for film in films]
+        time.sleep(2)  # the children are at the first two, or still starting
+        assert not any(future.done() for future in futures)
+        started = time.monotonic()
+        raise _Stopped
+    assert time.monotonic() - started < 2
+    assert sum(future.cancelled() for future in futures) == 18
+    for future in futures[:2]:
+        with pytest.raises(ChessError, match="the run was ended"):
+            done.append(future.result())
+    assert not done
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_films(tmp_path: Path) -> None:
+    first, second = write_films(tmp_path, 2)
+    child = get_child(encode_film_file, LIMITS)
+    usual = signal.signal(signal.SIGALRM, interrupt)
+    os.kill(child._process.pid, signal.SIGSTOP)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(_Stopped):
+            encode_in_child(first.path, OPTIONS, LIMITS)
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert encode_in_child(second.path, OPTIONS, LIMITS).width == 65
+    assert not is_running(child._process.pid)
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise _Stopped
+
+
+def start_command(command: str, folder: Path, out: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a command with two workers; return it and its two children as soon as they are there."""
+    words = [sys.executable, "-m", "chess_cxr", command, str(folder), "--out", str(out), "--workers", "2"]
+    environment = os.environ | {"CHESS_CXR_ID_KEY": "a key of more than sixteen bytes"}
+    started = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    until = time.monotonic() + 60
+    while len(children := list_children(started.pid)) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    return started, children
+
+
+def list_children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def link_films(film: Path, folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        os.link(film, folder / f"{number:04d}.dcm")
+    return folder
+
+
+@pytest.mark.parametrize("command", ["ingest", "deidentify"])
+@pytest.mark.parametrize("seconds", [0.1, 2.5])
+def test_ctrl_c_ends_a_command_at_once_though_its_films_hang(tmp_path: Path, command: str, seconds: float) -> None:
+    (tmp_path / "film").write_bytes(write_film(build_film()))
+    folder = link_films(tmp_path / "film", tmp_path / "films", 3000)
+    started, children = start_command(command, folder, tmp_path / "out.lance")
+    time.sleep(seconds)
+    for child in children:
+        os.kill(child, signal.SIGSTOP)  # a decoder that never returns
+    time.sleep(0.5)
+    started.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    alive: list[int] = []
+    try:
+        said = started.communicate(timeout=30)
+    finally:
+        for process in filter(is_running, (started.pid, *children)):
+            os.kill(process, signal.SIGKILL)
+            alive.append(process)
+    assert said == ("", "chess-cxr: interrupted\n")
+    assert time.monotonic() - asked < 3
+    assert started.returncode == 130
+    assert not alive
+
+
+@pytest.mark.parametrize("command", ["ingest", "deidentify"])
+def test_no_child_outlives_a_command_that_is_killed(tmp_path: Path, command: str) -> None:
+    (tmp_path / "film").write_bytes(write_film(build_film()))
+    folder = link_films(tmp_path / "film", tmp_path / "films", 3000)
+    started, children = start_command(command, folder, tmp_path / "out.lance")
+    time.sleep(1.5)
+    started.kill()
+    started.communicate()
+    until = time.monotonic() + 10
+    while any(map(is_running, children)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(is_running, children))

@@ -1,15 +1,37 @@
 import base64
+import html
 import io
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from chess_cxr.report.audit_page import AuditTable, FilmPicture, PairPicture, render_audit
 
 VOID = {"meta", "link", "br", "img"}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+# What runs off the page, what has to be scrolled to inside it, and how broad the films are.
+MEASURE = """<script>
+const every = [...document.body.querySelectorAll("*")];
+const told = {
+  window: innerWidth, page: document.documentElement.scrollWidth,
+  hidden: every.filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != "visible").length,
+  outside: every.filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.tagName),
+  films: [...document.querySelectorAll("figure:not(.laid) img")].map(e => Math.round(e.getBoundingClientRect().width)),
+  numbers: [...document.querySelectorAll("tbody td")].filter(e => /^\\d+$/.test(e.textContent)).map(e => {
+    const text = document.createRange(); text.selectNodeContents(e); return text.getClientRects().length; }),
+  tops: [...document.querySelectorAll("figure img")].map(e => Math.round(e.getBoundingClientRect().top)),
+};
+parent.document.title = JSON.stringify(told);
+</script>"""
 
 
 class Outline(HTMLParser):
@@ -65,7 +87,7 @@ def test_both_films_and_the_laid_one_stand_side_by_side_with_what_is_known() -> 
         ("p", "· similarity 0.98 · turned 90°"),
         ("figcaption", "a.lance, train"),
         ("code", "1f" * 12),
-        ("figcaption", "the first, laid on the second"),
+        ("figcaption", "the first, laid on the second, its contrast stretched"),
         ("figcaption", "b.lance, test"),
         ("code", "2e" * 12),
     ]:
@@ -100,3 +122,59 @@ def test_a_page_loads_nothing_from_elsewhere_and_text_cannot_become_markup() -> 
     assert "<script" not in page
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:|#)", page)
     assert "url(" not in page and "@import" not in page
+
+
+def lay_out(page: str, folder: Path, width: int) -> dict[str, Any]:
+    """What a browser makes of the page in a window of that width, by `MEASURE`."""
+    # In a frame: a browser's own window has a least width.
+    inner = html.escape(page.replace("</body>", f"{MEASURE}</body>"))
+    file = folder / f"{width}.html"
+    file.write_text(
+        f'<title></title><iframe srcdoc="{inner}" style="width: {width}px; height: 900px; border: 0">', "utf-8"
+    )
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=2000"]
+    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom", file.as_uri()]
+    written = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120).stdout
+    title = re.search(r"<title>(.*?)</title>", written, re.DOTALL)
+    assert title, written[-500:]
+    told: dict[str, Any] = json.loads(html.unescape(title[1]))
+    return told
+
+
+def make_full_page() -> str:
+    """A page with every kind of table, long names of one word, and a pair with and one without a laid film."""
+    uid, name = "1f" * 12, "a_store_with_a_very_long_name_of_one_word.lance"
+    films = [FilmPicture(f"{name}, {split}", uid, make_jpeg(9)) for split in ("train", "test")]
+    pairs = [
+        PairPicture("Films", ("near duplicate", "mirrored, turned 17°"), *films, laid) for laid in (make_jpeg(9), b"")
+    ]
+    shared = pd.DataFrame({"": ["hints at one patient under two ids"], "across splits": [12345], "across stores": [0]})
+    shared["within a split"] = 123
+    where = f"{name}: train, {name}: test"
+    patients = pd.DataFrame({"leak": ["across splits"], "patient": [uid], "where": [where], "films": [1234]})
+    lists = {"leak": "as expected", "training_list": name, "store": name, "split": "no split", "films": 12345}
+    listed = pd.DataFrame([lists | {"matched_by": "pixel hash"}])
+    tables = [AuditTable(f"Table {n}", table, "Caption.") for n, table in enumerate((shared, patients, listed))]
+    return render_audit(
+        f"Leak audit of {name} (1,234,567 films)", "9 leaks.", 9, tables, pairs, 2, [f"{name}: a note."]
+    )
+
+
+@pytest.mark.skipif(not BROWSER, reason="no browser to lay the page out")
+def test_on_a_phone_nothing_is_cut_off_and_two_films_stand_side_by_side(tmp_path: Path) -> None:
+    told = lay_out(make_full_page(), tmp_path, 400)
+    assert told["window"] == 400
+    assert told["page"] <= 400 and told["outside"] == [] and told["hidden"] == 0
+    assert told["numbers"] == [1] * 5
+    assert len(told["films"]) == 4 and min(told["films"]) > 150
+    first, laid, second, *others = told["tops"]
+    assert first == second < laid and others[0] == others[1]
+
+
+@pytest.mark.skipif(not BROWSER, reason="no browser to lay the page out")
+@pytest.mark.parametrize("width", [900, 1280])
+def test_on_a_screen_the_laid_film_stands_between_its_two(tmp_path: Path, width: int) -> None:
+    told = lay_out(make_full_page(), tmp_path, width)
+    assert told["page"] <= width and told["outside"] == []
+    assert told["numbers"] == [1] * 5
+    assert len(set(told["tops"][:3])) == 1

@@ -208,6 +208,19 @@ def test_a_test_study_of_chexpert_does_not_list_a_folder_outside(tmp_path: Path)
     assert "leads out of" in complain("chexpert", root)
 
 
+@pytest.mark.parametrize("linked", ["view1_frontal.jpg", "study1"])
+def test_a_link_out_of_the_set_is_not_read_though_a_table_names_it(tmp_path: Path, linked: str) -> None:
+    root = TREES["chexpert"](tmp_path / "set")
+    film = next(iter(read_dataset("chexpert", root))).path
+    place = film if linked == film.name else film.parent
+    away = place.rename(tmp_path / f"away_{place.name}")
+    place.symlink_to(away)
+    text = complain("chexpert", root)
+    assert text.startswith("row 1 of CheXpert")
+    assert text.endswith(f"names a link that leads out of {root}")
+    assert film.parent.parent.name not in text
+
+
 def test_links_out_of_the_tree_are_no_films(tmp_path: Path) -> None:
     root = TREES["montgomery"](tmp_path)
     write_picture(tmp_path / "secret.png")

@@ -207,9 +207,18 @@ def test_a_column_that_occurs_twice_is_wrong_use_if_it_is_mapped(tmp_path: Path)
     assert next(iter(read_folder([tmp_path], table))).patient == ""
 
 
-def test_a_uid_that_occurs_twice_is_wrong_use_that_says_how_many_and_the_first(tmp_path: Path) -> None:
-    table = write_table(tmp_path, "file\n1.png\n2.png\n2.png\n3.png\n3.png\n3.png\n")
-    assert complain([tmp_path], table).startswith("2 uids occur more than once, first '2.png'")
+def test_a_file_that_occurs_twice_is_wrong_use_that_names_rows_and_not_the_file(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file\n1.png\njane.png\njane.png\n3.png\n3.png\n3.png\n")
+    message = complain([tmp_path], table)
+    assert message.startswith("the file of row 2 occurs again in row 3 (3 such rows)")
+    assert "jane" not in message
+
+
+def test_a_uid_that_occurs_twice_is_wrong_use_that_names_rows_and_not_the_uid(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,id\n1.png,jane\n2.png,\n3.png,jane\n4.png,2.png\n")
+    message = complain([tmp_path], table, uid="id")
+    assert message.startswith("the uid of row 1 occurs again in row 3 (2 such rows)")
+    assert "jane" not in message
 
 
 def test_a_table_without_a_use_is_wrong_use(tmp_path: Path) -> None:
@@ -234,9 +243,11 @@ def test_a_table_in_another_encoding_is_wrong_use(tmp_path: Path) -> None:
     assert "not UTF-8" in complain([tmp_path], tmp_path / "t.csv")
 
 
-def test_a_split_of_another_name_is_wrong_use(tmp_path: Path) -> None:
-    table = write_table(tmp_path, "file,split\n1.png,fold3\n")
-    assert "no split" in complain([tmp_path], table)
+def test_a_split_of_another_name_is_wrong_use_that_names_the_row_and_not_what_stands_there(tmp_path: Path) -> None:
+    table = write_table(tmp_path, "file,split\n1.png,train\n2.png,jane doe\n3.png,fold3\n")
+    message = complain([tmp_path], table)
+    assert "column 'split' holds something that is no split in row 2 (2 such rows)" in message
+    assert "jane" not in message
 
 
 def test_a_film_that_the_table_names_and_the_tree_lacks_is_listed(tmp_path: Path) -> None:
@@ -251,6 +262,74 @@ def test_a_path_that_leads_out_of_the_sources_is_wrong_use(tmp_path: Path, path:
 
 def test_an_absolute_path_inside_the_source_is_fine(tmp_path: Path) -> None:
     assert read_one(tmp_path, f"file\n{tmp_path}/a/../1.png\n").path == tmp_path / "1.png"
+
+
+SPELLINGS = ["./1.png", "a/../1.png", "1.png/.", "a/..//1.png", "1.png/", "{root}/1.png", "{root}/a/../1.png"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_file_has_one_uid_however_its_path_is_spelled(tmp_path: Path, spelling: str) -> None:
+    film = read_one(touch(tmp_path, "1.png"), f"file\n{spelling.format(root=tmp_path)}\n")
+    assert (film.uid, film.path) == ("1.png", tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("columns", [{}, {"uid": "id"}])
+def test_two_rows_that_name_one_file_are_wrong_use(tmp_path: Path, spelling: str, columns: dict[str, str]) -> None:
+    rows = f"file,id\n0.png,a\n1.png,b\n{spelling.format(root=tmp_path)},c\n"
+    message = complain([tmp_path], write_table(tmp_path, rows), **columns)
+    assert message.startswith("the file of row 2 occurs again in row 3;")
+    assert ".png" not in message
+
+
+def test_one_file_named_with_its_source_and_without_it_is_one_file(tmp_path: Path) -> None:
+    sources = [touch(tmp_path / "one", "1.png"), touch(tmp_path / "two", "1.png", "2.png")]
+    rows = f"file\n1.png\n{tmp_path}/two/1.png\n2.png\n"
+    films = list(read_folder(sources, write_table(tmp_path, rows)))
+    assert [film.path for film in films] == [sources[0] / "1.png", sources[1] / "1.png", sources[1] / "2.png"]
+    assert len({film.uid for film in films}) == 3
+    for again, row in (("one/1.png", 1), ("two/2.png", 3), ("two/x/../1.png", 2)):
+        table = write_table(tmp_path, f"{rows}{tmp_path}/{again}\n")
+        assert complain(sources, table).startswith(f"the file of row {row} occurs again in row 4;")
+
+
+def link_outside(tmp_path: Path) -> Path:
+    """A folder with links to a file and a folder outside and a link inside."""
+    outside, root = touch(tmp_path / "outside", "jane.png"), touch(tmp_path / "root", ".store/film", "1.png")
+    (root / "away.png").symlink_to(outside / "jane.png")
+    (root / "folder").symlink_to(outside)
+    (root / "kept.png").symlink_to(root / ".store" / "film")
+    (root / "within").symlink_to(root / ".store")
+    (root / "circle").symlink_to("circle")
+    return root
+
+
+@pytest.mark.parametrize("path", ["away.png", "folder/jane.png", "folder/absent.png", "within/../away.png"])
+def test_a_link_out_of_the_source_is_not_read_through_a_table_either(tmp_path: Path, path: str) -> None:
+    root = link_outside(tmp_path)
+    listing = read_folder([root], write_table(tmp_path, f"file\n1.png\n{path}\n"))
+    with pytest.raises(UsageError, match="^row 2 of column 'file' names a link that leads out of") as caught:
+        list(listing)
+    assert "jane" not in str(caught.value)
+    assert "away" not in str(caught.value)
+
+
+def test_links_inside_the_source_and_those_to_nothing_are_listed_from_a_table(tmp_path: Path) -> None:
+    root, names = link_outside(tmp_path), ["kept.png", "within/film", "circle", "circle/1.png", "n" * 300, "a\0b"]
+    table = write_table(tmp_path, "file\n" + "".join(f"{name}\n" for name in names))
+    assert [film.path for film in read_folder([root], table)] == [root / name for name in names]
+
+
+def test_a_source_that_is_itself_a_link_holds_its_films(tmp_path: Path) -> None:
+    root = link_outside(tmp_path)
+    (tmp_path / "link").symlink_to(root)
+    table = write_table(tmp_path, "file\n1.png\nkept.png\n")
+    assert [film.path.name for film in read_folder([tmp_path / "link"], table)] == ["1.png", "kept.png"]
+
+
+def test_a_store_among_the_films_is_not_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "1.png", "a/mine.lance/_versions/1.manifest", "a/mine.lance/data/1.bin", "not.lance/2.png")
+    assert [film.uid for film in read_folder([tmp_path])] == ["1.png", "not.lance/2.png"]
 
 
 def test_a_row_without_a_file_is_wrong_use(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 from PIL import ImageFile
 
 from chess_cxr.ingest.decode_dicom import decode_dicom, is_dicom
@@ -23,6 +24,8 @@ from chess_cxr.locations import NotAFile, TooLarge, read_location
 __all__ = ["DecodedFilm", "FilmHeader", "Undecodable", "decode_film"]
 
 MAX_FILE_BYTES = 1 << 30
+# -9 is IMAGING_CODEC_MEMORY of Pillow, whose TIFF reader says no more than that.
+_MEMORY_WORDS = ("allocate memory", "unable to allocate", "bad_alloc", "bad alloc", "out of memory", "decoder error -9")
 
 
 def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
@@ -50,12 +53,20 @@ def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
             check_range(film.pixels)
     except Undecodable:
         raise
-    except MemoryError:
-        raise Undecodable("not enough memory to decode it") from None
     except Exception as error:
+        if _tells_of_memory(error):
+            raise Undecodable("not enough memory to decode it") from None
         # The text of a library's error may quote the header: only its type is safe to pass on.
         raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None
     return film
+
+
+def _tells_of_memory(error: Exception) -> bool:
+    """Whether a library ran out of memory; OpenCV, libtiff through Pillow and ITK say so in ways of their own."""
+    if isinstance(error, cv2.error):
+        return error.code == cv2.Error.StsNoMem
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or text == "-9" or any(words in text for words in _MEMORY_WORDS)
 
 
 def _decode(content: bytes, name: str, at_least: int) -> DecodedFilm:

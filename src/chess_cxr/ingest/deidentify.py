@@ -17,10 +17,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal
 
+from chess_cxr.locations import NotAFile, TooLarge, is_url, read_location
 from chess_cxr.records import UsageError
 
 KEY_VARIABLE = "CHESS_CXR_ID_KEY"
-MIN_KEY_BYTES = 16
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16
 HASH_CHARACTERS = 24  # 96 bits: no collision to expect below 10^13 films
 CAPPED_AGE_YEARS = 90.0
 SPACINGS_MM = 0.01, 20.0  # from a magnified detail to a film of half a metre at 32 pixels
@@ -113,10 +114,10 @@ def get_key_path() -> Path:
     return folder / "chess-cxr" / "id.key"
 
 
-def hash_id(key: bytes, kind: Literal["uid", "patient", "study"], text: str) -> str:
+def hash_id(key: bytes, kind: Literal["uid", "patient", "study", "listed"], text: str) -> str:
     """Return 24 hexadecimal characters of HMAC-SHA256 (RFC 2104) over the kind and the identifier.
 
-    The same text gives unrelated hashes as uid, patient and study.  Empty text (not known) stays empty.
+    The same text gives unrelated hashes as uid, patient, study and listed film.  Empty text (not known) stays empty.
     """
     if not text:
         return ""
@@ -196,18 +197,28 @@ def name_manufacturer(text: str) -> str:
 
 
 def check_key_place(key_file: Path | None, others: Iterable[Path | str]) -> None:
-    """Raise `UsageError` where the key lies in one of the folders `others`, links followed: source, store, copies.
+    """Raise `UsageError` where the key lies within or beside one of `others`, links followed: source, store, copies.
 
+    Beside is in the same folder, not deeper: a key below the home goes with films in the home.
     key_file: as given to `read_id_key`; None is the user's own file, unless the environment holds the key.
     URLs among `others` are passed over: the key is a file of this machine.
     """
     if key_file is None and os.environ.get(KEY_VARIABLE):
         return
-    key = (key_file or get_key_path()).resolve()
+    named = key_file or get_key_path()
+    key = Path(os.path.realpath(named))
     for other in others:
-        folder = Path(other).resolve()
-        if folder == key or folder in key.parents:
-            raise UsageError(f"the id key {key} lies within {other}; keep it away from the data")
+        if is_url(other):
+            continue
+        place = Path(os.path.realpath(other))
+        # A link, as key or as film, stands beside the data as much as what it leads to.
+        beside = {place.parent, Path(os.path.realpath(Path(other).parent))}
+        where = "within" if place == key or place in key.parents else "beside"
+        if where == "within" or beside & {key.parent, Path(os.path.realpath(named.parent))}:
+            raise UsageError(
+                f"the id key {named} lies {where} {other}; keep it away from the data: "
+                f"move it to a folder of its own and name it there with --key-file"
+            )
 
 
 def _find_secret(key: bytes, patient: str) -> int:
@@ -237,7 +248,12 @@ def _check_key(key: bytes, origin: str) -> bytes:
 
 def _read_key_file(path: Path) -> bytes:
     try:
-        return path.read_bytes().strip()
+        return read_location(path, MAX_KEY_BYTES).strip()
+    except (NotAFile, TooLarge):
+        raise UsageError(
+            f"the id key {path} is no regular file of at most {MAX_KEY_BYTES} bytes; "
+            f"copy it to one or set {KEY_VARIABLE}"
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot read the id key {path}: {error.strerror}") from None
 

@@ -13,17 +13,19 @@ import os
 import shutil
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from chess_cxr.ingest.child import Limits, check_limits
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.deidentify import hash_id
-from chess_cxr.ingest.deidentify_dicom import deidentify_dicom
+from chess_cxr.ingest.deidentify_dicom import DeidentifiedFilm, deidentify_dicom
+from chess_cxr.ingest.workers import call_in_child, run_in_order
 from chess_cxr.locations import NotAFile, TooLarge, read_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 
@@ -31,7 +33,6 @@ COPIED, REFUSED = "copied", "refused"
 REPORT = "report.csv"
 COLUMNS = ("uid", "status", "reason", "copy")
 MAX_FILE_BYTES = 1 << 30
-FILMS_A_TASK = 8
 _PARTIAL = ".partial"
 
 
@@ -40,11 +41,12 @@ class DeidentifyOptions:
     """How films become copies.
 
     id_key: what `read_id_key` returned.  allow_burned_in: also copy what may hold words in its pixels.
-    in_flight: how many films the executor is given ahead of the report.
+    limits: what one film may take.  in_flight: how many films the executor is given ahead of the report.
     """
 
     id_key: bytes
     allow_burned_in: bool = False
+    limits: Limits = field(default_factory=Limits)
     in_flight: int = 64
 
 
@@ -98,14 +100,16 @@ def deidentify_files(
     started = time.monotonic()
     if options.in_flight < 1:
         raise UsageError("in_flight must be 1 or more")
+    check_limits(options.limits)
     refused: Counter[str] = Counter()
     copied = 0
     with _open_report(out, options) as (done, write):
-        for row in _go_through(iter(sources), done, write, out, options, executor):
-            copied += row.status == COPIED
-            refused.update([row.reason] if row.status == REFUSED else [])
-            if on_film is not None:
-                on_film()
+        with contextlib.closing(_go_through(iter(sources), done, write, out, options, executor)) as rows:
+            for row in rows:
+                copied += row.status == COPIED
+                refused.update([row.reason] if row.status == REFUSED else [])
+                if on_film is not None:
+                    on_film()
         if not copied and not refused:
             raise UsageError("there is no film to copy")
     return DeidentifySummary(copied, dict(refused), time.monotonic() - started)
@@ -123,15 +127,27 @@ def check_apart(out: Path, sources: Iterable[Path | str]) -> None:
 
 
 def copy_film(film: SourceFilm, out: Path, options: DeidentifyOptions) -> CopiedFilm:
-    """Copy one film; whatever is wrong with it becomes a reason that holds nothing of its header or name."""
+    """Copy one film through this thread's child; whatever is wrong with it becomes a reason without header or name.
+
+    The child reads, and this process writes: a child that is killed leaves nothing, and a refused film no copy.
+    """
     uid = hash_id(options.id_key, "uid", film.uid)
     try:
-        copy = deidentify_dicom(_read_content(film.path), film, options.id_key, options.allow_burned_in)
+        request = film, options.id_key, options.allow_burned_in
+        copy = call_in_child(deidentify_film_file, options.limits, *request)
         relative = f"{copy.patient}/{copy.study}/{copy.instance}.dcm"
         _write_copy(out, relative, copy.content)
     except Undecodable as error:
         return CopiedFilm(uid, REFUSED, str(error))
     return CopiedFilm(uid, COPIED, copy=relative)
+
+
+def deidentify_film_file(film: SourceFilm, id_key: bytes, allow_burned_in: bool) -> DeidentifiedFilm:
+    """Read one film and return its copy: the task of a child.
+
+    Raises `Undecodable`, and ConnectionError where an object store cannot be reached.
+    """
+    return deidentify_dicom(_read_content(film.path), film, id_key, allow_burned_in)
 
 
 def _read_content(location: Path | str) -> bytes:
@@ -145,6 +161,8 @@ def _read_content(location: Path | str) -> bytes:
         raise Undecodable("file not found") from None
     except PermissionError:
         raise Undecodable("no permission to read the file") from None
+    except ConnectionError:
+        raise  # it says nothing about the film
     except (OSError, MemoryError) as error:
         raise Undecodable(f"file cannot be read ({type(error).__name__})") from None
     if not content:
@@ -192,50 +210,18 @@ def _go_through(
     out: Path,
     options: DeidentifyOptions,
     executor: Executor | None,
-) -> Iterator[CopiedFilm]:
+) -> Generator[CopiedFilm, None, None]:
     """Yield the rows of earlier runs, checked against the sources, then those of the films that remain."""
     for row in done:
         film = next(sources, None)
         if film is None or hash_id(options.id_key, "uid", film.uid) != row.uid:
             raise UsageError(f"{out} was begun with other films; choose another --out or remove it")
         yield row
-    for row in _copy_in_order(sources, out, options, executor):
-        write(row)
-        yield row
-
-
-def _copy_in_order(
-    sources: Iterator[SourceFilm], out: Path, options: DeidentifyOptions, executor: Executor | None
-) -> Iterator[CopiedFilm]:
-    if executor is None:
-        for film in sources:
-            yield copy_film(film, out, options)
-        return
-    waiting: deque[Future[list[CopiedFilm]]] = deque()
-    try:
-        while batch := list(islice(sources, min(FILMS_A_TASK, options.in_flight))):
-            waiting.append(executor.submit(copy_batch, batch, out, options))
-            if len(waiting) * FILMS_A_TASK >= options.in_flight:
-                yield from _take_first(waiting)
-        while waiting:
-            yield from _take_first(waiting)
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def copy_batch(films: Sequence[SourceFilm], out: Path, options: DeidentifyOptions) -> list[CopiedFilm]:
-    """Copy some films, one after the other: the task that an executor is given."""
-    return [copy_film(film, out, options) for film in films]
-
-
-def _take_first(waiting: deque[Future[list[CopiedFilm]]]) -> list[CopiedFilm]:
-    try:
-        return waiting.popleft().result()
-    except ChessError:
-        raise
-    except (Exception, CancelledError) as error:  # each executor has errors of its own for workers it lost
-        raise ChessError(f"the workers were lost ({type(error).__name__}); run the same again to go on") from None
+    copy = partial(copy_film, out=out, options=options)
+    with contextlib.closing(run_in_order(sources, copy, executor, options.in_flight)) as copied:
+        for row in copied:
+            write(row)
+            yield row
 
 
 # ---------------------------------------------------------------- the report, and where an interrupted run stopped
@@ -288,7 +274,7 @@ def _lock(path: Path, out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ChessError(f"another run is writing to {out}") from None
+            raise ChessError(f"another run is writing {out}; wait for it or choose another --out") from None
         yield
 
 

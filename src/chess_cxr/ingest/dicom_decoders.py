@@ -34,6 +34,13 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
 
     Raises `ValueError`, or an error of the codec, where the frame is damaged or is not of the runner's size.
     """
+    try:
+        return _decode_frame(src, runner)
+    except MemoryError:
+        raise MemoryError("unable to allocate memory") from None  # pydicom keeps the text of an error and not its type
+
+
+def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     stored = _DECODERS[runner.transfer_syntax](src, runner)
     shape = (runner.rows, runner.columns) + ((runner.samples_per_pixel,) if runner.samples_per_pixel > 1 else ())
     if stored.shape != shape:

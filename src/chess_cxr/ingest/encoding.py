@@ -50,12 +50,13 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
     Raises ConnectionError, which says nothing about the film, where an object store cannot be reached.
     """
     try:
-        film = decode_film(location, at_least=options.longest_side)
-        small = shrink_film(film.pixels, options.longest_side)
-        judged = small if options.longest_side >= JUDGED_SIDE else film.pixels
+        side = max(options.longest_side, JUDGED_SIDE)
+        film = decode_film(location, at_least=side)
+        judged = shrink_film(film.pixels, side, film.full_height, film.full_width)
         quality = judge_film(judged, film.header, film.full_height, film.full_width, options.quality)
         if quality.reject:
             return EncodedFilm(reason=quality.reject)
+        small = shrink_film(judged, options.longest_side, film.full_height, film.full_width)
         if options.quality.correct_polarity and "inverted" in quality.flags:
             small = 1 - small
         hashes = compute_hashes(small)

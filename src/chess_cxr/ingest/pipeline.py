@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.child import Limits, check_limits
 from chess_cxr.ingest.deidentify import (
     cap_age,
     hash_id,
@@ -51,7 +51,6 @@ from chess_cxr.store import StoredFilm, StoreWriter, begin_store
 FILMS_TO_JUDGE_SPACE = 200
 # What a row of the store takes beside its JPEG: 0.3 KB of fields and Lance's own pages.
 BYTES_A_ROW = 400
-MOST_SECONDS, MOST_GIB = 86_400, 1024
 
 
 @dataclass(frozen=True)
@@ -212,8 +211,7 @@ def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: 
         raise UsageError(f"longest_side {options.longest_side} is too small; films need 32 pixels or more")
     if options.in_flight < 1 or options.films_a_commit < 1:
         raise UsageError("in_flight and films_a_commit must be 1 or more")
-    if not (0 < options.limits.film_seconds <= MOST_SECONDS and 0 < options.limits.film_gib <= MOST_GIB):
-        raise UsageError(f"a film's limits must be above 0, and at most {MOST_SECONDS} seconds and {MOST_GIB} GiB")
+    check_limits(options.limits)
     for name, threshold in asdict(options.quality).items():
         if not (math.isfinite(threshold) and threshold >= 0):
             raise UsageError(f"quality.{name} {threshold} is no threshold; give a number of 0 or more")

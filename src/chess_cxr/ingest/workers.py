@@ -1,23 +1,38 @@
-"""Encoding films in an executor: in order, never far ahead of the reader, past every crash."""
+"""Films through an executor: in order, never far ahead of the reader, past every crash."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
+import operator
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
-from chess_cxr.ingest.child import ChildDied, ChildGone, ChildLate, Limits, drop_child, get_child
-from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions
+from chess_cxr.ingest.child import (
+    ChildDied,
+    ChildGone,
+    ChildGroup,
+    ChildLate,
+    Limits,
+    check_not_ended,
+    drop_child,
+    get_child,
+)
+from chess_cxr.ingest.decoded import Undecodable
+from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
 from chess_cxr.records import ChessError, SourceFilm
 
 WORKER_DIED = "the decoder crashed on it or ran out of memory"
 FILMS_A_TASK = 8
-Waiting = deque[tuple[list[SourceFilm], "Future[list[EncodedFilm] | str]"]]
+Request = TypeVar("Request")
+Done = TypeVar("Done")
 
 
 def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
@@ -26,8 +41,55 @@ def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
 
 
 def build_ingest_pool(workers: int | None = None) -> ThreadPoolExecutor:
-    """Return a pool of threads, one a core by default, each of which will own one decoding process."""
-    return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="ingest")
+    """Return a pool of threads, one a core by default, each of which will own one child process.
+
+    Where its `with` is left by an error or Ctrl-C, the children are killed at once, whatever film they are at.
+    """
+    return _ChildPool(workers or os.cpu_count() or 1)
+
+
+class _ChildPool(ThreadPoolExecutor):
+    def __init__(self, workers: int) -> None:
+        self._group = ChildGroup()
+        super().__init__(workers, thread_name_prefix="ingest", initializer=self._group.adopt_thread)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self._group.end()
+        self.shutdown(cancel_futures=kind is not None)
+
+
+# ---------------------------------------------------------------- one film
+
+
+def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -> Done:
+    """Return `task(*request)`, called in this thread's child.
+
+    Raises `Undecodable` where the film killed the child or took too long, `ChessError` where no child can be started,
+    the films' store cannot be reached or the run was ended, and what the task raises.
+    """
+    try:
+        answer = _ask_child(task, limits, request)
+    except (ChildDied, ChildGone):
+        drop_child()
+        check_not_ended()
+        raise Undecodable(WORKER_DIED) from None
+    except ChildLate:
+        drop_child()
+        raise Undecodable(f"not decoded within {limits.film_seconds:g} seconds") from None
+    except ConnectionError:
+        raise ChessError(
+            "the object store that holds the films cannot be reached; run the same again, it goes on where it stopped"
+        ) from None
+    return answer  # type: ignore[return-value]  # the child calls this very task
+
+
+def _ask_child(task: Callable[..., object], limits: Limits, request: Sequence[object]) -> object:
+    try:
+        return get_child(task, limits).ask(*request)
+    except ChildGone:  # it was killed while it had nothing to do; the film never reached it
+        drop_child()
+        return get_child(task, limits).ask(*request)
 
 
 def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits) -> EncodedFilm:
@@ -36,39 +98,12 @@ def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits
     Raises `ChessError` where no child can be started or the films' store cannot be reached.
     """
     try:
-        encoded = _ask_child(location, options, limits)
-    except (ChildDied, ChildGone):
-        drop_child()
-        return EncodedFilm(reason=WORKER_DIED)
-    except ChildLate:
-        drop_child()
-        return EncodedFilm(reason=f"not decoded within {limits.film_seconds:g} seconds")
-    except ConnectionError:
-        raise ChessError(
-            "the object store that holds the films cannot be reached; run the same again, it goes on where it stopped"
-        ) from None
-    assert isinstance(encoded, EncodedFilm)
-    return encoded
+        return call_in_child(encode_film_file, limits, location, options)
+    except Undecodable as error:
+        return EncodedFilm(reason=str(error))
 
 
-def _ask_child(location: Path | str, options: EncodeOptions, limits: Limits) -> object:
-    try:
-        return get_child(limits).ask(location, options)
-    except ChildGone:  # it was killed while it had nothing to do; the film never reached it
-        drop_child()
-        return get_child(limits).ask(location, options)
-
-
-def encode_batch(locations: Sequence[Path | str], options: EncodeOptions, limits: Limits) -> list[EncodedFilm] | str:
-    """Encode some films, one after the other: the task that an executor is given.
-
-    Returns what went wrong with the worker itself as text: clusters log a task that raises, with its arguments, and
-    file names may name patients.
-    """
-    try:
-        return [encode_in_child(location, options, limits) for location in locations]
-    except ChessError as error:
-        return str(error)
+# ---------------------------------------------------------------- many films
 
 
 def encode_in_order(
@@ -78,24 +113,48 @@ def encode_in_order(
 
     Raises `ChessError` where the executor itself is lost.
     """
+    films, sent = itertools.tee(films)
+    locations = map(operator.attrgetter("path"), sent)  # all that a worker needs to know of a patient's film
+    encode = partial(encode_in_child, options=options, limits=limits)
+    with contextlib.closing(run_in_order(locations, encode, executor, in_flight)) as encoded:
+        yield from zip(films, encoded, strict=True)
+
+
+def run_in_order(
+    requests: Iterable[Request], work: Callable[[Request], Done], executor: Executor | None, in_flight: int
+) -> Generator[Done, None, None]:
+    """Yield `work(request)` for each in the order given, some at a time in `executor`, here without one.
+
+    in_flight: about how many are under way.  Raises `ChessError` where `work` does or the executor itself is lost.
+    """
     if executor is None:
-        for film in films:
-            yield film, encode_in_child(film.path, options, limits)
+        yield from map(work, requests)
         return
-    remaining = iter(films)
-    waiting: Waiting = deque()
+    remaining = iter(requests)
+    waiting: deque[Future[list[Done] | str]] = deque()
     try:
-        while batch := list(islice(remaining, min(FILMS_A_TASK, in_flight))):
+        while batch := list(itertools.islice(remaining, min(FILMS_A_TASK, in_flight))):
             with _explain_lost_workers():
-                future = executor.submit(encode_batch, [film.path for film in batch], options, limits)
-            waiting.append((batch, future))
+                waiting.append(executor.submit(work_batch, work, batch))
             if len(waiting) * FILMS_A_TASK >= in_flight:
                 yield from _take_first(waiting)
         while waiting:
             yield from _take_first(waiting)
     finally:
-        for _, future in waiting:
+        for future in waiting:
             future.cancel()
+
+
+def work_batch(work: Callable[[Request], Done], requests: Sequence[Request]) -> list[Done] | str:
+    """Do some requests, one after the other: the task that an executor is given.
+
+    Returns what went wrong with the worker itself as text: clusters log a task that raises, with its arguments, and
+    file names may name patients.
+    """
+    try:
+        return [work(request) for request in requests]
+    except ChessError as error:
+        return str(error)
 
 
 @contextlib.contextmanager
@@ -108,10 +167,9 @@ def _explain_lost_workers() -> Iterator[None]:
         ) from None
 
 
-def _take_first(waiting: Waiting) -> Iterator[tuple[SourceFilm, EncodedFilm]]:
-    batch, future = waiting.popleft()
+def _take_first(waiting: deque[Future[list[Done] | str]]) -> list[Done]:
     with _explain_lost_workers():
-        encoded = future.result()
-    if isinstance(encoded, str):
-        raise ChessError(encoded)
-    yield from zip(batch, encoded, strict=True)
+        done = waiting.popleft().result()
+    if isinstance(done, str):
+        raise ChessError(done)
+    return done

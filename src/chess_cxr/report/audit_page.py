@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 
 import pandas as pd
@@ -58,7 +59,7 @@ def render_audit(
     """
     template = files("chess_cxr.report").joinpath("templates/audit.html").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["picture"] = _embed
+    environment.filters |= {"picture": _embed, "zip": partial(zip, strict=True)}
     return environment.from_string(template).render(
         title=title,
         verdict=verdict,

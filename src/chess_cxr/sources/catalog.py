@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chess_cxr.locations import list_location
+from chess_cxr.locations import build_link_check, list_location
 from chess_cxr.records import SPLITS, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.catalog_bones import BSE_JSRT, JSRT, NODE21
 from chess_cxr.sources.catalog_entry import DataSet, Findings, Row, get_text, is_blank, parse_label
@@ -113,8 +113,11 @@ def _list_films(films: _Films) -> Iterator[SourceFilm]:
     fields = films.entry.fields
     age, sex, view, date = cache(parse_age_years), cache(parse_sex), cache(parse_view), cache(parse_date)
     columns = {label: column for label, column in films.entry.labels.items() if column in films.frame}
+    leads_out = build_link_check(films.root)
     for number, row in enumerate(_list_rows(films.frame), start=1):
         uid, path = _identify(films, row, number)
+        if leads_out(path):
+            raise UsageError(f"row {number} of {films.entry.title} names a link that leads out of {films.root}")
         patient = get_text(row, fields.patient)
         yield SourceFilm(
             path=path,

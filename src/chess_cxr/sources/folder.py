@@ -26,21 +26,23 @@ def read_folder(
     Nothing but names is read.  Without a table the tree is walked at each iteration, one folder's names in memory at a
     time; with one, the table is held and its films are made as they are asked for.
 
-    Without a table every regular file counts, also one without extension; hidden files, links out of the tree and what
-    is no image by its extension (.csv, .txt, .json, DICOMDIR ...) are left out.  The uid is the path below its source,
-    after the name of the source where there are several, and after the folders above it as far as two names are equal.
+    Without a table every regular file counts, also one without extension; hidden files, stores, links out of the tree
+    or to nothing and what is no image by its extension (.csv, .txt, .json, DICOMDIR ...) are left out.  The uid is the
+    path below its source, after the name of the source where there are several, and after the folders above it as far
+    as two names are equal.
 
     A table (CSV, TSV, Parquet; may be compressed) holds one row a film.  `columns` maps fields to its columns: path,
     uid, patient, study, view, age, sex, split, class (one label a value, blank = all unknown), labels (several columns,
     separated by commas), study_date (YYYYMMDD or YYYY-MM-DD) and manufacturer.  Labels are 1, 0, blank, or -1, which is
     `UNCERTAIN`.  A field that is not mapped is taken from the column of exactly its name (patient, study, view, age,
-    sex, split, study_date, manufacturer); map it to "" to leave such a column out.  A film that the table names and
-    the tree lacks is listed all the same: it ends in the quarantine, not in silence.  With several sources each film is
-    looked for as it is listed, which over a network costs a request.
+    sex, split, study_date, manufacturer); map it to "" to leave such a column out.  Paths and uids are taken as they
+    stand, spaces and words such as NA included; without a uid, the path in its simplest spelling is the uid.  A film
+    that the table names and the tree lacks is listed all the same: it ends in the quarantine, not in silence.  With
+    several sources each film is looked for as it is listed, which over a network costs a request.
 
-    Raises `UsageError` where there is nothing to read, for columns that do not exist, a uid twice, a label that is no
-    number, paths that lead out of the sources, and sources that overlap; the iteration raises `ChessError` for a folder
-    that cannot be listed.
+    Raises `UsageError` where there is nothing to read, for columns that do not exist, a file or uid twice, a label that
+    is no number, paths that lead out of the sources, and sources that overlap; the iteration raises it for a table's
+    film that is a link out of its source, and `ChessError` for a folder that cannot be listed.
     """
     roots = [simplify_location(source) for source in sources]
     kinds = _find_kinds(roots)

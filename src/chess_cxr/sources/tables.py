@@ -9,29 +9,35 @@ import os
 import posixpath
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO, cast
 
 import numpy as np
 import pandas as pd
 
-from chess_cxr.locations import find_kind, is_url, read_location, simplify_location
+from chess_cxr.locations import TooLarge, build_link_check, find_kind, is_url, read_location, simplify_location
 from chess_cxr.records import SPLITS, UNCERTAIN, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
 
 _FILM_FIELDS = ("path", "uid", "patient", "study", "view", "age", "sex", "split")
 FIELDS = (*_FILM_FIELDS, "class", "labels", "study_date", "manufacturer")
 PATH_COLUMNS = ("file", "path", "Path", "filename", "file_name", "image", "Image Index", "dicom_path", "ImageID")
-MAX_TABLE_BYTES = 8 << 30
+# Of the file and of the text that comes out of it; the largest table of the public data sets has less than 1 GB.
+MAX_TABLE_BYTES = 2 << 30
+MAX_HEADER_CHARACTERS = 1 << 20
 MAX_CLASSES = 1000
 _SAME_NAME = (*_FILM_FIELDS[2:], "study_date", "manufacturer")
 _BLANK = frozenset({"", "nan", "NaN", "NaT", "NA", "<NA>", "N/A", "null", "None"})
 _SPLIT_NAMES = {"training": "train", "valid": "val", "validate": "val", "validation": "val", "dev": "val"} | {
     "testing": "test"
 }
+_NAMES = ("path", "uid", "patient", "study")
+# A spelling that may have others beside it or lead elsewhere: a part that is "", "." or "..", a backslash first, a ":"
+_ODD_PATH = r"(?:^|/)\.{0,2}(?:/|$)|^\\|:"
 # Labels are held as small codes: -1, 0 and 1 stand for themselves, and -1 takes the last of these.
 _UNKNOWN = 2
 _LABEL_OF_CODE = np.array([0.0, 1.0, np.nan, UNCERTAIN])
@@ -42,12 +48,15 @@ _DATE = re.compile(r"^(\d{4})(-?)(\d{2})\2(\d{2})(?:[ T].*)?$")
 def read_table(table: Path | str) -> pd.DataFrame:
     """Read a CSV, TSV or Parquet file or object (text may be gzipped); text columns hold every value as it stands.
 
-    Raises `UsageError`, in one line, for a table that is absent, unreadable or without rows.
+    Raises `UsageError`, in one line, for a table that is absent, unreadable, larger than 2 GiB (its text, once
+    inflated) or without rows.
     """
     table = simplify_location(table)
     try:
         if isinstance(table, Path) and not table.is_file():
             raise FileNotFoundError
+        if isinstance(table, Path) and table.stat().st_size > MAX_TABLE_BYTES:
+            raise TooLarge
         content = table if isinstance(table, Path) else io.BytesIO(read_location(table, MAX_TABLE_BYTES))
         name = str(table).lower()
         frame = pd.read_parquet(content) if name.endswith((".parquet", ".pq")) else _read_text_table(content, name)
@@ -57,7 +66,9 @@ def read_table(table: Path | str) -> pd.DataFrame:
         raise UsageError(f"no permission to read the table {table}") from None
     except UnicodeDecodeError:
         raise UsageError(f"the table {table} is not UTF-8 text; save it as UTF-8") from None
-    except (ValueError, OSError, EOFError, csv.Error, pd.errors.ParserWarning) as error:
+    except TooLarge:
+        raise UsageError(f"the table {table} has more than {MAX_TABLE_BYTES >> 20} MiB; divide it") from None
+    except (ValueError, OSError, EOFError, MemoryError, csv.Error, pd.errors.ParserWarning, zlib.error) as error:
         raise UsageError(f"the table {table} cannot be read ({type(error).__name__})") from None
     frame.columns = pd.Index([str(name).strip() for name in frame.columns])
     if not len(frame):
@@ -68,11 +79,11 @@ def read_table(table: Path | str) -> pd.DataFrame:
 def _read_text_table(content: Path | io.BytesIO, name: str) -> pd.DataFrame:
     """Read CSV or TSV as text, every value as it stands; a comma at the end of each row is no column."""
     with _open_text(content, name) as file:
-        head = file.readline()
+        head = file.readline(MAX_HEADER_CHARACTERS)
         tabs = name.endswith((".tsv", ".tab", ".tsv.gz"))
         separator = "\t" if tabs else ";" if ";" in head and "," not in head else ","
         names = next(csv.reader([head], delimiter=separator), [])
-        first = next(csv.reader(file, delimiter=separator), [])
+        first = next(csv.reader(iter(lambda: file.readline(MAX_HEADER_CHARACTERS), ""), delimiter=separator), [])
     if len(first) == len(names) + 1 and not first[-1]:
         names.append("")
     with _open_text(content, name) as file, warnings.catch_warnings():
@@ -93,13 +104,39 @@ def _read_text_table(content: Path | io.BytesIO, name: str) -> pd.DataFrame:
 
 
 def _open_text(content: Path | io.BytesIO, name: str) -> TextIO:
+    """Open a table as text; `TooLarge` is raised as soon as more than `MAX_TABLE_BYTES` have come out of it."""
     if isinstance(content, io.BytesIO):
         content = io.BytesIO(content.getbuffer())  # read again from its start, and closed without harm
+    bounded = io.BufferedReader(_Bounded(_open_bytes(content, name), MAX_TABLE_BYTES), 1 << 16)
+    return io.TextIOWrapper(bounded, encoding="utf-8-sig", newline="")
+
+
+def _open_bytes(content: Path | io.BytesIO, name: str) -> IO[bytes]:
     if name.endswith(".gz"):
-        return gzip.open(content, "rt", encoding="utf-8-sig", newline="")
-    if isinstance(content, Path):
-        return content.open(encoding="utf-8-sig", newline="")
-    return io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+        return cast(IO[bytes], gzip.open(content, "rb"))
+    return content.open("rb") if isinstance(content, Path) else content
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that gives so many bytes and no more."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file, self._left = file, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._file.read(len(buffer))
+        self._left -= len(part)
+        if self._left < 0:
+            raise TooLarge
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def parse_date(text: str) -> str:
@@ -123,27 +160,27 @@ def build_table_listing(frame: pd.DataFrame, roots: Sequence[Path | str], column
     roots: folders or URLs that the paths in the table are below.  columns: as `read_folder` has them; its errors too.
     """
     chosen = _choose_columns(frame, columns)
-    texts = {field: _read_text(frame[chosen[field]]) for field in FIELDS if field != "labels" and chosen.get(field)}
+    used = {field: chosen[field] for field in FIELDS if field != "labels" and chosen.get(field)}
+    texts = {field: _read_text(frame[column], column, field) for field, column in used.items()}
     places = [os.path.abspath(root) if isinstance(root, Path) else root for root in roots]
-    _check_paths(texts["path"], places, chosen["path"])
+    texts["path"] = _simplify_paths(texts["path"], places, chosen["path"])
     texts["uid"] = _choose_uids(texts.get("uid"), texts["path"])
-    split_of = (
-        {name: _parse_split(name, chosen["split"]) for name in texts["split"].unique()} if "split" in texts else {}
-    )
+    split_of = _read_splits(texts["split"], chosen["split"]) if "split" in texts else {}
     names, code_NL = _read_labels(frame, chosen, texts.pop("class", None))
 
     def list_films() -> Iterator[SourceFilm]:
+        checks = {place: build_link_check(place) for place in places}
         for start in range(0, len(code_NL), _ROWS_A_SLICE):
             rows = slice(start, start + _ROWS_A_SLICE)
             parts = {field: column.iloc[rows].tolist() for field, column in texts.items()}
-            yield from _make_films(parts, places, split_of, names, _LABEL_OF_CODE[code_NL[rows]].tolist())
+            parts["location"] = _find_films(parts["path"], checks, start, chosen["path"])
+            yield from _make_films(parts, split_of, names, _LABEL_OF_CODE[code_NL[rows]].tolist())
 
     return FilmListing(label_names=tuple(names), list_films=list_films, count=lambda: len(code_NL))
 
 
 def _make_films(
     parts: Mapping[str, list[str]],
-    places: Sequence[str],
     split_of: Mapping[str, str],
     names: Sequence[str],
     labels: Sequence[list[float]],
@@ -152,7 +189,7 @@ def _make_films(
     age, sex, view, day = cache(parse_age_years), cache(parse_sex), cache(parse_view), cache(parse_date)
     for row, label in enumerate(labels):
         yield SourceFilm(
-            path=_find_film(parts["path"][row], places),
+            path=location if is_url(location := parts["location"][row]) else Path(location),
             uid=parts["uid"][row],
             patient=parts.get("patient", blank)[row],
             study=parts.get("study", blank)[row],
@@ -192,48 +229,113 @@ def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _read_text(column: pd.Series) -> pd.Series:
-    """Return the column as text, "" for blanks; whole numbers that a blank has turned into floats lose their ".0"."""
+def _read_text(column: pd.Series, name: str, field: str = "") -> pd.Series:
+    """Return the column as text, "" for blanks; whole numbers that a blank has turned into floats lose their ".0".
+
+    Paths and uids are taken as they stand, for a file may be named "NA"; elsewhere words such as NA are blanks.
+    """
+    missing = column.isna().reset_index(drop=True)
     if pd.api.types.is_float_dtype(column):
-        whole = column.isna() | (column == column.round())
-        texts = ["" if pd.isna(v) else str(int(v)) if w else str(v) for v, w in zip(column, whole, strict=True)]
-        return pd.Series(texts, dtype=str)
-    text = column.astype(str).str.strip()
-    return text.mask(column.isna() | text.isin(_BLANK), "").reset_index(drop=True)
+        text = _write_numbers(column, name, field)
+    elif column.dtype == object:
+        text = pd.Series(_decode_bytes(column, name), dtype=str)
+    else:
+        text = column.astype(str).reset_index(drop=True)
+    if field in ("path", "uid"):
+        return text.mask(missing | (text.str.strip() == ""), "")
+    text = text.str.strip()
+    return text.mask(missing | text.isin(_BLANK), "")
 
 
-def _parse_split(text: str, column: str) -> str:
-    split = _SPLIT_NAMES.get(text.lower(), text.lower())
-    if split and split not in SPLITS:
+def _write_numbers(column: pd.Series, name: str, field: str) -> pd.Series:
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if field in _NAMES and (wrong := np.flatnonzero(np.isinf(values))).size:
+        raise UsageError(f"column {name!r} holds an infinite number in row {wrong[0] + 1}, which names nothing")
+    return pd.Series([str(int(v)) if v.is_integer() else str(v) for v in values.tolist()], dtype=str)
+
+
+def _decode_bytes(column: pd.Series, name: str) -> list[str]:
+    """Return the text of each value of a column that may be binary, as Parquet tables written by other tools are."""
+    texts = []
+    for row, value in enumerate(column.tolist(), start=1):
+        try:
+            texts.append(value.decode() if isinstance(value, bytes) else str(value))
+        except UnicodeDecodeError:
+            raise UsageError(f"column {name!r} is binary, and row {row} is not UTF-8 text") from None
+    return texts
+
+
+def _read_splits(texts: pd.Series, column: str) -> dict[str, str]:
+    """Return the split that each text in the column means."""
+    split_of = {text: _SPLIT_NAMES.get(text.lower(), text.lower()) for text in texts.unique()}
+    unknown = [text for text, split in split_of.items() if split and split not in SPLITS]
+    if unknown:
+        rows = np.flatnonzero(texts.isin(unknown))
         raise UsageError(
-            f"column {column!r} holds {text!r}, which is no split; use train, val or test, or leave it out"
+            f"column {column!r} holds something that is no split in {_name_rows(rows)}; "
+            "use train, val or test, or leave it out"
         )
-    return split
+    return split_of
+
+
+def _name_rows(rows: np.ndarray) -> str:
+    """Name the first of some rows, counted from 1 below the header: what stands in them may name a patient."""
+    return f"row {rows[0] + 1}" + (f" ({len(rows)} such rows)" if len(rows) > 1 else "")
 
 
 def _choose_uids(uids: pd.Series | None, paths: pd.Series) -> pd.Series:
-    uids = paths if uids is None else uids.where(uids != "", paths)
-    repeated = uids[uids.duplicated(keep=False)].unique()
-    if len(repeated):
-        raise UsageError(
-            f"{len(repeated)} uid{'s occur' if len(repeated) > 1 else ' occurs'} more than once, "
-            f"first {repeated[0]!r}; every film needs a uid of its own"
-        )
+    """Return the uids, the path where there is none; no two rows may have one file or one uid."""
+    _check_unique(paths, "file")
+    if uids is None:
+        return paths
+    uids = uids.where(uids != "", paths)
+    _check_unique(uids, "uid")
     return uids
+
+
+def _check_unique(texts: pd.Series, what: str) -> None:
+    repeated = np.flatnonzero(texts.duplicated())
+    if len(repeated):
+        first = int(np.flatnonzero(texts == texts.iloc[repeated[0]])[0])
+        raise UsageError(
+            f"the {what} of row {first + 1} occurs again in {_name_rows(repeated)}; "
+            f"every film needs a {what} of its own"
+        )
 
 
 # ---------------------------------------------------------------- paths
 
 
-def _check_paths(paths: pd.Series, places: Sequence[str], column: str) -> None:
-    """Raise `UsageError` for a row without a file and for one whose file is in none of the places."""
-    if blank := np.flatnonzero(paths == "").tolist():
+def _simplify_paths(paths: pd.Series, places: Sequence[str], column: str) -> pd.Series:
+    """Return the paths in the one spelling that each file has, from its place on where that can be known.
+
+    Raises `UsageError` for a row without a file and for one whose file is in none of the places.
+    """
+    if (blank := np.flatnonzero(paths == "")).size:
         raise UsageError(f"row {blank[0] + 1} of column {column!r} names no file")
-    # Of millions, only those that could lead elsewhere are followed.
-    odd = np.flatnonzero(paths.str.contains(r"^[/\\]|^[./]*$|(?:^|/)\.\.(?:/|$)|:", regex=True))
+    # Of millions, only those that could lead elsewhere or be spelled otherwise are followed.
+    odd = np.flatnonzero(paths.str.contains(_ODD_PATH, regex=True))
+    if not len(odd):
+        return paths
+    simple = paths.to_numpy(dtype=object, copy=True)
+    plain = set(simple.tolist()) if len(places) > 1 else set()
     for row in odd.tolist():
-        if not any(_join(place, paths.iloc[row]) for place in places):
+        simple[row] = _simplify_path(simple[row], places, plain)
+        if not simple[row]:
             raise UsageError(f"row {row + 1} of column {column!r} leads out of {', '.join(places)}")
+    return pd.Series(simple, dtype=str)
+
+
+def _simplify_path(text: str, places: Sequence[str], plain: Collection[str]) -> str:
+    """Return a path from its place on; with several places, an absolute one as it is, but for a file in `plain` too."""
+    found = next(((place, location) for place in places if (location := _join(place, text))), None)
+    if found is None:
+        return ""
+    place, location = found
+    inside = location[len(place) :].lstrip("/")
+    if len(places) == 1 or not (text.startswith("/") or is_url(text)):
+        return inside
+    return inside if inside in plain and _find_film(inside, places)[1] == location else location
 
 
 def _join(place: str, text: str) -> str:
@@ -247,12 +349,25 @@ def _join(place: str, text: str) -> str:
     return "" if inside.startswith(("/", "../")) or inside in (".", "..") else f"{place}/{inside}"
 
 
-def _find_film(text: str, places: Sequence[str]) -> Path | str:
-    """Return the location that the table means; with several places the first that has the file counts."""
-    found = [location for place in places if (location := _join(place, text))]
+def _find_film(text: str, places: Iterable[str]) -> tuple[str, str]:
+    """Return place and location of the file that the table means; with several places the first that has it counts."""
+    found = [(place, location) for place in places if (location := _join(place, text))]
     if len(found) > 1:
-        found = [location for location in found if find_kind(location)] or found
-    return found[0] if is_url(found[0]) else Path(found[0])
+        found = [pair for pair in found if find_kind(pair[1])] or found
+    return found[0]
+
+
+def _find_films(
+    texts: Sequence[str], leads_out_of: Mapping[str, Callable[[str], bool]], start: int, column: str
+) -> list[str]:
+    """Return the locations of films; raise `UsageError` for a link out of its place, which a walk would leave out."""
+    locations = []
+    for row, text in enumerate(texts, start=start + 1):
+        place, location = _find_film(text, leads_out_of)
+        if leads_out_of[place](location):
+            raise UsageError(f"row {row} of column {column!r} names a link that leads out of {place}")
+        locations.append(location)
+    return locations
 
 
 # ---------------------------------------------------------------- labels
@@ -277,12 +392,13 @@ def _read_labels(
 
 
 def _read_label(column: pd.Series, name: str) -> np.ndarray:
-    texts = _read_text(column)
+    if pd.api.types.infer_dtype(column, skipna=True) == "boolean":  # of a Parquet table; in text, True is a word
+        column = column.map({True: "1", False: "0"})
+    texts = _read_text(column, name)
     values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64)
     wrong = np.flatnonzero((texts != "").to_numpy() & ~np.isin(values, (-1.0, 0.0, 1.0)))
     if len(wrong):
         raise UsageError(
-            f"column {name!r} holds something else than 1, 0, -1 or blank in row {wrong[0] + 1} "
-            f"({len(wrong)} such row{'s' if len(wrong) > 1 else ''}); labels are numbers"
+            f"column {name!r} holds something else than 1, 0, -1 or blank in {_name_rows(wrong)}; labels are numbers"
         )
     return np.where(np.isnan(values), _UNKNOWN, values).astype(np.int8)
