@@ -185,7 +185,7 @@ class InstantExecutor(Executor):
     def submit(self, function: Any, *arguments: Any, **named: Any) -> Future[Any]:
         """Answer at once."""
         future: Future[Any] = Future()
-        future.set_result([self._encoded] * len(arguments[0]))
+        future.set_result([self._encoded] * len(arguments[1]))
         return future
 
 
