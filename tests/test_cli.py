@@ -301,7 +301,7 @@ def test_films_become_a_store_and_unknown_labels_stay_unknown(films: Path, tmp_p
     [
         ("empty", 2, "no image file in"),
         ("column", 2, "no column 'Finding'; it has file, patient, split, nodule"),
-        ("uid", 2, "1 uid occurs more than once, first 'film00.png'"),
+        ("uid", 2, "the file of row 1 occurs again in row 13"),
         ("place", 2, "is a file, not a folder"),
         ("split", 1, "1 patient is in more than one given split"),
         ("blank", 1, "none of the 1 films could be stored: 1 "),
