@@ -57,7 +57,7 @@ def assert_refused(answer: Answer, code: int, *parts: str) -> None:
     assert answer.out == ""
     lines = answer.err.splitlines()
     assert lines[-1].startswith("chess-cxr: ") and all(part in lines[-1] for part in parts), answer.err
-    assert [line for line in lines[:-1] if not line.startswith(("ingest: ", "embed ", "probe: "))] == []
+    assert [line for line in lines[:-1] if not line.startswith(("note: ", "ingest: ", "embed ", "probe: "))] == []
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,11 @@ def test_nothing_is_overwritten(words: str, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     assert_refused(run(*words.split(), cwd=tmp_path), 2, "there exists already")
     assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_an_option_that_is_given_twice_is_refused_and_not_half_forgotten() -> None:
+    with pytest.raises(UsageError, match="--columns is given twice"):
+        parse_command(["ingest", "films", "--columns", "patient=A", "--columns", "split=B"])
 
 
 def test_pairs_and_encoders_are_parsed() -> None:
@@ -291,7 +296,9 @@ def test_films_become_a_store_and_unknown_labels_stay_unknown(films: Path, tmp_p
         "val": 4,
         "test": 4,
     }
-    assert [line.split(",")[0] for line in answer.err.splitlines()] == ["ingest: 12/12 films"]
+    notes, progress = answer.err.splitlines()
+    assert notes == "note: columns of the table: patient=patient split=split labels=nodule path=file"
+    assert progress.startswith("ingest: 12/12 films")
     labels = open_store(out).films["nodule"].tolist()
     assert [value for value in labels if value == value] == [1.0, 0.0] * 3 and len(labels) == 12
 
@@ -387,11 +394,11 @@ def test_copies_are_made_and_what_is_refused_is_counted(real_films: Path, tmp_pa
 
 def test_a_store_of_another_version_is_refused(small_store: Path, tmp_path: Path) -> None:
     table = lance.dataset(str(small_store)).to_table()
-    described = json.loads(table.schema.metadata[b"chess_cxr"]) | {"version": 3}
+    described = json.loads(table.schema.metadata[b"chess_cxr"]) | {"version": 4}
     future = table.replace_schema_metadata({"chess_cxr": json.dumps(described)})
     lance.write_dataset(future, str(tmp_path / "future.lance"))
     answer = run("embed", "pixels:4", tmp_path / "future.lance", "--out", tmp_path / "features.parquet")
-    assert_refused(answer, 2, "has store format 3, this program reads 2; ingest it again")
+    assert_refused(answer, 2, "has store format 4, this program reads 3; ingest it again")
     assert [path.name for path in tmp_path.iterdir()] == ["future.lance"]
 
 
@@ -406,7 +413,8 @@ def test_a_store_of_another_version_is_refused(small_store: Path, tmp_path: Path
 def test_an_impossible_comparison_is_refused(
     options: list[str], parts: list[str], small_store: Path, tmp_path: Path
 ) -> None:
-    answer = run("evaluate", small_store, "--encoders", "pixels:4", *options, "--out", tmp_path / "result")
+    encoders = () if "--encoders" in options else ("--encoders", "pixels:4")
+    answer = run("evaluate", small_store, *encoders, *options, "--out", tmp_path / "result")
     assert_refused(answer, 2, *parts)
     assert list(tmp_path.iterdir()) == []
 

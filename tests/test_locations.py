@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from chess_cxr import locations
 from chess_cxr.locations import (
     NotAFile,
     TooLarge,
@@ -50,6 +51,14 @@ def touch(root: Path, *names: str) -> Path:
 
 
 # ---------------------------------------------------------------- this machine
+
+
+@pytest.mark.parametrize("code", ["EXPIRED_TOKEN", "INVALID_ACCESS_KEY_ID", "SLOW_DOWN", "SERVICE_UNAVAILABLE"])
+def test_what_a_store_refuses_for_all_objects_is_no_fault_of_one(code: str) -> None:
+    said = OSError(f"When reading information for key 'SECRET' in bucket 'b': AWS Error {code} during HeadObject")
+    translated = locations._translate(said)
+    assert isinstance(translated, ConnectionError)
+    assert "SECRET" not in str(translated)
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/key", "gs://bucket", "file:///tmp/x", "abfss://a@b.example/c"])

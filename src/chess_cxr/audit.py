@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -40,7 +40,7 @@ TOLD = {
     "one patient?": ("hint at one patient under two ids", "hints at one patient under two ids"),
     "patients": ("patient", "patients"),
 }
-GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them in a chain
+GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them with the first of each split
 THUMBNAIL = 192
 ROWS_SHOWN = 20
 
@@ -129,7 +129,7 @@ def audit_stores(
     another version.
     """
     if not stores:
-        raise UsageError("name at least one store to audit")
+        raise UsageError("name at least one store to audit, before --training-list")
     options, show = options or AuditOptions(), on_progress or _show_nothing
     if not 0 < options.duplicate_similarity <= 1:
         raise UsageError(f"the duplicate similarity {options.duplicate_similarity:g} is not between 0 and 1")
@@ -198,7 +198,10 @@ def _find_equal(films: pd.DataFrame) -> dict[tuple[int, int], str]:
         named = films[(films[column] != "") & films.duplicated(column, keep=False)].sort_values([column, "split"])
         for _, group in named.groupby(column, sort=False):
             places = group.index.tolist()
-            every = combinations(places, 2) if len(places) <= GROUP_OF_PAIRS else zip(places, places[1:], strict=False)
+            every: Iterable[tuple[int, int]] = combinations(places, 2)
+            if len(places) > GROUP_OF_PAIRS:
+                firsts = group.groupby(["store", "split"], sort=False).head(1).index
+                every = ((first, film) for first in firsts for film in places if film != first)
             found |= {(min(pair), max(pair)): kind for pair in every}
     return found
 

@@ -107,9 +107,9 @@ def ingest(
     """
     pairs = parse_pairs(columns)
     if dataset == "list":
-        from chess_cxr.sources.catalog import list_datasets
+        from chess_cxr.sources.catalog import list_datasets, list_datasets_as_json
 
-        print(list_datasets())
+        print_result(list_datasets_as_json() if json else list_datasets(), json)
         return
     if not out:
         raise UsageError("name the store to write with --out, such as --out films.lance")
@@ -132,6 +132,8 @@ def ingest(
     places = [parse_location(source) for source in sources]
     check_key_place(key_file, [*places, store])
     films = list_source_films(places, table, pairs, dataset, val)
+    for note in () if quiet else films.notes:
+        print(f"note: {note}", file=sys.stderr)
     options = IngestOptions(
         read_id_key(key_file),
         id_map,
@@ -209,6 +211,7 @@ def deidentify(
     allow_burned_in: bool = False,
     workers: int | None = None,
     limits: Limits = Limits(),  # noqa: B008
+    id_map: Path | None = None,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -227,6 +230,7 @@ def deidentify(
         allow_burned_in: also copy what may have words in its pixels: declared ones, colour, secondary captures.
         workers: processes; by default one a core.
         limits: what one film may take.
+        id_map: write uid and path of every film there, for your eyes only.
         json: print the summary as JSON.
         quiet: no progress on stderr.
     """
@@ -240,7 +244,8 @@ def deidentify(
     check_apart(out, places)
     check_key_place(key_file, [*places, out])
     films = read_folder(places)
-    options = DeidentifyOptions(read_id_key(key_file), allow_burned_in, limits)
+    in_flight = 32 * (workers or os.cpu_count() or 1)
+    options = DeidentifyOptions(read_id_key(key_file), allow_burned_in, limits, in_flight, id_map)
     with build_ingest_pool(workers) as pool, ProgressBar("deidentify", films.count(), "films", quiet) as bar:
         summary = deidentify_files(films, out, options, pool, bar.advance)
     print_result(vars(summary) if json else summary.as_text(), json)
@@ -277,6 +282,9 @@ def audit(
         refuse_existing(out)
     from chess_cxr.store import open_store
 
+    real = [os.path.realpath(store) for store in stores]
+    if doubled := [store for store, place in zip(stores, real, strict=True) if real.count(place) > 1]:
+        raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
     from chess_cxr.audit import AuditOptions, audit_stores, write_audit
 
@@ -550,7 +558,10 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         field, found, column = text.partition("=")
         if not found or not field:
-            raise UsageError(f"{text!r} should be FIELD=COLUMN, such as patient=PatientID")
+            raise UsageError(
+                f"{text!r} should be FIELD=COLUMN, such as patient=PatientID or 'patient=Patient ID'; "
+                "sources come before the options"
+            )
         if field in pairs:
             raise UsageError(f"the field {field!r} is mapped twice")
         pairs[field] = column
@@ -638,6 +649,9 @@ def parse_command(words: Sequence[str]) -> Callable[[], None]:
     def get_ready(*arguments: Any, **options: Any) -> Any:
         return functools.partial(function, *arguments, **options)
 
+    named = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if doubled := [word for word in named if named.count(word) > 1]:
+        raise UsageError(f"{doubled[0]} is given twice; give it once, with all its values behind it")
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     complaint = io.StringIO()
     try:

@@ -25,17 +25,21 @@ from chess_cxr.records import UsageError
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _AWS_ERROR = re.compile(r"AWS Error ([A-Z_]+)")
-_FORBIDDEN = frozenset(
-    {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"}
-)
-_FORBIDDEN |= {"MISSING_AUTHENTICATION_TOKEN", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT", "INVALID_SIGNATURE"}
+_CREDENTIALS = frozenset({"INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"})
+_CREDENTIALS |= {"MISSING_AUTHENTICATION_TOKEN", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT", "INVALID_SIGNATURE"}
 _ABSENT = frozenset({"NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND"})
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
+# What a network file system says that has lost its server.
+_SERVER_FAILS = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
 
 
 class TooLarge(ValueError):
     """The file is larger than its reader allows; nothing of it was read."""
+
+
+class RefusedCredentials(ConnectionError, PermissionError):
+    """The object store refuses whoever asks, whatever is asked for."""
 
 
 class NotAFile(OSError):
@@ -118,15 +122,19 @@ def _translate(error: OSError) -> OSError:
     """Return what a store's error means, without the key and the request's number that its text holds."""
     found = _AWS_ERROR.search(str(error))
     code = found[1] if found else ""
+    if code in _CREDENTIALS:
+        return RefusedCredentials("the object store refuses the credentials")
     if isinstance(error, FileNotFoundError) or code in _ABSENT:
         return FileNotFoundError(errno.ENOENT, "no such object")
-    if isinstance(error, PermissionError) or code in _FORBIDDEN or "HTTP 403" in str(error):
+    if isinstance(error, PermissionError) or code == "ACCESS_DENIED" or "HTTP 403" in str(error):
         return PermissionError(errno.EACCES, "no permission for the object")
     if code == "NETWORK_CONNECTION":
         return ConnectionError("the object store cannot be reached")
     if "Not a regular file" in str(error):
         return NotAFile("not a regular file")
-    return OSError(f"the object store failed ({code or type(error).__name__})")
+    if code:  # throttled, out of service ...: nothing that the object could help
+        return ConnectionError(f"the object store failed ({code})")
+    return OSError(f"the object store failed ({type(error).__name__})")
 
 
 # ---------------------------------------------------------------- reading
@@ -161,6 +169,10 @@ def _read_local(path: Path, max_bytes: int) -> bytes:
             return file.read(status.st_size)
     except IsADirectoryError:
         raise NotAFile("not a regular file") from None
+    except OSError as error:
+        if error.errno in _SERVER_FAILS:
+            raise ConnectionError("the file server cannot be reached") from None
+        raise
     except ValueError as error:
         if isinstance(error, TooLarge):
             raise
@@ -232,7 +244,12 @@ def find_kind(location: Path | str) -> str:
     """Return "file", "folder", or "" where nothing is; errors as `read_location`."""
     location = simplify_location(location)
     if isinstance(location, Path):
-        return "folder" if location.is_dir() else "file" if location.exists() else ""
+        try:
+            return "folder" if location.is_dir() else "file" if location.exists() else ""
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                return ""
+            raise
     filesystem, path = get_filesystem(location)
     try:
         kind = filesystem.get_file_info(path).type

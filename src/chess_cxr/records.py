@@ -52,13 +52,15 @@ class FilmListing:
     """The films of a source in an order that never changes, listed anew at each iteration: millions need no memory.
 
     label_names: every label that any of the films may carry.  count: how many films an iteration gives; may itself
-    walk the source.  described: False for a bare tree, whose films carry nothing but path and uid.
+    walk the source.  described: False for a bare tree, whose films carry nothing but path and uid.  notes: lines for
+    the user on how the source was understood.
     """
 
     label_names: tuple[str, ...]
     list_films: Callable[[], Iterator[SourceFilm]]
     count: Callable[[], int]
     described: bool = True
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[SourceFilm]:
         return self.list_films()

@@ -30,7 +30,7 @@ from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.locations import find_kind, is_url, remove_folder
 from chess_cxr.records import FLAGS, SCORES, UNCERTAIN, ChessError, ImageRecord, UsageError
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 ROWS_A_BATCH = 256
 ROWS_A_SCAN = 65_536
 LABEL_PREFIX = "label:"
@@ -157,10 +157,6 @@ class StoreWriter:
     def __len__(self) -> int:
         return int(self._dataset.count_rows())
 
-    def read_column(self, name: str) -> pa.ChunkedArray:
-        """Return one column of what is committed."""
-        return self._dataset.to_table(columns=[name])[name]
-
     def read_columns(self, *names: str) -> Iterator[pa.RecordBatch]:
         """Yield some columns of what is committed, a part at a time."""
         yield from self._dataset.to_batches(columns=list(names), batch_size=ROWS_A_SCAN)
@@ -204,11 +200,10 @@ class StoreWriter:
             raise ChessError(f"another ingest has taken over {self.location}; this one stops, and loses nothing of it")
 
     def remove(self) -> None:
-        """Take back everything that was written, unless another writer has taken the store over."""
+        """Take back everything that was written, unless another writer has taken the store over or finished it."""
         with contextlib.suppress(OSError, ValueError):
-            if _open_table(self.location).config().get(WRITER, self._token) != self._token:
-                return
-        remove_folder(self.location)
+            if _open_table(self.location).config().get(WRITER) == self._token:
+                remove_folder(self.location)
 
 
 @contextlib.contextmanager
@@ -243,10 +238,14 @@ def begin_store(
     if not is_store(location):
         if not is_url(location):
             Path(location).parent.mkdir(parents=True, exist_ok=True)
-        with _explain_errors(location):
-            empty = pa.RecordBatchReader.from_batches(schema, iter(()))
-            created = lance.write_dataset(empty, _name_for_lance(location), schema=schema, mode="create")
-        return StoreWriter(location, schema, created)
+        try:
+            with _explain_errors(location):
+                empty = pa.RecordBatchReader.from_batches(schema, iter(()))
+                created = lance.write_dataset(empty, _name_for_lance(location), schema=schema, mode="create")
+            return StoreWriter(location, schema, created)
+        except KeyboardInterrupt:
+            remove_folder(location)
+            raise
     opened = _open_table(location)
     if opened.schema.metadata != schema.metadata:
         raise UsageError(
@@ -286,7 +285,7 @@ def _open_table(location: Path | str, version: int | None = None) -> Any:
 def is_store(location: Path | str) -> bool:
     """Return whether a Lance table, complete or not, stands at `location`."""
     if not is_url(location):
-        return (Path(location) / "_versions").is_dir()
+        return any((Path(location) / "_versions").glob("*.manifest"))
     try:
         return find_kind(f"{location}/_versions") == "folder"
     except OSError as error:
@@ -300,9 +299,17 @@ def check_place(location: Path | str) -> None:
     if is_store(location):
         taken = COMPLETE in _open_table(location).config()
     else:
-        taken = not is_url(location) and (Path(location).is_symlink() or Path(location).exists())
+        taken = not is_url(location) and not _is_free(Path(location))
     if taken:
         raise UsageError(f"{location} exists already; choose another --out or remove it")
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is there but what a writer left that was killed before its first version."""
+    if path.is_symlink() or not path.is_dir():
+        return not (path.is_symlink() or path.exists())
+    names = {child.name for child in path.iterdir()}
+    return bool(names) and names <= {"_versions", "_transactions", "data"}
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -310,6 +317,14 @@ def _is_full_disk(error: Exception) -> bool:
     words = ("no space left", "file too large", "quota")
     full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(word in str(error).lower() for word in words)
+
+
+@contextlib.contextmanager
+def _explain_damage(location: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ChessError(f"{location} cannot be read ({type(error).__name__}): parts are missing or damaged") from None
 
 
 class Store:
@@ -330,17 +345,20 @@ class Store:
     def films(self) -> pd.DataFrame:
         """All columns but pixels and hashes, one row a film in table order; labels are named without prefix."""
         names = [name for name in self._dataset.schema.names if name not in ("jpeg", *HASHES)]
-        table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
+        with _explain_damage(self.location):
+            table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
         return table.rename(columns={name_label_column(name): name for name in self.label_names})
 
     def read_hashes(self) -> pd.DataFrame:
         """Read the columns `HASHES`, one row a film in table order."""
-        table: pd.DataFrame = self._dataset.to_table(columns=list(HASHES)).to_pandas()
+        with _explain_damage(self.location):
+            table: pd.DataFrame = self._dataset.to_table(columns=list(HASHES)).to_pandas()
         return table
 
     def read_jpegs(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
         """Read the encoded films at these row numbers, in this order."""
-        column = self._dataset.take(np.asarray(rows, dtype=np.int64).tolist(), columns=["jpeg"])["jpeg"]
+        with _explain_damage(self.location):
+            column = self._dataset.take(np.asarray(rows, dtype=np.int64).tolist(), columns=["jpeg"])["jpeg"]
         return [value.as_py() for value in column]
 
     def read_films(self, rows: Sequence[int] | np.ndarray, shortest_side: int = 0) -> list[np.ndarray]:

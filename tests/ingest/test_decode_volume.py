@@ -27,6 +27,14 @@ def write_volume(path: Path, pixels: np.ndarray, spacing: tuple[float, ...] = (0
     return path
 
 
+def test_a_gzip_file_of_many_members_is_read_whole(tmp_path: Path) -> None:
+    content = write_volume(tmp_path / "film.nii", make_grey()).read_bytes()
+    parts = [content[start : start + 5000] for start in range(0, len(content), 5000)]
+    (tmp_path / "film.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    found, expected = (decode_film(tmp_path / name).pixels for name in ("film.nii.gz", "film.nii"))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
 @pytest.mark.parametrize("slices", [False, True])

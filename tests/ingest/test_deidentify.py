@@ -87,7 +87,7 @@ def test_the_configuration_folder_of_the_desktop_is_honoured(tmp_path: Path) -> 
 
 
 def test_a_key_that_is_absent_is_wrong_use(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read the id key"):
+    with pytest.raises(UsageError, match="there is no key file .*; make one with"):
         read_id_key(tmp_path / "absent")
 
 

@@ -1,5 +1,6 @@
 import csv
 import math
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.deidentify import hash_id
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.pipeline import BYTES_A_ROW, IngestOptions, ingest_films
 from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
@@ -166,14 +168,15 @@ def test_the_header_fills_what_the_source_leaves_open(tmp_path: Path, real_films
 
 
 @pytest.mark.real_films
-def test_a_patient_that_the_headers_put_into_two_given_splits_leaves_nothing_behind(
+def test_a_patient_that_the_headers_put_into_two_given_splits_makes_no_complete_store(
     tmp_path: Path, real_films: Path
 ) -> None:
     path = real_films / "dicom" / "siim_850819.dcm"
     films = [SourceFilm(path, "1", split="train"), SourceFilm(path, "2", split="test")]
     with pytest.raises(ChessError, match="^1 patient is in more than one given split"):
         ingest_films(films, tmp_path / "s.lance", OPTIONS)
-    assert list_names(tmp_path) == []
+    with pytest.raises(UsageError, match="is not complete"):
+        open_store(tmp_path / "s.lance")
 
 
 def test_a_patient_in_two_given_splits_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -296,7 +299,8 @@ def test_a_patient_that_two_runs_put_into_two_splits_is_noticed(tmp_path: Path, 
         ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(4))
     with pytest.raises(ChessError, match="^1 patient is in more than one given split"):
         ingest_films(films, tmp_path / "s.lance", options)
-    assert list_names(tmp_path) == []
+    with pytest.raises(UsageError, match="is not complete"):
+        open_store(tmp_path / "s.lance")
 
 
 @pytest.mark.parametrize("change", ["label", "split", "removed", "folder"])
@@ -420,6 +424,71 @@ def test_what_exists_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         ingest_films(films[:1], tmp_path / "s.lance", OPTIONS)
     assert read_everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_patients_keep_their_split_when_films_are_added_meanwhile(tmp_path: Path, stratify: bool) -> None:
+    films = write_films(tmp_path / "raw", 36, patients=12)
+    more = [replace(film, patient="SECRET-new", labels={"odd": 1.0}) for film in write_films(tmp_path / "more", 6)]
+    more = [replace(film, uid=f"more {film.uid}", patient=f"SECRET-{number}") for number, film in enumerate(more, 9)]
+    options = replace(OPTIONS, films_a_commit=2, in_flight=1, stratify=stratify)
+    with pytest.raises(KeyboardInterrupt):
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(26))
+    done = [film.as_py() for batch in read_parts(tmp_path / "s.lance") for film in batch["split"]]
+    assert ingest_films([*films, *more], tmp_path / "s.lance", options).films == 42
+    stored = open_store(tmp_path / "s.lance").films
+    assert list(stored["split"][: len(done)]) == done
+    assert stored.groupby("patient")["split"].nunique().max() == 1
+
+
+def read_parts(store: Path) -> list[pa.RecordBatch]:
+    return lance.dataset(str(store)).to_table(columns=["split"]).to_batches()
+
+
+def test_films_with_a_split_and_films_without_one_need_a_patient(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 4)
+    films[2:] = [replace(film, split="test") for film in films[2:]]
+    with pytest.raises(UsageError, match="^2 films have a split and no patient, 2 have no split"):
+        ingest_films(films, tmp_path / "s.lance", OPTIONS)
+    films[2:] = [replace(film, patient="SECRET") for film in films[2:]]
+    assert ingest_films(films, tmp_path / "s.lance", OPTIONS).splits["test"] >= 2
+
+
+def test_only_films_that_are_still_to_come_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films = write_films(tmp_path / "raw", 20)
+    options = replace(OPTIONS, films_a_commit=2, in_flight=1)
+    with pytest.raises(KeyboardInterrupt):
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(18))
+    size = len(open_film(tmp_path / "s.lance"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=8 * (size + BYTES_A_ROW)))
+    assert ingest_films(films, tmp_path / "s.lance", options).resumed == 16
+
+
+def open_film(store: Path) -> bytes:
+    return lance.dataset(str(store)).to_table(columns=["jpeg"])["jpeg"][0].as_py()
+
+
+def test_a_film_that_is_named_twice_is_wrong_use(tmp_path: Path) -> None:
+    films = write_films(tmp_path / "raw", 2)
+    with pytest.raises(UsageError, match="^1 films have the uid of another"):
+        ingest_films([*films, films[0]], tmp_path / "s.lance", OPTIONS)
+
+
+def test_an_ingest_stopped_at_its_very_end_goes_on_with_the_same_id_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    films = write_films(tmp_path / "raw", 2)
+    options = replace(OPTIONS, id_map=tmp_path / "ids.csv")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(StoreWriter, "finish", interrupt)
+        ingest_films(films, tmp_path / "s.lance", options)
+    assert ingest_films(films, tmp_path / "s.lance", options).resumed == 2
+    assert len(read_rows(tmp_path / "ids.csv")) == 2
+
+
+def interrupt(writer: StoreWriter) -> None:
+    raise KeyboardInterrupt
 
 
 def test_stores_whose_names_differ_behind_a_full_stop_have_quarantines_of_their_own(tmp_path: Path) -> None:

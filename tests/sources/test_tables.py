@@ -69,6 +69,13 @@ def test_a_missing_or_empty_path_names_no_file(tmp_path: Path, blank: str | None
         build_table_listing(read_table(tmp_path / "t.parquet"), [tmp_path], {})
 
 
+def test_large_numbers_of_a_parquet_table_stay_apart_beside_a_blank(tmp_path: Path) -> None:
+    patients = pd.array([2**53, 2**53 + 1, None], dtype="Int64")
+    pd.DataFrame({"file": ["1.png", "2.png", "3.png"], "patient": patients}).to_parquet(tmp_path / "t.parquet")
+    films = build_table_listing(read_table(tmp_path / "t.parquet"), [tmp_path], {})
+    assert [film.patient for film in films] == [str(2**53), str(2**53 + 1), ""]
+
+
 def test_binary_columns_of_a_parquet_table_are_read_as_utf_8(tmp_path: Path) -> None:
     frame = pd.DataFrame({"file": ["é.png".encode(), b"2.png"], "patient": [b"007", None]})
     frame.to_parquet(tmp_path / "t.parquet")

@@ -19,7 +19,7 @@ from chess_cxr.ingest.decode_image import decode_image
 from chess_cxr.ingest.decode_jsrt import decode_jsrt, is_jsrt
 from chess_cxr.ingest.decode_volume import decode_volume, is_volume
 from chess_cxr.ingest.decoded import DecodedFilm, FilmHeader, Undecodable, check_range
-from chess_cxr.locations import NotAFile, TooLarge, read_location
+from chess_cxr.locations import NotAFile, TooLarge, is_url, read_location
 
 __all__ = ["DecodedFilm", "FilmHeader", "Undecodable", "decode_film"]
 
@@ -40,13 +40,14 @@ def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
 
     at_least: the longest side that the caller will shrink the film to, in pixels.  Where a codec can, it then decodes
     to a half, a quarter or an eighth of the size, but never below one and a half times `at_least`: JPEG, JPEG 2000
-    and HTJ2K, alone or in DICOM.  0 decodes the whole film.  spacing_mm is of the size returned.
+    and HTJ2K, alone or in DICOM.  JPEG and grey PNG files of 8 bits come at `at_least` itself.  0 decodes the whole
+    film.  spacing_mm is of the size returned.
 
     Raises `Undecodable` for everything that cannot be used: broken, truncated, blank, above 120 megapixels
     (before memory is taken), below 32 pixels on a side or more than 8 times as long as wide; ConnectionError, which
     says nothing about the film, where an object store cannot be reached.
     """
-    content = _read_content(location)
+    content = read_film_content(location)
     try:
         with _silence():
             film = _decode(content, str(location), at_least)
@@ -79,7 +80,11 @@ def _decode(content: bytes, name: str, at_least: int) -> DecodedFilm:
     return decode_image(content, at_least)
 
 
-def _read_content(location: Path | str) -> bytes:
+def read_film_content(location: Path | str) -> bytes:
+    """Return what the file of a film holds.
+
+    Raises `Undecodable` for what concerns this film alone, ConnectionError where its store or server fails them all.
+    """
     try:
         content = read_location(location, MAX_FILE_BYTES)
     except NotAFile:
@@ -89,6 +94,8 @@ def _read_content(location: Path | str) -> bytes:
     except FileNotFoundError:
         raise Undecodable("file not found") from None
     except PermissionError:
+        if is_url(location):  # credentials that have run out meanwhile look the same
+            raise ConnectionError from None
         raise Undecodable("no permission to read the file") from None
     except TooLarge:
         raise Undecodable("file larger than 1 GiB") from None

@@ -75,8 +75,14 @@ def _check_claim(claim: _Claim) -> None:
 
 def _inflate(content: bytes, most: int) -> bytes:
     """Return at most `most` bytes of what a gzip file holds."""
+    parts: list[bytes] = []
     try:
-        return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(content, most)
+        while content[:3] == _GZIP and most > 0:  # a file may be many gzip members, one after another
+            member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            parts.append(member.decompress(content, most))
+            most -= len(parts[-1])
+            content = member.unused_data
+        return b"".join(parts)
     except zlib.error:
         raise Undecodable("damaged gzip file") from None
 

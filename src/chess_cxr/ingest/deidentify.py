@@ -96,6 +96,8 @@ def read_id_key(path: Path | None = None) -> bytes:
     own file `chess-cxr/id.key` in the configuration folder, which is made on first use (mode 0600).
     Raises `UsageError` where the key cannot be read or is shorter than 16 bytes.
     """
+    if path is not None and not path.exists():
+        raise UsageError(f"there is no key file {path}; make one with: openssl rand -hex 32 > {path}")
     if path is not None:
         return _check_key(_read_key_file(path), str(path))
     if text := os.environ.get(KEY_VARIABLE):
@@ -207,6 +209,8 @@ def check_key_place(key_file: Path | None, others: Iterable[Path | str]) -> None
         return
     named = key_file or get_key_path()
     key = Path(os.path.realpath(named))
+    if key_file is not None and not key.exists():
+        return  # `read_id_key` says so
     for other in others:
         if is_url(other):
             continue

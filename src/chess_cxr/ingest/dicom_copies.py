@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import TextIO
 
 from chess_cxr.ingest.child import Limits, check_limits
+from chess_cxr.ingest.decode import read_film_content
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.deidentify_dicom import DeidentifiedFilm, deidentify_dicom
+from chess_cxr.ingest.side_files import check_id_map, open_id_map
 from chess_cxr.ingest.workers import call_in_child, run_in_order
-from chess_cxr.locations import NotAFile, TooLarge, read_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 
 COPIED, REFUSED = "copied", "refused"
 REPORT = "report.csv"
 COLUMNS = ("uid", "status", "reason", "copy")
-MAX_FILE_BYTES = 1 << 30
 _PARTIAL = ".partial"
 
 
@@ -42,12 +42,14 @@ class DeidentifyOptions:
 
     id_key: what `read_id_key` returned.  allow_burned_in: also copy what may hold words in its pixels.
     limits: what one film may take.  in_flight: how many films the executor is given ahead of the report.
+    id_map: where to write the one file that ties hashed uids to paths.
     """
 
     id_key: bytes
     allow_burned_in: bool = False
     limits: Limits = field(default_factory=Limits)
     in_flight: int = 64
+    id_map: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def deidentify_files(
 
     sources: in an order that never changes; they are gone through once.  Films are copied in `executor`, here without
     one; `on_film` is called after each.  The same call again continues an interrupted run: a film that has its copy is
-    not done again.  Two films with one SOP Instance UID are two films only if their copies are the same.
+    not done again.  Of films with one SOP Instance UID those count whose copies are the same; others are refused.
 
     Raises `UsageError` if `out` holds anything but an interrupted run with the same key, options and films, and
     `ChessError` if the executor is lost or the disk full; then the run can be continued.
@@ -103,8 +105,10 @@ def deidentify_files(
     check_limits(options.limits)
     refused: Counter[str] = Counter()
     copied = 0
-    with _open_report(out, options) as (done, write):
-        with contextlib.closing(_go_through(iter(sources), done, write, out, options, executor)) as rows:
+    check_id_map(options.id_map, out)
+    with _open_report(out, options) as (done, write), open_id_map(options.id_map) as write_id:
+        films = _name_in_map(sources, options.id_key, write_id)
+        with contextlib.closing(_go_through(films, done, write, out, options, executor)) as rows:
             for row in rows:
                 copied += row.status == COPIED
                 refused.update([row.reason] if row.status == REFUSED else [])
@@ -113,6 +117,15 @@ def deidentify_files(
         if not copied and not refused:
             raise UsageError("there is no film to copy")
     return DeidentifySummary(copied, dict(refused), time.monotonic() - started)
+
+
+def _name_in_map(
+    films: Iterable[SourceFilm], id_key: bytes, write_id: Callable[[Sequence[str]], object] | None
+) -> Iterator[SourceFilm]:
+    for film in films:
+        if write_id is not None:
+            write_id((hash_id(id_key, "uid", film.uid), str(film.path)))
+        yield film
 
 
 def check_apart(out: Path, sources: Iterable[Path | str]) -> None:
@@ -147,27 +160,7 @@ def deidentify_film_file(film: SourceFilm, id_key: bytes, allow_burned_in: bool)
 
     Raises `Undecodable`, and ConnectionError where an object store cannot be reached.
     """
-    return deidentify_dicom(_read_content(film.path), film, id_key, allow_burned_in)
-
-
-def _read_content(location: Path | str) -> bytes:
-    try:
-        content = read_location(location, MAX_FILE_BYTES)
-    except TooLarge:
-        raise Undecodable("file larger than 1 GiB") from None
-    except NotAFile:
-        raise Undecodable("not a regular file") from None
-    except FileNotFoundError:
-        raise Undecodable("file not found") from None
-    except PermissionError:
-        raise Undecodable("no permission to read the file") from None
-    except ConnectionError:
-        raise  # it says nothing about the film
-    except (OSError, MemoryError) as error:
-        raise Undecodable(f"file cannot be read ({type(error).__name__})") from None
-    if not content:
-        raise Undecodable("empty file")
-    return content
+    return deidentify_dicom(read_film_content(film.path), film, id_key, allow_burned_in)
 
 
 def _write_copy(out: Path, relative: str, content: bytes) -> None:
@@ -243,10 +236,14 @@ def _open_report(
                 yield _read_rows(report), _build_row_writer(file)
             os.replace(report, out / REPORT)
     except UsageError:
-        if fresh:
+        if fresh and not _has_rows(partial / REPORT):
             shutil.rmtree(out)
         raise
     shutil.rmtree(partial)
+
+
+def _has_rows(report: Path) -> bool:
+    return report.exists() and any(True for _ in _read_rows(report))
 
 
 def _begin(out: Path, options: DeidentifyOptions) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chess_cxr.ingest.deidentify import HASH_CHARACTERS, hash_id
-from chess_cxr.records import SourceFilm, UsageError
+from chess_cxr.records import SPLITS, SourceFilm, UsageError
 from chess_cxr.store import StoreWriter
 
 PACKED = np.dtype(f"S{HASH_CHARACTERS // 2 + 1}")
@@ -30,20 +30,36 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The films that are done.  uids: of those stored or left out, packed and sorted.  listed: as in `LeftOut`."""
+    """The films that are done.
+
+    uids: of those stored or left out, packed and sorted.  patients: of those stored, packed and sorted, each with its
+    split in split_of_patient, a place in `SPLITS`.  listed: as in `LeftOut`.
+    """
 
     uids: np.ndarray
+    patients: np.ndarray
+    split_of_patient: np.ndarray
     listed: int
 
     def __len__(self) -> int:
         return len(self.uids)
 
     def __contains__(self, uid: str) -> bool:
-        if not len(self.uids):
-            return False
-        packed = np.bytes_(pack_hash(uid))
-        at = int(np.searchsorted(self.uids, packed))
-        return at < len(self.uids) and bool(self.uids[at] == packed)
+        return _find(self.uids, uid) is not None
+
+    def find_split(self, patient: str) -> str:
+        """Return the split of a hashed patient who has a film in the store, "" of anybody else."""
+        at = _find(self.patients, patient)
+        return "" if at is None else SPLITS[self.split_of_patient[at]]
+
+
+NOTHING = Earlier(np.empty(0, PACKED), np.empty(0, PACKED), np.empty(0, np.int8), 0)
+
+
+def _find(sorted_N: np.ndarray, text: str) -> int | None:
+    packed = np.bytes_(pack_hash(text))
+    at = int(np.searchsorted(sorted_N, packed))
+    return at if at < len(sorted_N) and sorted_N[at] == packed else None
 
 
 def pack_hash(text: str) -> bytes:
@@ -81,14 +97,19 @@ def read_earlier(writer: StoreWriter) -> Earlier:
     """Return the films that are done."""
     left_out = read_left_out(writer)
     stored = len(writer)
-    uids = np.empty(stored + len(left_out.films), PACKED)
+    uids, patients = np.empty(stored + len(left_out.films), PACKED), np.empty(stored, PACKED)
+    split_N = np.empty(stored, np.int8)
     uids[stored:] = [pack_hash(uid) for uid, _ in left_out.films]
     at = 0
-    for batch in writer.read_columns("uid"):
-        uids[at : at + len(batch)] = [pack_hash(uid) for uid in batch["uid"].to_pylist()]
+    for batch in writer.read_columns("uid", "patient", "split"):
+        rows = slice(at, at + len(batch))
+        uids[rows] = [pack_hash(uid) for uid in batch["uid"].to_pylist()]
+        patients[rows] = [pack_hash(patient) for patient in batch["patient"].to_pylist()]
+        split_N[rows] = [SPLITS.index(split) for split in batch["split"].to_pylist()]
         at += len(batch)
     uids.sort()
-    return Earlier(uids, left_out.listed)
+    patients, first = np.unique(patients, return_index=True)
+    return Earlier(uids, patients, split_N[first], left_out.listed)
 
 
 def check_unchanged(films: Iterable[SourceFilm], earlier: Earlier, id_key: bytes, out: object) -> None:

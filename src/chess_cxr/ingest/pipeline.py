@@ -31,6 +31,7 @@ from chess_cxr.ingest.deidentify import (
 )
 from chess_cxr.ingest.earlier import (
     LISTED_BITS,
+    NOTHING,
     Earlier,
     check_unchanged,
     fingerprint_film,
@@ -83,13 +84,13 @@ class IngestOptions:
 class _Progress:
     """What this run knows beyond what is committed.
 
-    split_of_patient: of the patients that the source names.  split_seen: by hashed patient, of the films so far; None
-    where no film has a split but leaves its patient to the header, so that no patient can be torn.
+    expected: films that this run has to do.
+    split_of_patient: of the patients that the source names; those of `Earlier` win.
     """
 
-    expected: int
     split_of_patient: Mapping[str, str]
-    split_seen: dict[str, str] | None
+    expected: int = 0
+    earlier: Earlier = NOTHING
     films: int = 0
     encoded_bytes: int = 0
     ended: bool = False
@@ -97,12 +98,6 @@ class _Progress:
     left_out: list[tuple[str, str]] = field(default_factory=list)  # uid and reason
     patients_unknown: int = 0
     listed: int = 0  # as in `LeftOut`
-
-    def load_splits(self, writer: StoreWriter) -> None:
-        """Learn the splits of the patients whose films are committed."""
-        if self.split_seen is not None:
-            for batch in writer.read_columns("patient", "split"):
-                self.split_seen.update(zip(batch["patient"].to_pylist(), batch["split"].to_pylist(), strict=True))
 
     def take_ledger(self) -> dict[str, Any]:
         """Return what is to be known again of the films since the last commit, and begin anew."""
@@ -133,17 +128,18 @@ def ingest_films(
     """
     started = time.monotonic()
     _check(films, out, options)
-    progress = _prepare(films, options)
+    split_of_patient = _prepare(films, options)
     with lock_store(out), _remember_interrupts() as insist:
         with open_id_map(options.id_map) as write_id:
             label_names = films.label_names if isinstance(films, FilmListing) else list_label_names(films)
             writer = begin_store(out, label_names, options.dataset, _describe(options))
-            earlier = read_earlier(writer)
-            check_unchanged(films, earlier, options.id_key, out)
-            progress.load_splits(writer)
-            count = on_film or (lambda: None)
-            undone = _skip_done(films, earlier, options, write_id, count)
+            progress = _Progress(split_of_patient)
             with _keep_what_is_committed(writer, progress):
+                earlier = progress.earlier = read_earlier(writer)
+                check_unchanged(films, earlier, options.id_key, out)
+                progress.expected = (films.count() if isinstance(films, FilmListing) else len(films)) - len(earlier)
+                count = on_film or (lambda: None)
+                undone = _skip_done(films, earlier, options, write_id, count)
                 insist()
                 _write_films(undone, writer, progress, options, executor, count)
                 insist()
@@ -205,8 +201,11 @@ def _remember_interrupts() -> Iterator[Callable[[], None]]:
 
 def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: IngestOptions) -> None:
     check_fractions(options.val, options.test)
-    if not isinstance(films, FilmListing) and not films:
-        raise UsageError("there is no film to ingest")
+    if not isinstance(films, FilmListing):
+        if not films:
+            raise UsageError("there is no film to ingest")
+        if doubled := len(films) - len({film.uid for film in films}):
+            raise UsageError(f"{doubled} films have the uid of another; every film needs a uid of its own")
     if options.longest_side < 32:
         raise UsageError(f"longest_side {options.longest_side} is too small; films need 32 pixels or more")
     if options.in_flight < 1 or options.films_a_commit < 1:
@@ -227,17 +226,27 @@ def _describe(options: IngestOptions) -> dict[str, Any]:
     return made_by | {"quality": asdict(options.quality), "key": hash_id(options.id_key, "uid", "\0fingerprint")}
 
 
-def _prepare(films: FilmListing | Sequence[SourceFilm], options: IngestOptions) -> _Progress:
+def _prepare(films: FilmListing | Sequence[SourceFilm], options: IngestOptions) -> Mapping[str, str]:
     """Decide the splits that can be decided from what the source itself says."""
     if isinstance(films, FilmListing) and not films.described:
-        return _Progress(films.count(), {}, None)
+        return {}
+    _check_splits_hold(films)
     if options.stratify:
-        splits = assign_stratified_splits(films, options.seed, options.val, options.test)
-    else:
-        splits = find_given_splits(films)
-    seen: dict[str, str] | None = {} if any(film.split and not film.patient for film in films) else None
-    expected = films.count() if isinstance(films, FilmListing) else len(films)
-    return _Progress(expected, splits, seen)
+        return assign_stratified_splits(films, options.seed, options.val, options.test)
+    return find_given_splits(films)
+
+
+def _check_splits_hold(films: Iterable[SourceFilm]) -> None:
+    """Raise `UsageError` where a film's header may name a patient who has another film in a split of its own."""
+    ownerless = undivided = 0
+    for film in films:
+        ownerless += bool(film.split) and not film.patient
+        undivided += not film.split
+    if ownerless and undivided:
+        raise UsageError(
+            f"{ownerless} films have a split and no patient, {undivided} have no split: their headers may name one "
+            "patient; map a patient column, or give every film a split"
+        )
 
 
 def _skip_done(
@@ -347,12 +356,9 @@ def _correct_flags(flags: frozenset[str], view: str) -> frozenset[str]:
 
 
 def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOptions, progress: _Progress) -> str:
-    seen = progress.split_seen
-    split = film.split or progress.split_of_patient.get(owner) or (seen or {}).get(patient)
-    split = split or assign_split(owner, options.seed, options.val, options.test)
-    if seen is not None:
-        seen.setdefault(patient, split)
-    return split
+    """Return the split that is given, else that of the patient's films which are stored, else one of ours."""
+    split = film.split or progress.earlier.find_split(patient) or progress.split_of_patient.get(owner)
+    return split or assign_split(owner, options.seed, options.val, options.test)
 
 
 def _estimate_megabytes(progress: _Progress) -> float:

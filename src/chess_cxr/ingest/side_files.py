@@ -11,6 +11,9 @@ from pathlib import Path
 
 from chess_cxr.locations import is_url, write_location
 from chess_cxr.records import ChessError, UsageError
+from chess_cxr.store import is_store
+
+ID_MAP_COLUMNS = ("uid", "path")
 
 
 @contextlib.contextmanager
@@ -29,8 +32,10 @@ def lock_store(out: Path | str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it before may have removed the file between our opening and our locking it.
             held = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             held = False
+        except OSError:  # a file system without locks: of two writers the last goes on, as in an object store
+            held = True
         if not held:
             raise ChessError(f"another ingest is writing {out}; wait for it or choose another --out")
         try:
@@ -57,13 +62,22 @@ def check_id_map(id_map: Path | None, out: Path | str) -> None:
     """Raise `UsageError` where the map would meet the store, what is written beside it or anything that exists."""
     if id_map is None:
         return
-    if id_map.exists() or id_map.is_symlink():
+    if (id_map.exists() or id_map.is_symlink()) and not (is_store(out) and _is_id_map(id_map)):
         raise UsageError(f"{id_map} exists already; choose another --id-map or remove it")
     if isinstance(out, str):
         return
     place, store = Path(os.path.realpath(id_map)), Path(os.path.realpath(out))
     if store in (place, *place.parents) or place == Path(os.path.realpath(find_quarantine(out))):
         raise UsageError(f"--id-map {id_map} lies where the store is written; choose another place for it")
+
+
+def _is_id_map(path: Path) -> bool:
+    """Whether it is a map: one that an ingest wrote which was stopped at its very end may be written again."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                return file.readline(100).rstrip() == ",".join(ID_MAP_COLUMNS)
+    return False
 
 
 @contextlib.contextmanager
@@ -81,7 +95,7 @@ def open_id_map(path: Path | None) -> Iterator[Callable[[Sequence[str]], object]
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(("uid", "path"))
+            writer.writerow(ID_MAP_COLUMNS)
             yield writer.writerow
         os.replace(partial, path)
     finally:

@@ -77,7 +77,8 @@ def raise_torn(patients: int) -> None:
     """Raise the `ChessError` for patients found in more than one split."""
     raise ChessError(
         f"{patients} patient{'s are' if patients > 1 else ' is'} in more than one given split; "
-        "correct the split column, or leave it out to have the films split by patient"
+        "correct the split column, or leave it out to have the films split by patient (a store that was begun must be "
+        "removed)"
     )
 
 

@@ -50,14 +50,14 @@ class IngestSummary:
 def summarise_store(writer: StoreWriter, left_out: LeftOut, seconds: float, resumed: int) -> IngestSummary:
     """Count what is committed, a part at a time.
 
-    Raises `ChessError`, and takes the store back, where it has no film or a patient in two splits; where a film is in
-    it twice, as two ingests make it, the store stays as it is.
+    Raises `ChessError` where it has no film, and is taken back, a patient in two splits, or a film twice.
     """
     reasons = Counter(reason for _, reason in left_out.films)
     films = len(writer)
     if not films:
         writer.remove()
-        raise ChessError(f"none of the {sum(reasons.values())} films could be stored: {list_counts(reasons)}")
+        hint = "; paths in a table start at the source folder" if set(reasons) == {"file not found"} else ""
+        raise ChessError(f"none of the {sum(reasons.values())} films could be stored: {list_counts(reasons)}{hint}")
     uids, patients = np.empty(films, PACKED), np.empty(films, PACKED)
     split_N = np.empty(films, np.int8)
     flags: Counter[str] = Counter()
@@ -70,7 +70,6 @@ def summarise_store(writer: StoreWriter, left_out: LeftOut, seconds: float, resu
         flags.update({name: int(pc.sum(batch[FLAG_PREFIX + name]).as_py() or 0) for name in FLAGS})
         at += len(batch)
     if torn := _count_torn(patients, split_N):
-        writer.remove()
         raise_torn(torn)
     if doubled := films - len(np.unique(uids)):
         raise ChessError(

@@ -79,7 +79,8 @@ def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -
         raise Undecodable(f"not decoded within {limits.film_seconds:g} seconds") from None
     except ConnectionError:
         raise ChessError(
-            "the object store that holds the films cannot be reached; run the same again, it goes on where it stopped"
+            "the store or server that holds the films cannot be reached or refuses to answer; check network and "
+            "credentials and run the same again, it goes on where it stopped"
         ) from None
     return answer  # type: ignore[return-value]  # the child calls this very task
 
@@ -87,7 +88,7 @@ def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -
 def _ask_child(task: Callable[..., object], limits: Limits, request: Sequence[object]) -> object:
     try:
         return get_child(task, limits).ask(*request)
-    except ChildGone:  # it was killed while it had nothing to do; the film never reached it
+    except (ChildGone, ChildDied):  # whoever frees memory may have killed it for others: the film is tried once more
         drop_child()
         return get_child(task, limits).ask(*request)
 
@@ -127,8 +128,9 @@ def run_in_order(
 
     in_flight: about how many are under way.  Raises `ChessError` where `work` does or the executor itself is lost.
     """
-    if executor is None:
-        yield from map(work, requests)
+    if executor is None:  # a pool all the same: the store's library asks for films from threads that change
+        with build_ingest_pool(1) as pool:
+            yield from run_in_order(requests, work, pool, 1)
         return
     remaining = iter(requests)
     waiting: deque[Future[list[Done] | str]] = deque()

@@ -91,6 +91,12 @@ def list_datasets() -> str:
     )
 
 
+def list_datasets_as_json() -> list[dict[str, str]]:
+    """Return the catalogue as JSON values: name, title, films, licence, access, url of each data set."""
+    keys = ("name", "title", "films", "licence", "access", "url")
+    return [{key: getattr(entry, key) for key in keys} for entry in DATASETS.values()]
+
+
 def _open_films(name: str, root: Path, val: float) -> _Films:
     if not 0 <= val < 1:
         raise UsageError(f"val {val:g} must be a fraction from 0 that leaves something to train on")

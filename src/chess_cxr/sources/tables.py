@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import os
 import posixpath
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.locations import TooLarge, build_link_check, find_kind, is_url, read_location, simplify_location
-from chess_cxr.records import SPLITS, UNCERTAIN, FilmListing, SourceFilm, UsageError
+from chess_cxr.records import SPLITS, UNCERTAIN, ChessError, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
 
 _FILM_FIELDS = ("path", "uid", "patient", "study", "view", "age", "sex", "split")
@@ -42,6 +43,12 @@ _ODD_PATH = r"(?:^|/)\.{0,2}(?:/|$)|^\\|:"
 _UNKNOWN = 2
 _LABEL_OF_CODE = np.array([0.0, 1.0, np.nan, UNCERTAIN])
 _ROWS_A_SLICE = 4096
+_PARSERS: dict[str, Callable[[str], str | float]] = {
+    "age": parse_age_years,
+    "sex": parse_sex,
+    "view": parse_view,
+    "study_date": lambda text: parse_date(text),
+}
 _DATE = re.compile(r"^(\d{4})(-?)(\d{2})\2(\d{2})(?:[ T].*)?$")
 
 
@@ -52,6 +59,8 @@ def read_table(table: Path | str) -> pd.DataFrame:
     inflated) or without rows.
     """
     table = simplify_location(table)
+    if str(table).lower().endswith((".xlsx", ".xls", ".ods")):
+        raise UsageError(f"the table {table} is a spreadsheet; save it as CSV (UTF-8)")
     try:
         if isinstance(table, Path) and not table.is_file():
             raise FileNotFoundError
@@ -59,7 +68,11 @@ def read_table(table: Path | str) -> pd.DataFrame:
             raise TooLarge
         content = table if isinstance(table, Path) else io.BytesIO(read_location(table, MAX_TABLE_BYTES))
         name = str(table).lower()
-        frame = pd.read_parquet(content) if name.endswith((".parquet", ".pq")) else _read_text_table(content, name)
+        frame = (
+            pd.read_parquet(content, dtype_backend="numpy_nullable")
+            if name.endswith((".parquet", ".pq"))
+            else _read_text_table(content, name)
+        )
     except FileNotFoundError:
         raise UsageError(f"the table {table} does not exist") from None
     except PermissionError:
@@ -100,7 +113,8 @@ def _read_text_table(content: Path | io.BytesIO, name: str) -> pd.DataFrame:
             index_col=False,
         )
     frame.columns = pd.Index(names)
-    return frame
+    filled = np.flatnonzero((frame != "").any(axis=1).to_numpy())
+    return frame.iloc[: int(filled[-1]) + 1 if len(filled) else 0]  # spreadsheets write empty rows at the end
 
 
 def _open_text(content: Path | io.BytesIO, name: str) -> TextIO:
@@ -176,7 +190,28 @@ def build_table_listing(frame: pd.DataFrame, roots: Sequence[Path | str], column
             parts["location"] = _find_films(parts["path"], checks, start, chosen["path"])
             yield from _make_films(parts, split_of, names, _LABEL_OF_CODE[code_NL[rows]].tolist())
 
-    return FilmListing(label_names=tuple(names), list_films=list_films, count=lambda: len(code_NL))
+    notes = (_tell_columns(chosen, names), *_tell_unread(texts))
+    return FilmListing(label_names=tuple(names), list_films=list_films, count=lambda: len(code_NL), notes=notes)
+
+
+def _tell_columns(chosen: Mapping[str, str], label_names: Sequence[str]) -> str:
+    used = " ".join(f"{field}={column}" for field, column in chosen.items() if column)
+    unlabelled = "" if label_names else "; no labels (map class=COLUMN or labels=COLUMN,COLUMN)"
+    return f"columns of the table: {used}{unlabelled}"
+
+
+def _tell_unread(texts: Mapping[str, pd.Series]) -> Iterator[str]:
+    """Yield a line for each field with cells that are not understood and become unknown."""
+    for field, parse in _PARSERS.items():
+        if field in texts:
+            counts = texts[field].value_counts()
+            unread = sum(int(count) for text, count in counts.items() if text and _is_unknown(parse(str(text))))
+            if unread:
+                yield f"{field}: {unread} cells are not understood and count as unknown"
+
+
+def _is_unknown(value: str | float) -> bool:
+    return value == "" if isinstance(value, str) else math.isnan(value)
 
 
 def _make_films(
@@ -363,7 +398,10 @@ def _find_films(
     """Return the locations of films; raise `UsageError` for a link out of its place, which a walk would leave out."""
     locations = []
     for row, text in enumerate(texts, start=start + 1):
-        place, location = _find_film(text, leads_out_of)
+        try:
+            place, location = _find_film(text, leads_out_of)
+        except OSError as error:  # its text may hold the name
+            raise ChessError(f"the file of row {row} cannot be looked for ({type(error).__name__})") from None
         if leads_out_of[place](location):
             raise UsageError(f"row {row} of column {column!r} names a link that leads out of {place}")
         locations.append(location)
