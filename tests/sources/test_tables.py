@@ -155,3 +155,16 @@ def test_only_a_day_of_the_calendar_is_a_date() -> None:
         "",
         "",
     ]
+
+
+def test_cells_that_are_not_understood_are_counted_and_the_columns_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "file,age,sex,study_date,patient\n1.png,abc,F,31.12.2020,a\n2.png,40,weiblich,,b\n,,,,\n"
+    )
+    listing = build_table_listing(read_table(tmp_path / "t.csv"), [tmp_path], {"age": "age"})
+    assert listing.count() == 2
+    assert listing.notes[0].startswith("columns of the table: ")
+    assert listing.notes[0].endswith("; no labels (map class=COLUMN or labels=COLUMN,COLUMN)")
+    assert listing.notes[1:] == tuple(
+        f"{field}: 1 cells are not understood and count as unknown" for field in ("age", "sex", "study_date")
+    )

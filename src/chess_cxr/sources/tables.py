@@ -205,7 +205,7 @@ def _tell_unread(texts: Mapping[str, pd.Series]) -> Iterator[str]:
     for field, parse in _PARSERS.items():
         if field in texts:
             counts = texts[field].value_counts()
-            unread = sum(int(count) for text, count in counts.items() if text and _is_unknown(parse(str(text))))
+            unread = int(counts[[text for text in counts.index if text and _is_unknown(parse(str(text)))]].sum())
             if unread:
                 yield f"{field}: {unread} cells are not understood and count as unknown"
 
