@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "models": {"records"},
     "methods": {"models", "views", "records"},
     "tasks": {"models", "views", "records"},
-    "training": {"store", "film_jpeg", "views", "records"},
+    "training": {"store", "film_jpeg", "views", "evaluation", "records"},
     "presets": {"methods", "tasks", "views", "training", "records"},
     "weights": {"models", "records", "report.card"},
     "evaluation": {"records"},

@@ -1,8 +1,9 @@
 """Augmentations: one resampling for all geometry and one grey-level table for all intensity changes.
 
-A view is drawn from an 8-bit film by composing crop, zoom, shift, rotation, flip and lens distortion into
-a single warp, and gamma, contrast, brightness and jitter into a single 256-entry table.  Only filters and
-noise touch the pixels once more.  Films and views are uint8 [H, W], air dark and bone bright.
+A view is drawn from an 8-bit film by composing crop, zoom, shift, rotation, flip, lens distortion and elastic
+deformation into a single warp, and gamma, contrast, brightness and jitter into a single 256-entry table.  Only
+filters and noise touch the pixels once more; what was not drawn costs nothing.  Films and views are uint8 [H, W],
+air dark and bone bright.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,6 +22,14 @@ from chess_cxr.records import UsageError
 
 Range = tuple[float, float]
 FILTERS = ("gaussian_blur", "median_blur", "motion_blur", "sharpen")
+BORDERS = {"air": cv2.BORDER_CONSTANT, "mirror": cv2.BORDER_REFLECT_101}
+ROWS_AT_ONCE = 48  # of a bent view: their maps stay in the cache and are no new pages
+GREY_LEVELS = np.arange(256, dtype=np.float32) / 255
+# 256 equally likely values of a normal distribution with spread 1, and of a uniform one from -1 to 1
+NORMAL_LEVELS = np.array([NormalDist().inv_cdf((level + 0.5) / 256) for level in range(256)])
+NORMAL_LEVELS /= NORMAL_LEVELS.std()
+UNIFORM_LEVELS = (np.arange(256) + 0.5) / 128 - 1
+FOLD_FREE = 0.4  # control points that move less than this share of their spacing never fold a spline grid
 
 
 @dataclass(frozen=True)
@@ -27,8 +39,17 @@ class ViewConfig:
     size: side of the square view in pixels.
     crop_area, crop_aspect: share of the film's area and width/height ratio of the crop, relative to the film.
     shift, zoom: ± share of the side.  rotate_deg: ± degrees.  distort: ± radial lens distortion at the corner.
+    keep: width and height, as shares of the film's, of a central box that stays within the window whatever is drawn
+    for crop, zoom and shift; rotation, distortion and elastic deformation then move its rim by little.
+    elastic: ± share of the side that the control points of a cubic spline grid of `elastic_cells` cells a side move.
+    border: what a view shows beyond the film: air (0), or the film mirrored.
     gamma, contrast, brightness, jitter: grey-level changes; gamma is drawn log-uniformly.
-    noise: standard deviation range on the 8-bit scale.  grain: ± range of multiplicative noise.
+    contrast_about: the grey level that contrast leaves as it is, the view's mean or black.
+    lift: ± shift of all grey levels, share of the scale, drawn when jitter is.
+    filters: one of them is drawn; a name given twice is drawn twice as often.
+    noise: standard deviation range on the 8-bit scale.  grain: ± range of multiplicative noise, of every pixel its own.
+    gain: the same, one factor for the whole view.  Noise, grain and gain, as far as they are set, are equally likely.
+    quick_noise: noise and grain take one of 256 equally likely values, which is several times faster.
     """
 
     size: int = 224
@@ -40,18 +61,27 @@ class ViewConfig:
     affine_p: float = 0.0
     distort: float = 0.0
     distort_p: float = 0.0
+    keep: Range = (0.0, 0.0)
+    elastic: float = 0.0
+    elastic_cells: int = 4
+    elastic_p: float = 0.0
+    border: Literal["air", "mirror"] = "air"
     flip_p: float = 0.0
     gamma: Range = (1.0, 1.0)
     gamma_p: float = 0.0
     contrast: Range = (0.0, 0.0)
     brightness: Range = (0.0, 0.0)
+    contrast_about: Literal["mean", "black"] = "mean"
     tone_p: float = 0.0
     jitter: float = 0.0
+    lift: float = 0.0
     jitter_p: float = 0.0
     filters: tuple[str, ...] = ()
     filter_p: float = 0.0
     noise: Range = (0.0, 0.0)
     grain: float = 0.0
+    gain: float = 0.0
+    quick_noise: bool = False
     noise_p: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,17 +90,20 @@ class ViewConfig:
             raise UsageError(f"views: no filter named {unknown[0]!r}; there are {', '.join(FILTERS)}")
         if self.filter_p and not self.filters:
             raise UsageError("views: filter_p needs at least one filter")
+        if not all(0 <= share <= 1 for share in self.keep):
+            raise UsageError("views: keep is two shares of the film's width and height, from 0 to 1")
+        if self.elastic_cells < 1 or self.elastic * self.elastic_cells > FOLD_FREE:
+            raise UsageError(f"views: elastic above {FOLD_FREE} / elastic_cells would fold the film; lower one of them")
 
 
 def draw_view(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw one random view of a film: uint8 [size, size]."""
-    view = _warp(film_HW, config, rng)
-    view = cv2.LUT(view, _draw_grey_table(float(view.mean()) / 255, config, rng))
+    """Draw one random view of a film: uint8 [size, size], never the film's own memory."""
+    view = _change_grey(_warp(film_HW, config, rng), config, rng)
     if rng.random() < config.filter_p:
         view = _filter(view, config.filters[rng.integers(len(config.filters))], rng)
     if rng.random() < config.noise_p:
         view = _add_noise(view, config, rng)
-    return view
+    return view.copy() if view is film_HW else view
 
 
 def resize_film(film_HW: np.ndarray, size: int) -> np.ndarray:
@@ -93,12 +126,21 @@ def draw_view_pairs(films: Sequence[np.ndarray], positions: Sequence[int], seed:
 
 
 def _warp(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw the geometry and resample once; the film itself where nothing moves."""
     matrix = _draw_crop_to_film(film_HW.shape, config, rng)
-    size = (config.size, config.size)
+    bend, elastic_2KK = 0.0, None
     if config.distort and rng.random() < config.distort_p:
-        map_x, map_y = _bend(matrix, config.size, rng.uniform(-config.distort, config.distort))
-        return cv2.remap(film_HW, map_x, map_y, cv2.INTER_LINEAR)
-    return cv2.warpAffine(film_HW, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        bend = rng.uniform(-config.distort, config.distort)
+    if config.elastic and rng.random() < config.elastic_p:
+        knots = config.elastic_cells + 3
+        elastic_2KK = np.rint(rng.uniform(-config.elastic, config.elastic, (2, knots, knots)) * config.size * 256) / 256
+    if bend or elastic_2KK is not None:
+        return _warp_bent(film_HW, matrix, bend, elastic_2KK, config)
+    size = (config.size, config.size)
+    if film_HW.shape == size and np.array_equal(matrix, [[1, 0, 0], [0, 1, 0]]):
+        return film_HW
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(film_HW, matrix, size, flags=flags, borderMode=BORDERS[config.border])
 
 
 def _draw_crop_to_film(shape: tuple[int, ...], config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
@@ -107,8 +149,10 @@ def _draw_crop_to_film(shape: tuple[int, ...], config: ViewConfig, rng: np.rando
     area = rng.uniform(*config.crop_area)
     aspect = math.exp(rng.uniform(math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])))
     crop_w, crop_h = min(1.0, math.sqrt(area * aspect)), min(1.0, math.sqrt(area / aspect))
-    centre_x = rng.uniform(crop_w / 2, 1 - crop_w / 2)
-    centre_y = rng.uniform(crop_h / 2, 1 - crop_h / 2)
+    keep_w, keep_h = config.keep
+    crop_w, crop_h = max(crop_w, keep_w), max(crop_h, keep_h)
+    centre_x = _draw_centre(crop_w, keep_w, rng)
+    centre_y = _draw_centre(crop_h, keep_h, rng)
     angle = 0.0
     if rng.random() < config.affine_p:
         angle = math.radians(rng.uniform(-config.rotate_deg, config.rotate_deg))
@@ -116,6 +160,8 @@ def _draw_crop_to_film(shape: tuple[int, ...], config: ViewConfig, rng: np.rando
         crop_w, crop_h = crop_w * zoom, crop_h * zoom
         centre_x += rng.uniform(-config.shift, config.shift)
         centre_y += rng.uniform(-config.shift, config.shift)
+        crop_w, centre_x = _cover(crop_w, centre_x, keep_w)
+        crop_h, centre_y = _cover(crop_h, centre_y, keep_h)
     mirrored = -1.0 if rng.random() < config.flip_p else 1.0
     scale_x, scale_y = mirrored * crop_w * width / config.size, crop_h * height / config.size
     cos, sin = math.cos(angle), math.sin(angle)
@@ -125,29 +171,97 @@ def _draw_crop_to_film(shape: tuple[int, ...], config: ViewConfig, rng: np.rando
     return matrix
 
 
-def _bend(matrix: np.ndarray, size: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Compose the affine map with a radial distortion of `strength` at the view's corner."""
+def _draw_centre(side: float, keep: float, rng: np.random.Generator) -> float:
+    """Draw the centre of a window within the film that covers the central `keep`; shares of the film's side."""
+    reach = (side - keep) / 2 if keep else 0.5
+    return rng.uniform(max(side / 2, 0.5 - reach), min(1 - side / 2, 0.5 + reach))
+
+
+def _cover(side: float, centre: float, keep: float) -> tuple[float, float]:
+    """Widen and move a window as little as makes it cover the central `keep`; returns side and centre."""
+    if not keep:
+        return side, centre
+    side = max(side, keep)
+    reach = (side - keep) / 2
+    return side, min(max(centre, 0.5 - reach), 0.5 + reach)
+
+
+def _warp_bent(
+    film_HW: np.ndarray, matrix: np.ndarray, bend: float, elastic_2KK: np.ndarray | None, config: ViewConfig
+) -> np.ndarray:
+    """Compose the affine map with a radial distortion of `bend` at the view's corner and a spline displacement.
+
+    elastic_2KK: control displacements in x and y, in 256ths of a pixel of the view (free-form deformation, Rueckert et
+    al. 1999, https://doi.org/10.1109/42.796284).
+    """
+    size = config.size
     middle = (size - 1) / 2
     offset = np.arange(size, dtype=np.float32) - np.float32(middle)
-    x, y = offset[None, :], offset[:, None]
-    stretch = 1 + strength * (x * x + y * y) / (2 * middle * middle)
-    x, y = x * stretch + middle, y * stretch + middle
-    rows = matrix.astype(np.float32)
-    return rows[0, 0] * x + rows[0, 1] * y + rows[0, 2], rows[1, 0] * x + rows[1, 1] * y + rows[1, 2]
+    affine = matrix.astype(np.float32)
+    turned = affine[0, 1] != 0 or affine[1, 0] != 0
+    view = np.empty((size, size), np.uint8)
+    for top in range(0, size, ROWS_AT_ONCE):
+        rows = slice(top, min(top + ROWS_AT_ONCE, size))
+        x, y = offset[None, :], offset[rows, None]
+        if bend:
+            stretch = x * x + y * y
+            stretch *= bend
+            stretch /= 2 * middle * middle
+            stretch += 1
+            x, y = x * stretch, y * stretch
+        x, y = x + middle, y + middle
+        if elastic_2KK is not None:
+            weight_SK = _build_spline_weights(size, config.elastic_cells)
+            moved_2RS = (weight_SK[rows] @ elastic_2KK @ weight_SK.T).astype(np.float32)
+            x, y = x + moved_2RS[0], y + moved_2RS[1]
+        if turned:
+            map_x, map_y = affine[0, 0] * x + affine[0, 1] * y, affine[1, 0] * x + affine[1, 1] * y
+        else:
+            map_x, map_y = affine[0, 0] * x, affine[1, 1] * y
+        map_x += affine[0, 2]
+        map_y += affine[1, 2]
+        view[rows] = cv2.remap(film_HW, map_x, map_y, cv2.INTER_LINEAR, borderMode=BORDERS[config.border])
+    return view
 
 
-def _draw_grey_table(mean: float, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw one table, uint8 [256], of gamma, then contrast about the view's `mean` and brightness, then jitter."""
-    grey = np.arange(256, dtype=np.float32) / 255
+@lru_cache(maxsize=16)
+def _build_spline_weights(size: int, cells: int) -> np.ndarray:
+    """Weights of a uniform cubic B-spline's `cells` + 3 control points at `size` pixel centres, float64 [S, K].
+
+    In steps of 2^-16, and displacements in 256ths: float64 sums of their products are exact, whatever order a
+    machine's matrix product takes them in, and so the same everywhere.
+    """
+    place = (np.arange(size) + 0.5) / size * cells
+    cell = np.minimum(place.astype(int), cells - 1)
+    t = place - cell
+    basis = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
+    weight_SK = np.zeros((size, cells + 3))
+    for number, values in enumerate(basis):
+        weight_SK[np.arange(size), cell + number] = np.rint(values * 65536) / 65536
+    weight_SK.setflags(write=False)
+    return weight_SK
+
+
+def _change_grey(view: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw gamma, then contrast and brightness, then jitter and lift, and apply them as one table, uint8 [256]."""
+    grey: np.ndarray | None = None
+    mean = cv2.sumElems(view)[0] / view.size / 255
     if rng.random() < config.gamma_p:
         power = math.exp(rng.uniform(math.log(config.gamma[0]), math.log(config.gamma[1])))
-        grey, mean = grey**power, mean**power
+        grey, mean = GREY_LEVELS**power, mean**power
     if rng.random() < config.tone_p:
-        grey = (grey - mean) * (1 + rng.uniform(*config.contrast)) + mean + rng.uniform(*config.brightness)
+        pivot = mean if config.contrast_about == "mean" else 0.0
+        grey = GREY_LEVELS if grey is None else grey
+        grey = (grey - pivot) * (1 + rng.uniform(*config.contrast)) + pivot + rng.uniform(*config.brightness)
     if rng.random() < config.jitter_p:
+        grey = GREY_LEVELS if grey is None else grey
         grey = (grey - mean) * (1 + rng.uniform(-config.jitter, config.jitter)) + mean
         grey = grey * (1 + rng.uniform(-config.jitter, config.jitter))
-    return np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+        if config.lift:
+            grey = grey + rng.uniform(-config.lift, config.lift)
+    if grey is None:
+        return view
+    return cv2.LUT(view, np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8))
 
 
 def _filter(view: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
@@ -171,9 +285,33 @@ def _filter(view: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray
 
 
 def _add_noise(view: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
+    kinds = [kind for kind in ("grain", "gain") if getattr(config, kind)]
+    if config.noise[1] > 0 or not kinds:
+        kinds.append("noise")
+    kind = kinds[int(rng.random() * len(kinds))] if len(kinds) > 1 else kinds[0]
+    if kind == "gain":
+        levels = GREY_LEVELS * (255 * rng.uniform(1 - config.gain, 1 + config.gain))
+        return cv2.LUT(view, np.rint(np.clip(levels, 0, 255)).astype(np.uint8))
+    if config.quick_noise:
+        return _add_quick_noise(view, kind, config, rng)
     noisy = view.astype(np.float32)
-    if config.grain and (config.noise[1] == 0 or rng.random() < 0.5):
+    if kind == "grain":
         noisy *= rng.uniform(1 - config.grain, 1 + config.grain, view.shape).astype(np.float32)
     else:
         noisy += np.float32(rng.uniform(*config.noise)) * rng.standard_normal(view.shape, np.float32)
     return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
+
+
+def _add_quick_noise(view: np.ndarray, kind: str, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw a byte a pixel and look its noise up: integers throughout for noise, so the same bits on every machine."""
+    if kind == "grain":
+        factors = (1 + config.grain * UNIFORM_LEVELS).astype(np.float32)
+        return cv2.multiply(view, cv2.LUT(_draw_bytes(view, rng), factors), dtype=cv2.CV_8U)
+    steps = np.rint(rng.uniform(*config.noise) * NORMAL_LEVELS).astype(np.int16)
+    return cv2.add(view, cv2.LUT(_draw_bytes(view, rng), steps), dtype=cv2.CV_8U)
+
+
+def _draw_bytes(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a byte a pixel from the generator's raw stream, which NumPy promises to keep as it is."""
+    raw = rng.bit_generator.random_raw(view.size // 8 + 1).astype("<u8", copy=False)
+    return raw.view(np.uint8)[: view.size].reshape(view.shape)

@@ -16,13 +16,13 @@ from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.loop import (
     TrainingConfig,
     build_optimizers,
-    catch_stop_signals,
     check_training_config,
     compute_learning_rate,
     train,
 )
+from chess_cxr.training.stop import catch_stop_signals
 
-PLAIN = TrainingConfig(steps=5, batch=4, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
+PLAIN = TrainingConfig(steps=5, batch=4, learning_rate=0.1, momentum=0.0, weight_decay=0.0, max_skipped=1)
 
 
 class Line(nn.Module):
@@ -183,7 +183,7 @@ def test_both_optimisers_get_their_numbers() -> None:
         ({"log_every": 0}, "training.log_every must be at least 1"),
         ({"keep_checkpoints": 0}, "training.keep_checkpoints must be at least 1"),
         ({"loader_threads": 0}, "training.loader_threads must be at least 1"),
-        ({"seed": -1}, "training.seed and training.clip_norm must be 0 or more"),
+        ({"seed": -1}, "training.(seed|clip_norm) must be 0 or more"),
     ],
 )
 def test_numbers_that_cannot_train_are_refused(changed: dict[str, float], message: str) -> None:
@@ -193,7 +193,7 @@ def test_numbers_that_cannot_train_are_refused(changed: dict[str, float], messag
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_stop_signal_is_noted_and_a_second_one_acts_as_usual(number: signal.Signals) -> None:
+def test_a_stop_signal_is_noted_and_only_a_second_interrupt_acts_as_usual(number: signal.Signals) -> None:
     usual: list[int] = []
     before = signal.signal(number, lambda received, frame: usual.append(received))
     try:
@@ -202,9 +202,10 @@ def test_a_stop_signal_is_noted_and_a_second_one_acts_as_usual(number: signal.Si
             os.kill(os.getpid(), number)
             assert is_stopped() and usual == []
             os.kill(os.getpid(), number)
-            assert is_stopped() and usual == [number]
+            expected = [number] if number == signal.SIGINT else []  # only somebody at the keyboard is in a hurry
+            assert is_stopped() and usual == expected
         os.kill(os.getpid(), number)
-        assert usual == [number, number]
+        assert usual == [*expected, number]
     finally:
         signal.signal(number, before)
 

@@ -62,7 +62,10 @@ class SpoilsOneRank(nn.Module):
 
 def train_spoiled() -> tuple[list[float], str, float]:
     rank, _ = join_ranks()
-    method, config = SpoilsOneRank(rank), TrainingConfig(steps=4, batch=2, momentum=0.0, weight_decay=0.0)
+    method, config = (
+        SpoilsOneRank(rank),
+        TrainingConfig(max_skipped=1, steps=4, batch=2, momentum=0.0, weight_decay=0.0),
+    )
     losses: list[float] = []
     try:
         reports = train(method, repeat(torch.zeros(1)), build_optimizers(method, config), config)
@@ -125,7 +128,7 @@ def test_a_signal_to_one_rank_stops_both_and_they_continue_to_the_same_weights(
     stopped = train_in_ranks(
         small_store, (tmp_path, tmp_path), WITHOUT_BATCH_NORM, {0: {"signal_at": (12, signal.SIGTERM)}}
     )
-    assert stopped == [(1, "stopped at step 13 of 30; the same command continues it")] * 2
+    assert stopped == [(143, "stopped at step 13 of 30; the same command continues it")] * 2
     assert train_in_ranks(small_store, (tmp_path, tmp_path), WITHOUT_BATCH_NORM) == [(0, ""), (0, "")]
     ours, theirs = load_file(tmp_path / FINAL), load_file(two_ranks[0] / FINAL)
     assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []

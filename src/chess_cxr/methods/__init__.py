@@ -1,1 +1,28 @@
-"""Pre-training objectives, one a file."""
+"""Pre-training objectives, one a file: the literal dict `METHODS` names them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from chess_cxr.methods.byol import BYOL, BYOLConfig
+from chess_cxr.methods.moco import MoCo, MoCoConfig
+from chess_cxr.methods.moco_v3 import MoCoV3, MoCoV3Config
+from chess_cxr.methods.simclr import SimCLR, SimCLRConfig
+from chess_cxr.methods.vicreg import VICReg, VICRegConfig
+
+MethodConfig = MoCoConfig | SimCLRConfig | BYOLConfig | VICRegConfig | MoCoV3Config
+AnyMethod = MoCo | SimCLR | BYOL | VICReg | MoCoV3
+
+METHODS = {
+    "moco_v2": (MoCoConfig, MoCo),
+    "simclr": (SimCLRConfig, SimCLR),
+    "byol": (BYOLConfig, BYOL),
+    "vicreg": (VICRegConfig, VICReg),
+    "moco_v3": (MoCoV3Config, MoCoV3),
+}
+
+
+def build_method(config: MethodConfig, encoder: nn.Module | None = None, steps: int = 0) -> AnyMethod:
+    """Build the method that a configuration names, as the file of the method says."""
+    method: AnyMethod = METHODS[config.name][1](config, encoder, steps)
+    return method

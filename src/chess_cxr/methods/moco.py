@@ -10,16 +10,19 @@ One process acts as `norm_groups` such groups, each passed through the network b
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chess_cxr.models.encoder import build_encoder
+from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
+from chess_cxr.methods.ranks import draw_shared_permutation, gather_ranks, get_world, take_own
+from chess_cxr.methods.signals import measure_pairs, read_signals
+from chess_cxr.methods.trunk import take_encoder
 from chess_cxr.models.heads import build_projection_head
 from chess_cxr.records import UsageError
 
@@ -28,16 +31,23 @@ from chess_cxr.records import UsageError
 class MoCoConfig:
     """Numbers of MoCo; the defaults are those of the published CheSS run.
 
-    key_momentum: share of the key encoder that survives a step.
+    key_momentum: share of the key encoder that survives a step.  key_momentum_end: what it rises to by the end of the
+    run, along half a cosine; None keeps it.
     norm_groups: groups into which one process splits its batch for BatchNorm.
+    symmetric: both views are queries, each against the other's key; the queue takes the keys of the second.
+    mask_unfilled: only keys count as negatives, not the random unit vectors that fill the queue at the start.
     """
 
+    name: Literal["moco_v2"] = field(default="moco_v2", kw_only=True)
     architecture: str = "resnet50"
     embedding: int = 128
     queue: int = 65_536
     key_momentum: float = 0.999
     temperature: float = 0.2
     norm_groups: int = 1
+    symmetric: bool = False
+    key_momentum_end: float | None = None
+    mask_unfilled: bool = False
 
 
 def compute_info_nce(query_BD: Tensor, key_BD: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
@@ -46,31 +56,40 @@ def compute_info_nce(query_BD: Tensor, key_BD: Tensor, queue_KD: Tensor, tempera
     query_BD, key_BD: L2-normalised float32.  queue_KD: older keys, no gradient.
     Returns the mean InfoNCE loss in nats, scalar.
     """
-    positive_B1 = (query_BD * key_BD).sum(1, keepdim=True)
-    logits = torch.cat([positive_B1, query_BD @ queue_KD.T], 1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    with full_precision(query_BD.device):
+        positive_B1 = (query_BD * key_BD).sum(1, keepdim=True)
+        logits = torch.cat([positive_B1, query_BD @ queue_KD.T], 1) / temperature
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
 class MoCo(nn.Module):
-    """Owns the query encoder, its momentum copy, both heads and the queue."""
+    """Owns the query encoder, its momentum copy, both heads and the queue.
+
+    encoder: to continue from.  steps: of the whole run, for `key_momentum_end`.
+    """
 
     queue_KD: Tensor
     queue_position: Tensor
 
-    def __init__(self, config: MoCoConfig) -> None:
+    def __init__(self, config: MoCoConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
         super().__init__()
         if config.norm_groups < 1 or config.queue < 1 or config.temperature <= 0:
             raise UsageError("moco: norm_groups and queue must be at least 1 and temperature above 0")
         self.config = config
-        self.encoder = build_encoder(config.architecture)
-        features: Any = getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features
-        self.head = build_projection_head(int(features), config.embedding)
-        self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.key_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.encoder, features = take_encoder(encoder, config.architecture)
+        self.head = build_projection_head(features, config.embedding)
+        self.key_encoder, self.key_head = copy_frozen(self.encoder), copy_frozen(self.head)
         self.register_buffer("queue_KD", F.normalize(torch.randn(config.queue, config.embedding), dim=1))
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.long))
-        self.signals: dict[str, float] = {}
+        end = config.key_momentum if config.key_momentum_end is None else config.key_momentum_end
+        self.momentum = MomentumSchedule(config.key_momentum, end, steps)
+        self._measured: dict[str, Tensor] = {}
         self._new_keys_BD: Tensor | None = None
+
+    @property
+    def signals(self) -> dict[str, float]:
+        """Numbers of the newest step: `measure_pairs`, but with the queue as negatives, and the queue's age."""
+        return read_signals(self._measured)
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains."""
@@ -78,21 +97,20 @@ class MoCo(nn.Module):
 
     def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the contrastive loss of a batch of view pairs, normalised float32 [2, B, 1, H, W]."""
-        key_BD = self._embed_keys(batch[1])
-        query_BD = F.normalize(self.head(self._encode_in_groups(self.encoder, batch[0])), dim=1)
+        negative_KD, temperature = self._get_negatives(), self.config.temperature
+        key_BD, query_BD = self._embed_keys(batch[1]), self._embed_queries(batch[0])
+        loss = compute_info_nce(query_BD, key_BD, negative_KD, temperature)
+        if self.config.symmetric:
+            swapped_key_BD, swapped_query_BD = self._embed_keys(batch[0]), self._embed_queries(batch[1])
+            loss = (loss + compute_info_nce(swapped_query_BD, swapped_key_BD, negative_KD, temperature)) / 2
         self._new_keys_BD = key_BD
-        self.signals = {
-            "positive_similarity": float((query_BD.detach() * key_BD).sum(1).mean()),
-            "embedding_std": float(query_BD.detach().std(0).mean() * query_BD.shape[1] ** 0.5),
-        }
-        yield "encoder", compute_info_nce(query_BD, key_BD, self.queue_KD, self.config.temperature)
+        self._measured = measure_pairs(query_BD, key_BD) | self._measure_queue(query_BD.detach(), negative_KD)
+        yield "encoder", loss
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the key encoder towards the query encoder and put the new keys into the queue."""
-        moving: list[Tensor] = [*self.key_encoder.parameters(), *self.key_head.parameters()]
-        target: list[Tensor] = [*self.encoder.parameters(), *self.head.parameters()]
-        torch._foreach_lerp_(moving, target, 1 - self.config.key_momentum)
+        follow((self.key_encoder, self.key_head), (self.encoder, self.head), self.momentum.advance())
         if self._new_keys_BD is not None:
             self._enqueue(gather_ranks(self._new_keys_BD))
             self._new_keys_BD = None
@@ -101,6 +119,25 @@ class MoCo(nn.Module):
         places = (self.queue_position + torch.arange(len(keys_BD), device=keys_BD.device)) % len(self.queue_KD)
         self.queue_KD[places[-len(self.queue_KD) :]] = keys_BD[-len(self.queue_KD) :]
         self.queue_position += len(keys_BD)
+
+    def _get_negatives(self) -> Tensor:
+        if not self.config.mask_unfilled:
+            return self.queue_KD
+        return self.queue_KD[: int(self.queue_position)]
+
+    def _measure_queue(self, query_BD: Tensor, negative_KD: Tensor) -> dict[str, Tensor]:
+        """Measure the mean cosine of queries and negatives, and how many steps ago the queue's keys were made."""
+        a_step = len(query_BD) * get_world()
+        filled = self.queue_position.clamp(max=len(self.queue_KD))
+        whole, rest = filled // a_step, filled % a_step
+        ages = a_step * whole * (whole + 1) // 2 + rest * (whole + 1)
+        measured = {"queue_age_steps": ages / filled.clamp(min=1)}
+        if len(negative_KD):
+            measured["negative_similarity"] = (query_BD.mean(0) * negative_KD.mean(0)).sum()
+        return measured
+
+    def _embed_queries(self, view_B1HW: Tensor) -> Tensor:
+        return normalise(self.head(self._encode_in_groups(self.encoder, view_B1HW)))
 
     def _encode_in_groups(self, encoder: nn.Module, view_B1HW: Tensor) -> Tensor:
         count = self.config.norm_groups
@@ -115,31 +152,7 @@ class MoCo(nn.Module):
         """Embed the keys in shuffled company (ShuffleBN, He et al. 2020, section 3.3)."""
         everyone = gather_ranks(view_B1HW)
         shuffled = draw_shared_permutation(len(everyone), view_B1HW.device)
-        rank, batch = get_rank(), len(view_B1HW)
-        mine = everyone[shuffled[rank * batch : (rank + 1) * batch]]
+        batch = len(view_B1HW)
+        mine = everyone[take_own(shuffled, batch)]
         keys = gather_ranks(self.key_head(self._encode_in_groups(self.key_encoder, mine)))
-        back = torch.argsort(shuffled)[rank * batch : (rank + 1) * batch]
-        return F.normalize(keys[back], dim=1)
-
-
-def get_rank() -> int:
-    """Return this process's rank, 0 outside distributed training."""
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def gather_ranks(tensor: Tensor) -> Tensor:
-    """Concatenate a tensor over all ranks along its first axis, without gradient."""
-    if not torch.distributed.is_initialized():
-        return tensor
-    tensor = tensor.contiguous()
-    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, tensor)
-    return torch.cat(parts)
-
-
-def draw_shared_permutation(length: int, device: torch.device) -> Tensor:
-    """Draw a permutation that is the same on every rank: rank 0's."""
-    permutation = torch.randperm(length).to(device)
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast(permutation, 0)
-    return permutation
+        return normalise(keys[take_own(torch.argsort(shuffled), batch)])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from chess_cxr.records import ChessError, UsageError
+from chess_cxr.training.loop import LoopState
 
 CHECKPOINT_VERSION = 1
 _FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -29,15 +30,17 @@ def write_checkpoint(
     optimizers: dict[str, Optimizer],
     described: dict[str, Any],
     keep: int = 2,
+    loop: LoopState | None = None,
 ) -> Path:
     """Write `folder/step_00001234.safetensors` so that it appears whole or not at all; keep the newest `keep`.
 
-    described: the resolved configuration; a checkpoint resumes only under the same one.
+    described: the resolved configuration; a checkpoint resumes only under the same one.  loop: what the loop remembers.
     """
     tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}.{index}.{key}": value for key, value in state.items() if value is not None}
+    tensors |= {f"loop.{name}": tensor for name, tensor in (loop.state_dict() if loop else {}).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -104,9 +107,13 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]
 
 
 def restore_checkpoint(
-    path: Path, method: nn.Module, optimizers: dict[str, Optimizer], described: dict[str, Any]
+    path: Path,
+    method: nn.Module,
+    optimizers: dict[str, Optimizer],
+    described: dict[str, Any],
+    loop: LoopState | None = None,
 ) -> int:
-    """Put a checkpoint's state into method, optimisers and random generators; return its step.
+    """Put a checkpoint's state into method, optimisers, loop and random generators; return its step.
 
     Raises `UsageError` naming the first difference where the checkpoint was written under another configuration.
     """
@@ -120,6 +127,8 @@ def restore_checkpoint(
             state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         _match_layout(optimizer)
+    if loop:
+        loop.load_state_dict(_take(tensors, "loop."))
     torch.set_rng_state(tensors["rng.torch"])
     if torch.cuda.is_available() and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import TCPStore
+
+from chess_cxr.records import ChessError
+
+LONGEST_WAIT_SECONDS = 300
 
 
 def join_ranks() -> tuple[int, int]:
@@ -17,9 +25,49 @@ def join_ranks() -> tuple[int, int]:
     if world > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            dist.init_process_group(backend, store=_open_store(), rank=int(os.environ["RANK"]), world_size=world)
+        else:
+            dist.init_process_group(backend)
         atexit.register(leave_ranks)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _open_store() -> TCPStore:
+    """Open a key-value store in which no rank of an earlier start has written.
+
+    torchrun lends one store to all its restarts: a rank may read there where its dead predecessor listened, and wait
+    for it (pytorch issue 135712).  Its restart count is each node's own, so cannot tell the starts apart.  Here the
+    first rank serves a new store and says where; whoever reads an old answer finds nobody there, and asks again.
+    """
+    host, key = os.environ["MASTER_ADDR"], "chess_cxr/store_port"
+    lent = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False)
+    if os.environ["RANK"] == "0":
+        served = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        lent.set(key, str(served.port))
+        return served
+    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError, dist.DistError):
+            port = int(lent.get(key))
+            socket.create_connection((host, port), timeout=10).close()  # a store's own refusals are pages long
+            return TCPStore(host, port, is_master=False)
+        time.sleep(0.1)
+    raise ChessError(f"rank 0 does not answer at {host}; its own message, or a firewall between the nodes, says why")
+
+
+@contextmanager
+def explain_lost_rank() -> Iterator[None]:
+    """Turn the failure of a collective whose other end has gone into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ChessError(
+            "another rank has ended or cannot be reached: its own message says why; the same command continues the run"
+        ) from None
 
 
 def leave_ranks() -> None:
@@ -41,6 +89,15 @@ def agree_on_mean(value: float, device: torch.device) -> float:
     shared = torch.tensor(value, device=device)
     dist.all_reduce(shared)
     return float(shared) / dist.get_world_size()
+
+
+def agree_on_largest(value: int, device: torch.device) -> int:
+    """Return the largest of a whole number over the ranks."""
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
 
 
 def choose_device() -> torch.device:

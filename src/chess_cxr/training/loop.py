@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,8 @@ from torch.optim import Optimizer
 
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.distributed import agree_on_mean, average_gradients
+from chess_cxr.training.precision import LossScaling, Precision, compute_losses
+from chess_cxr.training.skipping import NormStatistics, SkippedSteps, keep_frozen
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class TrainingConfig:
 
     batch: films a step over all ranks.  warmup: share of the steps with a linearly rising rate.
     clip_norm: largest gradient norm, 0 for no clipping.  loader_threads: batches prepared at a time.
+    precision: of the networks' arithmetic; weights, gradients and optimiser are float32 always.
+    frozen_steps: steps at the start in which only the heads learn, the encoder being frozen.
+    max_skipped: this many steps in a row with a loss or gradient that is not finite end the run.
     """
 
     steps: int
@@ -35,6 +38,9 @@ class TrainingConfig:
     weight_decay: float = 1e-4
     warmup: float = 0.0
     clip_norm: float = 0.0
+    precision: Precision = "float32"
+    frozen_steps: int = 0
+    max_skipped: int = 10
     seed: int = 0
     loader_threads: int = 1
     log_every: int = 20
@@ -54,7 +60,10 @@ class Method(Protocol):
         """Return the parameters that each named loss trains."""
 
     def losses(self, batch: Any) -> Iterable[tuple[str, Tensor]]:
-        """Yield (name, scalar loss) lazily: each is stepped before the next is computed."""
+        """Yield (name, scalar loss) lazily: each is stepped before the next is computed.
+
+        Nothing that lasts is changed here but running statistics of normalisation layers: the step may be skipped.
+        """
 
     def after_step(self) -> None:
         """Update what no gradient reaches: momentum encoder, queue."""
@@ -62,7 +71,12 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimisation step did; `step` counts completed steps."""
+    """What one optimisation step did; `step` counts completed steps, those without effect included.
+
+    losses, gradient_norms: before clipping and unscaled; only what was finite.
+    problem: why this step was skipped, "" if it was made.  skipped_steps, overflowed_steps: of the run so far, for
+    losses or gradients that were not finite, and for a float16 scale that was too large.
+    """
 
     step: int
     losses: dict[str, float]
@@ -70,6 +84,31 @@ class StepReport:
     learning_rate: float
     wait_seconds: float
     seconds: float
+    problem: str = ""
+    skipped_steps: int = 0
+    overflowed_steps: int = 0
+
+
+class LoopState:
+    """What the loop itself remembers from step to step, beside the method and its optimisers."""
+
+    def __init__(self, method: Method, config: TrainingConfig) -> None:
+        parameters = method.get_parameters()
+        self.device = next(iter(parameters.values()))[0].device
+        self.scaling = LossScaling(parameters, config.precision, self.device)
+        self.skipped = SkippedSteps()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold."""
+        parts = {"scaling": self.scaling.state_dict(), "skipped": self.skipped.state_dict()}
+        return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue with what `state_dict` returned."""
+        for name, part in (("scaling.", self.scaling), ("skipped.", self.skipped)):
+            part.load_state_dict(
+                {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+            )
 
 
 def build_optimizers(method: Method, config: TrainingConfig) -> dict[str, Optimizer]:
@@ -100,66 +139,101 @@ def train(
     optimizers: Mapping[str, Optimizer],
     config: TrainingConfig,
     first_step: int = 0,
+    state: LoopState | None = None,
 ) -> Iterator[StepReport]:
     """Run one optimisation step for each batch, yielding a report after each.
 
-    Losses are means over the ranks.  Raises `ChessError`, on every rank, at the first loss or gradient that is not
-    finite on any, before it can reach the weights.
+    Losses are means over the ranks.  A loss or gradient that is not finite on any rank makes all of them skip what is
+    left of the step, before it can reach weights, optimiser, `after_step` or running statistics; where a step has
+    several losses, those stepped before stay stepped.  state: to continue from, fresh by default.
+    Raises `ChessError`, on every rank, after `config.max_skipped` such steps in a row.
     """
-    parameters = method.get_parameters()
+    if not isinstance(method, nn.Module):
+        raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
+    state = state or LoopState(method, config)
+    statistics = NormStatistics(method)
     for step in range(first_step, config.steps):
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
         rate = compute_learning_rate(config, step)
-        losses: dict[str, float] = {}
-        norms: dict[str, float] = {}
-        for name, loss in method.losses(batch):
-            losses[name] = agree_on_mean(float(loss.detach()), loss.device)
-            _check_finite(losses[name], f"{name} loss", step + 1)
-            norms[name] = _compute_gradients(optimizers[name], parameters[name], loss, config.clip_norm)
-            _check_finite(norms[name], f"gradient of the {name} loss", step + 1)
-            for group in optimizers[name].param_groups:
-                group["lr"] = rate
-            optimizers[name].step()
-        method.after_step()
-        yield StepReport(step + 1, losses, norms, rate, waited, time.perf_counter() - started)
+        statistics.keep()
+        with keep_frozen(get_trunk(method)) if step < config.frozen_steps else nullcontext():
+            made = _make_step(method, batch, optimizers, config, rate, state)
+        state.skipped.count(made.problem, made.overflowed)
+        if made.problem:
+            statistics.put_back()
+            _check_patience(made.problem, step + 1, state.skipped.in_a_row, config.max_skipped)
+        yield StepReport(
+            step + 1, made.losses, made.norms, rate, waited, time.perf_counter() - started,
+            made.problem, state.skipped.total, state.skipped.overflowed,
+        )  # fmt: skip
 
 
-def _compute_gradients(optimizer: Optimizer, parameters: list[nn.Parameter], loss: Tensor, clip: float) -> float:
+@dataclass
+class _Step:
+    """A step as far as it has come."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+    overflowed: bool = False
+
+
+def _make_step(
+    method: Method,
+    batch: Any,
+    optimizers: Mapping[str, Optimizer],
+    config: TrainingConfig,
+    rate: float,
+    state: LoopState,
+) -> _Step:
+    """Step each loss as it comes, then let the method follow; leave off at what is not finite."""
+    made = _Step()
+    for name, loss in compute_losses(method.losses(batch), config.precision, state.device):
+        value = agree_on_mean(float(loss.detach()), loss.device)
+        if not math.isfinite(value):
+            made.problem = f"the {name} loss became {value}"
+            return made
+        made.losses[name] = value
+        optimizer = optimizers[name]
+        norm = _compute_gradients(name, optimizer, loss, config.clip_norm, state.scaling)
+        if not math.isfinite(norm):
+            made.problem = f"the gradient of the {name} loss became {norm}"
+            made.overflowed = state.scaling.may_overflow(name)
+        state.scaling.update(name)
+        if made.problem:
+            return made
+        made.norms[name] = norm
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    method.after_step()
+    return made
+
+
+def _compute_gradients(name: str, optimizer: Optimizer, loss: Tensor, clip: float, scaling: LossScaling) -> float:
     """Fill the gradients, mean over the ranks and clipped; return their norm before clipping."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(scaling.scale(name, loss))
     average_gradients(parameters)
+    scaling.unscale(name, optimizer)
     return float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
 
 
-def _check_finite(value: float, what: str, step: int) -> None:
-    if not math.isfinite(value):
-        raise ChessError(f"the {what} became {value} at step {step}; try a lower learning rate")
+def _check_patience(problem: str, step: int, in_a_row: int, most: int) -> None:
+    if in_a_row >= most:
+        before = f", as in the {in_a_row - 1} before it something did" if in_a_row > 1 else ""
+        raise ChessError(f"{problem} at step {step}{before}; try a lower learning rate")
 
 
-@contextmanager
-def catch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, SIGINT and SIGUSR1 into a question the loop asks after each step; a second one kills as usual."""
-    caught: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        for number in before:
-            signal.signal(number, note)
-    except ValueError:  # signals belong to the main thread: elsewhere nothing can be caught
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def get_trunk(method: Method) -> nn.Module:
+    """Return the network that `frozen_steps` freezes; raise `UsageError` where a method has none."""
+    trunk = getattr(method, "encoder", None)
+    if not isinstance(trunk, nn.Module):
+        raise UsageError("training.frozen_steps freezes a method's encoder, and this method has none; set it to 0")
+    return trunk
 
 
 def check_training_config(config: TrainingConfig) -> None:
@@ -168,8 +242,11 @@ def check_training_config(config: TrainingConfig) -> None:
         raise UsageError("training needs at least 1 step and a batch of at least 2 films")
     if not (config.learning_rate > 0 and 0 <= config.warmup < 1):
         raise UsageError("training needs a learning rate above 0 and a warmup share of 0 or more, below 1")
-    for name in ("log_every", "probe_every", "checkpoint_every", "keep_checkpoints", "loader_threads"):
+    for name in ("log_every", "probe_every", "checkpoint_every", "keep_checkpoints", "loader_threads", "max_skipped"):
         if getattr(config, name) < 1:
             raise UsageError(f"training.{name} must be at least 1")
-    if config.seed < 0 or config.clip_norm < 0:
-        raise UsageError("training.seed and training.clip_norm must be 0 or more")
+    for name in ("seed", "clip_norm", "frozen_steps"):
+        if not getattr(config, name) >= 0:
+            raise UsageError(f"training.{name} must be 0 or more")
+    if config.precision not in get_args(Precision):
+        raise UsageError(f"training.precision must be one of {', '.join(get_args(Precision))}")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.batches import build_film_pool, read_view_batches
 from chess_cxr.training.checkpoint import (
@@ -27,23 +27,25 @@ from chess_cxr.training.checkpoint import (
     write_checkpoint,
 )
 from chess_cxr.training.distributed import (
-    agree_on_mean,
+    agree_on_largest,
     choose_device,
     copy_from_first_rank,
+    explain_lost_rank,
     join_ranks,
     wait_for_ranks,
 )
 from chess_cxr.training.events import EventFile
 from chess_cxr.training.loop import (
+    LoopState,
     Method,
     StepReport,
     TrainingConfig,
     build_optimizers,
-    catch_stop_signals,
     check_training_config,
     train,
 )
 from chess_cxr.training.probe import LabelledFilms, probe_encoder, read_labelled_films
+from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.views import ViewConfig
 
 
@@ -84,8 +86,8 @@ def pretrain_run(
     """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return its checkpoint.
 
     described: the resolved configuration as JSON-ready values; a folder continues only under the same one, on the
-    same films.  on_step gets every step's report and the newest probe.  Raises `ChessError` when stopped by a
-    signal, after writing a checkpoint.
+    same films.  on_step gets every step's report and the newest probe.  Raises `Stopped` after a
+    signal, once its checkpoint is written.
     """
     if not isinstance(method, nn.Module):
         raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
@@ -101,10 +103,11 @@ def pretrain_run(
     method.to(memory_format=torch.channels_last)
     copy_from_first_rank(method)
     optimizers = build_optimizers(method, training)
+    loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
     if newest is None and (folder / "config.json").exists():
         check_same_configuration(folder, read_run_config(folder), described)
-    first_step = restore_checkpoint(newest, method, optimizers, described) if newest else 0
+    first_step = restore_checkpoint(newest, method, optimizers, described, loop) if newest else 0
     if first_step >= training.steps and newest:
         return newest
     views = read_view_batches(
@@ -116,13 +119,14 @@ def pretrain_run(
     probe: dict[str, float] = {}
     with (
         explain_full_disk(f"{folder}; free some, then the same command continues it"),
-        catch_stop_signals() as is_stopped,
+        explain_lost_rank(),
+        catch_stop_signals() as get_stop_signal,
     ):
         log = RunLog(folder, described, uids, first_step) if rank == 0 else None
         try:
-            for report in train(method, batches, optimizers, training, first_step):
+            for report in train(method, batches, optimizers, training, first_step, loop):
                 step, last = report.step, report.step == training.steps
-                stopped = agree_on_mean(float(is_stopped()), device) > 0  # one rank may hear the signal a step earlier
+                stopped = agree_on_largest(get_stop_signal(), device)  # one rank may hear the signal a step earlier
                 if log:
                     values: dict[str, float] = {}
                     if last or step % training.log_every == 0:
@@ -135,9 +139,12 @@ def pretrain_run(
                     if on_step:
                         on_step(report, probe)
                     if last or stopped or step % training.checkpoint_every == 0:
-                        write_checkpoint(checkpoints, step, method, optimizers, described, training.keep_checkpoints)
+                        write_checkpoint(
+                            checkpoints, step, method, optimizers, described, training.keep_checkpoints, loop
+                        )
                 if stopped and not last:
-                    raise ChessError(f"stopped at step {step} of {training.steps}; the same command continues it")
+                    wait_for_ranks()  # torchrun ends all ranks as soon as one has gone: not while the first one writes
+                    raise Stopped(stopped, f"stopped at step {step} of {training.steps}; the same command continues it")
         finally:
             views.close()
             if log:
@@ -183,7 +190,8 @@ class RunLog:
         self._started, self._clock_step = now, report.step
         values = {f"loss/{name}": loss for name, loss in report.losses.items()}
         values |= {f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items()}
-        values |= signals
+        values |= {} if report.problem else signals  # a skipped step's may be NaN, which JSON does not know
+        values |= {"skipped_steps": report.skipped_steps, "overflowed_steps": report.overflowed_steps}
         values |= {"learning_rate": report.learning_rate, "images_per_second": speed}
         return values | {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
 

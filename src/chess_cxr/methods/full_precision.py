@@ -1,0 +1,20 @@
+"""Losses are computed in float32 whatever the networks are computed in: a similarity in bfloat16 has three digits."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast rests."""
+    # tensors without memory, by which a step's work is counted, know no autocast
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def normalise(embedded_BD: Tensor) -> Tensor:
+    """Scale each row to length 1, in float32."""
+    return F.normalize(embedded_BD.float(), dim=1)

@@ -1,0 +1,72 @@
+"""What the ranks of one run share while they compute a loss; one process alone is a run of one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def get_rank() -> int:
+    """Return this process's rank, 0 outside distributed training."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def get_world() -> int:
+    """Return the number of ranks, 1 outside distributed training."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def take_own(everyone: Tensor, own: int) -> Tensor:
+    """Return this rank's `own` rows of a tensor that was gathered over all ranks."""
+    first = get_rank() * own
+    return everyone[first : first + own]
+
+
+def gather_ranks(tensor: Tensor) -> Tensor:
+    """Concatenate a tensor over all ranks along its first axis, without gradient.
+
+    Every rank must bring the same shape.
+    """
+    if not torch.distributed.is_initialized():
+        return tensor.detach()
+    tensor = tensor.detach().contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(get_world())]
+    torch.distributed.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def gather_ranks_with_gradient(tensor: Tensor) -> Tensor:
+    """Concatenate a tensor over all ranks along its first axis; the own rows carry gradient.
+
+    What the losses of all ranks ask of a row arrives at the rank that made it, as a sum.  So where each rank's loss is
+    a mean over its own films and the loop takes the mean of the ranks' gradients, many ranks get the gradient that one
+    process gets from the whole batch.
+    """
+    if not torch.distributed.is_initialized():
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.own = len(tensor)
+        return gather_ranks(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # the collective works in place, and what autograd gave may have other readers
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return take_own(total, ctx.own)
+
+
+def draw_shared_permutation(length: int, device: torch.device) -> Tensor:
+    """Draw a permutation that is the same on every rank: rank 0's."""
+    permutation = torch.randperm(length).to(device)
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(permutation, 0)
+    return permutation

@@ -1,0 +1,111 @@
+"""VICReg: two views agree, every dimension varies, no two vary together (Bardes, Ponce & LeCun 2022).
+
+Shapes: B this rank's films, N the films of all ranks, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chess_cxr.methods.full_precision import full_precision
+from chess_cxr.methods.ranks import gather_ranks_with_gradient
+from chess_cxr.methods.signals import measure_pairs, read_signals
+from chess_cxr.methods.trunk import take_encoder
+from chess_cxr.models.heads import build_normed_head
+from chess_cxr.records import UsageError
+
+
+@dataclass(frozen=True)
+class VICRegConfig:
+    """Numbers of VICReg; the defaults are the paper's.
+
+    embedding: width of all three layers of the expander.
+    invariance, variance, covariance: weights of the three terms (lambda, mu and nu in the paper).
+    """
+
+    name: Literal["vicreg"] = field(default="vicreg", kw_only=True)
+    architecture: str = "resnet50"
+    embedding: int = 8192
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+
+
+def compute_variance_loss(centred_ND: Tensor) -> Tensor:
+    """Say how far the dimensions' standard deviations stay below 1 (VICReg, Bardes et al. 2022, eq. 1 and 2).
+
+    centred_ND: float32, every column of mean 0.  Returns the mean over the dimensions, scalar, 0 … 1.
+    """
+    variance_D = centred_ND.square().sum(0) / (len(centred_ND) - 1)
+    return F.relu(1 - torch.sqrt(variance_D + 1e-4)).mean()
+
+
+def compute_covariance_loss(centred_ND: Tensor) -> Tensor:
+    """Sum the squared covariances of different dimensions, divided by their number D (eq. 3 and 4).
+
+    With fewer films than dimensions the products are taken between films: the squares of X X' have the same sum as
+    those of X' X, and N x N is small where D x D is not.
+    """
+    films, width = centred_ND.shape
+    products = centred_ND @ centred_ND.T if films < width else centred_ND.T @ centred_ND
+    own_D = centred_ND.square().sum(0)
+    return (products.square().sum() - own_D.square().sum()) / (films - 1) ** 2 / width
+
+
+class VICReg(nn.Module):
+    """Owns the encoder and its expander.
+
+    encoder: to continue from.  steps: of the whole run; nothing here depends on it.
+    """
+
+    def __init__(self, config: VICRegConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
+        super().__init__()
+        if min(config.invariance, config.variance, config.covariance) < 0:
+            raise UsageError("vicreg: the weights of the terms must be 0 or more")
+        self.config = config
+        self.encoder, features = take_encoder(encoder, config.architecture)
+        self.head = build_normed_head((features, config.embedding, config.embedding, config.embedding))
+        self._measured: dict[str, Tensor] = {}
+
+    @property
+    def signals(self) -> dict[str, float]:
+        """Numbers of the newest step: those of `measure_pairs`, and the three terms without their weights."""
+        return read_signals(self._measured)
+
+    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that each named loss trains."""
+        return {"encoder": [*self.encoder.parameters(), *self.head.parameters()]}
+
+    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weighted sum of the three terms (algorithm 1) of view pairs, normalised float32 [2, B, 1, H, W].
+
+        Variances and covariances are those of the films of all ranks; the invariance is the mean of this rank's.
+        """
+        first_BD, second_BD = (self.head(self.encoder(view)).float() for view in batch)
+        with full_precision(batch.device):
+            terms = self._compute_terms(first_BD, second_BD)
+        self._measured = measure_pairs(first_BD, second_BD)
+        self._measured |= {name: term.detach() for name, term in terms.items()}
+        weights = {"invariance": self.config.invariance, "variance": self.config.variance}
+        weights["covariance"] = self.config.covariance
+        yield "encoder", torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+
+    def _compute_terms(self, first_BD: Tensor, second_BD: Tensor) -> dict[str, Tensor]:
+        gathered = (gather_ranks_with_gradient(view_BD) for view_BD in (first_BD, second_BD))
+        first_ND, second_ND = (view_ND - view_ND.mean(0) for view_ND in gathered)
+        if len(first_ND) < 2:
+            raise UsageError("vicreg: a batch needs at least 2 films")
+        return {
+            "invariance": F.mse_loss(first_BD, second_BD),
+            "variance": compute_variance_loss(first_ND) + compute_variance_loss(second_ND),
+            "covariance": compute_covariance_loss(first_ND) + compute_covariance_loss(second_ND),
+        }
+
+    def after_step(self) -> None:
+        """Do nothing: gradient reaches all there is."""

@@ -1,0 +1,126 @@
+"""What holds for all methods alike."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import timm
+import torch
+from pydantic import TypeAdapter
+from tiny_methods import CONFIGS, STEPS, TRUNK, build_tiny
+from torch import nn
+
+from chess_cxr.methods import METHODS, MethodConfig, build_method
+from chess_cxr.methods.simclr import SimCLRConfig
+from chess_cxr.models.encoder import build_encoder
+from chess_cxr.records import UsageError
+from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
+from chess_cxr.training.precision import compute_losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_configuration_is_told_apart_by_its_name_in_json(name: str) -> None:
+    config = METHODS[name][0]()
+    assert config.name == name
+    described = json.loads(json.dumps(asdict(config)))
+    assert TypeAdapter(MethodConfig).validate_python(described) == config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradient_flows_to_what_is_trained_and_nowhere_else(name: str, phantom_pairs: torch.Tensor) -> None:
+    method = build_tiny(name)
+    trained = {id(parameter) for parameter in method.get_parameters()["encoder"]}
+    if "masked" in name:  # the first step has no negatives
+        list(method.losses(phantom_pairs))
+        method.after_step()
+    ((_, loss),) = method.losses(phantom_pairs)
+    loss.backward()
+    for key, parameter in method.named_parameters():
+        if id(parameter) in trained:
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
+        else:
+            assert parameter.grad is None and not parameter.requires_grad, key
+    left_out = {key.split(".")[0] for key, parameter in method.named_parameters() if id(parameter) not in trained}
+    frozen = {"encoder"} if "ViT" in name else set()
+    assert left_out - frozen <= {"key_encoder", "key_head", "target_encoder", "target_head"}
+
+
+# MoCo's queue fills with the keys of these very films and makes its loss harder: test_moco.py has a descent of its own.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "moco_v2"])
+def test_the_loss_falls_on_the_same_films(name: str, phantom_pairs: torch.Tensor) -> None:
+    method = build_tiny(name)
+    config = TrainingConfig(steps=12, batch=16, optimizer="adamw", learning_rate=1e-3)
+    reports = train(method, (phantom_pairs for _ in range(12)), build_optimizers(method, config), config)
+    losses = [report.losses["encoder"] for report in reports]
+    first = 1 if "masked" in name else 0  # a queue that has just filled makes its first loss harder
+    first = 4 if "moco_v2" in name else first
+    assert losses[-1] < losses[first] * 0.98, losses
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_method_continues_from_its_state_as_if_nothing_had_happened(name: str, phantom_pairs: torch.Tensor) -> None:
+    def run(method: nn.Module, first: int, last: int) -> None:
+        for step in range(first, last):
+            ((_, loss),) = method.losses(phantom_pairs.roll(step, 3))
+            trained = method.get_parameters()["encoder"]
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    parameter.data -= 0.01 * gradient
+            method.after_step()
+
+    whole, begun, resumed = build_tiny(name), build_tiny(name), build_tiny(name, seed=1)
+    torch.manual_seed(5)
+    run(whole, 0, STEPS)
+    torch.manual_seed(5)
+    run(begun, 0, 2)
+    resumed.load_state_dict({key: tensor.clone() for key, tensor in begun.state_dict().items()})
+    run(resumed, 2, STEPS)
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    assert whole.signals == resumed.signals
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_encoder_to_continue_from_is_trained_itself_and_followed_from_where_it_is(name: str) -> None:
+    encoder = build_encoder(TRUNK).eval().requires_grad_(False)
+    method = build_method(CONFIGS[name], encoder)
+    assert method.encoder is encoder and encoder.training
+    ids = {id(parameter) for parameter in method.get_parameters()["encoder"]}
+    assert all(id(parameter) in ids and parameter.requires_grad for parameter in encoder.parameters())
+    follower = getattr(method, "key_encoder", getattr(method, "target_encoder", encoder))
+    for own, started in zip(follower.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(own, started)
+
+
+def test_an_encoder_that_does_not_tell_its_features_is_refused() -> None:
+    with pytest.raises(UsageError, match="the encoder to continue from has no num_features"):
+        build_method(SimCLRConfig(TRUNK), nn.Flatten())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_are_computed_in_float32_whatever_the_network_is_computed_in(
+    name: str, phantom_pairs: torch.Tensor
+) -> None:
+    torch.set_num_threads(1)
+    method, exact = build_tiny(name), build_tiny(name)
+    for step in range(2):
+        torch.manual_seed(step)
+        ((_, loss),) = compute_losses(method.losses(phantom_pairs), "bfloat16", torch.device("cpu"))
+        torch.manual_seed(step)
+        ((_, expected),) = exact.losses(phantom_pairs)
+        for one in (method, exact):
+            one.after_step()
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), rel=0.05, abs=0.05)
+    assert {tensor.dtype for tensor in method.state_dict().values()} <= {torch.float32, torch.int64}
+
+
+def test_the_patch_projection_of_a_vit_stays_as_it_was(phantom_pairs: torch.Tensor) -> None:
+    method = build_tiny("moco_v3 of a ViT")
+    assert isinstance(method.encoder, timm.models.VisionTransformer)
+    before = {key: tensor.clone() for key, tensor in method.encoder.state_dict().items()}
+    config = TrainingConfig(steps=2, batch=16, optimizer="adamw", learning_rate=1e-3, weight_decay=0.1, frozen_steps=1)
+    list(train(method, (phantom_pairs for _ in range(2)), build_optimizers(method, config), config))
+    still = {key for key, tensor in method.encoder.state_dict().items() if torch.equal(tensor, before[key])}
+    assert still == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
