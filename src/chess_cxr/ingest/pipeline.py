@@ -52,6 +52,7 @@ from chess_cxr.store import StoredFilm, StoreWriter, begin_store
 FILMS_TO_JUDGE_SPACE = 200
 # What a row of the store takes beside its JPEG: 0.3 KB of fields and Lance's own pages.
 BYTES_A_ROW = 400
+NO_PATIENT = "\0film\0"  # before the uid of a film that names no patient
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ class IngestOptions:
 class _Progress:
     """What this run knows beyond what is committed.
 
-    expected: films that this run has to do.
+    remembers_headers: whether some films have a split and no patient, so that headers must not tear one; a tree or a
+    table without splits need not remember anybody.  expected: films that this run has to do.
     split_of_patient: of the patients that the source names; those of `Earlier` win.
     """
 
     split_of_patient: Mapping[str, str]
+    remembers_headers: bool = False
     expected: int = 0
     earlier: Earlier = NOTHING
+    split_by_header: dict[str, str] = field(default_factory=dict)  # of hashed patients that headers alone name
     films: int = 0
     encoded_bytes: int = 0
     ended: bool = False
@@ -133,7 +137,7 @@ def ingest_films(
         with open_id_map(options.id_map) as write_id:
             label_names = films.label_names if isinstance(films, FilmListing) else list_label_names(films)
             writer = begin_store(out, label_names, options.dataset, _describe(options))
-            progress = _Progress(split_of_patient)
+            progress = _Progress(split_of_patient, _need_headers(films))
             with _keep_what_is_committed(writer, progress):
                 earlier = progress.earlier = read_earlier(writer)
                 check_unchanged(films, earlier, options.id_key, out)
@@ -230,23 +234,16 @@ def _prepare(films: FilmListing | Sequence[SourceFilm], options: IngestOptions) 
     """Decide the splits that can be decided from what the source itself says."""
     if isinstance(films, FilmListing) and not films.described:
         return {}
-    _check_splits_hold(films)
     if options.stratify:
         return assign_stratified_splits(films, options.seed, options.val, options.test)
     return find_given_splits(films)
 
 
-def _check_splits_hold(films: Iterable[SourceFilm]) -> None:
-    """Raise `UsageError` where a film's header may name a patient who has another film in a split of its own."""
-    ownerless = undivided = 0
-    for film in films:
-        ownerless += bool(film.split) and not film.patient
-        undivided += not film.split
-    if ownerless and undivided:
-        raise UsageError(
-            f"{ownerless} films have a split and no patient, {undivided} have no split: their headers may name one "
-            "patient; map a patient column, or give every film a split"
-        )
+def _need_headers(films: FilmListing | Sequence[SourceFilm]) -> bool:
+    """Whether a film has a split and leaves its patient to the header."""
+    if isinstance(films, FilmListing) and not films.described:
+        return False
+    return any(film.split and not film.patient for film in films)
 
 
 def _skip_done(
@@ -325,7 +322,7 @@ def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions
     header, key = encoded.header, options.id_key
     known = film.patient or header.patient
     # Films of unknown patients must not become one patient, nor meet a real one of the same name.
-    owner = known or f"\0film\0{film.uid}"
+    owner = known or f"{NO_PATIENT}{film.uid}"
     progress.patients_unknown += not known
     patient = hash_id(key, "patient", owner)
     date = film.study_date or header.study_date
@@ -356,9 +353,23 @@ def _correct_flags(flags: frozenset[str], view: str) -> frozenset[str]:
 
 
 def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOptions, progress: _Progress) -> str:
-    """Return the split that is given, else that of the patient's films which are stored, else one of ours."""
-    split = film.split or progress.earlier.find_split(patient) or progress.split_of_patient.get(owner)
-    return split or assign_split(owner, options.seed, options.val, options.test)
+    """Return the split that is given, else that of the patient's other films, else one of ours.
+
+    Raises `ChessError` where only a header tells that the patient already has films in another split.
+    """
+    seen = progress.earlier.find_split(patient) or progress.split_by_header.get(patient, "")
+    split = film.split or seen or progress.split_of_patient.get(owner)
+    split = split or assign_split(owner, options.seed, options.val, options.test)
+    if film.patient or owner.startswith(NO_PATIENT):
+        return split
+    if seen and split != seen:
+        raise ChessError(
+            "the headers name a patient whose films would be in two splits; map a patient column, or give every film "
+            "of a patient the same split, remove the store and begin anew"
+        )
+    if progress.remembers_headers:
+        progress.split_by_header[patient] = split
+    return split
 
 
 def _estimate_megabytes(progress: _Progress) -> float:
