@@ -296,10 +296,10 @@ def test_a_patient_that_two_runs_put_into_two_splits_is_noticed(tmp_path: Path, 
     films = [SourceFilm(path, str(n), split=split) for n, split in enumerate(("train", "test", "train", "train"))]
     options = replace(OPTIONS, films_a_commit=1, in_flight=1)
     with pytest.raises(KeyboardInterrupt):
-        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(4))
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(2))
     with pytest.raises(ChessError, match="a patient whose films would be in two splits"):
         ingest_films(films, tmp_path / "s.lance", options)
-    with pytest.raises(UsageError, match="is not complete|is not a store"):
+    with pytest.raises(UsageError, match="is not complete"):
         open_store(tmp_path / "s.lance")
 
 
