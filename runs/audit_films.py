@@ -56,7 +56,7 @@ def ingest(data: Path, out: Path, name: str) -> Store:
         words += ["--out", store, "--id-map", out / f"{name}.ids.csv", "--site", name, "--quiet"]
         # Public films: a published key makes the hashed ids the same for everybody.
         environment = os.environ | {"CHESS_CXR_ID_KEY": "chess-cxr audit of public films"}
-        subprocess.run(["chess-cxr", "ingest", *map(str, words)], check=True, env=environment)
+        subprocess.run([sys.executable, "-m", "chess_cxr", "ingest", *map(str, words)], check=True, env=environment)
     return open_store(store)
 
 
@@ -107,7 +107,7 @@ def mark(pairs: pd.DataFrame, listed: set[frozenset[str]]) -> pd.DataFrame:
     judged = read_judged()
     both = [frozenset(pair) for pair in zip(pairs["first"], pairs["second"], strict=True)]
     sets = [" and ".join(sorted(name.partition("/")[0] for name in pair)) for pair in both]
-    told = [{True: "one exposure", False: "two"}.get(judged.get(pair), "") for pair in both]  # type: ignore[arg-type]
+    told = [{True: "one exposure", False: "two"}.get(judged.get(pair), "") for pair in both]
     return pairs.assign(listed=[pair in listed for pair in both], sets=sets, judged=told, pair=both)
 
 
@@ -201,9 +201,9 @@ def tell_films(data: Path, out: Path) -> None:
     store = ingest(data, out, "pool")
     films = store.read_films(range(0, len(store), 30))
     square = [cv2.resize(film, (512, 512)).astype(np.float32) / 255 for film in films]
-    details, times = [], {"hash at 512²": [], "points": [], "compare two of one picture": [], "compare two others": []}  # type: ignore[var-annotated]
+    details, times = [], {"hash at 512²": [], "points": [], "compare two of one picture": [], "compare two others": []}
 
-    def clock(name: str, work, *arguments):  # type: ignore[no-untyped-def]
+    def clock(name: str, work, *arguments):
         started = time.process_time()
         done = work(*arguments)
         times[name].append(1000 * (time.process_time() - started))

@@ -68,11 +68,11 @@ def divide(films: Sequence[SourceFilm], seed: int, rule: str) -> dict[str, str]:
     if rule == "hash":
         return {film.patient: split.assign_split(film.patient, seed, VAL, TEST) for film in films}
     ranked = split._Shown.rank
-    split._Shown.rank = ORDERS.get(rule, ranked)  # type: ignore[method-assign]
+    split._Shown.rank = ORDERS.get(rule, ranked)
     try:
         return split.assign_stratified_splits(films, seed, VAL, TEST)
     finally:
-        split._Shown.rank = ranked  # type: ignore[method-assign]
+        split._Shown.rank = ranked
 
 
 def main(data: Path, seeds: int) -> None:

@@ -272,6 +272,34 @@ def test_what_is_no_chest_film_is_left_out_unless_told_otherwise(films: Path, tm
     assert_refused(answer, 1, "12 not a chest radiograph (judged from the picture)")
 
 
+def test_the_public_data_sets_are_listed_as_json_too() -> None:
+    listed = json.loads(run("ingest", "--dataset", "list", "--json").out)
+    assert len(listed) == 14 and "nih-chestxray14" in {entry["name"] for entry in listed}
+
+
+def test_a_store_that_is_named_twice_is_not_audited_against_itself(small_store: Path) -> None:
+    answer = run("audit", small_store, f"{small_store}/")
+    assert_refused(answer, 2, "occurs more than once; name it once")
+
+
+def test_a_store_whose_parts_are_lost_is_one_line(small_store: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(small_store, tmp_path / "damaged.lance"))
+    shutil.rmtree(damaged / "data")
+    assert_refused(run("audit", damaged), 1, "cannot be read", "parts are missing or damaged")
+
+
+@pytest.mark.real_films
+def test_deidentify_says_which_file_each_uid_is_only_where_it_is_asked(tmp_path: Path, real_films: Path) -> None:
+    words = ("deidentify", real_films / "dicom", "--workers", "1", "--quiet")
+    inside = run(*words, "--out", tmp_path / "copies", "--id-map", tmp_path / "copies" / "ids.csv")
+    assert_refused(inside, 2, "lies where the store is written")
+    run(*words, "--out", tmp_path / "copies", "--id-map", tmp_path / "ids.csv")
+    rows = list(csv.DictReader((tmp_path / "ids.csv").read_text().splitlines()))
+    report = list(csv.DictReader((tmp_path / "copies" / "report.csv").read_text().splitlines()))
+    assert [row["uid"] for row in rows] == [row["uid"] for row in report]
+    assert all(Path(row["path"]).is_file() for row in rows)
+
+
 def test_the_public_data_sets_are_listed() -> None:
     answer = run("ingest", "--dataset", "list")
     assert (answer.code, answer.err) == (0, "")

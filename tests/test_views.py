@@ -1,20 +1,69 @@
 """Augmentations, against slow oracles."""
 
+import hashlib
+import itertools
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from scipy.interpolate import BSpline
 
 from chess_cxr.records import UsageError
-from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs, resize_film
+from chess_cxr.views import FILTERS, FOLD_FREE, ViewConfig, draw_view, draw_view_pairs, resize_film
 
 FILM = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (120, 96), dtype=np.uint8), (0, 0), 3)
 STILL = ViewConfig(size=96)
+AVX2 = 11  # in OpenCV's list of what a processor can do
 
 
 def draw(config: ViewConfig, seed: int = 0, film: np.ndarray = FILM) -> np.ndarray:
     return draw_view(film, config, np.random.default_rng(seed))
+
+
+MILD = ViewConfig(
+    crop_area=(0.5, 1.0), crop_aspect=(0.8, 1.25), rotate_deg=10, zoom=0.1, affine_p=0.8,
+    contrast=(-0.15, 0.15), brightness=(-0.08, 0.08), tone_p=0.8,
+    filters=("gaussian_blur",), filter_p=0.2, noise=(1.0, 8.0), noise_p=0.2,
+)  # fmt: skip
+FIRST_PAPER = ViewConfig(
+    filters=("median_blur", "motion_blur", "sharpen"), filter_p=0.2, brightness=(-0.1, 0.1), contrast=(-0.2, 0.1),
+    tone_p=0.6, noise=(3.2, 7.1), grain=0.1, noise_p=0.2, jitter=0.1, jitter_p=0.3,
+    shift=0.0625, zoom=0.2, rotate_deg=10, affine_p=0.2, distort=0.05, distort_p=0.06,
+)  # fmt: skip
+FIRST_ALL = ViewConfig(
+    crop_area=(0.3, 1), crop_aspect=(0.7, 1.4), shift=0.1, zoom=0.2, rotate_deg=20, affine_p=0.5, distort=0.2,
+    distort_p=0.6, flip_p=0.5, gamma=(0.5, 2), gamma_p=0.5, contrast=(-0.3, 0.3), brightness=(-0.1, 0.1), tone_p=0.5,
+    jitter=0.1, jitter_p=0.5, filters=FILTERS, filter_p=0.7, noise=(1, 8), grain=0.1, noise_p=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not cv2.__version__.startswith("5.0.") or not cv2.checkHardwareSupport(AVX2),
+    reason="other versions of OpenCV, and processors without fused multiply-add, round a warp differently",
+)
+@pytest.mark.parametrize(
+    ("config", "size", "of_film", "of_square"),
+    [
+        (MILD, 64, "4b400c5c9d6e944e", "f51d85c24bc4c503"),
+        (MILD, 150, "97c61eadcd406ba9", "6a52ed507ebb23d4"),
+        (FIRST_PAPER, 96, "c617f4c881467e24", "56dc73125302972f"),
+        (FIRST_PAPER, 150, "c7b492c9b1432416", "fdc389becc9a49fa"),
+        (FIRST_ALL, 64, "169aa10f09c2d8f2", "65e3f3232527548b"),
+        (FIRST_ALL, 96, "bba425e2dcefa006", "2ef41fe4071780e3"),
+        (FIRST_ALL, 150, "7e1bde487d488f3b", "16d0aa93e748242b"),
+    ],
+)
+def test_views_are_to_the_bit_what_they_were_before_the_newer_options(
+    config: ViewConfig, size: int, of_film: str, of_square: str
+) -> None:
+    for film, known in ((FILM, of_film), (FILM[:96], of_square)):
+        digest = hashlib.sha256()
+        for seed in range(60):
+            digest.update(draw_view(film, replace(config, size=size), np.random.Generator(np.random.Philox(seed))))
+        assert digest.hexdigest()[:16] == known
 
 
 def test_without_changes_a_view_is_the_resized_film() -> None:
@@ -24,7 +73,9 @@ def test_without_changes_a_view_is_the_resized_film() -> None:
 
 def test_a_view_of_the_films_own_size_is_the_film_itself() -> None:
     film = FILM[:96]
-    assert np.array_equal(draw(STILL, film=film), film)
+    view = draw(STILL, film=film)
+    assert np.array_equal(view, film)
+    assert not np.shares_memory(view, film)
 
 
 def test_views_depend_on_seed_and_position_alone() -> None:
@@ -60,6 +111,88 @@ def test_rotation_and_shift_bring_in_air_not_copies() -> None:
     assert (view == 255).mean() > 0.4
 
 
+def test_with_a_mirror_border_the_film_goes_on_beyond_its_edge() -> None:
+    film = FILM[:96]
+    config = ViewConfig(size=96, shift=0.25, affine_p=1, border="mirror")
+    rng = np.random.default_rng(2)
+    rng.uniform(size=4), rng.random(), rng.uniform(size=2)
+    right, down = (round(share * 96) for share in rng.uniform(-0.25, 0.25, 2))
+    around = np.pad(film, 24, mode="reflect")[24 + down :, 24 + right :][:96, :96].astype(float)
+    view = draw(config, 2, film).astype(float)  # up to half a pixel from it
+    assert np.abs(view - around).mean() < 1.5
+    assert np.abs(draw(replace(config, border="air"), 2, film) - around).mean() > 5
+
+
+def find_grey(view: np.ndarray, grey: int) -> bool:
+    return bool((np.abs(view.astype(int) - grey) <= 2).any())
+
+
+def test_crops_never_lose_what_is_to_be_kept() -> None:
+    film = np.zeros((240, 200), np.uint8)
+    corners = dict(zip((60, 120, 180, 240), itertools.product((60, 174), (40, 154)), strict=True))
+    for grey, (top, left) in corners.items():  # inside a box of 60 % of the width and half the height
+        film[top : top + 6, left : left + 6] = grey
+    free = ViewConfig(200, crop_area=(0.1, 1), crop_aspect=(0.6, 1.6), shift=0.3, zoom=0.4, affine_p=0.7, flip_p=0.5)
+    kept = replace(free, keep=(0.6, 0.5))
+    assert all(find_grey(draw(kept, seed, film), grey) for seed in range(60) for grey in corners)
+    assert not all(find_grey(draw(free, seed, film), grey) for seed in range(60) for grey in corners)
+    assert len({draw(kept, seed, film).tobytes() for seed in range(60)}) > 50
+
+
+@pytest.mark.real_films
+def test_crops_that_keep_the_lungs_keep_them_on_real_films(real_films: Path) -> None:
+    free = ViewConfig(128, crop_area=(0.64, 0.64))
+    worst = {}
+    for name, config in {"free": free, "kept": replace(free, keep=(0.8, 0.7))}.items():
+        shares = []
+        for path in sorted((real_films / "jsrt" / "masks").glob("*.png"))[::10]:
+            lungs = ((cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) & 3) > 0).astype(np.uint8) * 255
+            whole = draw(ViewConfig(128), film=lungs).astype(float).sum()
+            shares += [draw(config, seed, lungs).astype(float).sum() * 0.64 / whole for seed in range(8)]
+        worst[name] = min(shares)
+    assert worst["kept"] > 0.75
+    assert worst["free"] < 0.65
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_elastic_deformation_matches_a_spline_by_hand(seed: int) -> None:
+    film, cells, reach = FILM[:96], 3, 0.05
+    config = ViewConfig(size=96, elastic=reach, elastic_cells=cells, elastic_p=1)
+    view = draw(config, seed, film).astype(float)
+    rng = np.random.default_rng(seed)
+    rng.uniform(size=4), rng.random(size=3)
+    control = rng.uniform(-reach, reach, (2, cells + 3, cells + 3)) * 96
+    knots = np.arange(-3, cells + 4)
+    moved = 0.0
+    for row, column in ((20, 30), (48, 11), (70, 75), (33, 60)):
+        at_row, at_column = (row + 0.5) / 96 * cells, (column + 0.5) / 96 * cells
+        across, down = (float(BSpline(knots, BSpline(knots, c, 3)(at_row), 3)(at_column)) for c in control)
+        x, y = column + across, row + down
+        left, top = math.floor(x), math.floor(y)
+        part = film[top : top + 2, left : left + 2].astype(float)
+        mixed = part[:, 0] * (1 - (x - left)) + part[:, 1] * (x - left)
+        assert abs(mixed[0] * (1 - (y - top)) + mixed[1] * (y - top) - view[row, column]) <= 2
+        moved = max(moved, math.hypot(across, down))
+    assert moved > 1
+
+
+def test_elastic_deformation_never_folds_the_film() -> None:
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    config = ViewConfig(256, elastic=FOLD_FREE / 4, elastic_cells=4, elastic_p=1, border="mirror")
+    for seed in range(20):
+        inside = draw(config, seed, ramp)[64:-64, 64:-64].astype(int)  # where the mirrored border does not reach
+        assert np.diff(inside, axis=1).min() >= 0
+
+
+def test_elastic_deformation_and_distortion_share_one_resampling_with_the_crop() -> None:
+    still = ViewConfig(96, crop_area=(0.5, 0.5), rotate_deg=20, affine_p=1)
+    film = FILM[:96]
+    nearly = replace(still, elastic=1e-6, elastic_p=1)
+    assert np.abs(draw(nearly, film=film).astype(int) - draw(still, film=film)).max() <= 1
+    bent = replace(nearly, elastic=0.05, distort=0.2, distort_p=1)
+    assert np.abs(draw(bent, film=film).astype(int) - draw(still, film=film)).mean() > 1
+
+
 def test_flip_mirrors_left_and_right() -> None:
     film = FILM[:96]
     assert np.array_equal(draw(ViewConfig(size=96, flip_p=1), film=film), film[:, ::-1])
@@ -81,6 +214,81 @@ def test_contrast_keeps_the_mean_and_brightness_moves_it() -> None:
     assert stretched.std() == pytest.approx(1.3 * film.std(), rel=0.02)
     brighter = draw(ViewConfig(96, brightness=(0.1, 0.1), tone_p=1), film=film).astype(float)
     assert brighter.mean() == pytest.approx(film.mean() + 25.5, abs=0.6)
+
+
+def test_contrast_about_black_leaves_black_black() -> None:
+    film = FILM[:96] // 2
+    stretched = draw(ViewConfig(96, contrast=(0.3, 0.3), contrast_about="black", tone_p=1), film=film)
+    assert np.abs(stretched - film * 1.3).max() <= 0.5 + 1e-3
+
+
+def test_lift_moves_all_levels_alike() -> None:
+    film = FILM[:96] // 2 + 64
+    shifts = [draw(ViewConfig(96, lift=0.1, jitter_p=1), seed, film).astype(int) - film for seed in range(20)]
+    assert all(np.ptp(shift) <= 1 for shift in shifts)
+    assert min(shift.mean() for shift in shifts) < -10
+    assert max(shift.mean() for shift in shifts) > 10
+
+
+def test_a_filter_named_twice_is_drawn_twice_as_often() -> None:
+    film = np.random.default_rng(1).integers(60, 190, (24, 24), dtype=np.uint8)
+    config = ViewConfig(24, filters=("median_blur", "sharpen", "sharpen"), filter_p=1)
+    sharp = sum(draw(config, seed, film).std() > film.std() for seed in range(600))
+    assert 360 < sharp < 440
+
+
+def test_gain_is_one_factor_for_all_pixels() -> None:
+    film = FILM[:96]
+    factors = set()
+    for seed in range(20):
+        view = draw(ViewConfig(96, gain=0.1, noise_p=1), seed, film)
+        factor = view.astype(float).sum() / film.astype(float).sum()
+        assert np.abs(view - np.clip(film * factor, 0, 255)).max() <= 1
+        factors.add(round(factor, 2))
+    assert 0.9 <= min(factors) < 0.94
+    assert 1.06 < max(factors) <= 1.1
+
+
+def test_noise_grain_and_gain_are_equally_likely() -> None:
+    config = ViewConfig(32, noise=(6, 6), grain=0.2, gain=0.1, noise_p=1)
+    black, grey = np.zeros((32, 32), np.uint8), np.full((32, 32), 128, np.uint8)
+    noisy = {seed for seed in range(600) if draw(config, seed, black).any()}
+    uneven = {seed for seed in range(600) if np.ptp(draw(config, seed, grey))}
+    assert noisy < uneven
+    for count in (len(noisy), len(uneven) - len(noisy), 600 - len(uneven)):
+        assert 160 < count < 240
+
+
+def test_quick_noise_has_the_spread_of_exact_noise() -> None:
+    grey = np.full((256, 256), 128, np.uint8)
+    for spread in (3.0, 6.0):
+        noisy = draw(ViewConfig(256, noise=(spread, spread), noise_p=1, quick_noise=True), film=grey) - 128.0
+        assert noisy.std() == pytest.approx(spread, rel=0.02)
+        assert abs(noisy.mean()) < 0.05
+        assert 0.66 < (np.abs(noisy) <= spread).mean() < 0.78  # 0.68 of a normal distribution, in whole steps
+        assert abs(np.corrcoef(noisy[:, :-1].ravel(), noisy[:, 1:].ravel())[0, 1]) < 0.02
+    grainy = draw(ViewConfig(256, grain=0.1, noise_p=1, quick_noise=True), film=grey).astype(float)
+    assert grainy.std() == pytest.approx(12.8 / math.sqrt(3), rel=0.02)
+    assert (grainy.min(), grainy.max()) == (115, 141)
+
+
+def test_quick_noise_stops_at_black_and_white() -> None:
+    for grey in (1, 254):
+        noisy = draw(ViewConfig(64, noise=(9, 9), noise_p=1, quick_noise=True), film=np.full((64, 64), grey, np.uint8))
+        assert (np.abs(noisy.astype(int) - grey) < 40).all()
+
+
+def test_quick_noise_is_looked_up_by_the_generators_raw_bytes() -> None:
+    grey = np.full((9, 9), 100, np.uint8)
+    view = draw_view(
+        grey, ViewConfig(9, noise=(5, 5), noise_p=1, quick_noise=True), np.random.Generator(np.random.Philox(3))
+    )
+    rng = np.random.Generator(np.random.Philox(3))
+    rng.uniform(size=4), rng.random(size=7), rng.uniform()  # crop; affine, flip and what follows; spread
+    raw = b"".join(int(word).to_bytes(8, "little") for word in rng.bit_generator.random_raw(11))
+    order = np.argsort(np.frombuffer(raw, np.uint8)[:81], kind="stable")
+    assert (np.diff(view.ravel().astype(int)[order]) >= 0).all()
+    assert len(np.unique(view)) > 10
 
 
 def test_noise_has_the_spread_that_was_asked_for() -> None:
@@ -112,7 +320,16 @@ def test_resizing_averages_when_it_shrinks() -> None:
     assert set(np.unique(resize_film(board, 32))) <= {127, 128}
 
 
-@pytest.mark.parametrize(("wrong", "named"), [({"filters": ("blurr",)}, "'blurr'"), ({"filter_p": 0.5}, "filter_p")])
-def test_filters_that_cannot_be_drawn_are_refused(wrong: dict, named: str) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"filters": ("blurr",)}, "'blurr'"),
+        ({"filter_p": 0.5}, "filter_p"),
+        ({"keep": (0.5, 1.1)}, "keep"),
+        ({"elastic": 0.15, "elastic_cells": 4}, "elastic"),
+        ({"elastic_cells": 0}, "elastic_cells"),
+    ],
+)
+def test_views_that_cannot_be_drawn_are_refused(wrong: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         ViewConfig(**wrong)

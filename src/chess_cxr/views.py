@@ -137,7 +137,7 @@ def _warp(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> 
     if bend or elastic_2KK is not None:
         return _warp_bent(film_HW, matrix, bend, elastic_2KK, config)
     size = (config.size, config.size)
-    if film_HW.shape == size and np.array_equal(matrix, [[1, 0, 0], [0, 1, 0]]):
+    if film_HW.shape == size and matrix.tolist() == [[1, 0, 0], [0, 1, 0]]:
         return film_HW
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(film_HW, matrix, size, flags=flags, borderMode=BORDERS[config.border])
@@ -244,22 +244,25 @@ def _build_spline_weights(size: int, cells: int) -> np.ndarray:
 
 def _change_grey(view: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
     """Draw gamma, then contrast and brightness, then jitter and lift, and apply them as one table, uint8 [256]."""
-    grey: np.ndarray | None = None
-    mean = cv2.sumElems(view)[0] / view.size / 255
+    grey, power = GREY_LEVELS, 1.0
+
+    def compute_mean() -> float:
+        mean: float = cv2.sumElems(view)[0] / view.size / 255
+        return float(mean**power)
+
     if rng.random() < config.gamma_p:
         power = math.exp(rng.uniform(math.log(config.gamma[0]), math.log(config.gamma[1])))
-        grey, mean = GREY_LEVELS**power, mean**power
+        grey = grey**power
     if rng.random() < config.tone_p:
-        pivot = mean if config.contrast_about == "mean" else 0.0
-        grey = GREY_LEVELS if grey is None else grey
+        pivot = compute_mean() if config.contrast_about == "mean" else 0.0
         grey = (grey - pivot) * (1 + rng.uniform(*config.contrast)) + pivot + rng.uniform(*config.brightness)
     if rng.random() < config.jitter_p:
-        grey = GREY_LEVELS if grey is None else grey
+        mean = compute_mean() if config.jitter else 0.0
         grey = (grey - mean) * (1 + rng.uniform(-config.jitter, config.jitter)) + mean
         grey = grey * (1 + rng.uniform(-config.jitter, config.jitter))
         if config.lift:
             grey = grey + rng.uniform(-config.lift, config.lift)
-    if grey is None:
+    if grey is GREY_LEVELS:
         return view
     return cv2.LUT(view, np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8))
 

@@ -217,6 +217,18 @@ def test_a_killed_process_leaves_no_half_copy_and_can_be_continued(tmp_path: Pat
     assert read_tree(tmp_path / "out") == whole
 
 
+def test_a_listing_that_fails_midway_takes_no_copy_away(tmp_path: Path) -> None:
+    def list_some() -> Iterator[SourceFilm]:
+        yield from films[:4]
+        raise UsageError("no permission to list the rest")
+
+    films = write_films(tmp_path / "raw", 6)
+    with pytest.raises(UsageError, match="no permission to list the rest"):
+        deidentify_files(list_some(), tmp_path / "out", OPTIONS)
+    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 4
+    assert deidentify_files(films, tmp_path / "out", OPTIONS).copied == 6
+
+
 def test_a_run_is_only_continued_with_its_own_key_options_and_films(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 5)
     with pytest.raises(_Killed):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -185,6 +186,15 @@ def test_a_child_that_was_killed_while_idle_costs_no_film(tmp_path: Path) -> Non
     idle._process.kill()
     idle._process.wait()
     assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
+
+
+def test_a_film_whose_child_was_killed_for_others_is_tried_once_more(tmp_path: Path) -> None:
+    (film,) = write_films(tmp_path, 1)
+    child = get_child(encode_film_file, LIMITS)
+    os.kill(child._process.pid, signal.SIGSTOP)
+    threading.Timer(0.5, child.kill).start()  # while the film is under way
+    assert encode_in_child(film.path, OPTIONS, LIMITS).reason == ""
+    assert get_child(encode_film_file, LIMITS) is not child
 
 
 def test_no_code_from_the_folder_one_stands_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

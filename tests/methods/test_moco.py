@@ -1,15 +1,18 @@
 """MoCo v2 against slow manual oracles."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from chess_cxr.methods.full_precision import normalise
 from chess_cxr.methods.moco import MoCo, MoCoConfig, compute_info_nce
 from chess_cxr.records import UsageError
 
 TINY = MoCoConfig("resnet10t", embedding=16, queue=40, key_momentum=0.9, temperature=0.2, norm_groups=2)
+WITHOUT_NORM = MoCoConfig("test_efficientnet_gn", embedding=16, queue=40, key_momentum=0.9)
 
 
 @pytest.fixture
@@ -104,6 +107,66 @@ def test_shuffling_takes_away_what_batch_norm_tells_about_the_batch() -> None:
     assert (query * in_other_company).sum(1).max() < 0.9999
 
 
+def embed_pairs(method: MoCo, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries of the first views and keys of the second, normalised."""
+    with torch.no_grad():
+        query, key = method.head(method.encoder(pairs[0])), method.key_head(method.key_encoder(pairs[1]))
+    return normalise(query), normalise(key)
+
+
+def test_the_symmetric_loss_is_the_mean_of_both_ways_and_the_queue_takes_the_keys_of_one_view(
+    phantom_pairs: torch.Tensor,
+) -> None:
+    both, one = (MoCo(replace(WITHOUT_NORM, symmetric=symmetric)) for symmetric in (True, False))
+    one.load_state_dict(both.state_dict())
+    ways = [next(iter(one.losses(pairs)))[1].item() for pairs in (phantom_pairs.flip(0), phantom_pairs)]
+    ((_, loss),) = both.losses(phantom_pairs)
+    assert loss.item() == pytest.approx(sum(ways) / 2, rel=1e-5) and abs(ways[0] - ways[1]) > 1e-4
+    for method in (both, one):  # the one-way method has seen the second views as keys last
+        method.after_step()
+    torch.testing.assert_close(both.queue_KD, one.queue_KD)
+    assert int(both.queue_position) == 16
+
+
+def test_only_keys_are_negatives_where_the_unfilled_queue_is_masked(phantom_pairs: torch.Tensor) -> None:
+    method = MoCo(replace(WITHOUT_NORM, mask_unfilled=True, queue=24))
+    ((_, loss),) = method.losses(phantom_pairs)
+    assert loss.item() == 0  # nothing to be told apart from yet
+    for filled in (16, 24):
+        method.after_step()
+        ((_, loss),) = method.losses(phantom_pairs)
+        expected = compute_info_nce(*embed_pairs(method, phantom_pairs), method.queue_KD[:filled], 0.2)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_queue_tells_its_age_and_how_near_its_keys_are(phantom_pairs: torch.Tensor) -> None:
+    method = MoCo(replace(WITHOUT_NORM, queue=40))
+    made_at: list[int] = []
+    for step in range(5):
+        list(method.losses(phantom_pairs))
+        ages = [step - made for made in made_at[-40:]]
+        assert method.signals["queue_age_steps"] == pytest.approx(sum(ages) / len(ages) if ages else 0)
+        queries, keys = embed_pairs(method, phantom_pairs)[0].tolist(), method.queue_KD.tolist()
+        cosines = [sum(a * b for a, b in zip(q, k, strict=True)) for q in queries for k in keys]
+        assert method.signals["negative_similarity"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-3, abs=1e-5)
+        method.after_step()
+        made_at += [step] * 16
+
+
+@pytest.mark.parametrize(("end", "expected"), [(None, [0, 0, 0]), (0.5, [0, 0.25, 0.5])])
+def test_the_key_momentum_rises_only_where_an_end_is_given(end: float | None, expected: list[float]) -> None:
+    method = MoCo(replace(WITHOUT_NORM, key_momentum=0.0, key_momentum_end=end), steps=2)
+    kept = []
+    for _ in range(3):
+        before = method.key_head[0].weight.clone()
+        with torch.no_grad():
+            method.head[0].weight.add_(1.0)
+        method.after_step()
+        moved = (method.key_head[0].weight - before) / (method.head[0].weight - before)
+        kept.append(1 - moved.mean().item())
+    assert kept == pytest.approx(expected, abs=1e-5)
+
+
 def test_numbers_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="queue"):
         MoCo(MoCoConfig("resnet10t", queue=0))
@@ -115,3 +178,4 @@ def test_the_published_numbers_are_the_defaults() -> None:
     config = MoCoConfig()
     assert (config.architecture, config.embedding, config.queue) == ("resnet50", 128, 65_536)
     assert (config.key_momentum, config.temperature) == (0.999, 0.2)
+    assert (config.symmetric, config.key_momentum_end, config.mask_unfilled) == (False, None, False)

@@ -14,7 +14,8 @@ PROGRAM = """
 import sys
 import torch
 import torch.nn.functional as F
-from chess_cxr.methods.moco import MoCo, MoCoConfig, gather_ranks
+from chess_cxr.methods.moco import MoCo, MoCoConfig
+from chess_cxr.methods.ranks import gather_ranks
 from chess_cxr.training.distributed import copy_from_first_rank, join_ranks, leave_ranks
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 

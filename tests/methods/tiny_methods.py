@@ -51,9 +51,8 @@ def _train_one(name: str, pairs: torch.Tensor, rank: int) -> dict[str, Any]:
     config = TrainingConfig(steps=STEPS, batch=16, learning_rate=0.01, clip_norm=1.0)
     losses, gradients = [], []
     # from step to step the films wander, so that a queue holds others than the batch
-    for report in train(
-        method, (pairs.roll(step, 3) for step in range(STEPS)), build_optimizers(method, config), config
-    ):
+    batches = (pairs.roll(step, 3) for step in range(STEPS))
+    for report in train(method, batches, build_optimizers(method, config), config):
         losses.append(report.losses["encoder"])
         gradients.append(report.gradient_norms["encoder"])
     state = {key: tensor.numpy().copy() for key, tensor in method.state_dict().items()}

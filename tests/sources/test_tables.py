@@ -76,6 +76,13 @@ def test_large_numbers_of_a_parquet_table_stay_apart_beside_a_blank(tmp_path: Pa
     assert [film.patient for film in films] == [str(2**53), str(2**53 + 1), ""]
 
 
+@pytest.mark.parametrize("name", ["t.xlsx", "t.XLS", "t.ods"])
+def test_a_spreadsheet_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(UsageError, match="is a spreadsheet; save it as CSV"):
+        read_table(tmp_path / name)
+
+
 def test_binary_columns_of_a_parquet_table_are_read_as_utf_8(tmp_path: Path) -> None:
     frame = pd.DataFrame({"file": ["é.png".encode(), b"2.png"], "patient": [b"007", None]})
     frame.to_parquet(tmp_path / "t.parquet")

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,6 +40,8 @@ TINY = PretrainConfig(
     ),
     pixels=PixelScale(0.5, 0.25),
 )
+# the trunk thaws on the way, and no step is far from a checkpoint
+TINY_WARM = replace(TINY, training=replace(TINY.training, frozen_steps=10, checkpoint_every=2))
 TINY_SGD = replace(TINY, training=replace(TINY.training, optimizer="sgd", learning_rate=0.03))
 # what each rank computes with it does not depend on which films it was given the others with
 WITHOUT_BATCH_NORM = replace(TINY, method=replace(TINY.method, architecture="test_efficientnet_gn", norm_groups=1))
@@ -133,9 +136,15 @@ def _train(
     signal_at: tuple[int, int] = (0, signal.SIGTERM),
     largest_file: int = 0,
     rank: tuple[int, int, int] | None = None,
+    die_writing: tuple[str, int] = ("", 0),
 ) -> None:
-    """Train; at step `signal_at[0]` this process sends itself signal `signal_at[1]`."""
+    """Train; at step `signal_at[0]` this process sends itself signal `signal_at[1]`.
+
+    die_writing: what a checkpoint's writing does when this process is killed, and after how many of its bytes.
+    """
     torch.set_num_threads(1)
+    if die_writing[0]:
+        _die_writing(*die_writing)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if rank:
@@ -150,3 +159,39 @@ def _train(
     except ChessError as error:
         line.send(str(error))
         raise SystemExit(error.exit_code) from None
+
+
+def _die_writing(event: str, most: int) -> None:
+    """Die when Python is about to do `event` to a checkpoint, or at byte `most` of the file that it opens.
+
+    "open" with `most` bytes, "os.rename" of the finished file, "os.remove" of an older one.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def watch(happening: str, args: tuple[Any, ...]) -> None:
+        if happening != event or "step_" not in str(args[0]) or not str(args[0]).endswith(("tors", str(os.getpid()))):
+            return
+        if event == "open" and most:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # kills as surely as SIGKILL does
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        elif event != "open" or "partial" in str(args[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def find_rank(torchrun: int, rank: int) -> int:
+    """Return the process id of one of the ranks that a torchrun has started (Linux)."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and _read_parent(folder) == torchrun:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if f"RANK={rank}".encode() in environment:
+                return int(folder.name)
+    raise LookupError(f"torchrun {torchrun} has no rank {rank}")
+
+
+def _read_parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended in the meantime
+        return 0

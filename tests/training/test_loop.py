@@ -1,12 +1,10 @@
 """The one loop: schedule, clipping, several losses, and what must stop it."""
 
 import math
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +18,8 @@ from chess_cxr.training.loop import (
     compute_learning_rate,
     train,
 )
-from chess_cxr.training.stop import catch_stop_signals
 
-PLAIN = TrainingConfig(steps=5, batch=4, learning_rate=0.1, momentum=0.0, weight_decay=0.0, max_skipped=1)
+PLAIN = TrainingConfig(steps=5, batch=4, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
 
 
 class Line(nn.Module):
@@ -126,12 +123,13 @@ def test_a_large_gradient_is_shortened_and_a_small_one_left() -> None:
         ("gradient", "the gradient of the line loss became nan at step 3; try a lower learning rate"),
     ],
 )
-def test_what_is_not_finite_stops_before_it_reaches_the_weights(what: str, message: str) -> None:
+def test_without_patience_what_is_not_finite_stops_before_it_reaches_the_weights(what: str, message: str) -> None:
     method, untouched = Line(poison_at=2, what=what), Line()
     two = list(
         train(untouched, iter(make_batches()[:2] + [torch.zeros(4, 3)] * 3), build_optimizers(untouched, PLAIN), PLAIN)
     )[:2]
-    poisoned = train(method, iter(make_batches()), build_optimizers(method, PLAIN), PLAIN)
+    impatient = replace(PLAIN, max_skipped=1)
+    poisoned = train(method, iter(make_batches()), build_optimizers(method, PLAIN), impatient)
     assert [next(poisoned).losses for _ in two] == [report.losses for report in two]
     before = method.weight_D.detach().clone()
     with pytest.raises(ChessError, match=f"^{message}$"):
@@ -183,42 +181,14 @@ def test_both_optimisers_get_their_numbers() -> None:
         ({"log_every": 0}, "training.log_every must be at least 1"),
         ({"keep_checkpoints": 0}, "training.keep_checkpoints must be at least 1"),
         ({"loader_threads": 0}, "training.loader_threads must be at least 1"),
-        ({"seed": -1}, "training.(seed|clip_norm) must be 0 or more"),
+        ({"max_skipped": 0}, "training.max_skipped must be at least 1"),
+        ({"seed": -1}, "training.seed must be 0 or more"),
+        ({"clip_norm": math.nan}, "training.clip_norm must be 0 or more"),
+        ({"frozen_steps": -1}, "training.frozen_steps must be 0 or more"),
+        ({"precision": "float8"}, "training.precision must be one of float32, bfloat16, float16"),
     ],
 )
-def test_numbers_that_cannot_train_are_refused(changed: dict[str, float], message: str) -> None:
+def test_numbers_that_cannot_train_are_refused(changed: dict[str, Any], message: str) -> None:
     check_training_config(PLAIN)
     with pytest.raises(UsageError, match=message):
         check_training_config(replace(PLAIN, **changed))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_stop_signal_is_noted_and_only_a_second_interrupt_acts_as_usual(number: signal.Signals) -> None:
-    usual: list[int] = []
-    before = signal.signal(number, lambda received, frame: usual.append(received))
-    try:
-        with catch_stop_signals() as is_stopped:
-            assert not is_stopped()
-            os.kill(os.getpid(), number)
-            assert is_stopped() and usual == []
-            os.kill(os.getpid(), number)
-            expected = [number] if number == signal.SIGINT else []  # only somebody at the keyboard is in a hurry
-            assert is_stopped() and usual == expected
-        os.kill(os.getpid(), number)
-        assert usual == [*expected, number]
-    finally:
-        signal.signal(number, before)
-
-
-def test_outside_the_main_thread_no_signal_is_touched() -> None:
-    heard: list[bool] = []
-
-    def listen() -> None:
-        with catch_stop_signals() as is_stopped:
-            heard.append(is_stopped())
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=listen)
-    thread.start()
-    thread.join()
-    assert heard == [False] and signal.getsignal(signal.SIGTERM) is before

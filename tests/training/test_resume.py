@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import TINY, TINY_SGD, start_training, train_in_child, wait_for_lines
+from children import TINY, TINY_SGD, TINY_WARM, start_training, train_in_child, wait_for_lines
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,15 +25,16 @@ from chess_cxr.presets import PretrainConfig
 from chess_cxr.records import ChessError, ImageRecord, UsageError
 from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
+from chess_cxr.training.precision import Precision
 
-CONFIGS = {"adamw": TINY, "sgd": TINY_SGD}
+CONFIGS = {"adamw": TINY, "sgd": TINY_SGD, "warm": TINY_WARM}
 FINAL = "checkpoints/step_00000030.safetensors"
 NOT_REPEATABLE = ("time", "images_per_second", "data_wait_share")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of both optimisers' runs that nothing disturbed."""
+    """Run folders of runs that nothing disturbed."""
     runs = {name: tmp_path_factory.mktemp("uninterrupted") / name for name in CONFIGS}
     for name, run in runs.items():
         assert train_in_child(small_store, run, CONFIGS[name]) == (0, "")
@@ -55,7 +58,7 @@ def read_folder_bytes(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("optimizer", CONFIGS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_run_killed_again_and_again_ends_with_the_same_weights_and_metrics(
     optimizer: str, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -66,6 +69,63 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights_and_metrics(
         assert read_metrics(tmp_path)[-1]["step"] == step
     assert train_in_child(small_store, tmp_path, CONFIGS[optimizer]) == (0, "")
     check_same_end(tmp_path, uninterrupted[optimizer])
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_and_metrics(
+    first: int, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    """Five moments each: at a step, at any time from outside, before, inside and after the writing of a checkpoint."""
+    rng, run, killed = random.Random(first), tmp_path / "run", 0
+    size = (uninterrupted["warm"] / FINAL).stat().st_size
+    kinds = ["step", "outside", "open", "inside", rng.choice(["os.rename", "os.remove"])]
+    rng.shuffle(kinds)
+    for _ in range(100):
+        if killed == len(kinds):
+            break
+        code = train_until_killed(kinds[killed], small_store, run, rng, size)
+        if code == 0:  # it was done before its moment came
+            check_same_end(run, uninterrupted["warm"])
+            shutil.rmtree(run)
+        else:
+            assert code == (-signal.SIGXFSZ if kinds[killed] == "inside" else -signal.SIGKILL)
+            killed += 1
+    assert killed == len(kinds)
+    assert train_in_child(small_store, run, TINY_WARM) == (0, "")
+    check_same_end(run, uninterrupted["warm"])
+
+
+def train_until_killed(kind: str, store: Path, run: Path, rng: random.Random, size: int) -> int:
+    if kind == "outside":
+        process, _ = start_training(store, run, TINY_WARM)
+        time.sleep(rng.uniform(0, 1))
+        process.kill()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+    if kind == "step":
+        newest = find_checkpoint(run / "checkpoints")
+        step = int(newest.stem[5:]) if newest else 0
+        return train_in_child(store, run, TINY_WARM, signal_at=(step + rng.randint(1, 12), signal.SIGKILL))[0]
+    event = "open" if kind == "inside" else kind
+    most = rng.randrange(1, size) if kind == "inside" else 0
+    code = train_in_child(store, run, TINY_WARM, die_writing=(event, most))[0]
+    if kind == "inside" and code:
+        assert most in [path.stat().st_size for path in (run / "checkpoints").glob(".step_*.partial-*")]
+    return code
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
+    precision: Precision, small_store: Path, tmp_path: Path
+) -> None:
+    half = replace(TINY, training=replace(TINY.training, precision=precision))
+    assert train_in_child(small_store, tmp_path / "undisturbed", half) == (0, "")
+    assert train_in_child(small_store, tmp_path / "run", half, signal_at=(13, signal.SIGKILL))[0] == -signal.SIGKILL
+    assert train_in_child(small_store, tmp_path / "run", half) == (0, "")
+    check_same_end(tmp_path / "run", tmp_path / "undisturbed")
+    state = load_file(tmp_path / "run" / FINAL)
+    assert ("loop.scaling.encoder.scale" in state) == (precision == "float16")
 
 
 def test_a_run_killed_from_outside_ends_the_same(
@@ -93,8 +153,9 @@ def test_a_stopped_run_keeps_the_step_it_finished_and_goes_on_from_there(
     check_same_end(tmp_path, uninterrupted["adamw"])
 
 
-def test_sigterm_to_the_command_says_one_line_and_the_same_command_continues(
-    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_pre_empted_command_says_one_line_and_by_its_code_that_the_same_command_continues(
+    number: signal.Signals, exit_code: int, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
 ) -> None:
     described, run = tmp_path / "tiny.json", tmp_path / "run"
     described.write_text(json.dumps(asdict(TINY)))
@@ -224,7 +285,8 @@ def test_no_room_for_metrics_is_one_line_too(small_store: Path, uninterrupted: d
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(small_store: Path, tmp_path: Path) -> None:
     wild = replace(TINY_SGD, training=replace(TINY_SGD.training, learning_rate=1e30, warmup=0.0, clip_norm=0.0))
     with pytest.raises(
-        ChessError, match=r"^the (encoder loss|gradient of the encoder loss) became .* at step \d+, as in the 9 before"
+        ChessError,
+        match=r"^the (encoder loss|gradient of the encoder loss) became .* at step \d+, after 9 skipped before it; try",
     ):
         pretrain(small_store, tmp_path, wild)
     kept = find_checkpoint(tmp_path / "checkpoints")  # of steps that were skipped: nothing of them is in it

@@ -32,8 +32,8 @@ STARTS, SECONDS_BETWEEN_STARTS = 4, 0.5
 MOST_SECONDS, MOST_GIB = 86_400, 1024
 # A child whose owner was killed ends itself this long after its film's time is up.
 ORPHAN_SECONDS = 5
-# One thread a child.  And glibc keeps the memory of a film for the next one: a tenth to a third of the time went into
-# asking the system for pages and giving them back.  (32 MiB is the largest threshold that it takes.)
+# One thread a child.  And glibc keeps the memory of a film for the next one, instead of asking the system for pages and
+# giving them back for each.  (32 MiB is the largest threshold that it takes.)
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),

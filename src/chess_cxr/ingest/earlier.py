@@ -69,17 +69,7 @@ def pack_hash(text: str) -> bytes:
 
 def fingerprint_film(id_key: bytes, film: SourceFilm) -> int:
     """Return a keyed hash of all that the source says of a film, its place included, as a number."""
-    said: tuple[object, ...] = (
-        str(film.path),
-        film.uid,
-        film.patient,
-        film.study,
-        film.view,
-        film.age_years,
-        film.sex,
-        film.split,
-    )
-    said += (film.study_date, film.manufacturer, *film.labels.items())
+    said = {**vars(film), "path": str(film.path), "labels": dict(film.labels)}
     return int(hash_id(id_key, "listed", repr(said)), 16)
 
 

@@ -27,6 +27,7 @@ class TrainingConfig:
     clip_norm: largest gradient norm, 0 for no clipping.  loader_threads: batches prepared at a time.
     precision: of the networks' arithmetic; weights, gradients and optimiser are float32 always.
     frozen_steps: steps at the start in which only the heads learn, the encoder being frozen.
+    sync_batch_norm: BatchNorm takes its statistics over all ranks; for methods other than MoCo on many ranks.
     max_skipped: this many steps in a row with a loss or gradient that is not finite end the run.
     """
 
@@ -40,6 +41,7 @@ class TrainingConfig:
     clip_norm: float = 0.0
     precision: Precision = "float32"
     frozen_steps: int = 0
+    sync_batch_norm: bool = False
     max_skipped: int = 10
     seed: int = 0
     loader_threads: int = 1
@@ -224,8 +226,8 @@ def _compute_gradients(name: str, optimizer: Optimizer, loss: Tensor, clip: floa
 
 def _check_patience(problem: str, step: int, in_a_row: int, most: int) -> None:
     if in_a_row >= most:
-        before = f", as in the {in_a_row - 1} before it something did" if in_a_row > 1 else ""
-        raise ChessError(f"{problem} at step {step}{before}; try a lower learning rate")
+        skipped = f", after {in_a_row - 1} skipped before it" if in_a_row > 1 else ""
+        raise ChessError(f"{problem} at step {step}{skipped}; try a lower learning rate")
 
 
 def get_trunk(method: Method) -> nn.Module:

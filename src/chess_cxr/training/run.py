@@ -46,6 +46,7 @@ from chess_cxr.training.loop import (
 )
 from chess_cxr.training.probe import LabelledFilms, probe_encoder, read_labelled_films
 from chess_cxr.training.stop import Stopped, catch_stop_signals
+from chess_cxr.training.sync_norm import synchronise_batch_norm
 from chess_cxr.views import ViewConfig
 
 
@@ -102,6 +103,8 @@ def pretrain_run(
     method.to(device)
     method.to(memory_format=torch.channels_last)
     copy_from_first_rank(method)
+    if training.sync_batch_norm:
+        synchronise_batch_norm(method)
     optimizers = build_optimizers(method, training)
     loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
