@@ -210,7 +210,7 @@ def test_what_is_no_run_cannot_be_exported_or_read(tmp_path: Path) -> None:
 def test_pre_training_needs_a_store_and_a_known_preset(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least one store"):
         pretrain([], tmp_path / "run", build_tiny_config())
-    with pytest.raises(UsageError, match="no preset named 'huge'; there are chess_paper, cpu_small, demo"):
+    with pytest.raises(UsageError, match="named 'huge'; there are chess_paper, chess_strong, cpu_small, demo"):
         pretrain(store, tmp_path / "run", "huge")
     with pytest.raises(UsageError, match="is not a store"):
         pretrain(tmp_path, tmp_path / "run", build_tiny_config())

@@ -31,6 +31,9 @@ MAY_IMPORT = {
     "weights": {"models", "records", "report.card"},
     "evaluation": {"records"},
     "report": {"evaluation", "records"},
+    "runs": {"records"},
+    "planning": EVERYTHING,
+    "calibration": EVERYTHING,
     "api": EVERYTHING,
     "audit": EVERYTHING,
     "finetuning": EVERYTHING,
@@ -41,7 +44,9 @@ MAY_IMPORT = {
 }
 # The front doors: what only they may import.
 FRONT = {
-    "api": {"finetuning", "demo", "cli", "__init__"},
+    "api": {"finetuning", "demo", "calibration", "cli", "__init__"},
+    "calibration": {"planning", "cli"},
+    "planning": {"cli"},
     "finetuning": {"demo", "cli", "__init__"},
     "audit": {"demo", "cli", "__init__"},
     "demo": {"cli"},
@@ -60,7 +65,7 @@ MAY_USE = {
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
 PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
-NEVER_TORCH = (*PLAIN, "views", "evaluation", "report", "cli")
+NEVER_TORCH = (*PLAIN, "views", "evaluation", "report", "runs", "cli")
 
 
 def list_modules() -> dict[str, Path]:

@@ -19,15 +19,14 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from chess_cxr.models.contract import draw_golden_film
-from chess_cxr.models.embedding import build_network, list_expected_tensors
+from chess_cxr.models.contract import PixelContract, Polarity, draw_golden_film
+from chess_cxr.models.embedding import build_grey_network, build_network, list_expected_tensors
 from chess_cxr.models.published import LITE0_FILE, LITE0_PACKAGE, read_chess_checkpoint
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.views import resize_film
 from chess_cxr.weights import (
     CPU_TOLERANCE,
     Encoder,
-    PixelContract,
     TrainingSummary,
     build_random_encoder,
     import_chess,
@@ -862,6 +861,19 @@ def test_the_imagenet_baseline_still_recognises_a_flower() -> None:
     with torch.inference_mode():
         logits = encoder.module(inputs) @ published["_fc.weight"].T + published["_fc.bias"]
     assert int(logits.argmax()) == 985
+
+
+@pytest.mark.parametrize("polarity", ["bone_bright", "bone_dark"])
+def test_a_network_for_colours_becomes_one_for_grey_films_that_answers_alike(polarity: Polarity) -> None:
+    colours = load_encoder("imagenet:tf_efficientnet_lite0")
+    colours = replace(colours, contract=replace(colours.contract, polarity=polarity))
+    film = draw_golden_film(224)
+    network, mean, std = build_grey_network(colours)
+    grey = PixelContract(224, (mean,), (std,)).prepare(film)
+    assert grey.shape == (1, 224, 224)
+    torch.testing.assert_close(
+        network.eval()(grey[None]), colours.module(colours.contract.prepare(film)[None]), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_the_imagenet_baseline_sees_the_grey_film_three_times() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -15,17 +17,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import torch
+from torch import nn
 
 from chess_cxr.evaluation.compare import Comparison, compare_encoders
 from chess_cxr.labelled import select_labelled
-from chess_cxr.methods.moco import MoCo
+from chess_cxr.methods import METHOD_TITLES, build_method
 from chess_cxr.models.contract import PixelContract
+from chess_cxr.models.embedding import build_grey_network, compute_state_sha256
 from chess_cxr.presets import PRESETS, PretrainConfig, read_pretrain_config
 from chess_cxr.records import UsageError
+from chess_cxr.report.page import write_page
+from chess_cxr.report.run_page import RunFacts, render_run_page
+from chess_cxr.runs import read_json, read_lines, read_run, say_duration
 from chess_cxr.store import Store, open_store
+from chess_cxr.training.batches import build_film_pool, read_view_batches
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint, write_atomically
 from chess_cxr.training.loop import StepReport
+from chess_cxr.training.probe import CollapseAlarm
 from chess_cxr.training.run import RunPlan, describe, pretrain_run, read_run_config
+from chess_cxr.training.run_log import PixelScale, find_first_judged_step
+from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import resize_film
 from chess_cxr.weights import Encoder, TrainingSummary, load_encoder, write_encoder
 
@@ -39,21 +50,61 @@ def pretrain(
     out: Path | str,
     preset: str | PretrainConfig = "cpu_small",
     on_step: Callable[[StepReport, Mapping[str, float]], None] | None = None,
+    *,
+    begin_from: str = "",
+    tracking: TrackingConfig | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Pre-train an encoder without labels on the train split (and unsplit films) of some stores.
 
     preset: the name of a preset or a configuration.  on_step gets every step's report and the newest probe.
+    begin_from: an encoder to continue from, see `continue_from`.  tracking: where numbers go beside `metrics.jsonl`.
+    say: told one line for what must not be overlooked, such as a collapse; stderr by default.
     The same call again continues an interrupted run.  Returns the run folder.
     Raises `UsageError` where `out` holds a run of another configuration.
     """
     config = build_config(preset)
+    config = continue_from(config, begin_from) if begin_from else config
     opened = [get_store(store) for store in ([stores] if isinstance(stores, StoreLike) else stores)]
     if not opened:
         raise UsageError("name at least one store to pre-train on")
     torch.manual_seed(config.training.seed)
-    plan = RunPlan(config.training, config.views, config.pixels, config.splits)
-    pretrain_run(Path(out), MoCo(config.method), opened, plan, describe(config), on_step)
+    encoder, sha256 = _read_beginning(config)
+    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
+    method = build_method(config.method, encoder, config.training.steps)
+    pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say)
     return Path(out)
+
+
+def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
+    """Return a configuration that begins with an encoder's weights instead of random ones.
+
+    encoder: as `load_encoder` takes it; its network and its pixels' mean and standard deviation take the place of the
+    configuration's.  Its fresh head would tear at good weights (continued runs are known to lose in their first epoch
+    what they began with), so the head learns alone for the first twentieth of the steps, unless `training.frozen_steps`
+    says otherwise.
+    """
+    loaded = load_encoder(encoder)
+    _, mean, std = build_grey_network(loaded)
+    frozen = config.training.frozen_steps or max(1, config.training.steps // 20)
+    return replace(
+        config,
+        begin_from=encoder,
+        method=replace(config.method, architecture=loaded.architecture),
+        pixels=PixelScale(mean, std),
+        training=replace(config.training, frozen_steps=frozen),
+    )
+
+
+def _read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
+    """Return the network to begin with, for one grey channel, and the SHA-256 of its weights."""
+    if not config.begin_from:
+        return None, ""
+    loaded = load_encoder(config.begin_from)
+    if loaded.architecture != config.method.architecture:
+        raise UsageError(f"{config.begin_from} is a {loaded.architecture}, not a {config.method.architecture}")
+    network, _, _ = build_grey_network(loaded)
+    return network, compute_state_sha256(network)
 
 
 def build_config(preset: str | PretrainConfig) -> PretrainConfig:
@@ -86,11 +137,46 @@ def export(run: Path | str, out: Path | str, licence: str = "not stated", data: 
         data or f"{len(uids):,} films; the owner of the run did not describe them.",
         images=len(uids),
         steps=step,
-        method=f"MoCo v2, preset {config.preset}",
+        method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}"
+        + (f", begun from {Path(config.begin_from).name}" if config.begin_from else ""),
         date=datetime.date.today().isoformat(),
         config=described,
     )
     return write_encoder(Path(out), weights, config.method.architecture, contract, licence, training, uids)
+
+
+def write_run_page(run: Path | str, stores: Sequence[StoreLike] = (), films: int = 12, synthetic: bool = False) -> Path:
+    """Write a run's page with its curves, `report.html` in its folder, and return its path.
+
+    stores: that it was trained on, for a sheet with the views that its first step saw of `films` films.
+    synthetic: put a banner on it.  Raises `UsageError` where `run` is no run or the stores hold none of its films.
+    """
+    run = Path(run)
+    described = read_run_config(run)
+    config = read_pretrain_config({key: value for key, value in described.items() if key != "data"})
+    summary, metrics = read_run(run, time.time()), read_lines(run / "metrics.jsonl")
+    alarm = CollapseAlarm(first_step=find_first_judged_step(config.training))
+    notes = [line for values in metrics if (line := alarm.judge(int(values["step"]), values))]
+    state = f"{summary.state}, {summary.step:,} of {summary.steps:,} steps, {say_duration(summary.seconds)} of training"
+    facts = RunFacts(
+        summary.name, state, metrics, described, read_json(run / "environment.json"), tuple(notes),
+        "Probes learn from up to 1,000 labelled train films and are scored on up to 500 val films.", synthetic,
+    )  # fmt: skip
+    views = _draw_first_views(config, [get_store(store) for store in stores], films) if stores else None
+    again = shlex.join(["chess-cxr", "pretrain", "STORE", "--config", str(run / "config.json"), "--out", str(run)])
+    return write_page(run / "report.html", render_run_page(facts, views, again))
+
+
+def _draw_first_views(config: PretrainConfig, stores: Sequence[Store], films: int) -> np.ndarray:
+    """Draw the views of the first films of a run, uint8 [2, films, H, W]."""
+    pool = build_film_pool(stores, config.splits)
+    training = config.training
+    batches = read_view_batches(
+        pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=1, positives=config.positives
+    )
+    views: np.ndarray = next(batches).numpy()[:, :films, 0]
+    batches.close()
+    return views
 
 
 def embed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from chess_cxr.api import evaluate, export, pretrain, read_metrics
 from chess_cxr.evaluation.compare import Comparison
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.workers import build_ingest_pool, build_pool
+from chess_cxr.methods import METHOD_TITLES, compute_chance_loss
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.presets import demo as demo_preset
 from chess_cxr.progress import ProgressBar, StageBars, build_step_note
@@ -133,9 +133,9 @@ def _build_sections(out: Path, store: Store, config: PretrainConfig, comparison:
         ),
         Section(
             "Pre-training",
-            f"MoCo v2 with {config.method.architecture}, {config.training.steps} steps of {config.training.batch} "
-            "films, on the train split only.",
-            draw_training_curves(read_metrics(out / "run"), math.log(1 + config.method.queue)),
+            f"{METHOD_TITLES[config.method.name]} with {config.method.architecture}, {config.training.steps} steps of "
+            f"{config.training.batch} films, on the train split only.",
+            draw_training_curves(read_metrics(out / "run"), compute_chance_loss(config.method)),
             20,
             "First: the loss, and that of a network that knows nothing. Second: a nearest-neighbour probe. Third: all "
             "lines would fall towards 0 if the encoder forgot to tell films apart. SYNTHETIC films.",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from chess_cxr.methods import METHODS, MethodConfig
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.records import UsageError
+from chess_cxr.training.batches import Positives
 from chess_cxr.training.loop import TrainingConfig
-from chess_cxr.training.run import PixelScale
+from chess_cxr.training.run_log import PixelScale
 from chess_cxr.views import ViewConfig
 
 PAPER_FILMS = 4_800_000
@@ -21,38 +23,47 @@ PAPER_EPOCHS = 200
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """One pre-training run, resolved: what is written to a run's `config.json`."""
+    """One pre-training run, resolved: what is written to a run's `config.json`.
+
+    positives: whose two views are alike, see `read_view_batches`.  begin_from: an encoder to continue from, as
+    `load_encoder` takes it; empty for untrained weights.
+    """
 
     # pydantic reads it, for the parts too: a misspelt entry is refused, not ignored
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     preset: str
-    method: MoCoConfig
+    method: Annotated[MethodConfig, Field(discriminator="name")]
     views: ViewConfig
     training: TrainingConfig
     pixels: PixelScale
     splits: tuple[str, ...] = ("train", "")
+    positives: Positives = "view"
+    begin_from: str = ""
 
 
 def chess_paper() -> PretrainConfig:
-    """ResNet-50 at 512² on 4.8 million films, as the published reference code runs it."""
+    """ResNet-50 at 512² on 4.8 million films, with the views of the published reference code."""
     views = ViewConfig(
         size=512,
         filters=("median_blur", "motion_blur", "sharpen"),
         filter_p=0.2,
         brightness=(-0.1, 0.1),
         contrast=(-0.2, 0.1),
+        contrast_about="black",
         tone_p=0.6,
         noise=(3.2, 7.1),
-        grain=0.1,
+        gain=0.1,
+        quick_noise=True,
         noise_p=0.2,
-        jitter=0.1,
+        lift=0.1,
         jitter_p=0.3,
         shift=0.0625,
         zoom=0.2,
         rotate_deg=10,
         affine_p=0.2,
-        distort=0.05,
+        border="mirror",
+        distort=0.0375,
         distort_p=0.06,
     )
     training = TrainingConfig(
@@ -64,6 +75,33 @@ def chess_paper() -> PretrainConfig:
         checkpoint_every=2_000,
     )
     return PretrainConfig("chess_paper", MoCoConfig(), views, training, PixelScale(0.658, 0.221))
+
+
+def chess_strong() -> PretrainConfig:
+    """`chess_paper` with stronger views: crops that keep the lungs, gamma, contrast, noise, blur, elastic; no flip."""
+    views = ViewConfig(
+        size=512,
+        crop_area=(0.3, 1.0),
+        crop_aspect=(0.8, 1.25),
+        keep=(0.8, 0.7),
+        shift=0.05,
+        zoom=0.1,
+        rotate_deg=10,
+        affine_p=0.8,
+        elastic=0.03,
+        elastic_p=0.5,
+        gamma=(0.7, 1.4),
+        gamma_p=0.5,
+        contrast=(-0.3, 0.3),
+        brightness=(-0.15, 0.15),
+        tone_p=0.8,
+        filters=("gaussian_blur", "sharpen"),
+        filter_p=0.3,
+        noise=(1.0, 8.0),
+        quick_noise=True,
+        noise_p=0.3,
+    )
+    return replace(chess_paper(), preset="chess_strong", views=views)
 
 
 def cpu_small() -> PretrainConfig:
@@ -116,12 +154,13 @@ def demo() -> PretrainConfig:
         checkpoint_every=200,
         loader_threads=1,
     )
-    method = replace(small.method, architecture="test_resnet", queue=256, norm_groups=2)
+    method = MoCoConfig("test_resnet", queue=256, key_momentum=0.99, norm_groups=2)
     return replace(small, preset="demo", method=method, training=training)
 
 
 PRESETS: dict[str, Callable[[], PretrainConfig]] = {
     "chess_paper": chess_paper,
+    "chess_strong": chess_strong,
     "cpu_small": cpu_small,
     "demo": demo,
 }
@@ -133,8 +172,14 @@ def read_pretrain_config(described: Mapping[str, Any]) -> PretrainConfig:
     Raises `UsageError` naming the first entry that does not fit.
     """
     try:
-        return TypeAdapter(PretrainConfig).validate_json(json.dumps(dict(described)))
+        return TypeAdapter(PretrainConfig).validate_json(json.dumps(_name_method(described)))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"] if part not in METHODS)
         raise UsageError(f"configuration: {place}: {first['msg']}") from None
+
+
+def _name_method(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the method's name, which runs did not write when there was one method."""
+    method = described.get("method")
+    return {**described, "method": {"name": "moco_v2", **method} if isinstance(method, Mapping) else method}

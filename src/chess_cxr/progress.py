@@ -61,6 +61,13 @@ class ProgressBar:
         elif not self._quiet and time.monotonic() - self._printed >= self._every:
             self._print()
 
+    def say(self, line: str) -> None:
+        """Print a line that must not be overlooked, also where the progress is quiet."""
+        if self._live:
+            self._live.console.print(f"chess-cxr: {line}", markup=False, highlight=False)
+        else:
+            print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
+
     def _print(self) -> None:
         self._printed = time.monotonic()
         spent = max(self._printed - self._started, 1e-9)

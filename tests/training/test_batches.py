@@ -1,5 +1,6 @@
 """What a training step sees depends on the stores, the seed and the step; on nothing else."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,14 @@ import torch
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.records import ImageRecord, UsageError
 from chess_cxr.store import Store, StoredFilm, compute_batch, open_store, write_store
-from chess_cxr.training.batches import FilmPool, Positives, build_film_pool, build_siblings, read_view_batches
+from chess_cxr.training.batches import (
+    FilmPool,
+    Positives,
+    build_film_pool,
+    build_reader,
+    build_siblings,
+    read_view_batches,
+)
 from chess_cxr.views import ViewConfig, draw_view_pairs
 
 VIEWS = ViewConfig(size=24, crop_area=(0.5, 1.0), flip_p=0.5, noise=(1.0, 8.0), noise_p=0.5)
@@ -143,7 +151,9 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> FilmPool:
 
 def read_numbers(pool: FilmPool, positives: Positives, steps: int = 60, seed: int = 3) -> np.ndarray:
     """The films of which the first and the second views are, [2, steps x batch]."""
-    batches = read_view_batches(pool, STILL, batch=8, seed=seed, first_step=0, steps=steps, positives=positives)
+    batches = read_view_batches(
+        pool, STILL, batch=8, seed=seed, first_step=0, steps=steps, positives=positives, held_bytes=0
+    )
     grey = torch.cat([batch.float().mean((2, 3, 4)) for batch in batches], 1)
     return np.rint((grey.numpy() - 10) / 10).astype(int)
 
@@ -193,6 +203,8 @@ def test_a_film_that_a_step_uses_twice_is_read_and_decoded_once(owned: FilmPool)
 
     pool = Listening(owned.stores, owned.store_of_N, owned.row_of_N)
     first, second = read_numbers(pool, "patient", steps=5)
+    del asked[0]  # where the reader sees how large films are
+    assert len(asked) == 5
     for step, films in enumerate(asked):
         used = {*first[8 * step : 8 * step + 8].tolist(), *second[8 * step : 8 * step + 8].tolist()}
         assert len(films) == len(used) and set(films) == used
@@ -215,3 +227,14 @@ def test_positives_that_no_film_has_or_nobody_knows_are_refused_at_once(pool: Fi
         read_view_batches(pool, VIEWS, batch=8, seed=3, first_step=0, steps=1, positives="study")
     with pytest.raises(UsageError, match="positives are view, study, patient, not 'twin'"):
         read_view_batches(pool, VIEWS, batch=8, seed=3, first_step=0, steps=1, positives="twin")  # type: ignore[arg-type]
+
+
+def test_a_small_pool_is_held_in_memory_and_a_large_one_read_from_the_store(small_store: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(small_store, tmp_path / "copy.lance")
+    pool = build_film_pool([open_store(copy)], ("train", "val", "test"))
+    films = np.array([5, 0, 95, 5])
+    expected = pool.read_jpegs(films)
+    held, read = build_reader(pool, most_bytes=1e9), build_reader(pool, most_bytes=1000)
+    shutil.rmtree(copy)
+    assert held(films) == expected
+    assert read == pool.read_jpegs

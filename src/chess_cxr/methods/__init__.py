@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from chess_cxr.methods.byol import BYOL, BYOLConfig
@@ -20,6 +22,19 @@ METHODS = {
     "vicreg": (VICRegConfig, VICReg),
     "moco_v3": (MoCoV3Config, MoCoV3),
 }
+
+METHOD_TITLES = {
+    "moco_v2": "MoCo v2",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "vicreg": "VICReg",
+    "moco_v3": "MoCo v3",
+}
+
+
+def compute_chance_loss(config: MethodConfig) -> float | None:
+    """Return MoCo's loss of a network that knows nothing, nats; None for the methods without such a number."""
+    return math.log(1 + config.queue) if isinstance(config, MoCoConfig) else None
 
 
 def build_method(config: MethodConfig, encoder: nn.Module | None = None, steps: int = 0) -> AnyMethod:

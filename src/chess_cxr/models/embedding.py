@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
@@ -98,6 +100,27 @@ def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
             return module
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UsageError(f"timm makes no {architecture} with {channels} channel(s): {_tell(error)}") from error
+
+
+def build_grey_network(encoder: Encoder) -> tuple[nn.Module, float, float]:
+    """Build a copy that takes one grey channel with bone bright, and the mean and std its pixels want.
+
+    A first layer of three channels becomes one with the sum of their weights, as timm does it; bone dark turns their
+    sign.  What is left of the contract (size, fit, window) is not the network's and is left to whoever trains it.
+    """
+    network = build_network(encoder.architecture, 1)
+    state, contract = dict(encoder.module.state_dict()), encoder.contract
+    first = f"{getattr(network, 'pretrained_cfg')['first_conv']}.weight"  # noqa: B009
+    sign = -1 if contract.polarity == "bone_dark" else 1
+    state[first] = sign * state[first].sum(1, keepdim=True)
+    network.load_state_dict(state)
+    mean, std = (sum(values) / len(values) for values in (contract.mean, contract.std))
+    return network, 1 - mean if sign < 0 else mean, std
+
+
+def compute_state_sha256(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's names and weights."""
+    return hashlib.sha256(safetensors.torch.save(dict(network.state_dict()))).hexdigest()
 
 
 def list_expected_tensors(architecture: str, channels: int) -> dict[str, Tensor]:

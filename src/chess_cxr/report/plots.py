@@ -42,7 +42,7 @@ def draw_label_efficiency(table: pd.DataFrame, metric: str = "auroc") -> str:
     chosen = table[table["metric"] == metric].sort_values("n_train_films", kind="stable")
     encoders = list(dict.fromkeys(table["encoder"]))
     name = METRIC_NAMES.get(metric, metric)
-    with _build_axes(5.6, 3.6) as (figure, axes):
+    with build_axes(5.6, 3.6) as (figure, axes):
         for place, encoder in enumerate(encoders):
             rows = chosen[chosen["encoder"] == encoder]
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
@@ -56,7 +56,7 @@ def draw_label_efficiency(table: pd.DataFrame, metric: str = "auroc") -> str:
         axes.set_xlabel("labelled training films")
         axes.set_ylabel(name)
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-        return _write_svg(figure, f"{name} against the number of labelled training films")
+        return write_svg(figure, f"{name} against the number of labelled training films")
 
 
 def draw_training_curves(
@@ -70,38 +70,40 @@ def draw_training_curves(
 
 
 def _draw_loss(metrics: Sequence[Mapping[str, float]], chance_loss: float | None) -> str:
-    with _build_axes(4.2, 3.7) as (figure, axes):
+    with build_axes(4.2, 3.7) as (figure, axes):
         names = sorted({name for row in metrics for name in row if name.startswith("loss/")})
         for place, name in enumerate(names):
-            _plot(axes, metrics, name, name.removeprefix("loss/"), COLOURS[place % len(COLOURS)])
+            plot_curve(axes, metrics, name, name.removeprefix("loss/"), COLOURS[place % len(COLOURS)])
         if chance_loss is not None:
             axes.axhline(chance_loss, color="#777777", linestyle=":", label="chance")
-        _label(axes, "loss, nats")
-        return _write_svg(figure, "Loss of pre-training against its steps")
+        label_axes(axes, "loss, nats")
+        return write_svg(figure, "Loss of pre-training against its steps")
 
 
 def _draw_knn(metrics: Sequence[Mapping[str, float]]) -> str:
-    with _build_axes(4.2, 3.7) as (figure, axes):
+    with build_axes(4.2, 3.7) as (figure, axes):
         names = sorted({name for row in metrics for name in row if name.startswith("probe/knn_auroc/")})
         for place, name in enumerate(names):
-            _plot(axes, metrics, name, name.removeprefix("probe/knn_auroc/"), COLOURS[place % len(COLOURS)], width=1.0)
-        _plot(axes, metrics, "probe/knn_auroc", "mean", INK, width=2.6)
+            plot_curve(
+                axes, metrics, name, name.removeprefix("probe/knn_auroc/"), COLOURS[place % len(COLOURS)], width=1.0
+            )
+        plot_curve(axes, metrics, "probe/knn_auroc", "mean", INK, width=2.6)
         axes.axhline(0.5, color="#777777", linestyle=":", label="chance")
-        _label(axes, "kNN AUROC, val films")
-        return _write_svg(figure, "AUROC of a nearest-neighbour probe against the steps of pre-training")
+        label_axes(axes, "kNN AUROC, val films")
+        return write_svg(figure, "AUROC of a nearest-neighbour probe against the steps of pre-training")
 
 
 def _draw_collapse(metrics: Sequence[Mapping[str, float]]) -> str:
-    with _build_axes(4.2, 3.7) as (figure, axes):
-        _plot(axes, metrics, "embedding_std", "spread of embeddings", COLOURS[0])
-        _plot(axes, metrics, "positive_similarity", "similarity of views", COLOURS[1])
+    with build_axes(4.2, 3.7) as (figure, axes):
+        plot_curve(axes, metrics, "embedding_std", "spread of embeddings", COLOURS[0])
+        plot_curve(axes, metrics, "positive_similarity", "similarity of views", COLOURS[1])
         axes.set_ylim(0, 1.05)
         ranks = axes.twinx()
         ranks.spines["right"].set_visible(True)
-        _plot(ranks, metrics, "probe/effective_rank", "effective rank (right)", COLOURS[2])
+        plot_curve(ranks, metrics, "probe/effective_rank", "effective rank (right)", COLOURS[2])
         ranks.set_ylim(0, 1.1 * max((row.get("probe/effective_rank", 1.0) for row in metrics), default=1.0))
-        _label(axes, "share of the best", [*axes.get_lines(), *ranks.get_lines()])
-        return _write_svg(figure, "Signs of collapse against the steps of pre-training")
+        label_axes(axes, "share of the best", [*axes.get_lines(), *ranks.get_lines()])
+        return write_svg(figure, "Signs of collapse against the steps of pre-training")
 
 
 def draw_film(film: np.ndarray, title: str) -> str:
@@ -112,11 +114,11 @@ def draw_film(film: np.ndarray, title: str) -> str:
         axes.imshow(film, cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
-        return _write_svg(figure, title)
+        return write_svg(figure, title)
 
 
 @contextmanager
-def _build_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def build_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """Give a figure of this size in inches with one panel, with the style in force."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -125,9 +127,10 @@ def _build_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _plot(
+def plot_curve(
     axes: Axes, metrics: Sequence[Mapping[str, float]], name: str, label: str, colour: str, width: float = 1.5
 ) -> None:
+    """Plot one number of a run's metrics against its steps; nothing where it was never measured."""
     points = [(row["step"], row[name]) for row in metrics if name in row]
     if points:
         steps, values = zip(*points, strict=True)
@@ -135,7 +138,8 @@ def _plot(
         axes.plot(steps, values, color=colour, label=label, linewidth=width, marker=marker, ms=4)
 
 
-def _label(axes: Axes, what: str, lines: Sequence[Line2D] | None = None) -> None:
+def label_axes(axes: Axes, what: str, lines: Sequence[Line2D] | None = None) -> None:
+    """Name the axes of a run's curve and put the legend of its lines, all by default, below."""
     axes.set_xlabel("step")
     axes.set_ylabel(what)
     handles = axes.get_lines() if lines is None else lines
@@ -144,7 +148,8 @@ def _label(axes: Axes, what: str, lines: Sequence[Line2D] | None = None) -> None
         axes.legend(handles, names, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
-def _write_svg(figure: Figure, title: str) -> str:
+def write_svg(figure: Figure, title: str) -> str:
+    """Write a figure as SVG text with a title to be read aloud."""
     content = io.StringIO()
     figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = content.getvalue()

@@ -26,6 +26,7 @@ from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
 Positives = Literal["view", "study", "patient"]
 
 OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
+HELD_BYTES = 1e9  # of encoded films that a process keeps in memory: some 25,000 of 512 pixels
 SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; epochs and views count up from 0
 
 
@@ -64,6 +65,20 @@ def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
     if not len(pool):
         raise UsageError(f"no film of split {' or '.join(repr(s) for s in splits)} in the given stores")
     return pool
+
+
+def build_reader(pool: FilmPool, most_bytes: float) -> Callable[[np.ndarray], list[bytes]]:
+    """Return what reads encoded films by number: from memory where all of the pool fit, else from the stores.
+
+    A random film costs a store several times what it costs the decoder that waits for a small one.
+    """
+    part = 256
+    jpegs = pool.read_jpegs(range(min(part, len(pool))))
+    if sum(map(len, jpegs)) / len(jpegs) * len(pool) > most_bytes:
+        return pool.read_jpegs
+    for start in range(part, len(pool), part):
+        jpegs += pool.read_jpegs(range(start, min(start + part, len(pool))))
+    return lambda films: [jpegs[film] for film in films]
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,7 @@ def read_view_batches(
     world: int = 1,
     threads: int = 1,
     positives: Positives = "view",
+    held_bytes: float = HELD_BYTES,
 ) -> Generator[Tensor, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
 
@@ -151,6 +167,7 @@ def read_view_batches(
     same study or patient where the store has one, drawn anew each time (MedAug, Vu et al. 2021); a lateral film may so
     be paired with a frontal one, and pairs of a patient may be years and diseases apart.  The first views are the same
     films in the same order in any case.
+    held_bytes: encoded films are held in memory where all of the pool fit into so many.
     Raises `UsageError` at once where the ranks cannot share the batch or no two films are of one study or patient.
     """
     if positives not in get_args(Positives):
@@ -160,9 +177,10 @@ def read_view_batches(
     share = slice(rank * (batch // world), (rank + 1) * (batch // world))
 
     siblings = None if positives == "view" else build_siblings(pool, positives)
+    read_jpegs = build_reader(pool, held_bytes)
 
     def decode(film_B: np.ndarray) -> list[np.ndarray]:
-        return [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in pool.read_jpegs(film_B)]
+        return [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in read_jpegs(film_B)]
 
     def prepare(step: int) -> Tensor:
         film_B, position_B = compute_batch(len(pool), batch, step, seed)

@@ -29,6 +29,7 @@ class TrainingConfig:
     frozen_steps: steps at the start in which only the heads learn, the encoder being frozen.
     sync_batch_norm: BatchNorm takes its statistics over all ranks; for methods other than MoCo on many ranks.
     max_skipped: this many steps in a row with a loss or gradient that is not finite end the run.
+    stop_on_collapse: end the run, its checkpoint written, once all films have become alike (`probe.CollapseAlarm`).
     """
 
     steps: int
@@ -43,6 +44,7 @@ class TrainingConfig:
     frozen_steps: int = 0
     sync_batch_norm: bool = False
     max_skipped: int = 10
+    stop_on_collapse: bool = False
     seed: int = 0
     loader_threads: int = 1
     log_every: int = 20

@@ -1,0 +1,184 @@
+"""Pre-training as Python users call it: beginnings, positives, collapse, where numbers go, the page of a run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from chess_cxr.api import continue_from, export, pretrain, read_metrics, write_run_page
+from chess_cxr.film_jpeg import encode_film
+from chess_cxr.methods import METHODS
+from chess_cxr.presets import PretrainConfig, read_pretrain_config
+from chess_cxr.records import ChessError, ImageRecord, UsageError
+from chess_cxr.store import StoredFilm, write_store
+from chess_cxr.training.checkpoint import find_checkpoint
+from chess_cxr.training.run import describe, read_run_config
+from chess_cxr.training.trackers import TrackingConfig
+from chess_cxr.views import ViewConfig
+from chess_cxr.weights import load_encoder
+from test_api import build_tiny_config
+
+
+@pytest.fixture(scope="module")
+def encoder(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first")
+    return export(pretrain(small_store, folder / "run", build_tiny_config()), folder / "encoder")
+
+
+def read_weights(encoder: Path) -> dict[str, torch.Tensor]:
+    return load_encoder(encoder).module.state_dict()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_configuration_away(name: str, small_store: Path, tmp_path: Path) -> None:
+    tiny = build_tiny_config(2)
+    method = METHODS[name][0](architecture="test_resnet", embedding=16)
+    config = replace(tiny, method=method, training=replace(tiny.training, probe_every=2))
+    assert read_pretrain_config(describe(config)) == config
+    run = pretrain(small_store, tmp_path / "run", config)
+    line = read_metrics(run)[-1]
+    names = ("loss/encoder", "probe/alignment", "probe/uniformity", "probe/effective_rank", "positive_similarity")
+    assert line["step"] == 2 and np.isfinite([line[name] for name in names]).all()
+    assert name.split("_")[0] in load_encoder(export(run, tmp_path / "encoder")).training.method.lower()
+
+
+def test_a_run_tells_what_share_of_its_machine_it_reaches(small_store: Path, tmp_path: Path) -> None:
+    line = read_metrics(pretrain(small_store, tmp_path / "run", build_tiny_config()))[-1]
+    assert line["gflop_per_second"] > 0 and 0 < line["gemm_peak_share"] < 1.2
+
+
+def test_a_run_without_a_method_name_is_moco(small_store: Path) -> None:
+    described = describe(build_tiny_config())
+    del described["method"]["name"]
+    assert read_pretrain_config(described) == build_tiny_config()
+
+
+def test_a_run_that_begins_from_an_encoder_begins_with_its_weights(
+    encoder: Path, small_store: Path, tmp_path: Path
+) -> None:
+    tiny = build_tiny_config()
+    only_heads = replace(tiny, training=replace(tiny.training, frozen_steps=4))
+    run = pretrain(small_store, tmp_path / "run", only_heads, begin_from=str(encoder))
+    after = export(run, tmp_path / "encoder")
+    before, same = read_weights(encoder), read_weights(after)
+    assert [name for name in before if not torch.equal(before[name], same[name])] == []
+    assert load_encoder(after).training.method == "MoCo v2, preset demo, begun from encoder"
+    assert len(read_run_config(run)["data"]["begun_from_sha256"]) == 64
+
+
+def test_a_run_that_begins_from_an_encoder_keeps_it_still_at_first_and_continues(
+    encoder: Path, small_store: Path, tmp_path: Path
+) -> None:
+    config = continue_from(build_tiny_config(), str(encoder))
+    assert config.training.frozen_steps == 1 and config.begin_from == str(encoder)
+    run = pretrain(small_store, tmp_path / "run", config)
+    before, after = read_weights(encoder), read_weights(export(run, tmp_path / "encoder"))
+    assert [name for name in before if before[name].ndim == 4 and torch.equal(before[name], after[name])] == []
+    assert pretrain(small_store, run, build_tiny_config(), begin_from=str(encoder)) == run
+    with pytest.raises(UsageError, match="begin_from"):
+        pretrain(small_store, run, build_tiny_config())
+
+
+def test_pre_training_begins_from_imagenet_with_one_grey_channel(small_store: Path, tmp_path: Path) -> None:
+    tiny = build_tiny_config(2)
+    run = pretrain(small_store, tmp_path / "run", tiny, begin_from="imagenet:tf_efficientnet_lite0")
+    begun = load_encoder(export(run, tmp_path / "encoder"))
+    assert (begun.architecture, begun.contract.channels) == ("tf_efficientnet_lite0", 1)
+    assert (begun.contract.mean, begun.contract.std) == ((0.5,), (0.5,))
+
+
+def test_an_encoder_of_another_network_is_no_beginning(encoder: Path, small_store: Path, tmp_path: Path) -> None:
+    config = replace(build_tiny_config(), begin_from="random:regnetx_002@32")
+    with pytest.raises(UsageError, match="is a regnetx_002, not a test_resnet"):
+        pretrain(small_store, tmp_path / "run", config)
+
+
+def test_positives_of_a_patient_reach_the_run(small_store: Path, tmp_path: Path) -> None:
+    of_film = build_tiny_config(2)
+    of_patient = replace(of_film, positives="patient")
+    losses = [
+        read_metrics(pretrain(small_store, tmp_path / config.positives, config))[0]["loss/encoder"]
+        for config in (of_film, of_patient)
+    ]
+    assert losses[0] != losses[1]
+
+
+# Collapse
+
+
+@pytest.fixture(scope="module")
+def one_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of one picture, over and over: whatever a network makes of it is collapsed."""
+    path = tmp_path_factory.mktemp("store") / "one.lance"
+    picture = np.linspace(0, 1, 48 * 40, dtype=np.float32).reshape(48, 40)
+
+    def list_films() -> Iterator[StoredFilm]:
+        for number in range(16):
+            record = ImageRecord(uid=f"{number:032x}", patient=f"p{number}", split="train")
+            yield StoredFilm(record, *encode_film(picture, 48))
+
+    write_store(path, list_films(), [], "one picture (SYNTHETIC)")
+    return path
+
+
+def build_collapsed_config(stop: bool) -> PretrainConfig:
+    tiny = build_tiny_config(12)
+    training = replace(tiny.training, log_every=1, warmup=0.0, stop_on_collapse=stop, checkpoint_every=100)
+    return replace(tiny, views=ViewConfig(size=32), training=training)
+
+
+def test_collapse_is_said_once_and_the_run_goes_on(one_picture: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    run = pretrain(one_picture, tmp_path / "run", build_collapsed_config(stop=False), say=said.append)
+    assert [line[:21] for line in said] == ["collapse: at step 3 t"]
+    assert read_metrics(run)[-1]["step"] == 12
+    assert "collapse: at step 3 " in write_run_page(run).read_text("utf-8")
+
+
+def test_collapse_can_end_the_run_with_its_checkpoint_written(one_picture: Path, tmp_path: Path) -> None:
+    with pytest.raises(ChessError, match="stopped at step 3 of 12: collapse") as error:
+        pretrain(one_picture, tmp_path / "run", build_collapsed_config(stop=True), say=lambda line: None)
+    assert error.value.exit_code == 1
+    newest = find_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None and newest.name == "step_00000003.safetensors"
+
+
+# Where numbers go
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_numbers_go_to_every_tracker_that_is_asked_for(small_store: Path, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'tracked.db'}"
+    tracking = TrackingConfig(("tensorboard", "mlflow", "wandb"), mlflow_uri=database)
+    run = pretrain(small_store, tmp_path / "run", build_tiny_config(), tracking=tracking)
+    client = mlflow.MlflowClient(database)
+    [tracked] = client.search_runs([client.get_experiment_by_name("chess-cxr").experiment_id])
+    assert tracked.info.status == "FINISHED" and tracked.data.params["training.steps"] == "4"
+    last = read_metrics(run)[-1]
+    for name in ("loss/encoder", "probe/effective_rank"):
+        history = client.get_metric_history(tracked.info.run_id, name)
+        assert (history[-1].step, history[-1].value) == (4, last[name])
+    assert list((run / "tensorboard").iterdir()) and list((run / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_run_may_be_continued_with_other_trackers(small_store: Path, tmp_path: Path) -> None:
+    run = pretrain(small_store, tmp_path / "run", build_tiny_config())
+    assert pretrain(small_store, run, build_tiny_config(), tracking=TrackingConfig(())) == run
+
+
+# The page of a run
+
+
+def test_a_runs_page_shows_the_views_of_its_first_step(small_store: Path, tmp_path: Path) -> None:
+    run = pretrain(small_store, tmp_path / "run", build_tiny_config())
+    page = write_run_page(run, [small_store], films=3, synthetic=True)
+    text = page.read_text("utf-8")
+    assert page == run / "report.html" and text.count("data:image/png;base64,") == 6
+    assert "finished, 4 of 4 steps" in text and "SYNTHETIC" in text
+    assert write_run_page(run).read_text("utf-8").count("data:image/png") == 0
+    with pytest.raises(UsageError, match="is not a run"):
+        write_run_page(tmp_path)
