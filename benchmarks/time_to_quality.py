@@ -26,6 +26,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from chess_cxr.api import read_beginning
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.film_jpeg import decode_stored
@@ -159,13 +160,15 @@ def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, e
     """Train as `chess-cxr pretrain` does."""
     training = config.training
     torch.manual_seed(training.seed)
-    method = build_method(config.method, steps=training.steps)
+    method = build_method(config.method, read_beginning(config)[0], training.steps)
     method.to(memory_format=torch.channels_last)
     optimizers = build_optimizers(method, training)
 
     def embed(film_N1HW: Tensor) -> np.ndarray:
         return embed_films(method.encoder, film_N1HW, config.pixels.mean, config.pixels.std).numpy()
 
+    if config.begin_from:
+        clock.write(0, judge.measure(embed))
     clock.start()
     pool = build_film_pool([store], config.splits)
     views = read_view_batches(
@@ -173,7 +176,7 @@ def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, e
         threads=training.loader_threads,
     )  # fmt: skip
     batches = ((batch.float() / 255 - config.pixels.mean) / config.pixels.std for batch in views)
-    due = every
+    due = clock.get_seconds() + every
     for report in train(method, batches, optimizers, training):
         if clock.get_seconds() >= due or report.step == training.steps:
             clock.stop()

@@ -69,7 +69,7 @@ def pretrain(
     if not opened:
         raise UsageError("name at least one store to pre-train on")
     torch.manual_seed(config.training.seed)
-    encoder, sha256 = _read_beginning(config)
+    encoder, sha256 = read_beginning(config)
     plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
     method = build_method(config.method, encoder, config.training.steps)
     pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say)
@@ -96,8 +96,11 @@ def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
     )
 
 
-def _read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
-    """Return the network to begin with, for one grey channel, and the SHA-256 of its weights."""
+def read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
+    """Return the network that a run begins with, for one grey channel, and the SHA-256 of its weights; or None and "".
+
+    Raises `UsageError` where it is not the configuration's network.
+    """
     if not config.begin_from:
         return None, ""
     loaded = load_encoder(config.begin_from)

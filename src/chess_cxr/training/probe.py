@@ -210,8 +210,9 @@ class CollapseLimits:
     Embeddings (what the loss compares) can collapse while BatchNorm keeps the features before them apart, and features
     alone where a method shows no embeddings: both are judged, each by itself.
     embedding_std: sqrt(D) times the standard deviation of unit vectors, 0 … 1; at 0.05 different films have a cosine
-    of 0.9975.  Twelve small MoCo runs: those that went well never fell below 0.067, the two that never learned stayed
-    below 0.043, and two that fell to 0.04 recovered within 100 steps: hence `first_step` of the alarm.
+    of 0.9975.  Twelve small MoCo runs: those that went well at usual rates never fell below 0.067 (one with AdamW at
+    0.1 fell to 0.053), the two that never learned stayed below 0.043, and two that fell to 0.04 at their start
+    recovered within 200 steps: hence `first_step` of the alarm.
     positive_similarity: of two views of a film; below it the spread is small for another reason.
     feature_std, effective_rank, uniformity: collapsed are features beyond two of the three.  On real films five
     untrained networks of timm had at least 0.08, 3.0 and at most -0.08.

@@ -117,10 +117,10 @@ def pretrain_run(
         explain_lost_rank(),
         catch_stop_signals() as get_stop_signal,
     ):
+        log = RunLog(folder, described, uids, first_step, tracking, say or _say_on_stderr) if rank == 0 else None
         watch = None
         try:
-            if rank == 0:
-                log = RunLog(folder, described, uids, first_step, tracking, say or _say_on_stderr)
+            if log:
                 watch = Watch(log, method, stores, training, plan.views, plan.pixels, training.batch // world, device)
             for report in train(method, batches, optimizers, training, first_step, loop):
                 step, last = report.step, report.step == training.steps
@@ -143,8 +143,8 @@ def pretrain_run(
             end = "finished"
         finally:
             views.close()
-            if watch:
-                watch.log.close(end)
+            if log:
+                log.close(end)
     wait_for_ranks()
     return name_checkpoint(checkpoints, training.steps)
 
