@@ -19,7 +19,9 @@ def assign_bins(confidence_K: FloatArray, bins: int = ECE_BINS) -> NDArray[np.in
 
     Values that many films share (a saturated 1.0) leave fewer bins than asked for.
     """
-    edge_B = np.quantile(confidence_K, np.arange(1, bins) / bins, method="higher") if len(confidence_K) else []
+    if not len(confidence_K):
+        return np.zeros(0, dtype=np.intp)
+    edge_B = np.quantile(confidence_K, np.arange(1, bins) / bins, method="higher")
     _, bin_K = np.unique(np.searchsorted(edge_B, confidence_K, side="right"), return_inverse=True)
     return bin_K
 

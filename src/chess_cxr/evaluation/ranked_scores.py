@@ -101,7 +101,7 @@ class ScoreTally:
         gain_GR = np.divide(self.found_GR, flagged_GR, out=flagged_GR)
         gain_GR *= self.present_GR
         area_R = divide_known(gain_GR.sum(axis=0, dtype=np.float64), self._class_R)
-        return np.where(self._rest_R > 0, area_R, math.nan)
+        return _keep_where(self._rest_R > 0, area_R)
 
     def find_sensitivity(self, specificity: float) -> FloatArray:
         """Largest share of the class flagged by a threshold that leaves at least `specificity` of the rest alone.
@@ -110,13 +110,13 @@ class ScoreTally:
         """
         place_R = (self.below_GR < specificity * (1 - _ROUNDING) * self._rest_R).sum(axis=0)
         share_R = divide_known(_pick(self.found_GR, place_R), self._class_R)
-        return np.where(self._rest_R > 0, share_R, math.nan)
+        return _keep_where(self._rest_R > 0, share_R)
 
     def find_specificity(self, sensitivity: float) -> FloatArray:
         """Largest share of the rest left alone by a threshold that flags at least `sensitivity` of the class."""
         place_R = (self.found_GR >= sensitivity * (1 - _ROUNDING) * self._class_R).sum(axis=0) - 1
         share_R = divide_known(_pick(self.below_GR, place_R), self._rest_R)
-        return np.where(self._class_R > 0, share_R, math.nan)
+        return _keep_where(self._class_R > 0, share_R)
 
     @property
     def _class_R(self) -> FloatArray:
@@ -156,10 +156,16 @@ def mean_known(value: FloatArray, axis: int) -> FloatArray:
 def _run_sum(value_GR: WeightArray) -> WeightArray:
     """Return the running sum over rows, whose number is a multiple of _ROWS; twice as fast as cumsum here."""
     block_BKR = value_GR.reshape(-1, _ROWS, value_GR.shape[1])
-    sum_BKR = np.tri(_ROWS, dtype=value_GR.dtype) @ block_BKR
+    sum_BKR: WeightArray = np.tri(_ROWS, dtype=value_GR.dtype) @ block_BKR
     sum_BKR[1:] += np.cumsum(sum_BKR[:-1, -1], axis=0)[:, None]
     return sum_BKR.reshape(value_GR.shape)
 
 
+def _keep_where(known_R: NDArray[np.bool_], value_R: FloatArray) -> FloatArray:
+    value_R[~known_R] = math.nan
+    return value_R
+
+
 def _pick(value_GR: WeightArray, place_R: NDArray[np.intp]) -> WeightArray:
-    return np.take_along_axis(value_GR, place_R[None], axis=0)[0]
+    picked_R: WeightArray = np.take_along_axis(value_GR, place_R[None], axis=0)[0]
+    return picked_R
