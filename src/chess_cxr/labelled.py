@@ -100,7 +100,9 @@ def spread_policies(uncertain: Policies, names: Sequence[str]) -> tuple[Policy, 
         if name not in names:
             raise UsageError(f"a policy is given for {name!r}, which is none of the labels {', '.join(names)}")
         if policy not in get_args(Policy):
-            raise UsageError(f"no policy for uncertain labels named {policy!r}; there are {', '.join(get_args(Policy))}")
+            raise UsageError(
+                f"no policy for uncertain labels named {policy!r}; there are {', '.join(get_args(Policy))}"
+            )
     return tuple(chosen.get(name, "ignore") for name in names)
 
 

@@ -22,7 +22,7 @@ def build_head(name: HeadName, features: int, output: nn.Module) -> nn.Module:
     linear, mlp: [B, D] -> scores.  attentive: [B, T, D] -> scores, see `AttentivePooling`.
     """
     if name == "linear":
-        return nn.Sequential(nn.Identity(), output)
+        return output
     if name == "mlp":
         body = nn.Sequential(Standardise(features), nn.Linear(features, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT))
         return nn.Sequential(body, output)

@@ -42,9 +42,9 @@ class Balance:
 def build_balance(target_NL: Tensor, task: Task, imbalance: Imbalance) -> Balance:
     """Learn from the training films' targets how to treat classes.
 
-    inverse: weights by 1 / films.  effective: by the effective number of films.  focal: films that are sure already count
-    less.  logit_adjustment: scores are shifted by the classes' log prior while training (Menon et al. 2021), so that
-    what is left is evidence alone.  A class without films gets no weight.
+    inverse: weights by 1 / films.  effective: by the effective number of films.  focal: films that are sure already
+    count less.  logit_adjustment: scores are shifted by the classes' log prior while training (Menon et al. 2021), so
+    that what is left is evidence alone.  A class without films gets no weight.
     Raises UsageError where the task has no such thing.
     """
     if task == "ordinal" and imbalance in ("focal", "logit_adjustment"):

@@ -69,20 +69,15 @@ class Classify(nn.Module):
         """Return the parameters that each named loss trains."""
         return {"classifier": list(self.parameters())}
 
-    def extract(self, film_BCSS: Tensor) -> Tensor:
-        """Return what the head takes, of films; of cached features those themselves."""
-        if self.encoder is None:
-            return film_BCSS
-        features: Tensor = self.encoder(film_BCSS)
-        return features
-
     def forward(self, film_BCSS: Tensor) -> Tensor:
         """Score films, before softmax or sigmoid: [B, L], [B, K - 1] of an order, [B, L, 3] with a third class."""
-        if self.encoder is not None and self.shape.name == "attentive":
-            score: Tensor = self.head(extract_map(self.encoder, film_BCSS))
-        else:
-            score = self.head(self.extract(film_BCSS))
-        return score.unflatten(1, (self.shape.labels, 3)) if self.shape.third_class else score
+        features = film_BCSS
+        if self.encoder is not None:
+            features = (
+                extract_map(self.encoder, film_BCSS) if self.shape.name == "attentive" else self.encoder(film_BCSS)
+            )
+        score: Tensor = self.head(features)
+        return score.reshape(-1, self.shape.labels, 3) if self.shape.third_class else score
 
     def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of one batch."""
