@@ -320,13 +320,13 @@ def _train(
 def _compute_loss(
     task: Classify, chosen: LabelledRows, places: np.ndarray, take: Callable[[np.ndarray], Tensor]
 ) -> float:
-    """Return the plain loss on what is known of some films; uncertain labels do not judge."""
+    """Return what is minimised, on what is known of some films; uncertain labels do not judge."""
     task.eval()
     losses = []
     for part in np.array_split(places, -(-len(places) // FILMS_AT_ONCE)):
         score = task(take(part))
         label = chosen.label_NL[part]
-        loss = compute_label_loss(score, torch.from_numpy(label).float().to(score.device), chosen.task)
+        loss = compute_label_loss(score, torch.from_numpy(label).float().to(score.device), chosen.task, task.balance)
         losses.append((float(loss), int((~np.isnan(label)).sum())))
     return sum(loss * known for loss, known in losses) / max(1, sum(known for _, known in losses))
 

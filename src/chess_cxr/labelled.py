@@ -14,7 +14,10 @@ from chess_cxr.store import Store, resolve_uncertain
 ClassifyTask = Literal["multiclass", "multilabel", "ordinal"]
 Policy = Literal["ignore", "ones", "zeros", "smooth_ones", "smooth_zeros", "third_class"]
 Policies = Policy | Mapping[str, Policy]
-METRICS = {"multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"), "multilabel": ("auroc", "auprc")}
+METRICS = {
+    "multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc"),
+    "multilabel": ("auroc", "auprc"),
+}
 SMOOTH = {"smooth_ones": (0.55, 0.85), "smooth_zeros": (0.0, 0.3)}  # ranges of Pham et al. 2021 for CheXpert
 
 
@@ -25,7 +28,7 @@ class LabelledRows:
     rows: row numbers [N].  label: what is scored, class index [N] for "multiclass" and "ordinal" (in the order of the
     names), 1 / 0 / NaN [N, L] for "multilabel"; uncertain ones are NaN.  patient, study, split: of each row [N].
     target_NL: what is learned, float64 of 0 … 1, NaN where nothing is, `UNCERTAIN` where that is a class of its own.
-    uncertain_L: how many labels of these rows each finding's source calls uncertain.
+    uncertain_L: how many labels of the store each finding's source calls uncertain.
     """
 
     rows: np.ndarray
@@ -89,7 +92,7 @@ def select_labelled(
         task,
         chosen["study"].to_numpy(),
         target_NL[rows],
-        (stored_NL[rows] == UNCERTAIN).sum(axis=0),
+        (stored_NL == UNCERTAIN).sum(axis=0),
     )
 
 

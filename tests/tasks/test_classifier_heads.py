@@ -13,10 +13,11 @@ def test_thresholds_of_an_order_never_cross_and_probabilities_are_none_below_zer
     output = OrdinalScores(5, 4)
     for parameter in output.parameters():
         torch.nn.init.normal_(parameter, std=4)
-    score = output(torch.randn(50, 5))
+    score = output(torch.randn(50, 5)).detach()
     assert score.shape == (50, 3) and (score.diff(dim=1) <= 0).all()
     probability = compute_probabilities(score, HeadShape("linear", "ordinal", 5, 4))
-    assert (probability >= 0).all() and probability.sum(1) == pytest.approx(torch.ones(50), abs=1e-5)
+    assert (probability >= 0).all()
+    torch.testing.assert_close(probability.sum(1), torch.ones(50))
 
 
 def test_a_film_further_up_the_order_is_more_likely_above_every_class() -> None:
@@ -46,7 +47,7 @@ def test_attention_pools_the_place_that_it_looks_for() -> None:
     shuffled = places[:, torch.randperm(9)]
     torch.testing.assert_close(pooling(places), pooling(shuffled))
     moved = places.clone()
-    moved[1, 4] += 5
+    moved[1, 4] = torch.randn(16)
     changed = (pooling(moved) - pooling(places)).abs().amax(1) > 1e-4
     assert changed.tolist() == [False, True, False]
 

@@ -58,7 +58,7 @@ class Classify(nn.Module):
 
     def __init__(self, encoder: nn.Module | None, shape: HeadShape, balance: Balance | None = None) -> None:
         super().__init__()
-        self.encoder, self.shape, self._balance = encoder, shape, balance
+        self.encoder, self.shape, self.balance = encoder, shape, balance
         inputs = count_inputs(shape.name, shape.features)
         output = OrdinalScores(inputs, shape.labels) if shape.task == "ordinal" else None
         scores = output or build_scores(inputs, shape.labels * (3 if shape.third_class else 1))
@@ -82,7 +82,7 @@ class Classify(nn.Module):
     def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of one batch."""
         score = self(batch.film_BCSS)
-        yield "classifier", compute_label_loss(score, batch.label_BL, self.shape.task, self._balance)
+        yield "classifier", compute_label_loss(score, batch.label_BL, self.shape.task, self.balance)
 
     def after_step(self) -> None:
         """Nothing but gradients trains a classifier."""
