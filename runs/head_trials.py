@@ -2,9 +2,9 @@
 
 usage: OMP_NUM_THREADS=1 python runs/head_trials.py STORE ENCODER [--draws 3]
 
-STORE: what runs/real_films.sh ingests.  Heads learn kermany3's three classes from 31 films (the column one_percent, then
-random ones of as many patients) and from a tenth of the training patients, and are scored on the val films: no test film
-is read.  Where a head needs films to choose its moment by, it holds out a fifth of its own patients.
+STORE: what runs/real_films.sh ingests.  Heads learn kermany3's three classes from 31 films (the column one_percent,
+then random ones of as many patients) and from a tenth of the training patients, and are scored on the val films: no
+test film is read.  Where a head needs films to choose its moment by, it holds out a fifth of its own patients.
 Prints macro AUROC, the mean over draws and their range.
 """
 
@@ -54,6 +54,7 @@ def keep(chosen: LabelledRows, train: np.ndarray) -> LabelledRows:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store")
     parser.add_argument("encoder")
