@@ -83,7 +83,8 @@ def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Se
         method="bounded",
         options={"xatol": 1e-6},
     )
-    slope, notes = math.exp(found.x), ()
+    slope = math.exp(found.x)
+    notes: tuple[str, ...] = ()
     if abs(found.x) > edge - 1e-3:
         notes = (
             f"the temperature stands at the end of its range, {1 / slope:.3g}: too few validation films to fit it",
@@ -172,7 +173,7 @@ def _take_logs(probability_MC: FloatArray, kind: Kind) -> FloatArray:
 def _compute_loss(targets: NDArray[np.generic], score_MC: FloatArray, kind: Kind) -> float:
     """Mean log-loss in nats; NaN without a known label."""
     if kind == "multiclass":
-        chosen_M = np.take_along_axis(score_MC, targets[:, None], axis=1)[:, 0]
+        chosen_M = score_MC[np.arange(len(targets)), targets.astype(np.intp)]
         return float(np.mean(special.logsumexp(score_MC, axis=1) - chosen_M))
     known = ~np.isnan(targets)
     if not known.any():
