@@ -123,13 +123,12 @@ class Comparison:
                 gap = subtract_draws(part, self.parts[reference, subset][metric], self.seed, self.level)
                 rows.append(
                     {"encoder": encoder, "reference": reference, **self._describe(encoder, subset), "metric": metric}
-                    | {"value": gap.value, "low": gap.low, "high": gap.high, "p": gap.p}
+                    | {"value": gap.value, "low": gap.low, "high": gap.high, "p": gap.p, "p_holm": gap.p}
                     | {"level": self.level, "replicates": self.replicates, "undefined": gap.undefined}
                 )
         table = pd.DataFrame(rows)
         if not table.empty:
-            family = table.groupby("metric", sort=False)["p"]
-            table.insert(table.columns.get_loc("p") + 1, "p_holm", family.transform(correct_holm))
+            table["p_holm"] = table.groupby("metric", sort=False)["p"].transform(correct_holm)
         return table
 
     def draw_table(self) -> pd.DataFrame:

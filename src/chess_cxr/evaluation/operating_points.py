@@ -1,7 +1,7 @@
 """Thresholds chosen on validation films, what they give on test films, and what it costs to carry them to another site.
 
-A film is flagged where its score reaches the threshold.  A threshold lies half-way between the lowest score it flags and
-the next one below, so that rounding of a score cannot turn a decision.  Intervals take the threshold as it is: they
+A film is flagged where its score reaches the threshold.  A threshold lies half-way between the lowest score it flags
+and the next one below, so that rounding of a score cannot turn a decision.  Intervals take the threshold as it is: they
 cover the test films, not other validation films.
 
 Shape suffixes: M films, C classes or findings.
@@ -19,11 +19,17 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from chess_cxr.evaluation.intervals import average_draws, interval_of_rate, replicate_draws
-from chess_cxr.evaluation.metrics import FloatArray, Statistic, WeightArray, check_classes, check_findings, check_scores
+from chess_cxr.evaluation.metrics import (
+    FloatArray,
+    Statistic,
+    TaskKind,
+    WeightArray,
+    check_classes,
+    check_findings,
+    check_scores,
+)
 from chess_cxr.evaluation.ranked_scores import divide_known
 from chess_cxr.records import UsageError
-
-Kind = Literal["multiclass", "multilabel"]
 
 LEAST_FILMS = 10  # of either label; with fewer, a share is a matter of a single film
 
@@ -85,7 +91,7 @@ def compute_operating_points(
     test_score_MC: ArrayLike,
     test_patient_M: ArrayLike,
     class_names: Sequence[str],
-    kind: Kind,
+    kind: TaskKind,
     *,
     rules: Sequence[ThresholdRule] = RULES,
     level: float = 0.95,
@@ -130,7 +136,7 @@ def compute_transfer_costs(
     test_site_M: ArrayLike,
     test_patient_M: ArrayLike,
     class_names: Sequence[str],
-    kind: Kind,
+    kind: TaskKind,
     *,
     rules: Sequence[ThresholdRule] = RULES,
     replicates: int = 1000,
@@ -150,12 +156,13 @@ def compute_transfer_costs(
     rows = []
     for column, name in enumerate(class_names):
         for rule in rules:
-            threshold_of = {
-                site: choose_threshold(films.positive_K, films.score_K, rule) for site, films in val.split(column)
+            chosen = {
+                site: (films, choose_threshold(films.positive_K, films.score_K, rule))
+                for site, films in val.split(column)
             }
             for to_site, films in test.split(column):
-                own = threshold_of.get(to_site, math.nan)
-                for from_site, threshold in threshold_of.items():
+                own = chosen[to_site][1] if to_site in chosen else math.nan
+                for from_site, (chosen_from, threshold) in chosen.items():
                     change = _compare_thresholds(films, threshold, own, replicates, seed, level)
                     rows.append(
                         {"name": name, "rule": str(rule), "asked": rule.target}
@@ -164,7 +171,7 @@ def compute_transfer_costs(
                         | _count(films, threshold, level)
                         | change
                         | {"level": level, "replicates": replicates, "seed": seed}
-                        | {"warning": _warn((f"validation ({from_site})", dict(val.split(column))[from_site]))}
+                        | {"warning": _warn(("validation", chosen_from), ("test", films))}
                     )
     return pd.DataFrame(rows)
 
@@ -194,7 +201,7 @@ class _Films:
         label: ArrayLike,
         score_MC: ArrayLike,
         names: Sequence[str],
-        kind: Kind,
+        kind: TaskKind,
         patient_M: ArrayLike | None = None,
         site_M: ArrayLike | None = None,
     ) -> None:
@@ -229,7 +236,7 @@ def _count(films: _Column, threshold: float, level: float) -> dict[str, float]:
     if math.isnan(threshold):
         names = ("sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low")
         return dict.fromkeys((*names, "specificity_high", "flagged"), math.nan)
-    found = {}
+    found: dict[str, float] = {}
     for name, rows, hit_K in (
         ("sensitivity", films.positive_K, flagged_K),
         ("specificity", ~films.positive_K, ~flagged_K),
@@ -246,7 +253,7 @@ def _compare_thresholds(
     if math.isnan(threshold) or math.isnan(own) or not films.positives or not films.negatives:
         return {f"{name}{end}": math.nan for name in names for end in ("", "_low", "_high")}
     parts = replicate_draws(films.patient_K, [_build_change(films, threshold, own)], replicates, seed)
-    found = {}
+    found: dict[str, float] = {}
     for name in names:
         interval = average_draws(parts[name], seed, level)
         found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

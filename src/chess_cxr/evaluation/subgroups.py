@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from chess_cxr.evaluation.intervals import average_draws, replicate_draws, subtr
 from chess_cxr.evaluation.metrics import (
     FloatArray,
     Statistic,
+    TaskKind,
     WeightArray,
     build_multiclass_statistic,
     build_multilabel_statistic,
@@ -32,8 +32,6 @@ from chess_cxr.evaluation.metrics import (
     mean_known,
 )
 from chess_cxr.records import UsageError
-
-Kind = Literal["multiclass", "multilabel"]
 
 AGE_EDGES = (18, 40, 60, 80)
 CHILD_EDGES = (1, 3, 6, 12, 18)
@@ -66,7 +64,7 @@ def compute_subgroups(
     label: ArrayLike,
     score_DMC: Sequence[ArrayLike],
     class_names: Sequence[str],
-    kind: Kind,
+    kind: TaskKind,
     patient_M: ArrayLike,
     groups: Mapping[str, ArrayLike],
     *,
@@ -84,9 +82,10 @@ def compute_subgroups(
     over other classes here than there.
     Columns: attribute, group, metric, classes (those of the mean), films, patients, positives and negatives (films of
     the group with and without the rarest and the commonest of these), value, low, high; rest (its value), gap
-    (value - rest), gap_low, gap_high, p, p_holm; level, replicates, undefined (replicates without a gap), seed, warning.
-    warning tells where the numbers say little, and is "" elsewhere: no class, or fewer patients, on either side reach
-    `LEAST_FILMS` (then p is NaN: nothing is tested), or an interval is wider than `WIDEST`.
+    (value - rest), gap_low, gap_high, p, p_holm; level, replicates, undefined (replicates without a gap), seed;
+    warning.
+    warning is "" or says why the numbers tell little: `LEAST_FILMS` is reached by no class, or not by the patients, here
+    or in the rest (then nothing is tested, p is NaN), or an interval is wider than `WIDEST`.
     """
     label_array = check_classes(label, class_names) if kind == "multiclass" else check_findings(label, class_names)
     patient, names = np.asarray(patient_M), tuple(class_names)
@@ -117,7 +116,7 @@ class _Split:
     label: NDArray[np.generic]
     score_DMC: tuple[NDArray[np.generic], ...]
     class_names: tuple[str, ...]
-    kind: Kind
+    kind: TaskKind
     patient_M: NDArray[np.generic]
     inside_M: NDArray[np.bool_]
     outside_M: NDArray[np.bool_]
