@@ -84,7 +84,7 @@ def compute_subgroups(
     the group with and without the rarest and the commonest of these), value, low, high; rest (its value), gap
     (value - rest), gap_low, gap_high, p, p_holm; level, replicates, undefined (replicates without a gap), seed;
     warning.
-    warning is "" or says why the numbers tell little: `LEAST_FILMS` is reached by no class, or not by the patients, here
+    warning is "" or says why the numbers tell little: no class reaches `LEAST_FILMS`, or the patients do not, here
     or in the rest (then nothing is tested, p is NaN), or an interval is wider than `WIDEST`.
     """
     label_array = check_classes(label, class_names) if kind == "multiclass" else check_findings(label, class_names)
