@@ -11,7 +11,9 @@ from chess_cxr.evaluation.delong import compare_areas, estimate_area_interval, e
 from chess_cxr.records import UsageError
 
 
-def draw_films(seed: int, patients: int = 60, films: int = 3, gain: tuple[float, float] = (1.0, 1.0), share: float = 0.4):
+def draw_films(
+    seed: int, patients: int = 60, films: int = 3, gain: tuple[float, float] = (1.0, 1.0), share: float = 0.4
+):
     """Films whose scores share an effect of the patient, so that they are far from independent."""
     generator = np.random.default_rng(seed)
     patient = np.repeat(np.arange(patients), films)
@@ -80,13 +82,16 @@ def test_one_film_a_patient_is_no_cluster() -> None:
 
 def test_many_films_of_a_patient_make_the_area_less_certain() -> None:
     patient, positive, scores = draw_films(4, films=6)
-    assert estimate_areas(positive, scores, patient).covariance_KK[0, 0] > 2 * (
-        estimate_areas(positive, scores).covariance_KK[0, 0]
+    assert (
+        estimate_areas(positive, scores, patient).covariance_KK[0, 0]
+        > 2 * (estimate_areas(positive, scores).covariance_KK[0, 0])
     )
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=12))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=12)
+)
 def test_any_films_give_a_p_between_0_and_1_or_none(films: list[tuple[bool, int, int, int]]) -> None:
     positive, one, other, patient = (np.array(column) for column in zip(*films, strict=True))
     found = compare_areas(positive, one, other, patient)
@@ -102,9 +107,7 @@ def test_the_p_value_is_that_of_the_normal_test() -> None:
         for i, j, sign in ((0, 0, 1), (1, 1, 1), (0, 1, -1), (1, 0, -1))
     )
     assert found.p == pytest.approx(2 * stats.norm.cdf(-abs(found.value) / math.sqrt(variance)))
-    assert (found.low, found.high) == pytest.approx(
-        stats.norm.interval(0.95, found.value, math.sqrt(variance))
-    )
+    assert (found.low, found.high) == pytest.approx(stats.norm.interval(0.95, found.value, math.sqrt(variance)))
 
 
 def test_scores_that_rank_alike_do_not_differ() -> None:

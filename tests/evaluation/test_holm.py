@@ -10,7 +10,7 @@ from chess_cxr.records import UsageError
 
 
 def reject_by_hand(p: list[float], level: float) -> list[bool]:
-    """Holm's procedure as the paper tells it: from the smallest p on, until one is too large for those that are left."""
+    """Holm's procedure as the paper tells it: from the smallest p on, until one is too large for what is left."""
     rejected = [False] * len(p)
     order = sorted(range(len(p)), key=lambda i: p[i])
     for step, i in enumerate(order):

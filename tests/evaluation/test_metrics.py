@@ -213,9 +213,7 @@ def draw_probabilities(seed: int, films: int = 300) -> tuple[np.ndarray, np.ndar
 
 def expect_by_hand(confidence: np.ndarray, hit: np.ndarray) -> float:
     bins = assign_bins(confidence)
-    return sum(
-        (bins == b).mean() * abs(confidence[bins == b].mean() - hit[bins == b].mean()) for b in np.unique(bins)
-    )
+    return sum((bins == b).mean() * abs(confidence[bins == b].mean() - hit[bins == b].mean()) for b in np.unique(bins))
 
 
 def test_calibration_of_classes_agrees_with_scikit_learn_and_the_definition() -> None:
@@ -351,4 +349,6 @@ def test_the_layout_of_weights_does_not_matter() -> None:
     statistic = build_multiclass_statistic(label, probability, NAMES, probabilities=True)
     weight = np.random.default_rng(0).integers(0, 3, (7, 80)).astype(np.float64)
     for other in (np.asfortranarray(weight), np.repeat(weight, 2, axis=1)[:, ::2]):
-        assert {k: v.tolist() for k, v in statistic(other).items()} == {k: v.tolist() for k, v in statistic(weight).items()}
+        assert {k: v.tolist() for k, v in statistic(other).items()} == {
+            k: v.tolist() for k, v in statistic(weight).items()
+        }

@@ -65,7 +65,10 @@ def test_a_table_of_operating_points_counts_what_the_thresholds_give() -> None:
     for row in table.itertuples():
         j = NAMES.index(row.name)
         known, val_known = ~np.isnan(label[:, j]), ~np.isnan(val_label[:, j])
-        for part, truth, chance in (("val_", val_label[val_known, j], val_score[val_known, j]), ("", label[known, j], score[known, j])):
+        for part, truth, chance in (
+            ("val_", val_label[val_known, j], val_score[val_known, j]),
+            ("", label[known, j], score[known, j]),
+        ):
             sens, spec = describe(truth == 1, chance, row.threshold)
             assert getattr(row, f"{part}sensitivity") == pytest.approx(sens)
             assert getattr(row, f"{part}specificity") == pytest.approx(spec)

@@ -76,7 +76,9 @@ def test_platt_scaling_is_the_logistic_regression_of_the_soft_targets() -> None:
         positives, negatives = truth.sum(), (1 - truth).sum()
         soft = np.where(truth == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
         weighted = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000)
-        weighted.fit(np.r_[score, score][:, None], np.r_[np.ones(len(score)), np.zeros(len(score))], np.r_[soft, 1 - soft])
+        weighted.fit(
+            np.r_[score, score][:, None], np.r_[np.ones(len(score)), np.zeros(len(score))], np.r_[soft, 1 - soft]
+        )
         assert found.slope_C[j] == pytest.approx(weighted.coef_[0, 0], rel=1e-3)
         assert found.offset_C[j] == pytest.approx(weighted.intercept_[0], abs=1e-3)
 

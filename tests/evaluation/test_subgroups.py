@@ -59,7 +59,9 @@ def test_values_and_gaps_are_those_of_the_films_of_the_group() -> None:
     def score(rows: np.ndarray) -> float:
         return float(np.mean([roc_auc_score(films["label"][rows, j], films["score"][rows, j]) for j in range(2)]))
 
-    assert found.loc["F", "value"] == pytest.approx(score(women)) and found.loc["F", "rest"] == pytest.approx(score(~women))
+    assert found.loc["F", "value"] == pytest.approx(score(women)) and found.loc["F", "rest"] == pytest.approx(
+        score(~women)
+    )
     assert found.loc["F", "gap"] == pytest.approx(score(women) - score(~women))
     assert found.loc["F", "films"] == women.sum() and found.loc["F", "patients"] == women.sum() / 2
     assert found.loc["F", "positives"] == films["label"][women].sum(axis=0).min()
@@ -109,7 +111,9 @@ def test_unknown_films_stand_on_neither_side() -> None:
     known = {name: values[~some] for name, values in films.items()}
     found, want = compute(films), compute(known)
     assert list(found.index) == ["F", "M"]
-    assert found[["value", "rest", "gap", "films"]].to_numpy() == pytest.approx(want[["value", "rest", "gap", "films"]].to_numpy())
+    assert found[["value", "rest", "gap", "films"]].to_numpy() == pytest.approx(
+        want[["value", "rest", "gap", "films"]].to_numpy()
+    )
 
 
 def test_a_mean_is_over_the_same_findings_here_and_there() -> None:
@@ -129,8 +133,9 @@ def test_a_group_too_small_is_warned_of_and_not_tested() -> None:
     found = compute(films, "view")
     assert "only 6 patients here" in found.loc["AP", "warning"] and math.isnan(found.loc["AP", "p"])
     assert math.isnan(found.loc["AP", "p_holm"]) and not math.isnan(found.loc["AP", "value"])
-    assert "wider than 0.2" in found.loc["LATERAL", "warning"] and not math.isnan(found.loc["LATERAL", "p"])
-    assert found.loc["PA", "warning"] == ""
+    assert "value and the gap is wider than 0.2" in found.loc["LATERAL", "warning"]
+    assert not math.isnan(found.loc["LATERAL", "p"])
+    assert "of the gap is wider" in found.loc["PA", "warning"]
 
 
 def test_few_positives_are_warned_of_whatever_the_number_of_patients() -> None:
