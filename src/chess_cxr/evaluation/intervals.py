@@ -6,8 +6,9 @@ What an interval covers is part of its meaning, and three different ones live he
 - `interval_of_draws`: one fixed test set, other training draws.  Says nothing about other test patients.
 - `bootstrap_draws_by_patient`: both at once, for the mean over draws.  This is the one for a table of label fractions.
 
-`interval_of_rate` needs no resampling: it is for a share of films.  The others are percentile intervals (Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was
-not drawn) are dropped and counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
+`interval_of_rate` needs no resampling: it is for a share of films.  The others but Student's are percentile intervals
+(Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was not drawn) are dropped and
+counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ def interval_of_rate(hit_N: ArrayLike, patient_N: ArrayLike, level: float = 0.95
     reach = compute_reach(level)
     middle = (rate + reach**2 / (2 * counted)) / (1 + reach**2 / counted)
     half = reach * math.sqrt(rate * (1 - rate) / counted + (reach / (2 * counted)) ** 2) / (1 + reach**2 / counted)
-    return Interval(rate, max(0.0, middle - half), min(1.0, middle + half), level)
+    low, high = middle - half, middle + half
+    # Wilson's bounds meet a share of 0 or 1 exactly, but for rounding.
+    return Interval(rate, low if rate > 0.0 else 0.0, high if rate < 1.0 else 1.0, level)
 
 
 def bootstrap_draws_by_patient(
