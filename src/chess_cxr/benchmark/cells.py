@@ -37,6 +37,11 @@ class Cell(Protocol):
     """One piece of work: where its result stands, and how it is computed."""
 
     @property
+    def size(self) -> int:
+        """How much it counts for in the progress."""
+        ...
+
+    @property
     def key(self) -> str:
         """The hash of all that the result depends on."""
         ...
@@ -91,6 +96,11 @@ class EmbedCell:
     start: int
     stop: int
     device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        """Its films."""
+        return self.stop - self.start
 
     @property
     def key(self) -> str:
@@ -152,6 +162,11 @@ class ProbeCell:
     seed: int
 
     @property
+    def size(self) -> int:
+        """One fit, or one table cell."""
+        return 1
+
+    @property
     def key(self) -> str:
         """The hash of features, labels, draw, settings and code."""
         described = {name: value for name, value in vars(self).items() if name != "features"}
@@ -199,9 +214,18 @@ class ReplicateCell:
     seed: int
 
     @property
+    def size(self) -> int:
+        """One fit, or one table cell."""
+        return 1
+
+    @property
     def key(self) -> str:
         """The hash of predictions, labels, settings and code."""
-        described = {"kind": self.kind, "class_names": list(self.class_names), "probes": list(self.probes)}
+        described: dict[str, Any] = {
+            "kind": self.kind,
+            "class_names": list(self.class_names),
+            "probes": list(self.probes),
+        }
         described |= {"label": self.label, "patient": self.patient, "test": self.test, "seed": self.seed}
         described |= {"replicates": self.replicates, "code": compute_code_version(*REPLICATE_CODE)}
         return compute_key({"cell": "replicates"} | described)
@@ -211,9 +235,7 @@ class ReplicateCell:
         test = cells.read_array(self.test)
         label, patient = cells.read_array(self.label)[test], cells.read_array(self.patient)[test]
         build = build_multiclass_statistic if self.kind == "multiclass" else build_multilabel_statistic
-        statistics = [
-            build(label, cells.read_arrays(probe)["test"], self.class_names) for probe in self.probes
-        ]
+        statistics = [build(label, cells.read_arrays(probe)["test"], self.class_names) for probe in self.probes]
         parts = replicate_draws(patient, statistics, self.replicates, self.seed)
         arrays = {
             "value_KD": np.stack([part.value_D for part in parts.values()]),

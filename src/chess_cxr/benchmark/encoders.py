@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from torch import nn
 
 from chess_cxr.api import EncoderLike, tell_seen
 from chess_cxr.benchmark.cache import compute_key, hash_array
+from chess_cxr.benchmark.suite import KINDS
 from chess_cxr.models.contract import PixelContract
 from chess_cxr.models.embedding import (
     Encoder,
@@ -31,7 +33,6 @@ from chess_cxr.models.published import compute_sha256, read_chess_checkpoint, re
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.weights import CHESS_CONTRACT, build_random_encoder, load_encoder
 
-KINDS = ("random", "imagenet", "timm", "hf", "pixels", "xrv", "chess")
 LITE0 = "imagenet:tf_efficientnet_lite0"
 HUB_SECONDS = 3.0
 # What a whole pickled network of torchxrayvision may hold: layers, and no other code.
@@ -41,7 +42,8 @@ _XRV_LAYERS = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, 
 @dataclass(frozen=True)
 class EncoderSource:
     """An encoder that any process can load: its name in the tables, what to load, and the network that an untrained
-    one is like (another `spec`, or "")."""
+    one is like (another `spec`, or "").
+    """
 
     name: str
     spec: str
@@ -51,21 +53,14 @@ class EncoderSource:
 @dataclass(frozen=True)
 class EncoderFacts:
     """What is known of an encoder: the hash of its weights and contract, a line for people, notes on it, and by task
-    a note on scored films that it was pre-trained on."""
+    a note on scored films that it was pre-trained on.
+    """
 
     source: EncoderSource
     identity: str
     about: str
     notes: tuple[str, ...] = ()
     seen: Mapping[str, str] = field(default_factory=dict)
-
-
-def locate_encoder(spec: str, folder: Path) -> str:
-    """Return the spec with its paths, if any, made absolute; they are meant relative to `folder`."""
-    kind, found, rest = spec.partition(":")
-    if kind == "chess" and found:
-        return f"chess:{folder / rest}"
-    return spec if not spec or kind in KINDS else str(folder / spec)
 
 
 def check_spec(spec: str) -> None:
@@ -78,7 +73,7 @@ def check_spec(spec: str) -> None:
             raise UsageError(f"there is no file {rest}; chess: names the published checkpoint")
     elif kind in ("timm", "hf", "pixels", "xrv") and not rest:
         raise UsageError(f"{spec!r} should be {kind}:NAME")
-    elif not (kind in KINDS) and not Path(spec).is_dir():
+    elif kind not in KINDS and not Path(spec).is_dir():
         raise UsageError(f"there is no encoder folder {spec}, and it is no name such as random, imagenet or pixels:32")
 
 
@@ -92,8 +87,10 @@ def resolve_sources(encoders: Mapping[str, str], reference: str) -> dict[str, En
     like = encoders[reference]
     for name, spec in encoders.items():
         if spec == "random" and (like == "random" or like.startswith("pixels:")):
-            raise UsageError(f"{name}: random is a network like the reference's, and {reference} has none: name it, "
-                             "such as random:resnet50@512")  # fmt: skip
+            raise UsageError(
+                f"{name}: random is a network like the reference's, and {reference} has none: name one, such as "
+                "random:resnet50@512"
+            )
     return {
         name: EncoderSource(name, spec, like if spec in ("random", "imagenet") else "")
         for name, spec in encoders.items()
@@ -186,12 +183,12 @@ def compute_identity(encoder: EncoderLike) -> str:
     """Return the SHA-256 of all that decides an encoder's features: network, weights, pixel contract."""
     if not isinstance(encoder, Encoder):
         return compute_key({"encoder": str(encoder)})
-    tensors = {
-        name: hash_array(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    weights = {
+        name: hash_array(tensor.detach().cpu().contiguous().numpy())
         for name, tensor in encoder.module.state_dict().items()
     }
     contract = json.loads(json.dumps(asdict(encoder.contract)))
-    return compute_key({"architecture": encoder.architecture, "contract": contract, "tensors": tensors})
+    return compute_key({"architecture": encoder.architecture, "contract": contract, "weights": weights})
 
 
 def _load_chess(file: Path) -> Encoder:
@@ -255,7 +252,7 @@ def _load_xrv(name: str) -> Encoder:
     """Load weights of torchxrayvision that lie where that library keeps them; nothing is ever downloaded here."""
     try:
         with warnings.catch_warnings():  # the library switches all warnings off as it is imported
-            import torchxrayvision as xrv
+            xrv: Any = import_module("torchxrayvision")
     except ImportError:
         raise UsageError(f"xrv:{name} needs torchxrayvision: pip install 'chess-cxr[xrv]'") from None
     known = [key for key in xrv.models.model_urls if key.startswith(("densenet121-", "resnet50-"))]

@@ -117,7 +117,7 @@ def _find_first_draw(store: Store, column: str, chosen: LabelledRows, train: np.
     if column not in store.label_names:
         raise UsageError(f"{store.path.name} has no column {column!r}; it has {', '.join(store.label_names)}")
     marked = store.films[column].to_numpy()[chosen.rows] == 1
-    first = train[marked[train]]
+    first: np.ndarray = train[marked[train]]
     if not len(first):
         raise UsageError(f"column {column!r} of {store.path.name} marks no labelled film of the train split")
     return first
@@ -127,7 +127,7 @@ def _describe_films(name: str, store: Store, chosen: LabelledRows, places: np.nd
     films = store.films.iloc[chosen.rows[places]]
     uid = _as_text(films["uid"])
     if wrong := sum(not _HASH.fullmatch(text) for text in uid):
-        raise UsageError(f"tasks.{name}: {wrong} of {len(uid)} uids of {store.path.name} are no keyed hashes; ingest it")
+        raise UsageError(f"tasks.{name}: {wrong} of {len(uid)} uids of {store.path.name} are no keyed hashes")
     groups = {key: _as_text(films[key]) for key in ("sex", "view", "site")}
     groups["age_band"] = band_ages(films["age_years"].to_numpy(np.float64))
     return EvaluatedFilms(uid, chosen.patient[places].astype(str), chosen.label[places], groups)

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,15 +24,34 @@ from chess_cxr.evaluation.prediction_sets import BenchmarkResults, EvaluatedFilm
 from chess_cxr.records import UsageError
 from chess_cxr.report.benchmark_text import render_card_section, render_tables
 
+TABLE_FILE = "table.md"
 PAGE_MODULE = "chess_cxr.report.benchmark_page"
 THUMBNAIL_SIDE = 160
 THUMBNAILS_A_TASK = 24
 
 
-def write_benchmark(
-    run: BenchmarkRun, out: Path, command: str, card: str = "", tables: BenchmarkTables | None = None
-) -> Path:
-    """Write everything a benchmark found to the new folder `out`, and return it.
+@dataclass(frozen=True)
+class WrittenBenchmark:
+    """What was written: the folder, and the tables in it."""
+
+    out: Path
+    run: BenchmarkRun
+    tables: BenchmarkTables
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary, the differences and what failed as plain JSON values; NaN is null."""
+        found = {name: getattr(self.tables, name) for name in ("summary", "differences", "failures")}
+        read = {name: json.loads(table.to_json(orient="records")) for name, table in found.items()}
+        cells = {"computed": self.run.computed, "kept": self.run.kept}
+        return {"out": str(self.out), "reference": self.run.results.reference, "cells": cells, **read}
+
+    def as_text(self) -> str:
+        """Return the tables as Markdown, and where everything stands."""
+        return f"{(self.out / TABLE_FILE).read_text('utf-8')}\n{self.out}"
+
+
+def write_benchmark(run: BenchmarkRun, out: Path, command: str, card: str = "") -> WrittenBenchmark:
+    """Write everything a benchmark found to the new folder `out`.
 
     command: what was typed, for page and table.  card: the encoder that `card_section.md` is of, the reference by
     default.  Raises UsageError where `out` exists or `card` is no encoder of the benchmark.
@@ -38,7 +59,7 @@ def write_benchmark(
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     results = run.results
-    tables = tables or build_benchmark_tables(results, run.replicates)
+    tables = build_benchmark_tables(results, run.replicates)
     growing = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         (growing / "predictions").mkdir(parents=True)
@@ -48,7 +69,7 @@ def write_benchmark(
         tables.failures.to_csv(growing / "failures.csv", index=False)
         for name, task in results.tasks.items():
             write_predictions(growing / "predictions" / f"{name}.parquet", results, task)
-        (growing / "table.md").write_text(render_tables(results, tables, command), "utf-8")
+        (growing / TABLE_FILE).write_text(render_tables(results, tables, command), "utf-8")
         there = set(tables.summary["encoder"])
         if card or results.reference in there:
             section = render_card_section(results, tables, card or results.reference)
@@ -58,7 +79,7 @@ def write_benchmark(
         growing.rename(out)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
-    return out
+    return WrittenBenchmark(out, run, tables)
 
 
 def write_predictions(path: Path, results: BenchmarkResults, task: TaskFilms) -> None:

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from chess_cxr.benchmark.encoders import locate_encoder
 from chess_cxr.locations import is_url
 from chess_cxr.records import UsageError
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+KINDS = ("random", "imagenet", "timm", "hf", "pixels", "xrv", "chess")
 Head = Literal["linear"]
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 
@@ -154,6 +154,14 @@ def check_suite(suite: Suite, place: str) -> Suite:
     if problem:
         raise UsageError(f"{place}: {problem}")
     return suite
+
+
+def locate_encoder(spec: str, folder: Path) -> str:
+    """Return the spec with its paths, if any, made absolute; they are meant relative to `folder`."""
+    kind, found, rest = spec.partition(":")
+    if kind == "chess" and found:
+        return f"chess:{folder / rest}"
+    return spec if not spec or kind in KINDS else str(folder / spec)
 
 
 def _find_problem(suite: Suite) -> str:

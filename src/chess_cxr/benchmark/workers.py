@@ -36,21 +36,23 @@ class CellRunner:
     def run(self, cells: Sequence[Cell], folder: CellFolder, on_done: OnDone | None = None) -> dict[str, str]:
         """Compute the cells that are not in the folder yet; return the reasons of those that failed, by key.
 
-        on_done: called with the number of cells finished and of all that were missing.
+        on_done: called with how much is finished, of all that was missing, in the cells' `size`.
         """
         by_key = {cell.key: cell for cell in cells}
         missing = [cell for key, cell in by_key.items() if not folder.holds(key)]
         self.kept += len(by_key) - len(missing)
         failed: dict[str, str] = {}
+        done, total = 0, sum(cell.size for cell in missing)
         if on_done and missing:
-            on_done(0, len(missing))
-        for done, outcome in enumerate(self._compute(missing, folder), start=1):
+            on_done(0, total)
+        for outcome in self._compute(missing, folder):
+            done += by_key[outcome.key].size
             if outcome.reason:
                 failed[outcome.key] = outcome.reason
             else:
                 self.computed += 1
             if on_done:
-                on_done(done, len(missing))
+                on_done(done, total)
         return failed
 
     def _compute(self, cells: Sequence[Cell], folder: CellFolder) -> Iterator[Outcome]:

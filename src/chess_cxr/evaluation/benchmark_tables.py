@@ -25,9 +25,7 @@ from chess_cxr.evaluation.prediction_sets import BenchmarkResults, Failure, Pred
 
 HEADLINES: Mapping[TaskKind, tuple[str, ...]] = {"multiclass": ("accuracy", "auroc"), "multilabel": ("auroc", "auprc")}
 # positive_M, score_M of one encoder, of another, patient_M -> two-sided p of the two areas being equal
-CompareAreas = Callable[
-    [NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]], float
-]
+CompareAreas = Callable[[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]], float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ Replicates = Mapping[SetKey, Mapping[str, DrawReplicates]]
 @dataclass(frozen=True)
 class BenchmarkTables:
     """sets: one row a prediction set.  summary: one a (task, encoder, head, subset, metric).  differences: the same,
-    to the reference.  failures: one row a cell that could not be computed."""
+    to the reference.  failures: one row a cell that could not be computed.
+    """
 
     sets: pd.DataFrame
     summary: pd.DataFrame

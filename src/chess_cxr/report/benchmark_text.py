@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -148,9 +149,8 @@ def _say_films(results: BenchmarkResults, task: TaskFilms) -> str:
     )
 
 
-def _say_cells(table: pd.DataFrame, subsets: list[str], encoder: str, say: object) -> list[str]:
-    assert callable(say)
-    found = {row.subset: say(row) for row in table[table["encoder"] == encoder].itertuples()}
+def _say_cells(table: pd.DataFrame, subsets: list[str], encoder: str, say: Callable[[object], str]) -> list[str]:
+    found = {str(row.subset): say(row) for row in table[table["encoder"] == encoder].itertuples()}
     return [found.get(subset, "–") for subset in subsets]
 
 
@@ -184,12 +184,12 @@ def _first(table: pd.DataFrame) -> object:
     return next(iter(table.itertuples()))
 
 
-def _name_metric(metric: str) -> str:
-    return METRIC_NAMES.get(metric, metric)
+def _name_metric(metric: object) -> str:
+    return METRIC_NAMES.get(str(metric), str(metric))
 
 
-def _render_grid(heads: list[str], rows: list[list[object]]) -> str:
-    lines = [heads, ["---"] * len(heads), *([_escape(value) for value in row] for row in rows)]
+def _render_grid(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [[*heads], ["---"] * len(heads), *([_escape(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
