@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from chess_cxr.benchmark.cache import CellFolder
 from chess_cxr.benchmark.cells import Cell, Outcome, run_cell
 from chess_cxr.records import ChessError
@@ -128,9 +130,9 @@ def start_worker(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))  # for what is imported later, torch above all
+    threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))  # for what is there already
 
 
 def _run_ahead(
