@@ -697,7 +697,8 @@ def benchmark(
     print_result(written.as_json() if json else written.as_text(), json)
     if failed := len(done.results.failures):
         again = f"to try again remove {out}: finished cells are kept"
-        raise ChessError(f"{failed} parts of the benchmark failed, {out / 'failures.csv'} says why; {again}")
+        parts = "part" if failed == 1 else "parts"
+        raise ChessError(f"{failed} {parts} of the benchmark failed, {out / 'failures.csv'} says why; {again}")
 
 
 def finetune_classify(

@@ -6,40 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_cells import OddCell
 
-from chess_cxr.benchmark.cache import CellFolder, compute_key
-from chess_cxr.benchmark.cells import Computed
+from chess_cxr.benchmark.cache import CellFolder
 from chess_cxr.benchmark.run import run_benchmark
 from chess_cxr.benchmark.suite import Suite
 from chess_cxr.benchmark.workers import WORKER_DIED, open_runner
-from chess_cxr.records import ChessError
-
-
-@dataclass(frozen=True)
-class OddCell:
-    """A cell that squares a number, or fails in the way it is told to."""
-
-    number: int
-    way: str = ""
-    size: int = 1
-
-    @property
-    def key(self) -> str:
-        return compute_key({"number": self.number})
-
-    def compute(self, cells: CellFolder) -> Computed:
-        if self.way == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.way == "refuse":
-            raise ChessError("it cannot be\ndone")
-        if self.way == "fail":
-            raise ValueError("what nobody foresaw")
-        return {"square": np.array([self.number**2])}, {}
 
 
 def test_a_worker_that_dies_fails_its_own_cell_alone(tmp_path: Path) -> None:
@@ -84,7 +60,7 @@ from pathlib import Path
 sys.path.insert(0, {folder!r})
 from chess_cxr.benchmark.cache import CellFolder
 from chess_cxr.benchmark.workers import open_runner
-from test_benchmark_workers import OddCell
+from odd_cells import OddCell
 
 if __name__ == "__main__":
     with open_runner(workers=1) as runner:

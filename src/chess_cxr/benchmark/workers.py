@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from multiprocessing import util
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -104,7 +105,10 @@ class CellRunner:
             if at_once:
                 for process in list((pool._processes or {}).values()):
                     process.kill()
-            pool.shutdown(wait=not at_once, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            if at_once:
+                # Whoever is interrupted may leave without tidying up, and Python would then complain of semaphores.
+                util._run_finalizers(0)
 
 
 @contextmanager
