@@ -108,7 +108,7 @@ class CellRunner:
             pool.shutdown(cancel_futures=True)
             if at_once:
                 # Whoever is interrupted may leave without tidying up, and Python would then complain of semaphores.
-                util._run_finalizers(0)
+                util._run_finalizers(0)  # type: ignore[attr-defined]
 
 
 @contextmanager
