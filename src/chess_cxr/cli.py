@@ -633,6 +633,73 @@ def evaluate(
     print(comparison.table().to_json(orient="records", indent=1) if json else comparison.as_markdown(metric).rstrip())
 
 
+def benchmark(
+    suite: Annotated[Positional[str], tyro.conf.arg(metavar="SUITE")],
+    out: Path,
+    stores: tuple[str, ...] = (),
+    encoders: tuple[str, ...] = (),
+    cells: Path | None = None,
+    workers: int | None = None,
+    cluster: str = "",
+    card: str = "",
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Compare encoders on several tasks, at several label fractions, and write tables and a page.
+
+    Every cell is computed once and kept in the folder of cells: stopped at any moment, the same command goes on.  A
+    cell that fails is reported and does not stop the others; the exit code is 1 then.
+
+    Example: chess-cxr benchmark suite.toml --out result
+
+    Args:
+        suite: a TOML file, or the name of a preset: paper.
+        out: folder to write, with results.parquet, summary.csv, differences.csv, predictions/, table.md, report.html.
+        stores: for a preset: stores, each a task with all its labels.
+        encoders: for a preset: NAME=ENCODER, such as CheSS=chess:chess.pth.tar ours=encoders/first.
+        cells: folder of finished cells, which suites may share; OUT.cells by default.
+        workers: processes; by default one a core.
+        cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
+        card: encoder that card_section.md is of; the reference by default.
+        json: print summary, differences and failures as JSON.
+        quiet: no progress on stderr.
+    """
+    refuse_existing(out)
+    check_workers(workers)
+    if workers is not None and cluster:
+        raise UsageError("--workers is for this machine; a --cluster has its own")
+    from chess_cxr.benchmark.suite import build_suite, read_suite
+
+    if suite.endswith(".toml") or Path(suite).is_file():
+        if stores or encoders:
+            raise UsageError("--stores and --encoders are for presets; a suite file names its own")
+        chosen = read_suite(Path(suite))
+    else:
+        named = parse_encoders(encoders) if encoders else {}
+        chosen = build_suite(suite, {Path(store).stem: store for store in stores}, named)
+    if card and card not in chosen.encoders:
+        raise UsageError(f"--card {card!r} is none of the encoders {', '.join(chosen.encoders)}")
+    from chess_cxr.benchmark.output import write_benchmark
+    from chess_cxr.benchmark.run import run_benchmark
+
+    folder = cells or out.with_name(f"{out.name}.cells")
+    with contextlib.ExitStack() as stack:
+        bars = stack.enter_context(StageBars(quiet))
+        executor, count = None, workers or os.cpu_count() or 1
+        if cluster:
+            from chess_cxr.ingest.cluster import connect_cluster
+
+            executor, count = stack.enter_context(connect_cluster(cluster))
+        done = run_benchmark(chosen, folder, workers=count, executor=executor, on_progress=bars.show)
+        bars.show("write", 0, 1)
+        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card)
+        bars.show("write", 1, 1)
+    print_result(written.as_json() if json else written.as_text(), json)
+    if failed := len(done.results.failures):
+        again = f"to try again remove {out}: finished cells are kept"
+        raise ChessError(f"{failed} parts of the benchmark failed, {out / 'failures.csv'} says why; {again}")
+
+
 def finetune_classify(
     encoder: EncoderName,
     store: StorePath,
@@ -696,6 +763,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "weights show": show_weights,
     "embed": embed,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "finetune classify": finetune_classify,
 }
 EXAMPLES = ("demo", "ingest", "pretrain")

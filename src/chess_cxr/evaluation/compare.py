@@ -50,7 +50,7 @@ class Cell:
 
     encoder: str
     draw: LabelDraw
-    score_MC: FloatArray
+    score_MC: NDArray[np.float32]
     strength_C: FloatArray
     notes: tuple[str, ...]
 
@@ -167,7 +167,7 @@ class Comparison:
             f"draws; {self.replicates} replicates; seed {self.seed}]."
         )
 
-    def _statistic(self, score_MC: FloatArray) -> Statistic:
+    def _statistic(self, score_MC: NDArray[np.float32]) -> Statistic:
         build = build_multiclass_statistic if self.task == "multiclass" else build_multilabel_statistic
         return build(self.label, score_MC, self.class_names)
 
@@ -229,11 +229,9 @@ def compare_encoders(
     features = {name: np.asarray(feature) for name, feature in feature_sets.items()}
     _check_films(features, len(label_array), patient, split, evaluate_on)
     train, evaluated = np.flatnonzero(split == "train"), np.flatnonzero(split == evaluate_on)
-    plan = _plan_draws(patient, label_array, train, fractions, film_counts, draws, one_film_per_patient, seed)
-    if len({(draw.subset, draw.draw) for draw in plan}) < len(plan):
-        raise UsageError("two label subsets have the same name")
-    if first_draw is not None:
-        plan = _replace_first_draw(plan, first_draw, train)
+    plan = plan_draws(
+        patient, label_array, train, fractions, film_counts, draws, one_film_per_patient, seed, first_draw
+    )
     names = tuple(class_names)
     cells = _probe_all(features, label_array, patient, plan, evaluated, names, executor, on_probe)
     subsets = tuple(dict.fromkeys(draw.subset for draw in sorted(plan, key=lambda draw: len(draw.film_index))))
@@ -257,6 +255,24 @@ def compare_encoders(
         encoders=tuple(features),
         subsets=subsets,
     )
+
+
+def plan_draws(
+    patient_N: NDArray[np.generic],
+    label: NDArray[np.generic],
+    train: IndexArray,
+    fractions: Sequence[float],
+    film_counts: Sequence[int] = (),
+    draws: int = 5,
+    one_film_per_patient: bool = False,
+    seed: int = 0,
+    first_draw: ArrayLike | None = None,
+) -> list[LabelDraw]:
+    """Return every label draw of a comparison, from the films `train`; see `compare_encoders` for what they are."""
+    plan = _plan_draws(patient_N, label, train, fractions, film_counts, draws, one_film_per_patient, seed)
+    if len({(draw.subset, draw.draw) for draw in plan}) < len(plan):
+        raise UsageError("two label subsets have the same name")
+    return plan if first_draw is None else _replace_first_draw(plan, first_draw, train)
 
 
 def _probe_all(
@@ -296,7 +312,9 @@ def _probe_draw(
     class_names: tuple[str, ...],
 ) -> Cell:
     probe: LinearProbe = fit_linear_probe(feature_ND, label, patient_N, names=class_names, seed=draw.seed)
-    return Cell(encoder, draw, probe.predict_scores(feature_MD), probe.strength_C, probe.notes)
+    # As a benchmark keeps them, so that both give the same numbers.
+    score_MC = probe.predict_scores(feature_MD).astype(np.float32)
+    return Cell(encoder, draw, score_MC, probe.strength_C, probe.notes)
 
 
 def _plan_draws(
