@@ -55,7 +55,7 @@ def list_published() -> np.ndarray:
 
 def test_every_row_says_where_its_number_comes_from(comparison: Comparison) -> None:
     table = comparison.table()
-    assert len(table) == 2 * 4 * 7
+    assert len(table) == 2 * 4 * 11
     assert not table.drop(columns=["value", "low", "high"]).isna().any().any()
     assert set(table["split"]) == {"test"} and set(table["data_set"]) == {"made-up films"}
     assert set(table["n_test"]) == {90} and set(table["n_test_patients"]) == {30}

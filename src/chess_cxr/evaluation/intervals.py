@@ -6,7 +6,7 @@ What an interval covers is part of its meaning, and three different ones live he
 - `interval_of_draws`: one fixed test set, other training draws.  Says nothing about other test patients.
 - `bootstrap_draws_by_patient`: both at once, for the mean over draws.  This is the one for a table of label fractions.
 
-All are percentile intervals (Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was
+`interval_of_rate` needs no resampling: it is for a share of films.  The others are percentile intervals (Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was
 not drawn) are dropped and counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
 """
 
@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from chess_cxr.evaluation.metrics import FloatArray, Statistic, mean_known
+from chess_cxr.evaluation.metrics import FloatArray, Statistic, WeightArray, mean_known
 from chess_cxr.records import UsageError
 
 IndexStatistic = Callable[[NDArray[np.intp]], Mapping[str, float]]
 
-# Bounds the scratch memory of one vectorised block to about 30 MB an array, whatever the size of the test set.
-_WEIGHTS_PER_BLOCK = 4_000_000
+# A block of weights is read once for each class and draw: 3 MB of float32 stay in a processor's cache meanwhile.
+_WEIGHTS_PER_BLOCK = 800_000
+_REPLICATES_PER_BLOCK = 16  # at least: fewer would not fill a line of the cache
+_WHOLE_IN_FLOAT32 = 2**23  # twice as much is the first whole number that float32 cannot tell from its neighbour
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,32 @@ def interval_of_draws(value_D: ArrayLike, level: float = 0.95) -> Interval:
     if len(known) > 1:
         half = float(stats.t.ppf(0.5 + level / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
     return Interval(mean, mean - half, mean + half, level, len(value), len(value) - len(known))
+
+
+def interval_of_rate(hit_N: ArrayLike, patient_N: ArrayLike, level: float = 0.95) -> Interval:
+    """Wilson's interval of a share of films, with as many films as count for independent (Rao & Scott 1992).
+
+    hit_N: 1 or 0 a film.  Several films of a patient that agree are worth less than as many patients: the films are
+    divided by the ratio of the variance over patients to that of independent films, where it is above 1.  A share of 0
+    or 1 does not show that ratio, and counts patients.  For few films, or shares near 0 and 1, it keeps what it says
+    where percentiles of a bootstrap do not.  No film: NaN.
+    """
+    hit = np.asarray(hit_N, dtype=np.float64)
+    _, code_N = np.unique(np.asarray(patient_N), return_inverse=True)
+    if len(code_N) != len(hit):
+        raise UsageError(f"{len(code_N)} patients do not fit {len(hit)} films")
+    if not len(hit):
+        return Interval(math.nan, math.nan, math.nan, level)
+    rate, films, patients = float(hit.mean()), len(hit), int(code_N.max()) + 1
+    counted = float(patients)
+    if 0.0 < rate < 1.0 and patients > 1:
+        gap_P = np.bincount(code_N, hit - rate)
+        variance = patients / (patients - 1) * float(gap_P @ gap_P) / films**2
+        counted = films / max(1.0, variance * films / (rate * (1 - rate)))
+    reach = compute_reach(level)
+    middle = (rate + reach**2 / (2 * counted)) / (1 + reach**2 / counted)
+    half = reach * math.sqrt(rate * (1 - rate) / counted + (reach / (2 * counted)) ** 2) / (1 + reach**2 / counted)
+    return Interval(rate, max(0.0, middle - half), min(1.0, middle + half), level)
 
 
 def bootstrap_draws_by_patient(
@@ -199,23 +227,28 @@ def _resample_draws(value_DR: FloatArray, seed: int) -> FloatArray:
     return mean_R + math.sqrt(draw_count / (draw_count - 1)) * (picked_R - mean_R)
 
 
-def _resample_patients(patient_N: ArrayLike, replicates: int, seed: int) -> Iterator[FloatArray]:
-    """Yield blocks [R, N] of how often each film is drawn, `replicates` rows in all."""
+def _resample_patients(patient_N: ArrayLike, replicates: int, seed: int) -> Iterator[WeightArray]:
+    """Yield blocks [R, N] of how often each film is drawn, `replicates` rows in all.
+
+    The replicates of a film lie side by side in memory (`block.T` is contiguous).
+    """
     patient = np.asarray(patient_N)
     if patient.ndim != 1 or len(patient) == 0:
         raise UsageError("the bootstrap needs one patient name for each of at least one film")
     if replicates < 1:
         raise UsageError("the bootstrap needs at least one replicate")
-    names, code_N = np.unique(patient, return_inverse=True)
+    names, code_N, films_P = np.unique(patient, return_inverse=True, return_counts=True)
+    exact = len(names) * int(films_P.max()) < _WHOLE_IN_FLOAT32
     # One generator a replicate would be slow, one for all would make a block's size change the numbers.
     generator = np.random.default_rng((seed, 0))
-    block = max(1, _WEIGHTS_PER_BLOCK // len(patient))
+    block = max(_REPLICATES_PER_BLOCK, _WEIGHTS_PER_BLOCK // len(patient))
     for start in range(0, replicates, block):
         rows = min(block, replicates - start)
         drawn_RP = generator.integers(len(names), size=(rows, len(names)))
         slot_RP = drawn_RP + np.arange(rows)[:, None] * len(names)
         count_RP = np.bincount(slot_RP.ravel(), minlength=rows * len(names)).reshape(rows, len(names))
-        yield count_RP[:, code_N].astype(np.float64)
+        count_PR: WeightArray = np.ascontiguousarray(count_RP.T, dtype=np.float32 if exact else np.float64)
+        yield count_PR[code_N].T
 
 
 def _replicate_indices(
@@ -248,9 +281,19 @@ def _summarise_difference(value: float, value_R: FloatArray, level: float) -> Di
     return Difference(value, low, high, level, len(value_R), len(value_R) - len(known), p)
 
 
-def _percentiles(value_R: FloatArray, level: float) -> tuple[float, float]:
+def compute_reach(level: float) -> float:
+    """Return how many standard errors a two-sided normal interval of this level reaches to either side."""
+    _check_level(level)
+    return float(stats.norm.ppf((1 + level) / 2))
+
+
+def _check_level(level: float) -> None:
     if not 0.0 < level < 1.0:
         raise UsageError(f"the level of an interval lies between 0 and 1, not {level}")
+
+
+def _percentiles(value_R: FloatArray, level: float) -> tuple[float, float]:
+    _check_level(level)
     known = value_R[~np.isnan(value_R)]
     if len(known) == 0:
         return math.nan, math.nan

@@ -1,132 +1,282 @@
 """Classification metrics that take film weights, so that a thousand bootstrap replicates are one call.
 
 Shape suffixes: N films, C classes, L findings, R replicates.  A bootstrap replicate is a row of `weight_RN`: how often
-each film was drawn.  A statistic is a function from such rows to one value per replicate and metric (`Statistic`).
+each film was drawn.  A statistic is a function from such rows to one value per replicate and metric (`Statistic`); it
+is fastest where weight_RN.T is contiguous and float32, as `intervals` makes it.
+
+A metric of one class against the rest has the class after a slash ("auroc/Edema"); without it, it is the mean over the
+classes or findings that have a value.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chess_cxr.evaluation.calibration_error import CalibrationError
+from chess_cxr.evaluation.ranked_scores import (
+    FloatArray,
+    RankedScores,
+    ScoreTally,
+    WeightArray,
+    build_indicator,
+    divide_known,
+    mean_known,
+    weigh,
+)
 from chess_cxr.records import UsageError
 
-FloatArray = NDArray[np.float64]
-Statistic = Callable[[FloatArray], dict[str, FloatArray]]
+__all__ = [
+    "LEVELS",
+    "FloatArray",
+    "RankedScores",
+    "Statistic",
+    "WeightArray",
+    "build_binary_statistic",
+    "build_multiclass_statistic",
+    "build_multilabel_statistic",
+    "build_ordinal_statistic",
+    "check_classes",
+    "check_findings",
+    "check_probabilities",
+    "check_scores",
+    "compute_binary",
+    "compute_multiclass",
+    "compute_multilabel",
+    "compute_ordinal",
+    "mean_known",
+]
+
+Statistic = Callable[[WeightArray], dict[str, FloatArray]]
+
+LEVELS = (0.8, 0.9, 0.95)  # specificities at which the sensitivity is given, and the reverse
 
 
-def compute_multiclass(label_N: ArrayLike, score_NC: ArrayLike, class_names: Sequence[str]) -> dict[str, float]:
-    """Compute accuracy, balanced_accuracy, macro_f1, auroc and auroc/<class> of one film, one class.
+def compute_multiclass(
+    label_N: ArrayLike,
+    score_NC: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> dict[str, float]:
+    """Compute the metrics of films that belong to one class each.
 
     label_N: class indices 0..C-1.  score_NC: finite, higher means more likely; the largest is the prediction (the first
-    of equals).  auroc is the mean of the one-against-rest areas.  A class with no film, or with every film, has no area
-    (NaN); a class with no film has no recall, and one neither present nor predicted has no F1: means are over the rest.
+    of equals).
+    Gives accuracy, balanced_accuracy, macro_f1, and auroc and auprc of each class against the rest.  A class with no
+    film, or with every film, has no area (NaN); a class with no film has no recall, and one neither present nor
+    predicted has no F1: means are over the others.
+    operating_points: adds sensitivity_at_specificity_0.9 and specificity_at_sensitivity_0.9 of each class, and the same
+    for the other `LEVELS`.  Their threshold is chosen on these very films: `evaluation.operating_points` says what one
+    that was chosen elsewhere costs.
+    probabilities: score_NC are probabilities, rows sum to 1; adds brier (squared error summed over the classes, 0..2;
+    Brier 1950) and ece (of the predicted class; biased upwards where films are few).
     Raises UsageError where shapes, labels or scores do not fit.
     """
-    return _evaluate_once(build_multiclass_statistic(label_N, score_NC, class_names), len(np.asarray(label_N)))
+    return _evaluate_once(
+        build_multiclass_statistic(
+            label_N, score_NC, class_names, operating_points=operating_points, probabilities=probabilities
+        ),
+        len(np.asarray(label_N)),
+    )
 
 
-def compute_multilabel(label_NL: ArrayLike, score_NL: ArrayLike, finding_names: Sequence[str]) -> dict[str, float]:
-    """Compute auroc, auprc (means) and auroc/<finding>, auprc/<finding> of films with several findings each.
+def compute_multilabel(
+    label_NL: ArrayLike,
+    score_NL: ArrayLike,
+    finding_names: Sequence[str],
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> dict[str, float]:
+    """Compute the metrics of films with several findings each: auroc and auprc, means and by finding.
 
     label_NL: 1 present, 0 absent, NaN unknown (the film does not count for that finding).  score_NL: finite, higher
     means more likely.  auprc is average precision (no interpolation).  A finding without both classes is NaN, and the
-    means are over the rest.  Raises UsageError where shapes, labels or scores do not fit.
+    means are over the others.
+    operating_points: as in `compute_multiclass`.  probabilities: score_NL are the probabilities of the findings; adds
+    brier (squared error, 0..1) and ece of each.
+    Raises UsageError where shapes, labels or scores do not fit.
     """
-    return _evaluate_once(build_multilabel_statistic(label_NL, score_NL, finding_names), len(np.asarray(label_NL)))
+    return _evaluate_once(
+        build_multilabel_statistic(
+            label_NL, score_NL, finding_names, operating_points=operating_points, probabilities=probabilities
+        ),
+        len(np.asarray(label_NL)),
+    )
 
 
-def build_multiclass_statistic(label_N: ArrayLike, score_NC: ArrayLike, class_names: Sequence[str]) -> Statistic:
+def compute_binary(
+    label_N: ArrayLike,
+    score_N: ArrayLike,
+    name: str = "positive",
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> dict[str, float]:
+    """Compute the metrics of one finding, label_N and score_N [N]: `compute_multilabel` with a single column."""
+    return _evaluate_once(
+        build_binary_statistic(label_N, score_N, name, operating_points=operating_points, probabilities=probabilities),
+        len(np.asarray(label_N)),
+    )
+
+
+def compute_ordinal(
+    label_N: ArrayLike,
+    score_NC: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> dict[str, float]:
+    """Compute the metrics of classes in an order, class_names from low to high: `compute_multiclass` and two more.
+
+    weighted_kappa: agreement beyond chance with quadratic weights (Cohen 1968); NaN where all labels and predictions
+    are one class.  rank_error: mean distance between predicted and true rank, in ranks.
+    """
+    return _evaluate_once(
+        build_ordinal_statistic(
+            label_N, score_NC, class_names, operating_points=operating_points, probabilities=probabilities
+        ),
+        len(np.asarray(label_N)),
+    )
+
+
+def build_multiclass_statistic(
+    label_N: ArrayLike,
+    score_NC: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> Statistic:
     """Return the statistic behind `compute_multiclass`, for the bootstrap: weight_RN -> {metric: value_R}."""
-    score = _check_scores(score_NC, class_names)
+    score = check_scores(score_NC, class_names)
     label = check_classes(label_N, class_names)
     if len(label) != len(score):
         raise UsageError(f"{len(label)} labels but scores for {len(score)} films")
-    class_count = len(class_names)
-    cell_NK = np.eye(class_count * class_count)[label * class_count + score.argmax(axis=1)]
-    curves = [RankedScores(label == c, score[:, c]) for c in range(class_count)]
+    confusion = Confusion(label, score)
+    curves = [RankedScores(label == c, score[:, c]) for c in range(len(class_names))]
+    error = _build_class_error(label, check_probabilities(score, sum_to_one=True)) if probabilities else None
 
-    def statistic(weight_RN: FloatArray) -> dict[str, FloatArray]:
-        confusion_RCC = (weight_RN @ cell_NK).reshape(-1, class_count, class_count)
-        hit_RC = np.diagonal(confusion_RCC, axis1=1, axis2=2)
-        true_RC, predicted_RC = confusion_RCC.sum(axis=2), confusion_RCC.sum(axis=1)
-        auroc_CR = np.stack([curve.auroc(weight_RN) for curve in curves])
+    def statistic(weight_RN: WeightArray) -> dict[str, FloatArray]:
+        weight_NR = _turn(weight_RN)
+        by_class = _stack([_describe_ranking(curve.tally(weight_NR), operating_points) for curve in curves])
         return {
-            "accuracy": _divide(hit_RC.sum(axis=1), weight_RN.sum(axis=1)),
-            "balanced_accuracy": mean_known(_divide(hit_RC, true_RC), axis=1),
-            "macro_f1": mean_known(_divide(2.0 * hit_RC, true_RC + predicted_RC), axis=1),
-            "auroc": mean_known(auroc_CR, axis=0),
-            **{f"auroc/{name}": auroc_CR[c] for c, name in enumerate(class_names)},
+            **confusion.compute(weight_NR),
+            **_average(by_class),
+            **(error.compute(weight_NR) if error else {}),
+            **_spread(by_class, class_names),
         }
 
     return statistic
 
 
-def build_multilabel_statistic(label_NL: ArrayLike, score_NL: ArrayLike, finding_names: Sequence[str]) -> Statistic:
+def build_multilabel_statistic(
+    label_NL: ArrayLike,
+    score_NL: ArrayLike,
+    finding_names: Sequence[str],
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> Statistic:
     """Return the statistic behind `compute_multilabel`, for the bootstrap: weight_RN -> {metric: value_R}."""
-    score = _check_scores(score_NL, finding_names)
+    score = check_scores(score_NL, finding_names)
     label = check_findings(label_NL, finding_names)
     if label.shape != score.shape:
         raise UsageError(f"labels of shape {label.shape} but scores of shape {score.shape}")
     known = [np.flatnonzero(~np.isnan(column)) for column in label.T]
-    curves = [RankedScores(label[rows, j] == 1.0, score[rows, j]) for j, rows in enumerate(known)]
+    curves = [RankedScores(label[rows, j] == 1.0, score[rows, j], rows, len(label)) for j, rows in enumerate(known)]
+    errors = []
+    if probabilities:
+        check_probabilities(score)
+        errors = [
+            _build_finding_error(label[rows, j], score[rows, j], rows, len(label)) for j, rows in enumerate(known)
+        ]
 
-    def statistic(weight_RN: FloatArray) -> dict[str, FloatArray]:
-        weights = [weight_RN if len(rows) == len(label) else weight_RN[:, rows] for rows in known]
-        values = {
-            "auroc": np.stack([curve.auroc(weight) for curve, weight in zip(curves, weights, strict=True)]),
-            "auprc": np.stack([curve.auprc(weight) for curve, weight in zip(curves, weights, strict=True)]),
-        }
-        means = {metric: mean_known(value_LR, axis=0) for metric, value_LR in values.items()}
-        return means | {
-            f"{metric}/{name}": value_LR[j]
-            for metric, value_LR in values.items()
-            for j, name in enumerate(finding_names)
-        }
+    def statistic(weight_RN: WeightArray) -> dict[str, FloatArray]:
+        weight_NR = _turn(weight_RN)
+        by_finding = _stack([_describe_ranking(curve.tally(weight_NR), operating_points) for curve in curves])
+        if errors:
+            by_finding |= _stack([error.compute(weight_NR) for error in errors])
+        return _average(by_finding) | _spread(by_finding, finding_names)
 
     return statistic
 
 
-class RankedScores:
-    """Films of one class against the rest, sorted by score once; areas for any number of weightings of them.
+def build_binary_statistic(
+    label_N: ArrayLike,
+    score_N: ArrayLike,
+    name: str = "positive",
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> Statistic:
+    """Return the statistic behind `compute_binary`, for the bootstrap: weight_RN -> {metric: value_R}."""
+    label, score = np.asarray(label_N, dtype=np.float64), np.asarray(score_N, dtype=np.float64)
+    if label.ndim != 1 or score.ndim != 1:
+        raise UsageError(f"one finding has one label and one score a film, not shapes {label.shape} and {score.shape}")
+    return build_multilabel_statistic(
+        label[:, None], score[:, None], (name,), operating_points=operating_points, probabilities=probabilities
+    )
 
-    positive_N: bool.  score_N: finite.  Both areas are NaN for weightings that leave one side empty.
-    """
 
-    def __init__(self, positive_N: NDArray[np.bool_], score_N: FloatArray) -> None:
-        self._order = np.argsort(score_N, kind="stable")
-        ranked_N = score_N[self._order]
-        self._first = np.flatnonzero(np.r_[True, ranked_N[1:] != ranked_N[:-1]][: len(ranked_N)])
-        self._positive = positive_N[self._order].astype(np.float64)
+def build_ordinal_statistic(
+    label_N: ArrayLike,
+    score_NC: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    operating_points: bool = False,
+    probabilities: bool = False,
+) -> Statistic:
+    """Return the statistic behind `compute_ordinal`, for the bootstrap: weight_RN -> {metric: value_R}."""
+    nominal = build_multiclass_statistic(
+        label_N, score_NC, class_names, operating_points=operating_points, probabilities=probabilities
+    )
+    confusion = Confusion(check_classes(label_N, class_names), check_scores(score_NC, class_names))
 
-    def auroc(self, weight_RN: FloatArray) -> FloatArray:
-        """Chance that a film of the class scores above one of the rest, ties counted half (Mann-Whitney)."""
-        present_RG, absent_RG = self._tally(weight_RN)
-        below_RG = np.cumsum(absent_RG, axis=1) - 0.5 * absent_RG
-        wins_R = np.einsum("rg,rg->r", present_RG, below_RG)
-        return _divide(wins_R, present_RG.sum(axis=1) * absent_RG.sum(axis=1))
+    def statistic(weight_RN: WeightArray) -> dict[str, FloatArray]:
+        return confusion.compute_ranks(_turn(weight_RN)) | nominal(weight_RN)
 
-    def auprc(self, weight_RN: FloatArray) -> FloatArray:
-        """Average precision: precision at each distinct threshold, weighted by the recall gained there."""
-        present_RG, absent_RG = (tally[:, ::-1] for tally in self._tally(weight_RN))
-        found_RG = np.cumsum(present_RG, axis=1)
-        flagged_RG = found_RG + np.cumsum(absent_RG, axis=1)
-        precision_RG = np.divide(found_RG, flagged_RG, out=np.zeros_like(found_RG), where=flagged_RG > 0)
-        total_R = present_RG.sum(axis=1)
-        area_R = _divide(np.einsum("rg,rg->r", present_RG, precision_RG), total_R)
-        return np.where(absent_RG.sum(axis=1) > 0, area_R, np.nan)
+    return statistic
 
-    def _tally(self, weight_RN: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Weight of the class and of the rest at each distinct score, lowest first: two arrays [R, G]."""
-        ranked_RN = weight_RN[:, self._order]
-        present_RN = ranked_RN * self._positive
-        absent_RN = ranked_RN - present_RN
-        if len(self._first) == len(self._order):
-            return present_RN, absent_RN
-        return np.add.reduceat(present_RN, self._first, axis=1), np.add.reduceat(absent_RN, self._first, axis=1)
+
+class Confusion:
+    """Weight of the films by true and predicted class, and what follows from it."""
+
+    def __init__(self, label_N: NDArray[np.intp], score_NC: FloatArray) -> None:
+        self._classes = score_NC.shape[1]
+        cell_N = label_N * self._classes + score_NC.argmax(axis=1)
+        self._cells = build_indicator(cell_N, np.arange(len(label_N)), (self._classes**2, len(label_N)))
+
+    def compute(self, weight_NR: WeightArray) -> dict[str, FloatArray]:
+        """Return accuracy, balanced_accuracy and macro_f1, [R] each."""
+        count_RCC = self._count(weight_NR)
+        hit_RC = np.diagonal(count_RCC, axis1=1, axis2=2)
+        true_RC, predicted_RC = count_RCC.sum(axis=2), count_RCC.sum(axis=1)
+        return {
+            "accuracy": divide_known(hit_RC.sum(axis=1), true_RC.sum(axis=1)),
+            "balanced_accuracy": mean_known(divide_known(hit_RC, true_RC), axis=1),
+            "macro_f1": mean_known(divide_known(2.0 * hit_RC, true_RC + predicted_RC), axis=1),
+        }
+
+    def compute_ranks(self, weight_NR: WeightArray) -> dict[str, FloatArray]:
+        """Return weighted_kappa and rank_error, [R] each."""
+        count_RCC = self._count(weight_NR)
+        distance_CC = np.abs(np.subtract.outer(np.arange(self._classes), np.arange(self._classes)))
+        total_R, true_RC, predicted_RC = count_RCC.sum(axis=(1, 2)), count_RCC.sum(axis=2), count_RCC.sum(axis=1)
+        chance_R = divide_known(np.einsum("rc,cd,rd->r", true_RC, distance_CC**2, predicted_RC), total_R)
+        return {
+            "weighted_kappa": 1.0 - divide_known((count_RCC * distance_CC**2).sum(axis=(1, 2)), chance_R),
+            "rank_error": divide_known((count_RCC * distance_CC).sum(axis=(1, 2)), total_R),
+        }
+
+    def _count(self, weight_NR: WeightArray) -> FloatArray:
+        """Return [R, true class, predicted class]."""
+        return weigh(self._cells, weight_NR).astype(np.float64).T.reshape(-1, self._classes, self._classes)
 
 
 def check_classes(label_N: ArrayLike, class_names: Sequence[str]) -> NDArray[np.intp]:
@@ -151,17 +301,8 @@ def check_findings(label_NL: ArrayLike, finding_names: Sequence[str]) -> FloatAr
     return label
 
 
-def mean_known(value: FloatArray, axis: int) -> FloatArray:
-    """Mean over `axis` of what is not NaN; NaN where nothing is known, without a warning."""
-    known = ~np.isnan(value)
-    return _divide(np.where(known, value, 0.0).sum(axis=axis), known.sum(axis=axis))
-
-
-def _evaluate_once(statistic: Statistic, film_count: int) -> dict[str, float]:
-    return {metric: float(value_R[0]) for metric, value_R in statistic(np.ones((1, film_count))).items()}
-
-
-def _check_scores(score_NC: ArrayLike, names: Sequence[str]) -> FloatArray:
+def check_scores(score_NC: ArrayLike, names: Sequence[str]) -> FloatArray:
+    """Return scores as float64 [N, C], or raise UsageError: one finite column a name, at least one film."""
     score = np.asarray(score_NC, dtype=np.float64)
     if score.ndim != 2 or score.shape[1] != len(names):
         raise UsageError(f"scores of shape {score.shape} do not fit {len(names)} names: one column a name")
@@ -174,7 +315,52 @@ def _check_scores(score_NC: ArrayLike, names: Sequence[str]) -> FloatArray:
     return score
 
 
-def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.generic]) -> FloatArray:
-    bottom = np.asarray(denominator, dtype=np.float64)
-    ratio: FloatArray = np.divide(numerator, bottom, out=np.full(np.shape(numerator), math.nan), where=bottom > 0)
-    return ratio
+def check_probabilities(score_NC: FloatArray, sum_to_one: bool = False) -> FloatArray:
+    """Return the scores unchanged, or raise UsageError where they are no probabilities."""
+    if np.any(score_NC < 0.0) or np.any(score_NC > 1.0):
+        raise UsageError("calibration needs probabilities from 0 to 1, and these scores leave that range")
+    # float32 rows of many classes sum to 1 within some 1e-6.
+    if sum_to_one and not np.allclose(score_NC.sum(axis=1), 1.0, atol=1e-3):
+        raise UsageError("calibration of classes needs probabilities whose rows sum to 1")
+    return score_NC
+
+
+def _describe_ranking(tally: ScoreTally, operating_points: bool) -> dict[str, FloatArray]:
+    values = {"auroc": tally.compute_auroc(), "auprc": tally.compute_auprc()}
+    if operating_points:
+        values |= {f"sensitivity_at_specificity_{level:g}": tally.find_sensitivity(level) for level in LEVELS}
+        values |= {f"specificity_at_sensitivity_{level:g}": tally.find_specificity(level) for level in LEVELS}
+    return values
+
+
+def _build_class_error(label_N: NDArray[np.intp], probability_NC: FloatArray) -> CalibrationError:
+    square_N = ((probability_NC - np.eye(probability_NC.shape[1])[label_N]) ** 2).sum(axis=1)
+    hit_N = (probability_NC.argmax(axis=1) == label_N).astype(np.float64)
+    return CalibrationError(probability_NC.max(axis=1), hit_N, square_N, np.arange(len(label_N)), len(label_N))
+
+
+def _build_finding_error(
+    label_K: FloatArray, probability_K: FloatArray, row_K: NDArray[np.intp], film_count: int
+) -> CalibrationError:
+    return CalibrationError(probability_K, label_K, (probability_K - label_K) ** 2, row_K, film_count)
+
+
+def _turn(weight_RN: WeightArray) -> WeightArray:
+    """Return the weights [N, R], the replicates of a film side by side in memory."""
+    return np.ascontiguousarray(np.asarray(weight_RN).T)
+
+
+def _stack(value_by_column: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArray]:
+    return {metric: np.stack([values[metric] for values in value_by_column]) for metric in value_by_column[0]}
+
+
+def _average(value_CR: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    return {metric: mean_known(value, axis=0) for metric, value in value_CR.items()}
+
+
+def _spread(value_CR: Mapping[str, FloatArray], names: Sequence[str]) -> dict[str, FloatArray]:
+    return {f"{metric}/{name}": value[c] for metric, value in value_CR.items() for c, name in enumerate(names)}
+
+
+def _evaluate_once(statistic: Statistic, film_count: int) -> dict[str, float]:
+    return {metric: float(value_R[0]) for metric, value_R in statistic(np.ones((1, film_count))).items()}
