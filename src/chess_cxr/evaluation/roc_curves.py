@@ -1,7 +1,7 @@
 """ROC curves averaged over classes and label draws, with a band over patients and draws.
 
-Curves are averaged at equal false-positive rates (vertical averaging, Fawcett 2006, section 8.1); tied scores are joined
-by a straight line, so that the area under a curve is its AUROC.
+Curves are averaged at equal false-positive rates (vertical averaging, Fawcett 2006, section 8.1); tied scores are
+joined by a straight line, so that the area under a curve is its AUROC.
 
 Shape suffixes: N films, C classes or findings, R replicates, G points of a curve, D draws.
 """

@@ -13,8 +13,8 @@ from chess_cxr.evaluation.prediction_sets import BenchmarkResults, PredictionSet
 class WorstError:
     """One wrong film.
 
-    place: among the task's test films.  uid: its keyed hash.  name: the class that it was taken for, or the finding that
-    was judged wrongly.  truth: the true class; "present" or "absent" of a finding.
+    place: among the task's test films.  uid: its keyed hash.  name: the class that it was taken for, or the finding
+    that was judged wrongly.  truth: the true class; "present" or "absent" of a finding.
     probability: that was given to `name`, mean over draws.
     """
 

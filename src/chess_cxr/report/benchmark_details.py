@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from chess_cxr.evaluation.intervals import average_draws, replicate_draws
-from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic
+from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic, mean_known
 from chess_cxr.evaluation.operating_points import compute_operating_points, compute_transfer_costs
 from chess_cxr.evaluation.prediction_sets import BenchmarkResults, PredictionSet, TaskFilms
 from chess_cxr.evaluation.reliability import Scaling, compute_reliability, fit_temperature
 from chess_cxr.evaluation.roc_curves import MEAN, compute_roc_curves
 from chess_cxr.evaluation.subgroups import compute_subgroups
 from chess_cxr.evaluation.worst_errors import find_worst_errors, select_largest_subset
-from chess_cxr.report.benchmark_findings import count, say, say_value
+from chess_cxr.report.benchmark_findings import count, list_rows, say, say_value
 from chess_cxr.report.blocks import Block, Cell, Grid, Picture
 from chess_cxr.report.plots import draw_reliability, draw_roc_curves, get_look
 from chess_cxr.report.run_page import encode_png
@@ -40,12 +41,20 @@ def build_roc_block(results: BenchmarkResults, task: TaskFilms, head: str) -> Bl
                 curves[encoder] = table[table["name"] == MEAN]
                 of_reference = table if encoder == results.reference else of_reference
         if curves:
-            films = np.mean([one.n_train_films for one in results.sets if (one.task, one.subset) == (task.name, subset)])
+            films = np.mean(
+                [one.n_train_films for one in results.sets if (one.task, one.subset) == (task.name, subset)]
+            )
             figures.append(draw_roc_curves(curves, list(results.encoders), f"{subset}, {count(films, 'film')}"))
     if not of_reference.empty and len(task.class_names) > 1:
         names = [name for name in task.class_names if name in set(of_reference["name"])]
         by_class = {name: of_reference[of_reference["name"] == name] for name in names}
-        figures.append(draw_roc_curves(by_class, task.class_names, f"{results.reference}, {subsets[-1]}, each by itself"))
+        figures.append(
+            draw_roc_curves(
+                by_class,
+                task.class_names,
+                f"{results.reference}, {subsets[-1]}, each {'class' if task.kind == 'multiclass' else 'finding'}",
+            )
+        )
     if not figures:
         return None
     what = "classes against the rest" if task.kind == "multiclass" else "findings"
@@ -77,15 +86,17 @@ def build_reliability_block(results: BenchmarkResults, task: TaskFilms, head: st
             after = [scaling.apply(one) for scaling, one in zip(scalings, before, strict=True)]
             title = f"{encoder}, {subset}"
             colour, _ = get_look(encoder, list(results.encoders))
-            figures.append(
-                draw_reliability(_pool_reliability(task, before), _pool_reliability(task, after), title, colour)
-            )
+            # Of the fewest labels the reference alone is drawn; the table below has everyone.
+            if subset == subsets[-1] or encoder == results.reference:
+                points = _pool_reliability(task, before), _pool_reliability(task, after)
+                figures.append(draw_reliability(*points, title, colour))
             rows.append(_build_calibration_row(results, task, title, scalings, before, after))
     heads = ("encoder, labels", "temperature", "ECE before", "ECE after", "Brier before", "Brier after")
     caption = (
         "Temperature: fitted to the val films of each draw (1 changes nothing, above 1 makes less sure), median of the "
-        f"draws. ECE: mean distance between probability and share, {results.level:.0%} interval over test patients and "
-        "draws; with few films it is above 0 even for perfect probabilities, and resampling adds to it."
+        "draws. ECE: mean distance between probability and share over 15 bins, mean over draws, test films; above 0 "
+        "with few films even for perfect probabilities, which is why resampling gives no honest interval of it. Brier: "
+        f"mean squared error, {results.level:.0%} interval over test patients and draws."
     )
     what = "the likeliest class" if task.kind == "multiclass" else "each finding of each film"
     figure_caption = (
@@ -125,10 +136,10 @@ def _build_calibration_row(
         )
         for draws in (before, after)
     ]
-    for metric in ("ece", "brier"):
-        for parts in found:
-            value, interval = say_value(average_draws(parts[metric], results.seed, results.level)).split(" ", 1)
-            cells.append(Cell(value, (interval,)))
+    cells += [Cell(say(mean_known(parts["ece"].value_D, axis=0))) for parts in found]
+    for parts in found:
+        value, interval = say_value(average_draws(parts["brier"], results.seed, results.level)).split(" ", 1)
+        cells.append(Cell(value, (interval,)))
     return tuple(cells)
 
 
@@ -163,20 +174,20 @@ def build_operating_block(results: BenchmarkResults, task: TaskFilms) -> list[Bl
             Cell(say(row.flagged, ".0%")),
             Cell("", _list_remarks(row), "warn" if _list_remarks(row) else ""),
         )
-        for row in table.itertuples(index=False)
+        for row in list_rows(table)
     ]
     caption = (
-        f"{results.reference}, {one.head} head, {one.subset} of the labels, draw {one.draw}. Thresholds come from the val "
-        "films; sensitivity and specificity, on the test films, with intervals by patient. On val: sensitivity / "
+        f"{results.reference}, {one.head} head, {one.subset} of the labels, draw {one.draw}. Thresholds come from the "
+        "val films; sensitivity and specificity, on the test films, with intervals by patient. On val: sensitivity / "
         "specificity there. Flagged: share of test films at or above the threshold."
     )
     grid = Grid(tuple(map(Cell, heads)), tuple(rows), caption)
     return [Block("Operating points", grid=grid), *_build_transfer_block(results, task, one)]
 
 
-def _list_remarks(row: object) -> tuple[str, ...]:
-    remarks = ["less than asked for"] if getattr(row, "missed") else []  # noqa: B009
-    warning = str(getattr(row, "warning"))  # noqa: B009
+def _list_remarks(row: Any) -> tuple[str, ...]:
+    remarks = ["less than asked for"] if row.missed else []
+    warning = str(row.warning)
     return tuple([*remarks, *([warning] if warning else [])])
 
 
@@ -196,20 +207,20 @@ def _build_transfer_block(results: BenchmarkResults, task: TaskFilms, one: Predi
             *(_say_change(row, name) for name in ("sensitivity", "specificity")),
             Cell("", (row.warning,) if row.warning else (), "warn" if row.warning else ""),
         )
-        for row in table.itertuples(index=False)
+        for row in list_rows(table)
         if row.from_site != row.to_site
     ]
     if not rows:
         return []
     heads = ("", "chosen for", "site", "sensitivity", "specificity", "")
     caption = (
-        "A threshold of one site's val films on another site's test films. Change: against the threshold of that site's "
-        f"own val films, on the same test films, {results.level:.0%} interval by patient."
+        "A threshold of one site's val films on another site's test films. Change: against the threshold of that "
+        f"site's own val films, on the same test films, {results.level:.0%} interval by patient."
     )
     return [Block("Thresholds carried to another site", grid=Grid(tuple(map(Cell, heads)), tuple(rows), caption))]
 
 
-def _say_change(row: object, name: str) -> Cell:
+def _say_change(row: Any, name: str) -> Cell:
     change, low, high = (say(getattr(row, f"{name}_change{end}"), "+.3f") for end in ("", "_low", "_high"))
     return Cell(say(getattr(row, name)), (f"change {change} [{low}, {high}]",))
 
@@ -236,12 +247,12 @@ def build_subgroup_block(results: BenchmarkResults, task: TaskFilms) -> Block | 
             Cell(say(row.p_holm)),
             Cell("", (row.warning,) if row.warning else (), "warn" if row.warning else ""),
         )
-        for row in table.itertuples(index=False)
+        for row in list_rows(table)
     ]
     caption = (
         f"{results.reference}, {sets[0].head} head, {sets[0].subset} of the labels, {count(len(sets), 'draw')}, test "
-        f"split; {results.level:.0%} intervals over patients. A mean over classes counts those that group and rest both "
-        "have. A gap that is not shown is not a gap that is not there."
+        f"split; {results.level:.0%} intervals over patients. A mean over classes counts those that group and rest "
+        "both have. A gap that is not shown is not a gap that is not there."
     )
     return Block("Subgroups", grid=Grid(tuple(map(Cell, heads)), tuple(rows), caption))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -18,9 +19,9 @@ Tables = Mapping[str, pd.DataFrame]
 FINDING_METRIC = "auroc"
 
 
-def judge_difference(row: object, level: float) -> str:
+def judge_difference(row: Any, level: float) -> str:
     """Return "ahead" or "behind" (the encoder of a row of differences, of the reference), "" where none is shown."""
-    p, value = float(getattr(row, "p_holm")), float(getattr(row, "value"))  # noqa: B009
+    p, value = float(row.p_holm), float(row.value)
     if math.isnan(p) or p >= 1 - level or value == 0:
         return ""
     return "ahead" if value > 0 else "behind"
@@ -33,7 +34,7 @@ def summarise_findings(results: BenchmarkResults, differences: pd.DataFrame) -> 
     chosen = differences[differences["metric"] == FINDING_METRIC]
     sentences = []
     for encoder in results.encoders:
-        rows = list(chosen[chosen["encoder"] == encoder].itertuples())
+        rows = list_rows(chosen[chosen["encoder"] == encoder])
         if not rows:
             continue
         # The verdicts are of the other encoder: where it is behind, the reference is ahead.
@@ -56,11 +57,11 @@ def describe_findings(results: BenchmarkResults, tables: Tables, task: str) -> l
             own = select(mine, encoder=results.reference)
             if own.empty:
                 continue
-            first = next(own.itertuples())
+            first = list_rows(own)[0]
             gaps = select(differences, task=task, head=head, subset=subset, metric=FINDING_METRIC)
             told = _tell_gaps(results, gaps)
             sentences.append(
-                f"With {count(first.n_train_films, 'labelled film')} ({subset}, {count(first.draws, 'draw')}, "
+                f"with {count(first.n_train_films, 'labelled film')} ({subset}, {count(first.draws, 'draw')}, "
                 f"{head} head) {results.reference} has {name_metric(FINDING_METRIC)} {say_value(first)}"
                 + (f"; {told}." if told else ".")
             )
@@ -78,15 +79,15 @@ def find_weakness(results: BenchmarkResults, differences: pd.DataFrame) -> str:
         return ""
     needed = math.ceil(family * 2 / (1 - results.level) + 1)
     return (
-        f"{results.replicates:,} replicates cannot show a difference after Holm: with {family} comparisons the smallest "
-        f"corrected p is {floor:.3f}. Take at least {needed:,} replicates."
+        f"{results.replicates:,} replicates cannot show a difference after Holm: with {family} comparisons the "
+        f"smallest corrected p is {floor:.3f}. Take at least {needed:,} replicates."
     )
 
 
 def _tell_gaps(results: BenchmarkResults, gaps: pd.DataFrame) -> str:
     """Say how far the reference is from each other encoder: signs are of reference minus other."""
     told: dict[str, list[str]] = {"behind": [], "ahead": [], "": []}
-    for row in gaps.itertuples():
+    for row in list_rows(gaps):
         verdict = judge_difference(row, results.level)
         # A lead is told as a positive number, whoever has it.
         numbers = (row.value, row.low, row.high) if verdict == "ahead" else (-row.value, -row.high, -row.low)
@@ -102,26 +103,25 @@ def _tell_gaps(results: BenchmarkResults, gaps: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
-def say_value(row: object) -> str:
+def say_value(row: Any) -> str:
     """Return "0.853 [0.824, 0.880]" for a row with value, low and high."""
     value, low, high = (say(getattr(row, name)) for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
-def say_p(row: object, column: str = "p") -> str:
+def say_p(row: Any, column: str = "p") -> str:
     """Return "= 0.032", or "≤ 0.002" where no replicate lay on the other side, so that it may be smaller still."""
-    p, raw = float(getattr(row, column)), float(getattr(row, "p"))  # noqa: B009
+    p, raw = float(getattr(row, column)), float(row.p)
     if math.isnan(p):
         return "unknown"
-    known = float(getattr(row, "replicates")) - float(getattr(row, "undefined", 0))  # noqa: B009
-    least = raw <= 2 / (known + 1) + 1e-12
+    least = raw <= 2 / (row.replicates - row.undefined + 1) + 1e-12
     text = f"{p:.3f}" if p >= 0.0005 else f"{p:.1g}"
     return f"{'≤' if least and p < 1 else '='} {text}"
 
 
-def say(value: object, form: str = ".3f") -> str:
+def say(value: Any, form: str = ".3f") -> str:
     """Return a number, "–" where there is none."""
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     return "–" if math.isnan(number) else f"{number:{form}}".replace("-", "−")
 
 
@@ -145,6 +145,11 @@ def name_metric(metric: str) -> str:
     """Return what a reader calls a metric."""
     whole, _, part = metric.partition("/")
     return METRIC_NAMES.get(whole, whole) + (f", {part}" if part else "")
+
+
+def list_rows(table: pd.DataFrame) -> list[Any]:
+    """Return the rows of a table, columns as attributes."""
+    return list(table.itertuples(index=False))
 
 
 def select(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:

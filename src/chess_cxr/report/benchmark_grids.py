@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from chess_cxr.report.benchmark_findings import (
     Tables,
     count,
     judge_difference,
+    list_rows,
     name_metric,
     say,
     say_films,
@@ -64,6 +66,7 @@ def build_result_grid(
     columns: Sequence[tuple[str, str]],
     *,
     name_tasks: bool = False,
+    brief: bool = False,
 ) -> Grid:
     """Encoders down, (task, subset) across: value with interval; below it the difference to the reference with p."""
     summary = select(tables["summary"], head=head, metric=metric)
@@ -83,16 +86,21 @@ def build_result_grid(
             row.append(_build_result_cell(results, value, gap))
         if any(cell.text != "–" for cell in row[1:]):
             rows.append(tuple(row))
-    return Grid(tuple(heads), tuple(rows), say_caption(results, metric))
+    return Grid(tuple(heads), tuple(rows), say_caption(results, metric, brief))
 
 
-def say_caption(results: BenchmarkResults, metric: str) -> str:
-    """What the numbers of a result grid are."""
+def say_caption(results: BenchmarkResults, metric: str, brief: bool = False) -> str:
+    """What the numbers of a result grid are; brief where a whole caption stands above on the page."""
+    if brief:
+        return (
+            f"{name_metric(metric)}, test split, mean over label draws [{results.level:.0%}]; Δ to "
+            f"{results.reference}, p after Holm."
+        )
     return (
-        f"{name_metric(metric)}, test split, mean over label draws with its {results.level:.0%} interval (bootstrap over "
-        f"test patients and, where there are several, draws; {results.replicates:,} replicates, seed {results.seed}). "
-        f"Δ: difference to {results.reference}, on the same patients and draws, with two-sided p after Holm over the "
-        "encoders, heads and label subsets of the task. Coloured where p is below "
+        f"{name_metric(metric)}, test split, mean over label draws with its {results.level:.0%} interval (bootstrap "
+        f"over test patients and, where there are several, draws; {results.replicates:,} replicates, seed "
+        f"{results.seed}). Δ: difference to {results.reference}, on the same patients and draws, with two-sided p "
+        "after Holm over the encoders, heads and label subsets of the task. Coloured where p is below "
         f"{1 - results.level:.2g}: ▲ ahead of {results.reference}, ▼ behind."
     )
 
@@ -110,7 +118,7 @@ def build_class_grid(results: BenchmarkResults, tables: Tables, task: TaskFilms,
         cells = [Cell(name, (f"{test[name]:,} of {_count_known(task, name):,} films",))]
         for encoder in encoders:
             found = select(chosen, metric=f"{FINDING_METRIC}/{name}", encoder=encoder)
-            cells.append(Cell("–") if found.empty else _split_value(next(found.itertuples())))
+            cells.append(Cell("–") if found.empty else _split_value(list_rows(found)[0]))
         rows.append(tuple(cells))
     caption = f"{name_metric(FINDING_METRIC)} of each against the rest, {subsets[-1]} of the labels, {head} head."
     return Grid((Cell(""), *map(Cell, encoders)), tuple(rows), caption)
@@ -125,10 +133,10 @@ def list_headlines(task: TaskFilms, summary: pd.DataFrame) -> list[str]:
 def _build_result_cell(results: BenchmarkResults, value: pd.DataFrame, gap: pd.DataFrame) -> Cell:
     if value.empty:
         return Cell("–")
-    plain = _split_value(next(value.itertuples()))
+    plain = _split_value(list_rows(value)[0])
     if gap.empty:
         return plain
-    row = next(gap.itertuples())
+    row = list_rows(gap)[0]
     tone = judge_difference(row, results.level)
     arrow = {"ahead": "▲ ", "behind": "▼ ", "": ""}[tone]
     ends = f"[{say(row.low, '+.3f')}, {say(row.high, '+.3f')}]"
@@ -136,7 +144,7 @@ def _build_result_cell(results: BenchmarkResults, value: pd.DataFrame, gap: pd.D
     return Cell(plain.text, (*plain.small, *told), tone)
 
 
-def _split_value(row: object) -> Cell:
+def _split_value(row: Any) -> Cell:
     value, interval = say_value(row).split(" ", 1)
     return Cell(value, (interval,))
 
@@ -148,9 +156,10 @@ def _say_draws(table: pd.DataFrame) -> str:
 
 def _count_positives(task: TaskFilms, films: EvaluatedFilms) -> list[int]:
     if task.kind == "multiclass":
-        return np.bincount(films.label.astype(np.intp), minlength=len(task.class_names)).tolist()
-    counts: list[int] = (films.label == 1).sum(axis=0).tolist()
-    return counts
+        counts: list[int] = np.bincount(films.label.astype(np.intp), minlength=len(task.class_names)).tolist()
+        return counts
+    present: list[int] = (films.label == 1).sum(axis=0).tolist()
+    return present
 
 
 def _count_known(task: TaskFilms, name: str) -> int:

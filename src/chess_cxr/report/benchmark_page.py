@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -92,7 +91,7 @@ def _describe_whole(results: BenchmarkResults) -> str:
 
 
 def _build_first_part(results: BenchmarkResults, tables: Tables) -> Part:
-    found = [f"{task}: {text}" for task in results.tasks for text in describe_findings(results, tables, task)]
+    found = [f"{task}, {text}" for task in results.tasks for text in describe_findings(results, tables, task)]
     weakness = find_weakness(results, tables["differences"])
     failed = (
         f"{count(len(results.failures), 'part')} of this benchmark failed and is missing here: see Failures."
@@ -117,7 +116,9 @@ def _build_first_part(results: BenchmarkResults, tables: Tables) -> Part:
 def _build_comparison_part(results: BenchmarkResults, tables: Tables) -> Part:
     heads = list(dict.fromkeys(one.head for one in results.sets))
     blocks = [Block(f"{head} head", grid=build_paper_grid(results, tables, head)) for head in heads]
-    return Part("comparison", "Fewest and all labels", tuple(block for block in blocks if block.grid and block.grid.rows))
+    return Part(
+        "comparison", "Fewest and all labels", tuple(block for block in blocks if block.grid and block.grid.rows)
+    )
 
 
 def _build_task_part(
@@ -130,7 +131,9 @@ def _build_task_part(
     blocks = [Block(text=(about, *task.notes))]
     heads = [head for head in dict.fromkeys(one.head for one in results.sets) if _has_sets(results, task, head)]
     if not heads:
-        return Part(anchor, task.name, (*blocks, Block(warnings=("Nothing was computed for this task: see Failures.",))))
+        return Part(
+            anchor, task.name, (*blocks, Block(warnings=("Nothing was computed for this task: see Failures.",)))
+        )
     for head in heads:
         blocks += _build_result_blocks(results, tables, task, head)
     first = next((head for head in heads if _has_sets(results, task, head, results.reference)), heads[0])
@@ -153,13 +156,17 @@ def _build_result_blocks(results: BenchmarkResults, tables: Tables, task: TaskFi
         "Films on a logarithmic axis."
     )
     columns = [(task.name, subset) for subset in results.list_subsets(task.name)]
-    grids = [(metric, build_result_grid(results, tables, head, metric, columns)) for metric in metrics]
+    grids = [(metric, build_result_grid(results, tables, head, metric, columns, brief=True)) for metric in metrics]
     by_class = build_class_grid(results, tables, task, head)
     return [
         Block(f"Label efficiency, {head} head", figures=figures, figure_width=25, figure_caption=caption),
         *(Block(f"{name_metric(metric)}, {head} head", grid=grid) for metric, grid in grids),
-        *([Block(f"Each by itself, {head} head", grid=by_class)] if by_class else []),
+        *([Block(f"AUROC of each {_name_class(task)}, {head} head", grid=by_class)] if by_class else []),
     ]
+
+
+def _name_class(task: TaskFilms) -> str:
+    return "class" if task.kind == "multiclass" else "finding"
 
 
 def _has_sets(results: BenchmarkResults, task: TaskFilms, head: str, encoder: str = "") -> bool:
@@ -191,14 +198,14 @@ def _build_last_part(results: BenchmarkResults, tables: Tables, command: str) ->
 
 
 def _list_notes(results: BenchmarkResults) -> tuple[str, ...]:
-    """Notes of single fits, each told once with how many sets it is of."""
-    seen: dict[str, list[str]] = {}
+    """Notes of single fits, each told once for a task with whose sets it is of."""
+    seen: dict[tuple[str, str], list[str]] = {}
     for one in results.sets:
         for note in one.notes:
-            seen.setdefault(f"{one.task}, {one.encoder}, {one.head}: {note}", []).append(f"{one.subset} draw {one.draw}")
+            seen.setdefault((one.task, note), []).append(one.encoder)
     return tuple(
-        f"{note} ({places[0] if len(places) == 1 else count(len(places), 'prediction set')})"
-        for note, places in seen.items()
+        f"{task}: {note} ({', '.join(dict.fromkeys(encoders))}: {count(len(encoders), 'prediction set')})"
+        for (task, note), encoders in seen.items()
     )
 
 
@@ -210,8 +217,6 @@ def _say_provenance(results: BenchmarkResults) -> str:
     seconds = sum(one.seconds for one in results.sets)
     return (
         f"chess-cxr {release}; seed {results.seed}; {results.replicates:,} bootstrap replicates; {results.level:.0%} "
-        f"intervals; {count(seconds, 'second')} of fitting heads in all. Labels are drawn by patient and nested; nothing "
-        "was chosen on test films."
+        f"intervals; {count(seconds, 'second')} of fitting heads in all. Labels are drawn by patient and nested; "
+        "nothing was chosen on test films."
     )
-
-

@@ -94,14 +94,14 @@ def draw_roc_curves(curves: Mapping[str, pd.DataFrame], order: Sequence[str], ti
     curves: label -> rows of one curve of `roc_curves.compute_roc_curves`.  order: all labels that may appear, so that
     each keeps its colour.
     """
-    with build_axes(3.7, 4.1) as (figure, axes):
+    with build_axes(3.8, 4.4) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=1)
         for label, rows in curves.items():
             colour, _ = get_look(label, order)
             rate = np.r_[0.0, rows["false_positive_rate"]]
             axes.fill_between(rate[1:], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
             axes.plot(rate, np.r_[0.0, rows["sensitivity"]], color=colour, label=label, linewidth=1.8)
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.set_xlabel("1 − specificity")
         axes.set_ylabel("sensitivity")
         axes.set_title(title, fontsize=10)
@@ -114,13 +114,14 @@ def draw_reliability(before: pd.DataFrame, after: pd.DataFrame | None, title: st
 
     before, after: `reliability.compute_reliability` of one name; after None where nothing could be scaled.
     """
-    with build_axes(3.1, 3.6) as (figure, axes):
+    with build_axes(3.1, 3.7) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=1)
         parts = [(before, "#8a9099", "before", "s")] + ([(after, colour, "after", "o")] if after is not None else [])
         for rows, ink, label, marker in parts:
             axes.vlines(rows["confidence"], rows["low"], rows["high"], color=ink, linewidth=1.1, alpha=0.6)
             axes.plot(rows["confidence"], rows["rate"], color=ink, label=label, marker=marker, ms=3.8, linewidth=1.3)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        ticks = np.linspace(0.0, 1.0, 6)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks)
         axes.set_xlabel("probability given")
         axes.set_ylabel("share that came true")
         axes.set_title(title, fontsize=10)
