@@ -41,9 +41,7 @@ def build_roc_block(results: BenchmarkResults, task: TaskFilms, head: str) -> Bl
                 curves[encoder] = table[table["name"] == MEAN]
                 of_reference = table if encoder == results.reference else of_reference
         if curves:
-            films = np.mean(
-                [one.n_train_films for one in results.sets if (one.task, one.subset) == (task.name, subset)]
-            )
+            films = float(np.mean([one.n_train_films for one in _list_sets(results, task, subset)]))
             figures.append(draw_roc_curves(curves, list(results.encoders), f"{subset}, {count(films, 'film')}"))
     if not of_reference.empty and len(task.class_names) > 1:
         names = [name for name in task.class_names if name in set(of_reference["name"])]
@@ -60,9 +58,13 @@ def build_roc_block(results: BenchmarkResults, task: TaskFilms, head: str) -> Bl
     what = "classes against the rest" if task.kind == "multiclass" else "findings"
     caption = (
         f"Mean curve over label draws{f' and {what}' if len(task.class_names) > 1 else ''}; band: {results.level:.0%}, "
-        f"point by point, over test patients and draws ({ROC_REPLICATES} replicates). {head} head."
+        f"point by point, over test patients and draws ({ROC_REPLICATES} replicates); {head} head."
     )
     return Block("ROC curves", figures=tuple(figures), figure_width=19, figure_caption=caption)
+
+
+def _list_sets(results: BenchmarkResults, task: TaskFilms, subset: str) -> list[PredictionSet]:
+    return [one for one in results.sets if (one.task, one.subset) == (task.name, subset)]
 
 
 def _compute_curves(results: BenchmarkResults, task: TaskFilms, sets: Sequence[PredictionSet]) -> pd.DataFrame:

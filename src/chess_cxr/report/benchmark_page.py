@@ -94,7 +94,7 @@ def _build_first_part(results: BenchmarkResults, tables: Tables) -> Part:
     found = [f"{task}, {text}" for task in results.tasks for text in describe_findings(results, tables, task)]
     weakness = find_weakness(results, tables["differences"])
     failed = (
-        f"{count(len(results.failures), 'part')} of this benchmark failed and is missing here: see Failures."
+        f"Missing here because it failed: {count(len(results.failures), 'part')} of this benchmark, see Failures."
         if results.failures
         else ""
     )
@@ -152,8 +152,8 @@ def _build_result_blocks(results: BenchmarkResults, tables: Tables, task: TaskFi
     rows = select(tables["summary"], task=task.name, head=head)
     figures = tuple(draw_efficiency_bands(rows, metric, list(results.encoders)) for metric in metrics)
     caption = (
-        f"{head} head; mean over label draws; bands: {results.level:.0%} intervals over test patients and draws. "
-        "Films on a logarithmic axis."
+        f"{head.capitalize()} head; mean over label draws; bands: {results.level:.0%} intervals over test patients and "
+        "draws. Films on a logarithmic axis."
     )
     columns = [(task.name, subset) for subset in results.list_subsets(task.name)]
     grids = [(metric, build_result_grid(results, tables, head, metric, columns, brief=True)) for metric in metrics]
