@@ -42,6 +42,11 @@ class LabelledRows:
     uncertain_L: np.ndarray
 
     @property
+    def kind(self) -> Literal["multiclass", "multilabel"]:
+        """What its metrics are: an order is scored as classes."""
+        return "multilabel" if self.task == "multilabel" else "multiclass"
+
+    @property
     def label_NL(self) -> np.ndarray:
         """Labels as 1, 0 and NaN, float64 [N, L], whatever the task."""
         return self.label if self.task == "multilabel" else np.eye(len(self.names))[self.label]
