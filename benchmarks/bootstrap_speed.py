@@ -1,8 +1,9 @@
 """CPU seconds of 1,000 paired patient-bootstrap replicates: 14 AUROCs of two encoders on 25,000 films.
 
-Beside it scikit-learn.  The other side is the loop people write: draw patients, gather their films, roc_auc_score of each finding for both sets
-of predictions.  Both see the same films, labels (findings of 2 % to 50 %, a tenth unknown) and scores; the loop runs
-fewer replicates and its seconds are scaled by their number.  Rounds alternate; the median is printed.  Generated data.
+Beside it scikit-learn, in the loop people write: draw patients, gather their films, roc_auc_score of each finding for
+both sets of predictions.  Both see the same films, labels (findings of 2 % to 50 %, a tenth unknown) and scores; the
+loop runs fewer replicates and its seconds are scaled by their number.  Rounds alternate; the median is printed.
+Generated data.
 
 usage: OMP_NUM_THREADS=1 python benchmarks/bootstrap_speed.py [--rounds 3] [--loop-replicates 5]
 """

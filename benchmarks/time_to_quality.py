@@ -156,7 +156,7 @@ def run_plain(store: Store, clock: Clock, judge: Judge, minutes: float, every: f
             clock.start()
 
 
-def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, every: float) -> None:
+def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, minutes: float, every: float) -> None:
     """Train as `chess-cxr pretrain` does."""
     training = config.training
     torch.manual_seed(training.seed)
@@ -182,6 +182,8 @@ def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, e
             clock.stop()
             clock.write(report.step, report.losses | judge.measure(embed))
             due += every
+            if clock.wall >= 60 * minutes:
+                return
             clock.start()
 
 
@@ -212,7 +214,7 @@ def main() -> None:
     parser.add_argument("--side", choices=["plain", "ours"])
     parser.add_argument("--config", default="cpu_small", help="a preset, or a run's config.json")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--minutes", type=float, default=60, help="of the plain recipe")
+    parser.add_argument("--minutes", type=float, default=60, help="at most")
     parser.add_argument("--every", type=float, default=120, help="seconds of training between measurements")
     parser.add_argument("--seed", type=int, default=0, help="of the plain recipe")
     parser.add_argument("--read", nargs="+", type=Path)
@@ -229,7 +231,7 @@ def main() -> None:
     path = Path(chosen.config)
     config = read_pretrain_config(json.loads(path.read_text())) if path.exists() else PRESETS[chosen.config]()
     clock = Clock(chosen.out, said | {"config": path.name, "seed": config.training.seed})
-    run_ours(store, clock, Judge(store, config.views.size), config, chosen.every)
+    run_ours(store, clock, Judge(store, config.views.size), config, chosen.minutes, chosen.every)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""Write the configurations of the ablations in docs/log.md: `cpu_small`, 700 steps, one change each.
+"""Write the configurations of the trials in docs/log.md: `cpu_small` with one change each.
 
 usage: python runs/write_ablations.py   (writes runs/configs/*.json; train each with chess-cxr pretrain --config)
+
+Ablations are of 700 steps.  Those called quality_* last 20 minutes on one thread of a 2-core machine, for
+benchmarks/time_to_quality.py; continued_* begin with docs/proof/encoder, for its first minutes.
 """
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
+from chess_cxr.api import continue_from
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.presets import PretrainConfig, cpu_small
 from chess_cxr.training.loop import TrainingConfig
@@ -42,8 +46,26 @@ def build_ablations() -> list[PretrainConfig]:
     ]
 
 
+def build_quality_trials() -> list[PretrainConfig]:
+    """Return those of 20 minutes."""
+    base = cpu_small()
+    short = replace(base.training, steps=2160)
+    half = replace(short, precision="bfloat16")
+    return [
+        replace(base, preset="quality_float32", training=short),
+        replace(base, preset="quality_bfloat16", training=half),
+    ]
+
+
+def build_continued() -> list[PretrainConfig]:
+    """Return a run that continues as `continue_from` has it, and one whose trunk moves from the first step on."""
+    gentle = continue_from(cpu_small(), "docs/proof/encoder")
+    at_once = replace(gentle, training=replace(gentle.training, frozen_steps=0, warmup=0.0))
+    return [replace(gentle, preset="continued_gently"), replace(at_once, preset="continued_at_once")]
+
+
 if __name__ == "__main__":
     folder = Path(__file__).parent / "configs"
     folder.mkdir(exist_ok=True)
-    for config in build_ablations():
+    for config in (*build_ablations(), *build_quality_trials(), *build_continued()):
         (folder / f"{config.preset}.json").write_text(json.dumps(describe(config), indent=1) + "\n")

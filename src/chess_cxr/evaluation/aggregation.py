@@ -37,8 +37,8 @@ def aggregate_studies(
 
     score_MC: of M films.  label: class indices [M], or findings [M, L] of 1, 0 and NaN.  study_M: "" is not known, and
     such a film is a study of its own.
-    A finding is present in a study if any film shows it, absent if known and not present, NaN if no film knows.  Largest
-    scores of one-class films are divided by their sum where the films' scores are probabilities that sum to 1.
+    A finding is present in a study if any film shows it, absent if known and not present, NaN if no film knows.
+    Largest scores of classes are divided by their sum where the films' scores are probabilities that sum to 1.
     Raises UsageError where lengths do not fit or the films of a study are of different classes.
     """
     score, label_array = np.asarray(score_MC, dtype=np.float64), np.asarray(label)

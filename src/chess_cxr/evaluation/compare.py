@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from chess_cxr.evaluation.holm import correct_holm
 from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, replicate_draws, subtract_draws
 from chess_cxr.evaluation.label_fractions import IndexArray, draw_label_fraction
 from chess_cxr.evaluation.linear_probe import LinearProbe, fit_linear_probe
@@ -109,7 +110,8 @@ class Comparison:
     def differences(self, reference: str) -> pd.DataFrame:
         """Return every other encoder minus `reference`, on the same draws and the same resampled patients, with p.
 
-        p is two-sided and not corrected for the number of comparisons.  Raises UsageError for an unknown reference.
+        p is two-sided; p_holm is p corrected (Holm 1979) for all encoders and subsets of the same metric.  Raises
+        UsageError for an unknown reference.
         """
         if reference not in self.encoders:
             raise UsageError(f"no encoder named {reference!r} in this comparison; there are {', '.join(self.encoders)}")
@@ -121,10 +123,13 @@ class Comparison:
                 gap = subtract_draws(part, self.parts[reference, subset][metric], self.seed, self.level)
                 rows.append(
                     {"encoder": encoder, "reference": reference, **self._describe(encoder, subset), "metric": metric}
-                    | {"value": gap.value, "low": gap.low, "high": gap.high, "p": gap.p}
+                    | {"value": gap.value, "low": gap.low, "high": gap.high, "p": gap.p, "p_holm": gap.p}
                     | {"level": self.level, "replicates": self.replicates, "undefined": gap.undefined}
                 )
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        if not table.empty:
+            table["p_holm"] = table.groupby("metric", sort=False)["p"].transform(correct_holm)
+        return table
 
     def draw_table(self) -> pd.DataFrame:
         """Return every single draw: its films, its probe's strength and notes, and each metric on all films."""

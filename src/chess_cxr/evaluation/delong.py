@@ -1,8 +1,8 @@
 """DeLong's test of two areas under ROC curves on the same films, without resampling.
 
 DeLong et al. (1988) take films for independent; several films of one patient are not, and make the test too sure of
-itself.  Where patients are given and any has several films, the variance of Obuchowski (1997) for clustered data is used
-instead; with one film a patient the two are the same.  Midranks make both fast (Sun & Xu 2014).
+itself.  Where patients are given and any has several films, the variance of Obuchowski (1997) for clustered data is
+used instead; with one film a patient the two are the same.  Midranks make both fast (Sun & Xu 2014).
 
 Shape suffixes: N films, K sets of scores, P patients.
 """

@@ -6,8 +6,9 @@ What an interval covers is part of its meaning, and three different ones live he
 - `interval_of_draws`: one fixed test set, other training draws.  Says nothing about other test patients.
 - `bootstrap_draws_by_patient`: both at once, for the mean over draws.  This is the one for a table of label fractions.
 
-`interval_of_rate` needs no resampling: it is for a share of films.  The others are percentile intervals (Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was
-not drawn) are dropped and counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
+`interval_of_rate` needs no resampling: it is for a share of films.  The others but Student's are percentile intervals
+(Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was not drawn) are dropped and
+counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
 """
 
 from __future__ import annotations

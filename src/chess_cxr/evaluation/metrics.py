@@ -11,6 +11,7 @@ classes or findings that have a value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +34,7 @@ __all__ = [
     "FloatArray",
     "RankedScores",
     "Statistic",
+    "TaskKind",
     "WeightArray",
     "build_binary_statistic",
     "build_multiclass_statistic",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 Statistic = Callable[[WeightArray], dict[str, FloatArray]]
+TaskKind = Literal["multiclass", "multilabel"]
 
 LEVELS = (0.8, 0.9, 0.95)  # specificities at which the sensitivity is given, and the reverse
 

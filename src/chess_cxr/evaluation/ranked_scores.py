@@ -120,11 +120,11 @@ class ScoreTally:
 
     @property
     def _class_R(self) -> FloatArray:
-        return self.found_GR[0].astype(np.float64)
+        return np.asarray(self.found_GR[0], dtype=np.float64)
 
     @property
     def _rest_R(self) -> FloatArray:
-        return self.below_GR[-1].astype(np.float64)
+        return np.asarray(self.below_GR[-1], dtype=np.float64)
 
 
 def build_indicator(row: NDArray[np.intp], column: NDArray[np.intp], shape: tuple[int, int]) -> sparse.csr_array:

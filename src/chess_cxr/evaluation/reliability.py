@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,15 @@ from scipy import optimize, special
 
 from chess_cxr.evaluation.calibration_error import assign_bins
 from chess_cxr.evaluation.intervals import interval_of_rate
-from chess_cxr.evaluation.metrics import FloatArray, check_classes, check_findings, check_probabilities, check_scores
+from chess_cxr.evaluation.metrics import (
+    FloatArray,
+    TaskKind,
+    check_classes,
+    check_findings,
+    check_probabilities,
+    check_scores,
+)
 from chess_cxr.records import UsageError
-
-Kind = Literal["multiclass", "multilabel"]
 
 _LEAST = 1e-7  # float32 probabilities of exactly 0 and 1 have no logarithm; taken for this far away
 _HOTTEST = 20.0  # temperatures from 1 / _HOTTEST to _HOTTEST
@@ -39,7 +43,7 @@ class Scaling:
     all known film-finding pairs).  notes: what a reader has to know, a sentence each.
     """
 
-    kind: Kind
+    kind: TaskKind
     slope_C: FloatArray
     offset_C: FloatArray
     before: float
@@ -64,7 +68,7 @@ class Scaling:
         return scaled
 
 
-def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Sequence[str], kind: Kind) -> Scaling:
+def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Sequence[str], kind: TaskKind) -> Scaling:
     """Fit one temperature for all classes on validation films (Guo et al. 2017, section 4.2).
 
     label: class indices [M], or findings [M, L] of 1, 0 and NaN.  No label known: the scaling changes nothing, with a
@@ -83,7 +87,8 @@ def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Se
         method="bounded",
         options={"xatol": 1e-6},
     )
-    slope, notes = math.exp(found.x), ()
+    slope = math.exp(found.x)
+    notes: tuple[str, ...] = ()
     if abs(found.x) > edge - 1e-3:
         notes = (
             f"the temperature stands at the end of its range, {1 / slope:.3g}: too few validation films to fit it",
@@ -117,7 +122,7 @@ def compute_reliability(
     probability_MC: ArrayLike,
     class_names: Sequence[str],
     patient_M: ArrayLike,
-    kind: Kind,
+    kind: TaskKind,
     *,
     bins: int = 10,
     level: float = 0.95,
@@ -154,7 +159,7 @@ def compute_reliability(
 
 
 def _prepare(
-    label: ArrayLike, probability_MC: ArrayLike, names: Sequence[str], kind: Kind
+    label: ArrayLike, probability_MC: ArrayLike, names: Sequence[str], kind: TaskKind
 ) -> tuple[NDArray[np.generic], FloatArray]:
     probability = check_probabilities(check_scores(probability_MC, names), sum_to_one=kind == "multiclass")
     targets = check_classes(label, names) if kind == "multiclass" else check_findings(label, names)
@@ -163,16 +168,16 @@ def _prepare(
     return targets, _take_logs(probability, kind)
 
 
-def _take_logs(probability_MC: FloatArray, kind: Kind) -> FloatArray:
+def _take_logs(probability_MC: FloatArray, kind: TaskKind) -> FloatArray:
     clipped = np.clip(probability_MC, _LEAST, 1 - _LEAST)
     logs: FloatArray = np.log(clipped) if kind == "multiclass" else special.logit(clipped)
     return logs
 
 
-def _compute_loss(targets: NDArray[np.generic], score_MC: FloatArray, kind: Kind) -> float:
+def _compute_loss(targets: NDArray[np.generic], score_MC: FloatArray, kind: TaskKind) -> float:
     """Mean log-loss in nats; NaN without a known label."""
     if kind == "multiclass":
-        chosen_M = np.take_along_axis(score_MC, targets[:, None], axis=1)[:, 0]
+        chosen_M = score_MC[np.arange(len(targets)), targets.astype(np.intp)]
         return float(np.mean(special.logsumexp(score_MC, axis=1) - chosen_M))
     known = ~np.isnan(targets)
     if not known.any():

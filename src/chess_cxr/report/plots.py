@@ -59,6 +59,96 @@ def draw_label_efficiency(table: pd.DataFrame, metric: str = "auroc") -> str:
         return write_svg(figure, f"{name} against the number of labelled training films")
 
 
+def draw_efficiency_bands(table: pd.DataFrame, metric: str, encoders: Sequence[str]) -> str:
+    """Plot a metric against the number of labelled training films, a line and a band an encoder; SVG text.
+
+    table: summary rows of one task and head (`benchmark_tables.build_summary_table`).  encoders: all of the benchmark,
+    so that each keeps its colour from plot to plot.
+    """
+    chosen = table[table["metric"] == metric].sort_values("n_train_films", kind="stable")
+    name = METRIC_NAMES.get(metric, metric)
+    with build_axes(4.6, 3.7) as (figure, axes):
+        for encoder in encoders:
+            rows = chosen[chosen["encoder"] == encoder]
+            if rows.empty:
+                continue
+            colour, marker = get_look(encoder, encoders)
+            films = rows["n_train_films"]
+            axes.fill_between(films, rows["low"], rows["high"], color=colour, alpha=0.13, linewidth=0)
+            if len(rows) == 1:  # a band of one point has no width
+                axes.vlines(films, rows["low"], rows["high"], color=colour, linewidth=1.2, alpha=0.5)
+            axes.plot(films, rows["value"], color=colour, label=encoder, marker=marker, markersize=4.5, linewidth=1.8)
+        axes.set_xscale("log")
+        counts = _thin_ticks(sorted(chosen["n_train_films"].unique()))
+        axes.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("labelled training films")
+        axes.set_ylabel(name)
+        _put_legend_below(axes)
+        return write_svg(figure, f"{name} against the number of labelled training films")
+
+
+def draw_roc_curves(curves: Mapping[str, pd.DataFrame], order: Sequence[str], title: str) -> str:
+    """Plot ROC curves with their bands; SVG text.
+
+    curves: label -> rows of one curve of `roc_curves.compute_roc_curves`.  order: all labels that may appear, so that
+    each keeps its colour.
+    """
+    with build_axes(3.8, 4.4) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=1)
+        for label, rows in curves.items():
+            colour, _ = get_look(label, order)
+            rate = np.r_[0.0, rows["false_positive_rate"]]
+            axes.fill_between(rate[1:], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
+            axes.plot(rate, np.r_[0.0, rows["sensitivity"]], color=colour, label=label, linewidth=1.8)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set_xlabel("1 − specificity")
+        axes.set_ylabel("sensitivity")
+        axes.set_title(title, fontsize=10)
+        _put_legend_below(axes)
+        return write_svg(figure, f"ROC curves, {title}")
+
+
+def draw_reliability(before: pd.DataFrame, after: pd.DataFrame | None, title: str, colour: str) -> str:
+    """Plot the share that came true against the probability given, before and after scaling; SVG text.
+
+    before, after: `reliability.compute_reliability` of one name; after None where nothing could be scaled.
+    """
+    with build_axes(3.1, 3.7) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color="#777777", linestyle=":", linewidth=1)
+        parts = [(before, "#8a9099", "before", "s")] + ([(after, colour, "after", "o")] if after is not None else [])
+        for rows, ink, label, marker in parts:
+            axes.vlines(rows["confidence"], rows["low"], rows["high"], color=ink, linewidth=1.1, alpha=0.6)
+            axes.plot(rows["confidence"], rows["rate"], color=ink, label=label, marker=marker, ms=3.8, linewidth=1.3)
+        ticks = np.linspace(0.0, 1.0, 6)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=ticks, yticks=ticks)
+        axes.set_xlabel("probability given")
+        axes.set_ylabel("share that came true")
+        axes.set_title(title, fontsize=10)
+        _put_legend_below(axes)
+        return write_svg(figure, f"Reliability, {title}")
+
+
+def get_look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Return the colour and marker of one of these names, by its place."""
+    place = list(names).index(name)
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+
+
+def _thin_ticks(counts: Sequence[float]) -> list[float]:
+    """Keep the first and last number, and of the others those whose labels have room on a logarithmic axis."""
+    kept = list(counts[-1:])
+    room = max(counts[-1] / counts[0], 1.0) ** (1 / 6) if counts else 1.0
+    for count in reversed(counts[:-1]):
+        if kept[-1] / count >= room and (count == counts[0] or count / counts[0] >= room):
+            kept.append(count)
+    return kept[::-1]
+
+
+def _put_legend_below(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+
+
 def draw_training_curves(
     metrics: Sequence[Mapping[str, float]], chance_loss: float | None = None
 ) -> tuple[str, str, str]:

@@ -1,0 +1,188 @@
+"""Where a classifier looks: Grad-CAM and occlusion by captum, laid back onto the film.
+
+A saliency map says what moved a score, not what is ill; `evaluation.pointing` measures how often its brightest point
+lies where a finding is known to be, against chance.
+
+Shape suffixes: B films, C channels, S side of the network's input, L classes or findings, H, W pixels of the film.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import safetensors.torch
+import torch
+from captum.attr import LayerAttribution, LayerGradCam, Occlusion
+from torch import Tensor, nn
+
+from chess_cxr.evaluation.linear_probe import LinearProbe
+from chess_cxr.models.contract import PixelContract, parse_contract
+from chess_cxr.models.embedding import Encoder, build_network
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.tasks.classify import Classify
+
+HowToLook = Literal["grad_cam", "occlusion"]
+LEAST_SIDE = 4  # a layer of fewer cells a side can hardly point at anything
+
+
+def build_probe_network(encoder: Encoder, probe: LinearProbe) -> Classify:
+    """Put a linear probe on its encoder as one network, [B, C, S, S] -> [B, L], scores before softmax or sigmoid.
+
+    The probe's standardisation goes into the layer.  The encoder's module is shared, not copied.
+    """
+    task = Classify(
+        encoder.module,
+        encoder.feature_count,
+        len(probe.intercept_C),
+        "multilabel" if probe.multilabel else "multiclass",
+    )
+    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
+    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
+    with torch.no_grad():
+        task.head.weight.copy_(torch.from_numpy(weight_LD))
+        task.head.bias.copy_(torch.from_numpy(bias_L))
+    return task.to(encoder.device).eval()
+
+
+def load_classifier_network(folder: Path | str) -> tuple[Classify, PixelContract, tuple[str, ...]]:
+    """Load what `finetune` wrote: the network, its pixel contract and the names of its classes or findings.
+
+    Raises ChessError where the folder is no such classifier with a linear head.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        contract, names = parse_contract(config["contract"]), tuple(config["labels"])
+        head_LD = tensors["head.weight"]
+        module = build_network(config["architecture"], contract.channels)
+        task = Classify(module, head_LD.shape[1], len(names), config["kind"])
+        task.load_state_dict(tensors)
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ChessError(f"{folder} is no classifier with a linear head: make one with chess-cxr finetune") from error
+    return task.eval(), contract, names
+
+
+def compute_saliency(
+    network: nn.Module,
+    contract: PixelContract,
+    films: Sequence[np.ndarray],
+    target: int,
+    how: HowToLook = "grad_cam",
+    *,
+    layer: nn.Module | None = None,
+    window: int = 0,
+) -> list[np.ndarray]:
+    """Return a map for each film, float32 [H, W] like the film, 0 where nothing speaks for the class, at most 1.
+
+    network: [B, C, S, S] -> scores [B, L] before softmax or sigmoid.  films: float [H, W] in [0, 1], bone bright.
+    target: number of the class or finding.  layer, window: see `compute_grad_cam` and `compute_occlusion`.
+    Each map is divided by its largest value; one that is 0 everywhere stays so.
+    """
+    network.eval()
+    chosen = find_spatial_layer(network, contract) if how == "grad_cam" and layer is None else layer
+    device = next(network.parameters()).device
+    maps = []
+    for film_HW in films:
+        input_1CSS = contract.prepare(film_HW)[None].to(device)
+        if how == "grad_cam":
+            map_BSS = compute_grad_cam(network, chosen, input_1CSS, target)
+        else:
+            map_BSS = compute_occlusion(network, input_1CSS, target, window)
+        maps.append(lay_on_film(_scale(map_BSS[0]), contract, *film_HW.shape))
+    return maps
+
+
+def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: int = LEAST_SIDE) -> nn.Module:
+    """Return the last part of a network that still gives maps [B, channels, h, w] of at least this many cells a side.
+
+    Grad-CAM looks there by default: deep enough to know classes, fine enough to tell places.
+    Raises UsageError for networks without such maps (transformers): occlusion takes any network.
+    """
+    found: list[nn.Module] = []
+
+    def remember(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) >= least_side:
+            found.append(module)
+
+    hooks = [module.register_forward_hook(remember) for module in network.modules() if module is not network]
+    try:
+        blank_1CSS = torch.zeros(1, contract.channels, contract.size, contract.size)
+        with torch.no_grad():
+            network(blank_1CSS.to(next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise UsageError(f"the network has no layer with maps of {least_side} x {least_side} cells: use occlusion")
+    return found[-1]
+
+
+def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Tensor, target: int) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017): float32 [B, S, S], what speaks for the class at `layer`, enlarged bilinearly.
+
+    Works also where all weights are frozen.
+    """
+    if layer is None:
+        raise UsageError("Grad-CAM needs the layer to look at: see find_spatial_layer")
+    with torch.enable_grad():
+        looked_at = input_BCSS.detach().requires_grad_(True)
+        coarse_B1hw = LayerGradCam(network, layer).attribute(looked_at, target=target, relu_attributions=True)
+    size = tuple(input_BCSS.shape[-2:])
+    fine_B1SS = LayerAttribution.interpolate(coarse_B1hw.detach().float(), size, "bilinear")
+    map_BSS: np.ndarray = fine_B1SS[:, 0].cpu().numpy()
+    return map_BSS
+
+
+def compute_occlusion(network: nn.Module, input_BCSS: Tensor, target: int, window: int = 0) -> np.ndarray:
+    """Occlusion (Zeiler & Fergus 2014): float32 [B, S, S], how much the score falls where a square is covered.
+
+    window: side of the square in pixels of the network's input, an eighth of it by default, moved by half its side.
+    The cover is 0 in the network's input, the mean grey of its training films.  Where covering raises the score, 0.
+    """
+    side = input_BCSS.shape[-1]
+    window = window or max(2, side // 8)
+    if not 0 < window <= side:
+        raise UsageError(f"a window of {window} pixels does not fit an input of {side}")
+    channels, step = input_BCSS.shape[1], max(1, window // 2)
+    with torch.no_grad():
+        drop_BCSS = Occlusion(network).attribute(
+            input_BCSS,
+            sliding_window_shapes=(channels, window, window),
+            strides=(channels, step, step),
+            target=target,
+            baselines=0.0,
+            perturbations_per_eval=32,
+        )
+    map_BSS: np.ndarray = drop_BCSS.mean(1).clamp(min=0).float().cpu().numpy()
+    return map_BSS
+
+
+def lay_on_film(map_SS: np.ndarray, contract: PixelContract, height: int, width: int) -> np.ndarray:
+    """Undo what the contract did to a film's shape: float32 [height, width]; 0 where a crop had cut the film off."""
+    short, long = min(height, width), max(height, width)
+    if contract.fit == "crop":
+        top, left = (height - short) // 2, (width - short) // 2
+        laid_HW = np.zeros((height, width), np.float32)
+        laid_HW[top : top + short, left : left + short] = _resize(map_SS, short, short)
+        return laid_HW
+    if contract.fit == "pad":
+        top, left = (long - height) // 2, (long - width) // 2
+        return _resize(map_SS, long, long)[top : top + height, left : left + width]
+    return _resize(map_SS, height, width)
+
+
+def _resize(map_SS: np.ndarray, height: int, width: int) -> np.ndarray:
+    resized: np.ndarray = cv2.resize(map_SS.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def _scale(map_SS: np.ndarray) -> np.ndarray:
+    most = float(map_SS.max())
+    scaled: np.ndarray = map_SS / most if most > 0 else np.zeros_like(map_SS)
+    return scaled
