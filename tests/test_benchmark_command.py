@@ -43,7 +43,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def list_cells(folder: Path) -> dict[str, int]:
     """The finished cells that are no stored arrays, and when each was made."""
-    found = (folder / "out.cells").rglob("cell.json")
+    found = (folder / "out.cells").glob("[0-9a-f][0-9a-f]/*/cell.json")
     return {path.parent.name: path.stat().st_mtime_ns for path in found if not (path.parent / "array.npy").exists()}
 
 

@@ -13,6 +13,7 @@ import pytest
 from odd_cells import OddCell
 
 from chess_cxr.benchmark.cache import CellFolder
+from chess_cxr.benchmark.cells import run_cell
 from chess_cxr.benchmark.run import run_benchmark
 from chess_cxr.benchmark.suite import Suite
 from chess_cxr.benchmark.workers import WORKER_DIED, open_runner
@@ -43,6 +44,12 @@ def test_errors_of_a_cell_become_one_line(tmp_path: Path, workers: int) -> None:
     assert failed[cells[1].key] == "it cannot be done"
     assert failed[cells[2].key] == "unexpected ValueError: what nobody foresaw"
     assert len(failed) == 2 and seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_worker_of_another_version_computes_nothing(tmp_path: Path) -> None:
+    outcome = run_cell(OddCell(1), OddCell(2).key, CellFolder(tmp_path))
+    assert "another version" in outcome.reason and outcome.key == OddCell(2).key
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.real_films

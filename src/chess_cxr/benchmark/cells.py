@@ -65,24 +65,27 @@ class Outcome:
     reason: str = ""
 
 
-def run_cell(cell: Cell, cells: CellFolder) -> Outcome:
+def run_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
     """Compute a cell and put it into the folder: the task that an executor is given.
 
-    Never raises an Exception: clusters log a task that raises, with its arguments.
+    key: as whoever sends it has computed it.  Never raises an Exception: clusters log a task that raises, with its
+    arguments.
     """
     try:
-        if not cells.holds(cell.key):
+        if cell.key != key:
+            return Outcome(key, "its worker runs another version of chess-cxr")
+        if not cells.holds(key):
             started = time.monotonic()
             arrays, facts = cell.compute(cells)
-            cells.write(cell.key, arrays, facts | {"seconds": time.monotonic() - started})
+            cells.write(key, arrays, facts | {"seconds": time.monotonic() - started})
     except ChessError as error:
-        return Outcome(cell.key, " ".join(str(error).split()))
+        return Outcome(key, " ".join(str(error).split()))
     except MemoryError:
-        return Outcome(cell.key, "not enough memory")
+        return Outcome(key, "not enough memory")
     except Exception as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        return Outcome(cell.key, f"unexpected {type(error).__name__}: {first}")
-    return Outcome(cell.key)
+        return Outcome(key, f"unexpected {type(error).__name__}: {first}")
+    return Outcome(key)
 
 
 # ---------------------------------------------------------------- features

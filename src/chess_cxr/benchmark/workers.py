@@ -65,7 +65,7 @@ class CellRunner:
             yield from self._compute_in_pool(cells, folder)
         else:
             for cell in cells:
-                yield run_cell(cell, folder)
+                yield run_cell(cell, cell.key, folder)
 
     def _compute_in_pool(self, cells: Sequence[Cell], folder: CellFolder) -> Iterator[Outcome]:
         """A pool that lost a process is lost: what was under way is tried once more at the end, each in its own."""
@@ -148,7 +148,8 @@ def _run_ahead(
     try:
         while remaining or running:
             while remaining and len(running) < IN_FLIGHT_A_WORKER * max(1, workers):
-                running[executor.submit(run_cell, remaining[0], folder)] = remaining[0]
+                cell = remaining[0]
+                running[executor.submit(run_cell, cell, cell.key, folder)] = cell
                 remaining.popleft()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
