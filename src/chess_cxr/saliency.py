@@ -71,7 +71,7 @@ def compute_saliency(
             map_BSS = compute_grad_cam(network, chosen, input_1CSS, target)
         else:
             map_BSS = compute_occlusion(network, input_1CSS, target, window)
-        maps.append(lay_on_film(_scale(map_BSS[0]), contract, *film_HW.shape))
+        maps.append(_scale(lay_on_film(map_BSS[0], contract, *film_HW.shape)))
     return maps
 
 
@@ -159,7 +159,7 @@ def _resize(map_SS: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized
 
 
-def _scale(map_SS: np.ndarray) -> np.ndarray:
-    most = float(map_SS.max())
-    scaled: np.ndarray = map_SS / most if most > 0 else np.zeros_like(map_SS)
+def _scale(map_HW: np.ndarray) -> np.ndarray:
+    most = float(map_HW.max())
+    scaled: np.ndarray = map_HW / most if most > 0 else np.zeros_like(map_HW)
     return scaled
