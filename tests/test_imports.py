@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "fitting": EVERYTHING,
     "classifiers": EVERYTHING,
     "benchmark": EVERYTHING,
+    "saliency": EVERYTHING,
     "finetuning": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,

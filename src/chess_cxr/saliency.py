@@ -8,22 +8,19 @@ Shape suffixes: B films, C channels, S side of the network's input, L classes or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-import safetensors.torch
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from torch import Tensor, nn
 
 from chess_cxr.evaluation.linear_probe import LinearProbe
-from chess_cxr.models.contract import PixelContract, parse_contract
-from chess_cxr.models.embedding import Encoder, build_network
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.models.contract import PixelContract
+from chess_cxr.models.embedding import Encoder
+from chess_cxr.records import UsageError
 from chess_cxr.tasks.classification_losses import Task
 from chess_cxr.tasks.classify import Classify, HeadShape
 
