@@ -143,6 +143,15 @@ def test_the_layer_that_is_looked_at_is_the_last_with_enough_cells() -> None:
     assert sides == {2: 2, 4: 4, 8: 8}
 
 
+def test_a_side_branch_of_a_coarser_part_is_passed_over() -> None:
+    encoder = load_encoder("random:regnetx_002@64")
+    # The first layers of the last stage still have 4 x 4 cells, on a branch that begins with a weight of 0.
+    assert find_spatial_layer(encoder.module, encoder.contract) is encoder.module.get_submodule("s3")
+    film = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    maps = [compute_saliency(encoder.module, encoder.contract, [film], target)[0] for target in range(4)]
+    assert max(float(one.max()) for one in maps) == 1
+
+
 def test_a_network_without_maps_is_refused_by_grad_cam_and_not_by_occlusion() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 2))
     film = np.random.default_rng(0).random((64, 64)).astype(np.float32)
@@ -176,8 +185,14 @@ def test_a_probe_and_its_encoder_as_one_network_score_as_the_probe_does(small_st
     batch = torch.stack([encoder.contract.prepare(film) for film in films[:8]])
     assert network.predict(batch) == pytest.approx(probe.predict_scores(feature[:8]), abs=1e-4)
     for how in ("grad_cam", "occlusion"):
-        found = compute_saliency(network, encoder.contract, films[:4], 1, how)  # type: ignore[arg-type]
-        assert [one.shape for one in found] == [film.shape for film in films[:4]] and max(map(np.max, found)) == 1
+        found = [
+            one
+            for target in (0, 1)
+            for one in compute_saliency(network, encoder.contract, films[:2], target, how)  # type: ignore[arg-type]
+        ]
+        assert [one.shape for one in found] == [film.shape for film in films[:2]] * 2
+        # Of two classes, what speaks against the one speaks for the other.
+        assert max(float(one.max()) for one in found) == 1
 
 
 def test_a_classifier_is_loaded_as_it_was_written(small_store: Path, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_in_a_browser_nothing_is_missing_cut_off_or_complained_of(
     assert told["window"] == width and told["page"] <= width
     assert told["outside"] == [] and told["boxes"] == 0 and told["over"] == 0
     assert told["images"] == 24 and told["missing"] == 0 and told["lost"] == 0
-    assert len(told["figures"]) == 19 and min(told["figures"]) >= 200
+    assert len(told["figures"]) == 18 and min(told["figures"]) >= 200
     assert told["letters"] >= 11
 
 
