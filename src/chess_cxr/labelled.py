@@ -77,10 +77,10 @@ def select_labelled(
     whole = ~np.isnan(label_NL).any(axis=1)
     exclusive = bool(whole.any()) and len(names) > 1 and bool((label_NL[whole].sum(axis=1) == 1).all())
     task = task or ("multiclass" if exclusive else "multilabel")
-    if task != "multilabel" and not exclusive:
-        raise UsageError(f"labels {', '.join(names)} are not one class a film; use the task multilabel")
     if task == "ordinal" and len(names) < 3:
         raise UsageError("an order needs at least three labels; two are the task multiclass")
+    if task != "multilabel" and not exclusive:
+        raise UsageError(f"labels {', '.join(names)} are not one class a film; use the task multilabel")
     target_NL = build_targets(stored_NL, policies, seed) if task == "multilabel" else label_NL
     split_N = store.films["split"].to_numpy()
     taught_N = (split_N == "train") & ~np.isnan(target_NL).all(axis=1)
