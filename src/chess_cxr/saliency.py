@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from chess_cxr.evaluation.linear_probe import LinearProbe
 from chess_cxr.models.contract import PixelContract, parse_contract
@@ -94,23 +95,27 @@ def compute_saliency(
             map_BSS = compute_grad_cam(network, chosen, input_1CSS, target)
         else:
             map_BSS = compute_occlusion(network, input_1CSS, target, window)
-        maps.append(lay_on_film(_scale(map_BSS[0]), contract, *film_HW.shape))
+        maps.append(_scale(lay_on_film(map_BSS[0], contract, *film_HW.shape)))
     return maps
 
 
 def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: int = LEAST_SIDE) -> nn.Module:
     """Return the last part of a network that still gives maps [B, channels, h, w] of at least this many cells a side.
 
-    Grad-CAM looks there by default: deep enough to know classes, fine enough to tell places.
+    Grad-CAM looks there by default: deep enough to know classes, fine enough to tell places.  Layers inside a part that
+    itself gives coarser maps are side branches of it, whose gradient may be nothing, and are passed over.
     Raises UsageError for networks without such maps (transformers): occlusion takes any network.
     """
-    found: list[nn.Module] = []
+    cells: dict[str, int] = {}  # in the order in which the parts end; a side of each map
 
-    def remember(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) >= least_side:
-            found.append(module)
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def remember(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                cells[name] = min(output.shape[2:])
 
-    hooks = [module.register_forward_hook(remember) for module in network.modules() if module is not network]
+        return module.register_forward_hook(remember)
+
+    hooks = [watch(name, module) for name, module in network.named_modules() if name]
     try:
         blank_1CSS = torch.zeros(1, contract.channels, contract.size, contract.size)
         with torch.no_grad():
@@ -118,9 +123,12 @@ def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: 
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
+    fine = [name for name, side in cells.items() if side >= least_side]
+    coarse = [f"{name}." for name, side in cells.items() if side < least_side]
+    trunk = [name for name in fine if not name.startswith(tuple(coarse))]
+    if not fine:
         raise UsageError(f"the network has no layer with maps of {least_side} x {least_side} cells: use occlusion")
-    return found[-1]
+    return network.get_submodule((trunk or fine)[-1])
 
 
 def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Tensor, target: int) -> np.ndarray:
@@ -182,7 +190,7 @@ def _resize(map_SS: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized
 
 
-def _scale(map_SS: np.ndarray) -> np.ndarray:
-    most = float(map_SS.max())
-    scaled: np.ndarray = map_SS / most if most > 0 else np.zeros_like(map_SS)
+def _scale(map_HW: np.ndarray) -> np.ndarray:
+    most = float(map_HW.max())
+    scaled: np.ndarray = map_HW / most if most > 0 else np.zeros_like(map_HW)
     return scaled

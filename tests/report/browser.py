@@ -1,6 +1,7 @@
 """A real browser without a window, spoken to over its DevTools pipe: no driver, no port, no library."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -99,17 +100,26 @@ class Browser:
                 self.complaints.append(f"asked for {url[:80]}")
 
 
+def open_pipe() -> list[int]:
+    """Open a pipe whose ends are far from the descriptors 3 and 4 that the browser speaks through."""
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved
+
+
 @contextmanager
 def open_browser(profile: Path) -> Iterator[Browser]:
     """Start a browser with a profile of its own, and end it."""
-    command_read, command_write = os.pipe()
-    answer_read, answer_write = os.pipe()
+    command_read, command_write = open_pipe()
+    answer_read, answer_write = open_pipe()
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
     options += [f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--no-first-run"]
     # The browser reads commands from descriptor 3 and answers on descriptor 4.
     start = f'exec "$0" "$@" 3<&{command_read} 4>&{answer_write}'
     running = subprocess.Popen(
-        ["/bin/sh", "-c", start, CHROMIUM, *options],
+        ["bash", "-c", start, CHROMIUM, *options],
         pass_fds=(command_read, answer_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from chess_cxr.evaluation.subgroups import compute_subgroups
 from chess_cxr.evaluation.worst_errors import find_worst_errors, select_largest_subset
 from chess_cxr.report.benchmark_findings import count, list_rows, say, say_value
 from chess_cxr.report.blocks import Block, Cell, Grid, Picture
-from chess_cxr.report.plots import draw_reliability, draw_roc_curves, get_look
+from chess_cxr.report.plots import draw_reliability, draw_roc_curves, get_look, shorten
 from chess_cxr.report.run_page import encode_png
 
 ROC_REPLICATES = 200
@@ -91,7 +91,7 @@ def build_reliability_block(results: BenchmarkResults, task: TaskFilms, head: st
             # Of the fewest labels the reference alone is drawn; the table below has everyone.
             if subset == subsets[-1] or encoder == results.reference:
                 points = _pool_reliability(task, before), _pool_reliability(task, after)
-                figures.append(draw_reliability(*points, title, colour))
+                figures.append(draw_reliability(*points, f"{shorten(encoder)}, {subset}", colour))
             rows.append(_build_calibration_row(results, task, title, scalings, before, after))
     heads = ("encoder, labels", "temperature", "ECE before", "ECE after", "Brier before", "Brier after")
     caption = (

@@ -22,9 +22,14 @@ FINDING_METRIC = "auroc"
 def judge_difference(row: Any, level: float) -> str:
     """Return "ahead" or "behind" (the encoder of a row of differences, of the reference), "" where none is shown."""
     p, value = float(row.p_holm), float(row.value)
-    if math.isnan(p) or p >= 1 - level or value == 0:
+    if math.isnan(p) or p >= compute_limit(level) or value == 0:
         return ""
     return "ahead" if value > 0 else "behind"
+
+
+def compute_limit(level: float) -> float:
+    """Return what a p-value has to be below: 0.05 for a level of 0.95, without the rounding of the difference."""
+    return round(1 - level, 12)
 
 
 def summarise_findings(results: BenchmarkResults, differences: pd.DataFrame) -> list[str]:
@@ -74,10 +79,10 @@ def find_weakness(results: BenchmarkResults, differences: pd.DataFrame) -> str:
         return ""
     chosen = differences[differences["metric"] == FINDING_METRIC]
     family = int(chosen.groupby("task").size().max()) if len(chosen) else 0
-    floor = family * 2 / (results.replicates + 1)
-    if floor < 1 - results.level:
+    floor, limit = family * 2 / (results.replicates + 1), compute_limit(results.level)
+    if floor < limit:
         return ""
-    needed = math.ceil(family * 2 / (1 - results.level) + 1)
+    needed = math.floor(round(family * 2 / limit, 6))
     return (
         f"{results.replicates:,} replicates cannot show a difference after Holm: with {family} comparisons the "
         f"smallest corrected p is {floor:.3f}. Take at least {needed:,} replicates."

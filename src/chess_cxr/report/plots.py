@@ -23,6 +23,7 @@ INK = "#1c1f24"
 COLOURS = ("#0b5394", "#cc4125", "#38761d", "#b07800", "#674ea7", "#008b8b", "#c2417c", "#7a5230")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
+MOST_LETTERS = 28  # of a name in a legend
 DODGE = 1.04  # encoders at the same number of films stand side by side, by this factor
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -146,7 +147,17 @@ def _thin_ticks(counts: Sequence[float]) -> list[float]:
 
 
 def _put_legend_below(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    # A legend broader than its panel would squeeze the panel to nothing.
+    handles, names = axes.get_legend_handles_labels()
+    short = [shorten(str(name)) for name in names]
+    columns = 2 if max(map(len, short), default=0) <= MOST_LETTERS // 2 else 1
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+    axes.legend(handles, short, frameon=False, fontsize=9, ncols=columns, **place)
+
+
+def shorten(name: str) -> str:
+    """Return a name that fits below a panel: the middle of a long one is left out."""
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 11]}…{name[-10:]}"
 
 
 def draw_training_curves(
