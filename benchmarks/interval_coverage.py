@@ -6,7 +6,7 @@ effect and have the same true AUROC.  For each setting the table says how many o
 95 % interval of that share (Clopper-Pearson); "by film" takes films for independent, which is wrong here and shows what
 the patient is for.  Trials in which a method gives no interval (no variance) count as misses and are told.
 
-usage: OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [--trials 1000] [--replicates 500] [--seed 0]
+usage: OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [--trials 1000] [--replicates 500] [--seed 0] [--settings 0 1]
 """
 
 import argparse
@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--replicates", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", type=int, nargs="*", default=list(range(len(SETTINGS))), help="which of them")
     arguments = parser.parse_args()
     print(f"{arguments.trials} trials a setting, {arguments.replicates} replicates, seed {arguments.seed}; simulated")
-    for setting in SETTINGS:
+    for setting in (SETTINGS[number] for number in arguments.settings):
         patients, area, share = setting
         print(f"\n{patients} patients, true AUROC {area}, {share:.0%} of patients positive", flush=True)
         held = simulate(setting, arguments.trials, arguments.replicates, arguments.seed)
