@@ -13,7 +13,7 @@ import pandas as pd
 
 
 def build_jsrt_table(data: Path) -> pd.DataFrame:
-    """Return one row a film: file, patient, age, sex, view, nodule (1, 0) and malignant (1, 0, empty without nodule)."""
+    """Return one row a film: file, patient, age, sex, view, nodule (1, 0), malignant (1, 0, empty without nodule)."""
     cases = pd.read_csv(data / "jsrt/cases.csv")
     table = pd.DataFrame({"file": "jsrt/" + cases["file"], "patient": "jsrt/" + cases["case"]})
     table["age"], table["sex"], table["view"] = cases["age"], cases["sex"], "PA"

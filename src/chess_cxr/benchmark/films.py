@@ -78,7 +78,7 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
         films=TaskFilms(
             name=name,
             data_set=store.dataset_name or store.path.stem,
-            kind=chosen.task,
+            kind=chosen.kind,
             class_names=chosen.names,
             val=_describe_films(name, store, chosen, val),
             test=_describe_films(name, store, chosen, test),
