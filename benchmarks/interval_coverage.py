@@ -6,8 +6,7 @@ effect and have the same true AUROC.  For each setting the table says how many o
 95 % interval of that share (Clopper-Pearson); "by film" takes films for independent, which is wrong here and shows what
 the patient is for.  Trials in which a method gives no interval (no variance) count as misses and are told.
 
-usage: OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [--trials 1000] [--replicates 500] [--seed 0]
-                                                                [--settings 0 1]
+usage: OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [--trials 1000] [--replicates 500] [--settings 0 1]
 """
 
 import argparse
