@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import safetensors.torch
 import torch
-from captum.attr import LayerAttribution, LayerGradCam, Occlusion
+from captum.attr import LayerAttribution, LayerGradCam, Occlusion  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
