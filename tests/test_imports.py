@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "evaluation": {"records"},
     "report": {"evaluation", "records"},
     "runs": {"records"},
+    "saliency": {"models", "tasks", "evaluation", "records"},
     "planning": EVERYTHING,
     "calibration": EVERYTHING,
     "api": EVERYTHING,

@@ -122,7 +122,7 @@ def test_a_network_that_looks_at_the_finding_of_a_phantom_wins_the_pointing_game
         blind += compute_saliency(PlaceLooker(np.roll(small, 32, 0)), contract, films[-1:], 0, "occlusion", window=2)
     patients = [f"p{number}" for number in range(4)]
     seeing = compute_pointing_score(maps, regions, patients, tolerance_px=3)
-    assert seeing.hit.value == 1 and seeing.above_chance.low > 0.8
+    assert seeing.hit.value == 1 and seeing.above_chance.low > 0.4
     assert compute_pointing_score(blind, regions, patients, tolerance_px=3).hit.value == 0
 
 

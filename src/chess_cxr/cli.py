@@ -643,6 +643,7 @@ def benchmark(
     workers: int | None = None,
     cluster: str = "",
     card: str = "",
+    pictures: bool = True,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -662,6 +663,7 @@ def benchmark(
         workers: processes; by default one a core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
         card: encoder that card_section.md is of; the reference by default.
+        pictures: leave films out of the page, so that it may go where they may not.
         json: print summary, differences and failures as JSON.
         quiet: no progress on stderr.
     """
@@ -693,7 +695,7 @@ def benchmark(
             executor, count = stack.enter_context(connect_cluster(cluster))
         done = run_benchmark(chosen, folder, workers=count, executor=executor, on_progress=bars.show)
         bars.show("write", 0, 1)
-        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card)
+        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card, pictures)
         bars.show("write", 1, 1)
     print_result(written.as_json() if json else written.as_text(), json)
     if failed := len(done.results.failures):

@@ -267,3 +267,12 @@ def test_cells_of_a_folder_are_all_whole(finished: tuple[Suite, Path, BenchmarkR
     keys = [path.parent.name for path in finished[1].rglob("cell.json")]
     assert keys and all(folder.holds(key) for key in keys)
     assert not list(finished[1].glob(".partial-*"))
+
+
+def test_a_page_without_pictures_shows_no_film(finished: tuple[Suite, Path, BenchmarkRun], tmp_path: Path) -> None:
+    _, _, run = finished
+    shown, hidden = (
+        write_benchmark(run, tmp_path / name, "", pictures=name == "shown").out / "report.html"
+        for name in ("shown", "hidden")
+    )
+    assert "data:image/" in shown.read_text("utf-8") and "data:image/" not in hidden.read_text("utf-8")

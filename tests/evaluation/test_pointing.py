@@ -53,13 +53,21 @@ def test_the_score_is_the_mean_of_films_with_an_interval_over_patients() -> None
     maps = [make_map(8, 10) if hit else make_map(0, 29) for hit in hits]
     single = compute_pointing_score(maps, [region] * 80, [f"p{place}" for place in range(80)])
     assert single.hit.value == pytest.approx(hits.mean())
-    assert single.chance.value == pytest.approx(region.mean()) and single.chance.low == pytest.approx(region.mean())
+    assert single.chance == pytest.approx(region.mean())
     assert single.above_chance.value == pytest.approx(hits.mean() - region.mean())
     half = 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 80)
     assert (single.hit.low, single.hit.high) == pytest.approx((hits.mean() - half, hits.mean() + half), abs=0.03)
     paired = compute_pointing_score(maps * 2, [region] * 160, [f"p{place}" for place in range(80)] * 2)
     assert paired.hit.high - paired.hit.low == pytest.approx(single.hit.high - single.hit.low, abs=0.02)
     assert "80 films" in single.as_text()
+
+
+def test_no_hit_on_a_few_films_is_not_below_chance() -> None:
+    region = draw_disc(20, 30, 10, 8, 2)
+    missed = compute_pointing_score([make_map(0, 29)] * 30, [region] * 30, [f"p{place}" for place in range(30)])
+    assert missed.hit.value == 0 and missed.above_chance.low < 0 < missed.above_chance.high
+    again = compute_pointing_score([make_map(0, 29)] * 30, [region] * 30, [f"p{place // 10}" for place in range(30)])
+    assert again.hit.high > 2 * missed.hit.high  # three patients say less than thirty
 
 
 def test_what_cannot_be_pointed_at_is_refused() -> None:

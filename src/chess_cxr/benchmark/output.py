@@ -48,11 +48,14 @@ class WrittenBenchmark:
         return f"{(self.out / TABLE_FILE).read_text('utf-8')}\n{self.out / PAGE_FILE}"
 
 
-def write_benchmark(run: BenchmarkRun, out: Path, command: str, card: str = "") -> WrittenBenchmark:
+def write_benchmark(
+    run: BenchmarkRun, out: Path, command: str, card: str = "", pictures: bool = True
+) -> WrittenBenchmark:
     """Write everything a benchmark found to the new folder `out`.
 
     command: what was typed, for page and table.  card: the encoder that `card_section.md` is of, the reference by
-    default.  Raises UsageError where `out` exists or `card` is no encoder of the benchmark.
+    default.  pictures: whether the page shows the films that are most surely wrong.
+    Raises UsageError where `out` exists or `card` is no encoder of the benchmark.
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
@@ -73,7 +76,7 @@ def write_benchmark(run: BenchmarkRun, out: Path, command: str, card: str = "") 
             section = render_card_section(results, tables, card or results.reference)
             (growing / "card_section.md").write_text(section, "utf-8")
         (growing / "suite.json").write_text(json.dumps(describe_suite(run.suite), indent=1) + "\n", "utf-8")
-        thumbnails = read_thumbnails(run)
+        thumbnails = read_thumbnails(run) if pictures else {}
         write_benchmark_page(results, vars(tables), growing / PAGE_FILE, command, thumbnails)
         growing.rename(out)
     finally:

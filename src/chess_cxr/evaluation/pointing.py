@@ -3,7 +3,7 @@
 A point drawn anywhere on the film lies there too at times: the chance level is the share of the film that counts as a
 hit.  A map is worth something where its hits are above that.
 
-Shape suffixes: H, W pixels of a film, N films, R replicates.
+Shape suffixes: H, W pixels of a film, N films.
 """
 
 from __future__ import annotations
@@ -15,31 +15,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from chess_cxr.evaluation.intervals import Interval, average_draws, replicate_draws
-from chess_cxr.evaluation.metrics import FloatArray, WeightArray
-from chess_cxr.evaluation.ranked_scores import divide_known
+from chess_cxr.evaluation.intervals import Interval, interval_of_rate
+from chess_cxr.evaluation.metrics import FloatArray
 from chess_cxr.records import UsageError
 
 
 @dataclass(frozen=True)
 class PointingScore:
-    """Share of films that are hit, the chance level, and hits minus chance, each with its interval by patient.
+    """Share of films that are hit, with its interval by patient; the chance level of these films; hits minus chance.
 
     hit_N: of each film: 1 or 0; a share where several points are equally bright.  chance_N: of each film.
     """
 
     hit: Interval
-    chance: Interval
+    chance: float
     above_chance: Interval
     hit_N: FloatArray
     chance_N: FloatArray
 
     def as_text(self) -> str:
         """Return one line for people."""
-        share, chance, gap = (
-            f"{it.value:.3f} [{it.low:.3f}, {it.high:.3f}]" for it in (self.hit, self.chance, self.above_chance)
-        )
-        return f"hit {share}, chance {chance}, above chance {gap}, {len(self.hit_N)} films"
+        share, gap = (f"{it.value:.3f} [{it.low:.3f}, {it.high:.3f}]" for it in (self.hit, self.above_chance))
+        return f"hit {share}, chance {self.chance:.3f}, above chance {gap}, {len(self.hit_N)} films"
 
 
 def compute_pointing_score(
@@ -49,8 +46,6 @@ def compute_pointing_score(
     *,
     tolerance_px: float = 0.0,
     within: Sequence[ArrayLike] | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
     level: float = 0.95,
 ) -> PointingScore:
     """Play the pointing game on N films, each with a map and a region.
@@ -58,6 +53,8 @@ def compute_pointing_score(
     maps: [H, W] each, larger is brighter.  regions: bool [H, W] each, where the finding is.  patient_N: whose film.
     tolerance_px: a point this near to the region counts as a hit.  within: bool [H, W] each, the part of the film (such
     as the lungs) that the brightest point is looked for in and chance is drawn from; all of it by default.
+    Intervals are those of `intervals.interval_of_rate`: hits are few, and of films that are never hit a bootstrap would
+    be sure that none ever is.
     Raises UsageError where shapes differ, a map is not finite, or a film has no region or nothing to look in.
     """
     inside = [np.ones(np.shape(region), bool) for region in regions] if within is None else within
@@ -70,14 +67,9 @@ def compute_pointing_score(
     ]
     hit_N, chance_N = (np.array(values, dtype=np.float64) for values in zip(*found, strict=True))
 
-    def statistic(weight_RN: WeightArray) -> dict[str, FloatArray]:
-        films_R = weight_RN.sum(axis=1)
-        means = {"hit": hit_N, "chance": chance_N, "above_chance": hit_N - chance_N}
-        return {name: divide_known(weight_RN @ value_N, films_R) for name, value_N in means.items()}
-
-    parts = replicate_draws(patient, [statistic], replicates, seed)
-    intervals = {name: average_draws(part, seed, level) for name, part in parts.items()}
-    return PointingScore(intervals["hit"], intervals["chance"], intervals["above_chance"], hit_N, chance_N)
+    hit, chance = interval_of_rate(hit_N, patient, level), float(chance_N.mean())
+    above = Interval(hit.value - chance, hit.low - chance, hit.high - chance, level)
+    return PointingScore(hit, chance, above, hit_N, chance_N)
 
 
 def play_pointing_game(

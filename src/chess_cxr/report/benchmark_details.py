@@ -39,20 +39,17 @@ def build_roc_block(results: BenchmarkResults, task: TaskFilms, head: str) -> Bl
             if sets:
                 table = _compute_curves(results, task, sets)
                 curves[encoder] = table[table["name"] == MEAN]
-                of_reference = table if encoder == results.reference else of_reference
+                if (encoder, subset) == (results.reference, subsets[-1]):
+                    of_reference = table
         if curves:
             films = float(np.mean([one.n_train_films for one in _list_sets(results, task, subset)]))
             figures.append(draw_roc_curves(curves, list(results.encoders), f"{subset}, {count(films, 'film')}"))
     if not of_reference.empty and len(task.class_names) > 1:
         names = [name for name in task.class_names if name in set(of_reference["name"])]
         by_class = {name: of_reference[of_reference["name"] == name] for name in names}
-        figures.append(
-            draw_roc_curves(
-                by_class,
-                task.class_names,
-                f"{results.reference}, {subsets[-1]}, each {'class' if task.kind == 'multiclass' else 'finding'}",
-            )
-        )
+        each = "class" if task.kind == "multiclass" else "finding"
+        title = f"{shorten(results.reference)}, {subsets[-1]}, each {each}"
+        figures.append(draw_roc_curves(by_class, task.class_names, title))
     if not figures:
         return None
     what = "classes against the rest" if task.kind == "multiclass" else "findings"

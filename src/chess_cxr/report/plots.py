@@ -151,9 +151,8 @@ def _put_legend_below(axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     short = [shorten(str(name)) for name in names]
     columns = 2 if max(map(len, short), default=0) <= MOST_LETTERS // 2 else 1
-    axes.legend(
-        handles, short, frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17)
-    )
+    anchor = (0.5, -0.17)
+    axes.legend(handles, short, frameon=False, fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=anchor)
 
 
 def shorten(name: str) -> str:
