@@ -40,7 +40,6 @@ MAY_IMPORT = {
     "fitting": EVERYTHING,
     "classifiers": EVERYTHING,
     "benchmark": EVERYTHING,
-    "saliency": EVERYTHING,
     "finetuning": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,

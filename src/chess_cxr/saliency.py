@@ -14,7 +14,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam, Occlusion  # type: ignore[import-untyped]
+from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
