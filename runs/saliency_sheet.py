@@ -5,7 +5,8 @@ usage: python saliency_sheet.py phantom ENCODER SHEET.png           generated fi
 
 A linear probe for "nodule" is fitted on the train half of the films (by patient, seed 0) and looked through on the
 nodule films of the other half, by Grad-CAM and by occlusion.  A hit: the brightest point lies in the nodule's circle or
-within 10 mm of it.  Chance: a point anywhere on the film; and, for points looked for in the lungs only, anywhere in the lungs.
+within 10 mm of it.  Chance: a point anywhere on the film; and, for points looked for in the lungs only, anywhere in the
+lungs.
 Do not publish a sheet of films whose licence does not allow it.
 """
 
