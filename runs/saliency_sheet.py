@@ -1,12 +1,11 @@
-"""Play the pointing game on films whose nodules are known, and draw a sheet of maps.
+"""Play the pointing game on films whose findings have known places, and draw a sheet of maps.
 
-usage: python saliency_sheet.py phantom ENCODER SHEET.png           generated films (SYNTHETIC), nodule or normal
-       python saliency_sheet.py DATA/jsrt ENCODER SHEET.png         JSRT: cases.csv, images/, masks/
+usage: python saliency_sheet.py phantom:FINDING ENCODER SHEET.png    generated films (SYNTHETIC), that finding or normal
+       python saliency_sheet.py DATA/jsrt ENCODER SHEET.png          JSRT, nodule or not: cases.csv, images/, masks/
 
-A linear probe for "nodule" is fitted on the train half of the films (by patient, seed 0) and looked through on the
-nodule films of the other half, by Grad-CAM and by occlusion.  A hit: the brightest point lies in the nodule's circle or
-within 10 mm of it.  Chance: a point anywhere on the film; and, for points looked for in the lungs only, anywhere in the
-lungs.
+A linear probe is fitted on one half of the films (by patient, seed 0) and looked through, by Grad-CAM and by occlusion,
+on the other half's films with the finding.  A hit: the brightest point lies in the finding, or within 10 mm of it.
+Chance: a point anywhere on the film; and, for points looked for in the lungs only, anywhere in the lungs.
 Do not publish a sheet of films whose licence does not allow it.
 """
 
@@ -29,27 +28,27 @@ from chess_cxr.weights import load_encoder
 
 TOLERANCE_MM = 10.0
 PHANTOM_FILMS, PHANTOM_SIZE = 240, 256
-SEED, ROWS = 0, 5
+SEED, ROWS = 0, 4
 WAYS: dict[str, HowToLook] = {"Grad-CAM": "grad_cam", "occlusion": "occlusion"}
 LUNG_BITS = 1 | 2
 
 
 @dataclass(frozen=True)
 class KnownFilm:
-    """A film, float [H, W] in [0, 1], its lungs, and its nodule (None: there is none)."""
+    """A film, float [H, W] in [0, 1], its lungs, and where its finding is (None: it has none)."""
 
     film_HW: np.ndarray
     lungs_HW: np.ndarray
-    nodule_HW: np.ndarray | None
+    finding_HW: np.ndarray | None
     spacing_mm: float
 
 
-def draw_phantoms() -> list[KnownFilm]:
-    """Draw generated films of as many patients, every second one with a nodule."""
+def draw_phantoms(finding: str) -> list[KnownFilm]:
+    """Draw generated films of as many patients, every second one with the finding."""
     films = []
     for number in range(PHANTOM_FILMS):
-        finding = ("nodule", "normal")[number % 2]
-        made = render_film(draw_anatomy(9000 + number), draw_exposure(9000 + number), finding, PHANTOM_SIZE)
+        shown = (finding, "normal")[number % 2]
+        made = render_film(draw_anatomy(9000 + number), draw_exposure(9000 + number), shown, PHANTOM_SIZE)
         film = made.pixels.astype(np.float32) / MAX_PIXEL
         films.append(KnownFilm(film, made.lung_mask, made.finding_mask if number % 2 == 0 else None, made.spacing_mm))
     return films
@@ -74,22 +73,23 @@ def read_jsrt(folder: Path) -> list[KnownFilm]:
 def main() -> None:
     """Fit, look, score, draw."""
     source, name, sheet = sys.argv[1:]
-    films = draw_phantoms() if source == "phantom" else read_jsrt(Path(source))
+    kind, _, finding = source.partition(":")
+    films = draw_phantoms(finding) if kind == "phantom" else read_jsrt(Path(source))
     encoder = load_encoder(name)
-    label = np.array([film.nodule_HW is not None for film in films]).astype(np.float64)
+    label = np.array([film.finding_HW is not None for film in films]).astype(np.float64)
     order = np.random.default_rng(SEED).permutation(len(films))
     train, test = order[: len(films) // 2], order[len(films) // 2 :]
     feature = encoder.embed([film.film_HW for film in films])
-    probe = fit_linear_probe(feature[train], label[train, None], train, names=("nodule",), seed=SEED)
+    probe = fit_linear_probe(feature[train], label[train, None], train, names=("finding",), seed=SEED)
     score = probe.predict_scores(feature[test])[:, 0]
     area = bootstrap_draws_by_patient(test, [build_binary_statistic(label[test], score)], seed=SEED)["auroc"]
     print(f"{source}, {name}: probe on {len(train)} films, AUROC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]")
-    print(f"on {len(test)} others, {int(label[test].sum())} with a nodule; 95 % intervals by patient, seed {SEED}")
+    print(f"on {len(test)} others, {int(label[test].sum())} with the finding; 95 % intervals by patient, seed {SEED}")
     shown = [place for place in test.tolist() if label[place]]
     network = build_probe_network(encoder, probe)
     pixels = [films[place].film_HW for place in shown]
     maps = {way: compute_saliency(network, encoder.contract, pixels, 0, how) for way, how in WAYS.items()}
-    regions = [films[place].nodule_HW for place in shown]
+    regions = [films[place].finding_HW for place in shown]
     reach = TOLERANCE_MM / films[0].spacing_mm
     for way, found in maps.items():
         blank = sum(not one.any() for one in found)
@@ -101,11 +101,11 @@ def main() -> None:
             np.rint(pixels[number] * 255).astype(np.uint8),
             {way: found[number] for way, found in maps.items()},
             regions[number],
-            "film, nodule outlined",
+            "film, finding outlined",
         )
         for number in range(ROWS)
     ]
-    title = "SYNTHETIC films" if source == "phantom" else "Real films"
+    title = "SYNTHETIC films" if kind == "phantom" else "Real films"
     Path(sheet).write_bytes(draw_saliency_sheet(rows, f"{title}; cross: brightest point"))
 
 

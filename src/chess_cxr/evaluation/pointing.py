@@ -1,4 +1,4 @@
-"""The pointing game (Zhang et al. 2018): how often a saliency map's brightest point lies where the finding is.
+"""The pointing game: whether the brightest point of a saliency map lies where the finding is (Zhang et al. 2018).
 
 A point drawn anywhere on the film lies there too at times: the chance level is the share of the film that counts as a
 hit.  A map is worth something where its hits are above that.
