@@ -70,7 +70,7 @@ def main() -> None:
                 part = keep(chosen, draw_films(store, chosen, share, draw))
                 fitted = fit_classifier(encoder, store, part, replace(config, seed=draw), lambda *_: None)
                 scored = part.label[part.split == "test"]
-                values.append(compute_multiclass(scored, fitted.score_ML, CLASSES)["auroc"])
+                values.append(compute_multiclass(scored, fitted.scores["test"], CLASSES)["auroc"])
             print(
                 f"{share:10} {name:24} {statistics.mean(values):.3f}  {min(values):.3f} … {max(values):.3f}", flush=True
             )

@@ -61,7 +61,7 @@ FRONT = {
     },
     "calibration": {"planning", "cli"},
     "planning": {"cli"},
-    "fitting": {"finetuning"},
+    "fitting": {"finetuning", "benchmark.cells"},
     "classifiers": {"cli", "__init__"},
     "finetuning": {"demo", "cli", "__init__"},
     "audit": {"demo", "cli", "__init__"},

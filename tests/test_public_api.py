@@ -17,8 +17,10 @@ NAMES = [
     "ChessError",
     "FinetuneConfig",
     "IngestOptions",
+    "TrackingConfig",
     "UsageError",
     "audit_stores",
+    "continue_from",
     "decode_film",
     "embed",
     "evaluate",
@@ -26,12 +28,14 @@ NAMES = [
     "finetune",
     "import_chess",
     "ingest_films",
+    "load_classifier",
     "load_encoder",
     "open_store",
     "pretrain",
     "read_folder",
     "write_audit",
     "write_phantom_films",
+    "write_run_page",
 ]
 
 

@@ -96,7 +96,7 @@ def finetune(
     check_finetuning(config, chosen)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     fitted = fit_classifier(loaded, opened, chosen, config, on_progress or _show_nothing)
-    scored = _join_studies(chosen, fitted.score_ML, config.aggregate)
+    scored = _join_studies(chosen, fitted.scores["test"], config.aggregate)
     result = ClassifierResult(
         metrics=bootstrap_draws_by_patient(scored.patient, [scored.build_statistic(chosen)], seed=config.seed),
         labels=chosen.names,

@@ -79,11 +79,14 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier that has learned: its shape, all its tensors, what it says of the test films, and what to know."""
+    """A classifier that has learned: its shape, all its tensors, what it says of val and test films, and what to know.
+
+    scores: by split, probabilities [M, L].
+    """
 
     shape: HeadShape
     tensors: Mapping[str, Tensor]
-    score_ML: np.ndarray
+    scores: Mapping[str, np.ndarray]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -118,7 +121,7 @@ def plan_training(config: FinetuneConfig, films: int) -> TrainingConfig:
 def fit_classifier(
     encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
 ) -> Fitted:
-    """Make a classifier from the train split and score the test split with it."""
+    """Make a classifier from the train split and score the val and the test split with it."""
     if config.mode == "linear":
         return _fit_linear(encoder, store, chosen, config, on_progress)
     fit = _fit_full if config.mode == "full" else _fit_head
@@ -130,20 +133,25 @@ def fit_classifier(
 def _fit_linear(
     encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
 ) -> Fitted:
-    used = np.flatnonzero(chosen.split != "val")
-    feature_ND = embed(encoder, store, chosen.rows[used], lambda done, total: on_progress("embed", done, total))
-    train_N = chosen.split[used] == "train"
-    label = chosen.target_NL[used] if chosen.task == "multilabel" else chosen.label[used]
+    feature_ND = embed(encoder, store, chosen.rows, lambda done, total: on_progress("embed", done, total))
+    train_N = chosen.split == "train"
     probe = fit_linear_probe(
-        feature_ND[train_N], label[train_N], chosen.patient[used][train_N], names=chosen.names, seed=config.seed
+        feature_ND[train_N], chosen.taught[train_N], chosen.patient[train_N], names=chosen.names, seed=config.seed
     )
     # The probe's standardisation goes into the layer, so that the network takes features as they are.
     weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
     bias_L = probe.intercept_C - weight_LD @ probe.mean_D
     head = {"head.weight": torch.tensor(weight_LD).float(), "head.bias": torch.tensor(bias_L).float()}
     shape = HeadShape("linear", chosen.task, encoder.feature_count, len(chosen.names))
-    score_ML = probe.predict_scores(feature_ND[chosen.split[used] == "test"])
-    return Fitted(shape, _name_encoder(encoder.module) | head, score_ML, probe.notes)
+    scores = _score_splits(chosen, lambda places: probe.predict_scores(feature_ND[places]))
+    return Fitted(shape, _name_encoder(encoder.module) | head, scores, probe.notes)
+
+
+def _score_splits(chosen: LabelledRows, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+    """Score the val and the test films by their places."""
+    places = {split: np.flatnonzero(chosen.split == split) for split in ("val", "test")}
+    nothing = np.empty((0, len(chosen.names)))
+    return {split: score(those) if len(those) else nothing for split, those in places.items()}
 
 
 def _name_encoder(module: nn.Module) -> dict[str, Tensor]:
@@ -199,9 +207,9 @@ def _fit_head(
         plan = plan_training(config, len(parts.train))
         batches = _draw_cached(chosen, parts.train, plan, take)
         notes = _train(task, batches, build_optimizers(task, plan), plan, chosen, parts, config, take, on_progress)
-        score_ML = _score(task, np.flatnonzero(chosen.split == "test"), take)
+        scores = _score_splits(chosen, lambda places: _score(task, places, take))
     head = dict(task.state_dict())
-    return Fitted(shape, _name_encoder(encoder.module) | head, score_ML, (*notes, *_tell_rare(chosen, parts.train)))
+    return Fitted(shape, _name_encoder(encoder.module) | head, scores, (*notes, *_tell_rare(chosen, parts.train)))
 
 
 def _cache_maps(encoder: Encoder, store: Store, rows: np.ndarray, path: Path, on_progress: OnProgress) -> np.ndarray:
@@ -251,8 +259,8 @@ def _fit_full(
 
     batches = _draw_batches(encoder, store, chosen, parts.train, plan)
     notes = _train(task, batches, build_optimizers(task, plan, groups), plan, chosen, parts, config, take, on_progress)
-    score_ML = _score(task, np.flatnonzero(chosen.split == "test"), take)
-    return Fitted(shape, dict(task.state_dict()), score_ML, (*notes, *_tell_rare(chosen, parts.train)))
+    scores = _score_splits(chosen, lambda places: _score(task, places, take))
+    return Fitted(shape, dict(task.state_dict()), scores, (*notes, *_tell_rare(chosen, parts.train)))
 
 
 def group_by_layer(task: Classify, config: FinetuneConfig) -> list[dict[str, Any]]:

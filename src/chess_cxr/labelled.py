@@ -42,6 +42,13 @@ class LabelledRows:
     uncertain_L: np.ndarray
 
     @property
+    def taught(self) -> np.ndarray:
+        """Labels as a probe takes them: what train films teach, and what is scored of the others."""
+        if self.task != "multilabel":
+            return self.label
+        return np.where((self.split == "train")[:, None], self.target_NL, self.label)
+
+    @property
     def kind(self) -> Literal["multiclass", "multilabel"]:
         """What its metrics are: an order is scored as classes."""
         return "multilabel" if self.task == "multilabel" else "multiclass"

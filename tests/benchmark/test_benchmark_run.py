@@ -19,8 +19,11 @@ from chess_cxr.benchmark.suite import Suite, TaskSpec
 from chess_cxr.evaluation.benchmark_tables import build_benchmark_tables
 from chess_cxr.evaluation.worst_errors import find_worst_errors
 from chess_cxr.film_jpeg import encode_film
-from chess_cxr.records import ChessError, ImageRecord, UsageError
-from chess_cxr.store import StoredFilm, write_store
+from chess_cxr.fitting import FinetuneConfig, fit_classifier
+from chess_cxr.labelled import select_labelled
+from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, UsageError
+from chess_cxr.store import StoredFilm, open_store, write_store
+from chess_cxr.weights import load_encoder
 
 pytestmark = pytest.mark.real_films
 MakeSuite = Callable[..., Suite]
@@ -276,3 +279,47 @@ def test_a_page_without_pictures_shows_no_film(finished: tuple[Suite, Path, Benc
         for name in ("shown", "hidden")
     )
     assert "data:image/" in shown.read_text("utf-8") and "data:image/" not in hidden.read_text("utf-8")
+
+
+def test_heads_that_learn_by_steps_are_cells_too(make_suite: MakeSuite, film_store: Path, tmp_path: Path) -> None:
+    tasks = {"kinds": TaskSpec(str(film_store), CLASSES, heads=("linear", "mlp", "attentive"))}
+    suite = make_suite(tasks=tasks, fractions=(1.0,), draws=1)
+    run = run_benchmark(suite, tmp_path / "cells")
+    found = {(one.encoder, one.head): one for one in run.results.sets}
+    assert set(found) == {("random", "linear"), ("random", "mlp"), ("random", "attentive"), ("pixels", "linear")}
+    assert {(one.encoder, one.head, one.reason) for one in run.results.failures} == {
+        ("pixels", head, "pixels has no network; only linear heads fit it") for head in ("mlp", "attentive")
+    }
+    alone = fit_classifier(
+        load_encoder("random:test_resnet@64"), open_store(film_store), select_labelled(open_store(film_store), CLASSES),
+        FinetuneConfig("mlp", seed=found["random", "mlp"].seed), lambda *_: None,
+    )  # fmt: skip
+    np.testing.assert_allclose(found["random", "mlp"].test_MC, alone.scores["test"], atol=1e-5)
+    np.testing.assert_allclose(found["random", "mlp"].val_MC, alone.scores["val"], atol=1e-5)
+    again = run_benchmark(suite, tmp_path / "cells")
+    assert again.computed == 0 or {one.head for one in again.results.failures} == {"mlp", "attentive"}
+
+
+def test_uncertain_labels_teach_as_a_suite_says_and_are_never_scored(make_suite: MakeSuite, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> list[StoredFilm]:
+        films = []
+        for number in range(90):
+            split, bright = ("train", "val", "test")[number % 3], number // 3 % 2
+            label = UNCERTAIN if number // 3 % 5 == 0 else float(bright)
+            pixels = np.clip(0.3 + 0.2 * bright + rng.normal(0, 0.1, (40, 40)), 0, 1).astype(np.float32)
+            record = ImageRecord(f"{number:032x}", f"p{number}", split=split, labels={"edema": label})
+            films.append(StoredFilm(record, *encode_film(pixels, 40)))
+        return films
+
+    write_store(tmp_path / "films.lance", draw(), ["edema"], "grey films (SYNTHETIC)")
+    found = {}
+    for policy in ("ignore", "ones", "zeros"):
+        task = TaskSpec(str(tmp_path / "films.lance"), ("edema",), kind="multilabel", uncertain=policy)
+        suite = make_suite(tasks={"edema": task}, encoders={"pixels": "pixels:4"}, reference="pixels", fractions=(1.0,))
+        results = run_benchmark(suite, tmp_path / "cells").results
+        assert len(results.tasks["edema"].test.uid_M) == 24 and not np.isnan(results.tasks["edema"].test.label).any()
+        found[policy] = (results.sets[0].n_train_films, float(results.sets[0].test_MC.mean()))
+    assert [found[policy][0] for policy in ("ignore", "ones", "zeros")] == [24, 30, 30]
+    assert found["zeros"][1] < found["ignore"][1] < found["ones"][1]

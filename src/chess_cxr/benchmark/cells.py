@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # A multiple of the films that `embed` takes at once: a film's neighbours in a batch do not depend on the chunk.
 FILMS_A_CHUNK = 2048
 EMBED_CODE = ("api", "film_jpeg", "views", "models.contract", "models.embedding", "models.encoder")
+FIT_CODE = (
+    *EMBED_CODE, "fitting", "tasks.classify", "tasks.classification_losses", "models.classifier_heads", "training.loop",
+)  # fmt: skip
 PROBE_CODE = ("evaluation.linear_probe", "evaluation.logistic", "evaluation.label_fractions")
 REPLICATE_CODE = tuple(
     f"evaluation.{name}" for name in ("benchmark_tables", "calibration_error", "intervals", "metrics", "ranked_scores")
@@ -194,7 +197,6 @@ class ProbeCell:
         """Fit the head to the draw and predict the val and the test films."""
         films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
         label, patient = cells.read_array(self.label), cells.read_array(self.patient)
-        assert self.head == "linear", self.head
         probe = fit_linear_probe(
             read_features(cells, self.features, films),
             label[films],
@@ -209,6 +211,70 @@ class ProbeCell:
             for split, places in (("val", val), ("test", test))
         }
         return scores, {"notes": list(probe.notes)}
+
+
+@dataclass(frozen=True)
+class FitCell:
+    """Probabilities, float32 [M, C], of a head that learns by steps, or of a whole network, from one label draw.
+
+    The films are read from their store: such a head needs more than pooled features.  rows, label, target, patient,
+    films, val, test: keys of arrays as in `ProbeCell`; target: what labels teach.
+    """
+
+    source: EncoderSource
+    identity: str
+    location: str
+    version: int
+    content: str
+    head: str
+    kind: TaskKind
+    class_names: tuple[str, ...]
+    rows: str
+    label: str
+    target: str
+    patient: str
+    films: str
+    val: str
+    test: str
+    seed: int
+    device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        """One fit, or one table cell."""
+        return 1
+
+    @property
+    def key(self) -> str:
+        """The hash of encoder, films, labels, draw, settings and code."""
+        left_out = ("source", "location", "version", "rows", "device")
+        described = {name: value for name, value in vars(self).items() if name not in left_out}
+        described |= {"device": self.device.partition(":")[0], "code": compute_code_version(*FIT_CODE)}
+        return compute_key({"cell": "fit"} | described | {"class_names": list(self.class_names)})
+
+    def compute(self, cells: CellFolder) -> Computed:
+        """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
+        from chess_cxr.fitting import FinetuneConfig, fit_classifier
+        from chess_cxr.labelled import LabelledRows
+        from chess_cxr.weights import Encoder
+
+        encoder = _load_once(self.source, self.identity, self.device)
+        if not isinstance(encoder, Encoder):
+            raise ChessError(f"{self.source.name} has no network; only linear heads fit it")
+        films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
+        places = np.concatenate([films, val, test])
+        rows, label, target, patient = (
+            cells.read_array(key)[places] for key in (self.rows, self.label, self.target, self.patient)
+        )
+        splits = zip(("train", "val", "test"), (films, val, test), strict=True)
+        split = np.concatenate([np.full(len(part), name, "<U5") for name, part in splits])
+        chosen = LabelledRows(
+            rows, label, self.class_names, patient, split, self.kind, np.full(len(rows), ""), target, np.zeros(1, int)
+        )
+        config = FinetuneConfig(self.head, seed=self.seed)  # type: ignore[arg-type]  # a suite's heads are its modes
+        store = _open_once(self.location, self.version)
+        fitted = fit_classifier(encoder, store, chosen, config, lambda *_: None)
+        return {name: it.astype(np.float32) for name, it in fitted.scores.items()}, {"notes": list(fitted.notes)}
 
 
 # ---------------------------------------------------------------- resampled metrics

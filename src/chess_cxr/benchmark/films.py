@@ -57,7 +57,7 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
     first = _find_first_draw(store, spec.first_draw, chosen, train) if spec.first_draw else None
     plan = plan_draws(
         chosen.patient,
-        chosen.label,
+        chosen.taught,
         train,
         suite.fractions if spec.fractions is None else spec.fractions,
         sorted({*spec.film_counts, *([len(first)] if first is not None else [])}),

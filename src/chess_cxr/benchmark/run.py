@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from chess_cxr.benchmark.cache import CellFolder
 from chess_cxr.benchmark.cells import (
     FILMS_A_CHUNK,
     EmbedCell,
+    FitCell,
     ProbeCell,
     ReplicateCell,
     read_replicates,
@@ -93,7 +95,7 @@ def run_benchmark(
                     Failure(task, name, head, "", -1, str(error)) for task in tasks for head in tasks[task].spec.heads
                 ]
         features = _embed_all(suite, tasks, facts, ledger)
-        sets, probes = _probe_all(tasks, facts, features, ledger)
+        sets, probes = _probe_all(tasks, facts, features, ledger, suite.device)
         films = {name: _add_notes(task.films, facts) for name, task in tasks.items()}
         about = {name: facts[name].about if name in facts else suite.encoders[name] for name in suite.encoders}
         results = BenchmarkResults(
@@ -147,25 +149,34 @@ def _cut(films: int) -> Iterator[tuple[int, int]]:
 
 
 def _probe_all(
-    tasks: Mapping[str, OpenedTask], facts: Mapping[str, EncoderFacts], features: Features, ledger: _Ledger
+    tasks: Mapping[str, OpenedTask],
+    facts: Mapping[str, EncoderFacts],
+    features: Features,
+    ledger: _Ledger,
+    device: str,
 ) -> tuple[list[PredictionSet], dict[tuple[SetKey, int], str]]:
     """Fit every head to every draw; return what stands, and the key of each set's cell."""
-    planned: list[tuple[Places, ProbeCell]] = []
+    planned: list[tuple[Places, ProbeCell | FitCell]] = []
     for name, task in tasks.items():
         keep = ledger.folder.keep_array
-        arrays = {"label": keep(task.chosen.label), "patient": keep(task.patient_code_N)}
-        arrays |= {"val": keep(task.val), "test": keep(task.test)}
-        draws = [(draw, keep(draw.film_index)) for draw in task.plan]
-        planned += [
-            (
-                (name, encoder, head, draw),
-                ProbeCell(head, task.chosen.names, features[name, encoder], films=films, seed=draw.seed, **arrays),
-            )
-            for encoder in facts
-            if (name, encoder) in features
-            for head in task.spec.heads
-            for draw, films in draws
-        ]
+        shared = {"patient": keep(task.patient_code_N), "val": keep(task.val), "test": keep(task.test)}
+        taught, scored, target = keep(task.chosen.taught), keep(task.chosen.label), keep(task.chosen.target_NL)
+        rows, draws = keep(task.chosen.rows), [(draw, keep(draw.film_index)) for draw in task.plan]
+        names, kind, store = task.chosen.names, task.chosen.kind, task.store
+        for encoder, known in facts.items():
+            if (name, encoder) not in features:
+                continue
+            embedded = features[name, encoder]
+            for mode, (draw, films) in itertools.product(task.spec.heads, draws):
+                cell: ProbeCell | FitCell
+                if mode == "linear":
+                    cell = ProbeCell(mode, names, embedded, label=taught, films=films, seed=draw.seed, **shared)
+                else:
+                    cell = FitCell(
+                        known.source, known.identity, str(store.location), store.version, task.content, mode, kind,
+                        names, rows, scored, target, films=films, seed=draw.seed, device=device, **shared,
+                    )  # fmt: skip
+                planned.append(((name, encoder, mode, draw), cell))
     failed = ledger.runner.run([cell for _, cell in planned], ledger.folder, ledger.watch("probe"))
     sets: list[PredictionSet] = []
     keys: dict[tuple[SetKey, int], str] = {}

@@ -17,7 +17,7 @@ from chess_cxr.records import UsageError
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 KINDS = ("random", "imagenet", "timm", "hf", "pixels", "xrv", "chess")
-Head = Literal["linear"]
+Head = Literal["linear", "mlp", "attentive", "full"]
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 
 
@@ -38,9 +38,9 @@ class TaskSpec:
 
     store: path or URL of a store with labels.  labels: their names, all of the store's by default.
     kind: by default told from the labels.  uncertain: what an uncertain label counts as.
-    heads: what is fitted to the encoders.  fractions: instead of the suite's; film_counts: further label subsets, by
-    number of films, one of each patient.  first_draw: a 0/1 column of the store that marks the first draw of a subset
-    of its own size.
+    heads: what is fitted to the encoders, as modes of `fitting.FinetuneConfig`.  fractions: instead of the suite's;
+    film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of the store
+    that marks the first draw of a subset of its own size.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
