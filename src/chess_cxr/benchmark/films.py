@@ -24,13 +24,15 @@ _HASH = re.compile(r"[0-9a-f]{16,128}")
 class OpenedTask:
     """A task with its films at hand.
 
-    rows: row numbers in the store [N].  content: SHA-256 of these films.  patient_code_N: numbers that sort like the
-    hashed patients.  val, test: places among the N.  plan: the label draws, of places among the N.
+    learned: what the labels teach, as `chosen.label` but for uncertain ones.  content: SHA-256 of the N chosen films.
+    patient_code_N: numbers that sort like the hashed patients.  val, test: places among the N.
+    plan: the label draws, of places among the N.
     """
 
     spec: TaskSpec
     store: Store
     chosen: LabelledRows
+    learned: np.ndarray
     content: str
     patient_code_N: np.ndarray
     val: np.ndarray
@@ -54,10 +56,11 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
     torn = np.intersect1d(chosen.patient[train], chosen.patient[held_out])
     if len(torn) or len(np.intersect1d(chosen.patient[val], chosen.patient[test])):
         raise UsageError(f"tasks.{name}: a patient of {store.path.name} stands in two splits: split by patient first")
+    learned = chosen.target_NL if chosen.kind == "multilabel" else chosen.label
     first = _find_first_draw(store, spec.first_draw, chosen, train) if spec.first_draw else None
     plan = plan_draws(
         chosen.patient,
-        chosen.label,
+        learned,
         train,
         suite.fractions if spec.fractions is None else spec.fractions,
         sorted({*spec.film_counts, *([len(first)] if first is not None else [])}),
@@ -70,6 +73,7 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
         spec=spec,
         store=store,
         chosen=chosen,
+        learned=learned,
         content=compute_films_hash(store, chosen.rows),
         patient_code_N=np.unique(chosen.patient, return_inverse=True)[1].astype(np.int64),
         val=val,
@@ -83,7 +87,7 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
             val=_describe_films(name, store, chosen, val),
             test=_describe_films(name, store, chosen, test),
             train_total=len(train),
-            notes=() if len(val) else (f"{name} has no val film: nothing can be calibrated or chosen on it.",),
+            notes=_tell(name, spec, chosen, len(val)),
         ),
     )
 
@@ -101,6 +105,14 @@ def compute_films_hash(store: Store, rows: np.ndarray) -> str:
             pixel_hash = hashlib.sha256(store.read_jpegs([int(row)])[0]).hexdigest()
         digest.update(f"{pixel_hash} {height} {width}\n".encode())
     return digest.hexdigest()
+
+
+def _tell(name: str, spec: TaskSpec, chosen: LabelledRows, val_films: int) -> tuple[str, ...]:
+    notes = [] if val_films else [f"{name} has no val film: nothing can be calibrated or chosen on it."]
+    if uncertain := int(chosen.uncertain_L.sum()):
+        taught = {"ignore": "left out", "ones": "taught as present", "zeros": "taught as absent"}[spec.uncertain]
+        notes.append(f"{name}: {uncertain} labels that their source calls uncertain are {taught}, and never scored.")
+    return tuple(notes)
 
 
 def _find_first_draw(store: Store, column: str, chosen: LabelledRows, train: np.ndarray) -> np.ndarray:

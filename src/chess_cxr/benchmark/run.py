@@ -153,7 +153,7 @@ def _probe_all(
     planned: list[tuple[Places, ProbeCell]] = []
     for name, task in tasks.items():
         keep = ledger.folder.keep_array
-        arrays = {"label": keep(task.chosen.label), "patient": keep(task.patient_code_N)}
+        arrays = {"label": keep(task.learned), "patient": keep(task.patient_code_N)}
         arrays |= {"val": keep(task.val), "test": keep(task.test)}
         draws = [(draw, keep(draw.film_index)) for draw in task.plan]
         planned += [
