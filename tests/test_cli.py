@@ -542,6 +542,38 @@ def test_a_classifier_prints_its_results_as_json_and_nothing_else(small_store: P
     assert result["encoder"] == "random:test_resnet@32#0"
 
 
+def test_a_classifier_answers_for_files_and_says_which_it_cannot_read(
+    small_store: Path, films: Path, real_films: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    made = run("finetune", "classify", "random:test_resnet@32", small_store, "--out", model, "--quiet")
+    assert made.code == 0
+    film = next((real_films / "jsrt" / "images").iterdir())
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    answer = run("predict", model, film, broken, "--workers", 1, "--quiet")
+    rows = list(csv.reader(answer.out.splitlines()))
+    assert rows[0] == ["film", "stripes", "spots", "reason"] and [row[0] for row in rows[1:]] == [
+        str(film),
+        str(broken),
+    ]
+    assert float(rows[1][1]) + float(rows[1][2]) == pytest.approx(1, abs=1e-5) and rows[1][3] == ""
+    assert rows[2][1:3] == ["", ""] and rows[2][3]
+    assert (answer.code, answer.err) == (
+        1, "chess-cxr: 1 of 2 films could not be read; their reasons stand in the table\n"
+    )  # fmt: skip
+    [record] = json.loads(run("predict", model, film, "--json", "--quiet").out)
+    assert record["stripes"] == pytest.approx(float(rows[1][1]), abs=1e-5)
+    assert_refused(run("predict", small_store.parent, film), 2, "is no classifier")
+
+
+def test_uncertain_labels_are_told_by_finding(small_store: Path, tmp_path: Path) -> None:
+    words = ("finetune", "classify", "random:test_resnet@32", small_store, "--out", tmp_path / "model", "--quiet")
+    assert_refused(run(*words, "--uncertain", "stripes=maybe"), 2, "no policy for uncertain labels named 'maybe'")
+    assert_refused(run(*words, "--uncertain", "ones", "zeros"), 2, "should be FINDING=POLICY")
+    assert run(*words, "--uncertain", "stripes=ones", "spots=zeros", "--task", "multilabel").code == 0
+
+
 def test_features_are_written(encoder: Path, small_store: Path, tmp_path: Path) -> None:
     answer = run("embed", encoder, small_store, "--out", tmp_path / "features.parquet")
     assert (answer.code, answer.out) == (0, f"{tmp_path / 'features.parquet'}\n")

@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "calibration": EVERYTHING,
     "api": EVERYTHING,
     "audit": EVERYTHING,
+    "fitting": EVERYTHING,
+    "classifiers": EVERYTHING,
     "benchmark": EVERYTHING,
     "finetuning": EVERYTHING,
     "demo": EVERYTHING,
@@ -46,9 +48,21 @@ MAY_IMPORT = {
 }
 # The front doors: what only they may import.
 FRONT = {
-    "api": {"finetuning", "demo", "calibration", "cli", "__init__", "benchmark.cells", "benchmark.encoders"},
+    "api": {
+        "fitting",
+        "classifiers",
+        "finetuning",
+        "demo",
+        "calibration",
+        "cli",
+        "__init__",
+        "benchmark.cells",
+        "benchmark.encoders",
+    },
     "calibration": {"planning", "cli"},
     "planning": {"cli"},
+    "fitting": {"finetuning"},
+    "classifiers": {"cli", "__init__"},
     "finetuning": {"demo", "cli", "__init__"},
     "audit": {"demo", "cli", "__init__"},
     "demo": {"cli"},

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chess_cxr.api import embed, evaluate, export, pretrain
+    from chess_cxr.api import continue_from, embed, evaluate, export, pretrain, write_run_page
     from chess_cxr.audit import AuditOptions, audit_stores, write_audit
+    from chess_cxr.classifiers import load_classifier
     from chess_cxr.finetuning import FinetuneConfig, finetune
     from chess_cxr.ingest.decode import decode_film
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from chess_cxr.sources.folder import read_folder
     from chess_cxr.sources.phantom import write_phantom_films
     from chess_cxr.store import open_store
+    from chess_cxr.training.trackers import TrackingConfig
     from chess_cxr.weights import import_chess, load_encoder
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "ChessError",
     "FinetuneConfig",
     "IngestOptions",
+    "TrackingConfig",
     "UsageError",
     "audit_stores",
+    "continue_from",
     "decode_film",
     "embed",
     "evaluate",
@@ -36,12 +40,14 @@ __all__ = [
     "finetune",
     "import_chess",
     "ingest_films",
+    "load_classifier",
     "load_encoder",
     "open_store",
     "pretrain",
     "read_folder",
     "write_audit",
     "write_phantom_films",
+    "write_run_page",
 ]
 
 _HOMES = {
@@ -50,8 +56,10 @@ _HOMES = {
     "ChessError": "records",
     "FinetuneConfig": "finetuning",
     "IngestOptions": "ingest.pipeline",
+    "TrackingConfig": "training.trackers",
     "UsageError": "records",
     "audit_stores": "audit",
+    "continue_from": "api",
     "decode_film": "ingest.decode",
     "embed": "api",
     "evaluate": "api",
@@ -59,12 +67,14 @@ _HOMES = {
     "finetune": "finetuning",
     "import_chess": "weights",
     "ingest_films": "ingest.pipeline",
+    "load_classifier": "classifiers",
     "load_encoder": "weights",
     "open_store": "store",
     "pretrain": "api",
     "read_folder": "sources.folder",
     "write_audit": "audit",
     "write_phantom_films": "sources.phantom",
+    "write_run_page": "api",
 }
 
 

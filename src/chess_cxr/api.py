@@ -272,7 +272,7 @@ def evaluate(
         draws=draws,
         one_film_per_patient=True,
         seed=seed,
-        task=chosen.task,
+        task=chosen.kind,
         evaluate_on=evaluate_on,
         replicates=replicates,
         executor=executor,

@@ -7,6 +7,7 @@ use.  What takes seconds to import is imported inside the commands, after what c
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import io
 import json as json_text
@@ -642,6 +643,7 @@ def benchmark(
     workers: int | None = None,
     cluster: str = "",
     card: str = "",
+    pictures: bool = True,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -661,6 +663,7 @@ def benchmark(
         workers: processes; by default one a core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
         card: encoder that card_section.md is of; the reference by default.
+        pictures: leave films out of the page, so that it may go where they may not.
         json: print summary, differences and failures as JSON.
         quiet: no progress on stderr.
     """
@@ -692,12 +695,13 @@ def benchmark(
             executor, count = stack.enter_context(connect_cluster(cluster))
         done = run_benchmark(chosen, folder, workers=count, executor=executor, on_progress=bars.show)
         bars.show("write", 0, 1)
-        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card)
+        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card, pictures)
         bars.show("write", 1, 1)
     print_result(written.as_json() if json else written.as_text(), json)
     if failed := len(done.results.failures):
         again = f"to try again remove {out}: finished cells are kept"
-        raise ChessError(f"{failed} parts of the benchmark failed, {out / 'failures.csv'} says why; {again}")
+        parts = "part" if failed == 1 else "parts"
+        raise ChessError(f"{failed} {parts} of the benchmark failed, {out / 'failures.csv'} says why; {again}")
 
 
 def finetune_classify(
@@ -705,10 +709,16 @@ def finetune_classify(
     store: StorePath,
     out: Path,
     labels: tuple[str, ...] = (),
-    mode: Literal["linear", "full"] = "linear",
+    mode: Literal["linear", "mlp", "attentive", "full"] = "linear",
+    task: Literal["auto", "multiclass", "multilabel", "ordinal"] = "auto",
+    uncertain: tuple[str, ...] = ("ignore",),
+    imbalance: Literal["none", "inverse", "effective", "focal", "logit_adjustment"] = "none",
+    aggregate: Literal["none", "max", "mean"] = "none",
     steps: int = 300,
     batch: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float | None = None,
+    layer_decay: float = 0.9,
+    patience: int = 5,
     seed: int = 0,
     json: bool = False,
     quiet: bool = False,
@@ -716,7 +726,8 @@ def finetune_classify(
     """Train a classifier on a store's labels and test it.
 
     Prints its results on the test split with 95 % intervals by patient.
-    linear: a probe on cached features, in seconds.  full: all weights, from the val split's best moment.
+    linear: a probe on cached features, in seconds.  mlp, attentive: small networks on cached features or feature maps.
+    full: all weights.  All but linear keep the best moment on the val split.
 
     Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
 
@@ -724,11 +735,18 @@ def finetune_classify(
         encoder: an encoder folder, or a name such as random:regnetx_002@96.
         store: a store with labels; at least its train and test splits.
         out: the model folder to write.
-        labels: names of the labels; all by default.
-        mode: linear or full.
-        steps: optimisation steps of full fine-tuning.
+        labels: names of the labels; all by default; from low to high for an ordinal task.
+        mode: linear, mlp, attentive or full.
+        task: auto takes one class a film where every film has exactly one, findings elsewhere.
+        uncertain: what uncertain labels teach: ignore, ones, zeros, smooth_ones, smooth_zeros or third_class, for all
+            findings, or FINDING=POLICY pairs.
+        imbalance: how classes of different size are treated; not in linear mode.
+        aggregate: score studies by the largest or mean probability of their films.
+        steps: optimisation steps, not in linear mode.
         batch: films a step.
-        learning_rate: of full fine-tuning (AdamW).
+        learning_rate: of AdamW; by default 1e-3 for mlp and attentive, 3e-4 for full.
+        layer_decay: learning rate of each stage of the encoder as a share of the one above, in full mode.
+        patience: looks at held-out films without improvement that end training, of 20; 0 for never.
         seed: of everything random.
         json: print the results as JSON.
         quiet: no progress on stderr.
@@ -738,14 +756,91 @@ def finetune_classify(
     from chess_cxr.labelled import select_labelled
     from chess_cxr.store import open_store
 
+    policies: Any = uncertain[0] if len(uncertain) == 1 and "=" not in uncertain[0] else parse_policies(uncertain)
     opened = open_store(store)
-    select_labelled(opened, labels)
+    select_labelled(opened, labels, None if task == "auto" else task, policies)
     from chess_cxr.finetuning import FinetuneConfig, finetune
 
-    chosen = FinetuneConfig(mode, steps, batch, learning_rate, seed=seed)
+    chosen = FinetuneConfig(
+        mode=mode,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        layer_decay=layer_decay,
+        patience=patience,
+        task=None if task == "auto" else task,
+        uncertain=policies,
+        imbalance=imbalance,
+        aggregate=aggregate,
+        seed=seed,
+    )
     with StageBars(quiet) as bars:
         result = finetune(encoder, opened, out, labels, chosen, bars.show)
     print_result(result.as_json() if json else result.as_text(), json)
+
+
+def parse_policies(texts: Sequence[str]) -> dict[str, str]:
+    """Parse FINDING=POLICY texts."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        finding, found, policy = text.rpartition("=")
+        if not found or not finding or finding in pairs:
+            raise UsageError(f"{text!r} should be FINDING=POLICY, each finding once, such as Edema=ones")
+        pairs[finding] = policy
+    return pairs
+
+
+def predict(
+    model: Annotated[Positional[Path], tyro.conf.arg(metavar="MODEL")],
+    films: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILM…")],
+    workers: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Print a classifier's probabilities for film files, as CSV.
+
+    Files are decoded as the ingest does it.  A film without numbers has a reason instead, and the exit code is 1.
+    Research software, not a medical device.
+
+    Example: chess-cxr predict models/findings new/film.dcm new/other.png
+
+    Args:
+        model: what finetune classify wrote.
+        films: files (DICOM, PNG, JPEG, …), folders or URLs.
+        workers: processes that decode; by default one a core.
+        limits: what one film may take.
+        json: print JSON, one record for each film.
+        quiet: no progress on stderr.
+    """
+    check_workers(workers)
+    if not films:
+        raise UsageError("no film is given")
+    from chess_cxr.sources.folder import read_folder
+
+    listed = read_folder([parse_location(film) for film in films])
+    from chess_cxr.classifiers import load_classifier, predict_files
+    from chess_cxr.ingest.workers import build_ingest_pool
+
+    loaded, failed = load_classifier(model), 0
+    columns = ["film", *loaded.labels, "reason"]
+    writer = None if json else csv.writer(sys.stdout, lineterminator="\n")
+    records = []
+    if writer:
+        writer.writerow(columns)
+    with build_ingest_pool(workers) as pool, ProgressBar("predict", listed.count(), "films", quiet) as bar:
+        for found in predict_files(loaded, (film.path for film in listed), pool, limits):
+            failed += bool(found.reason)
+            bar.advance()
+            if writer:
+                numbers = [f"{found.probabilities[name]:.6f}" if not found.reason else "" for name in loaded.labels]
+                writer.writerow([str(found.location), *numbers, found.reason])
+            else:
+                records.append({"film": str(found.location), "reason": found.reason, **found.probabilities})
+    if json:
+        print_result(records, json)
+    if failed:
+        raise ChessError(f"{failed} of {listed.count()} films could not be read; their reasons stand in the table")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -765,6 +860,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "finetune classify": finetune_classify,
+    "predict": predict,
 }
 EXAMPLES = ("demo", "ingest", "pretrain")
 

@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
-import torch
-from torch import Tensor
 
-from chess_cxr.api import EncoderLike, StoreLike, embed, get_store, tell_seen
+from chess_cxr.api import EncoderLike, StoreLike, get_store, tell_seen
+from chess_cxr.evaluation.aggregation import aggregate_studies
 from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
-from chess_cxr.evaluation.linear_probe import fit_linear_probe
-from chess_cxr.evaluation.metrics import build_multiclass_statistic, build_multilabel_statistic
+from chess_cxr.evaluation.metrics import (
+    Statistic,
+    build_multiclass_statistic,
+    build_multilabel_statistic,
+    build_ordinal_statistic,
+)
+from chess_cxr.fitting import FinetuneConfig, Fitted, OnProgress, check_finetuning, fit_classifier
 from chess_cxr.labelled import LabelledRows, select_labelled
 from chess_cxr.records import UsageError
-from chess_cxr.store import Store, compute_batch
-from chess_cxr.tasks.classify import Classify, LabelledBatch, compute_label_loss, draw_labelled_batch
-from chess_cxr.training.loop import TrainingConfig, build_optimizers, check_training_config, train
-from chess_cxr.views import ViewConfig
+from chess_cxr.store import Store
 from chess_cxr.weights import Encoder, load_encoder
 
-CHECKS = 10
-FILMS_AT_ONCE = 64
-OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How a classifier is made.
-
-    mode: "linear", a probe on cached features; "full", all weights trained, kept at the moment with the smallest
-    loss on the val split (the last one where there is no val film).
-    """
-
-    mode: Literal["linear", "full"] = "linear"
-    steps: int = 300
-    batch: int = 32
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.05
-    seed: int = 0
+__all__ = ["ClassifierResult", "FinetuneConfig", "finetune"]
 
 
 @dataclass(frozen=True)
 class ClassifierResult:
     """What a classifier does on the test split: every metric with its interval by patient.
 
-    films: labelled films by split.  notes: what a reader of the numbers has to know beside them.
+    task: "binary" for a single finding.  films: labelled films by split.  test_units: what was scored, such as "films".
+    notes: what a reader of the numbers has to know beside them.
     """
 
     metrics: dict[str, Interval]
@@ -65,6 +48,7 @@ class ClassifierResult:
     films: dict[str, int]
     test_patients: int
     seed: int
+    test_units: str = "films"
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -79,7 +63,7 @@ class ClassifierResult:
     def as_text(self) -> str:
         """Return the result as lines of text."""
         lines = [f"{name:28s} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in self.metrics.items()]
-        basis = f"{self.data_set}, test split: {self.films['test']} films of {self.test_patients} patients"
+        basis = f"{self.data_set}, test split: {self.test_units} of {self.test_patients} patients"
         trained = f"trained on {self.films['train']} films, val {self.films['val']}"
         return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})", *self.notes])
 
@@ -104,150 +88,87 @@ def finetune(
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     opened = get_store(store)
-    chosen = select_labelled(opened, labels)
+    chosen = select_labelled(opened, labels, config.task, config.uncertain, config.seed)
     counts = {split: int((chosen.split == split).sum()) for split in ("train", "val", "test")}
     for split in ("train", "test"):
         if not counts[split]:
             raise UsageError(f"{opened.path.name} has no labelled film in its {split} split")
-    if config.mode == "full":
-        check_training_config(_plan_training(config, counts["train"]))
+    check_finetuning(config, chosen)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-    fit = _fit_linear if config.mode == "linear" else _fit_full
-    score_ML, tensors, notes = fit(loaded, opened, chosen, config, on_progress or _show_nothing)
-    test = chosen.split == "test"
-    build = build_multiclass_statistic if chosen.task == "multiclass" else build_multilabel_statistic
-    statistic = build(chosen.label[test], score_ML, chosen.names)
+    fitted = fit_classifier(loaded, opened, chosen, config, on_progress or _show_nothing)
+    scored = _join_studies(chosen, fitted.score_ML, config.aggregate)
     result = ClassifierResult(
-        metrics=bootstrap_draws_by_patient(chosen.patient[test], [statistic], seed=config.seed),
+        metrics=bootstrap_draws_by_patient(scored.patient, [scored.build_statistic(chosen)], seed=config.seed),
         labels=chosen.names,
-        task=chosen.task,
+        task="binary" if chosen.task == "multilabel" and len(chosen.names) == 1 else chosen.task,
         encoder=loaded.name,
         data_set=opened.dataset_name or opened.path.stem,
         films=counts,
-        test_patients=len(np.unique(chosen.patient[test])),
+        test_patients=len(np.unique(scored.patient)),
         seed=config.seed,
-        notes=(*notes, *_tell_seen(loaded, opened, chosen.rows[test])),
+        test_units=scored.units,
+        notes=(*fitted.notes, *_tell_uncertain(chosen), *_tell_seen(loaded, opened, chosen)),
     )
-    _write_model(out, loaded, tensors, config, result)
+    _write_model(out, loaded, fitted, config, result)
     return result
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What the metrics are computed from: films of the test split, or its studies."""
+
+    score_ML: np.ndarray
+    label: np.ndarray
+    patient: np.ndarray
+    units: str
+
+    def build_statistic(self, chosen: LabelledRows) -> Statistic:
+        return _STATISTICS[chosen.task](self.label, self.score_ML, chosen.names, probabilities=True)
+
+
+_STATISTICS = {
+    "multiclass": build_multiclass_statistic,
+    "multilabel": build_multilabel_statistic,
+    "ordinal": build_ordinal_statistic,
+}
+
+
+def _join_studies(chosen: LabelledRows, score_ML: np.ndarray, how: Literal["none", "max", "mean"]) -> _Scored:
+    test = chosen.split == "test"
+    label, patient = chosen.label[test], chosen.patient[test]
+    if how == "none":
+        return _Scored(score_ML, label, patient, f"{len(label)} films")
+    joined = aggregate_studies(score_ML, label, chosen.study[test], patient, how)
+    units = f"{len(joined.label)} studies ({how} of {len(label)} films)"
+    return _Scored(joined.score_SC, joined.label, joined.patient_S, units)
+
+
+def _tell_uncertain(chosen: LabelledRows) -> tuple[str, ...]:
+    if not chosen.uncertain_L.any():
+        return ()
+    return (f"{int(chosen.uncertain_L.sum())} labels are uncertain; those of the test split are not scored",)
 
 
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-def _tell_seen(encoder: Encoder, store: Store, rows: np.ndarray) -> tuple[str, ...]:
-    note = tell_seen(encoder.name, encoder, store.films["uid"].to_numpy()[rows])
+def _tell_seen(encoder: Encoder, store: Store, chosen: LabelledRows) -> tuple[str, ...]:
+    note = tell_seen(encoder.name, encoder, store.films["uid"].to_numpy()[chosen.rows[chosen.split == "test"]])
     return (note,) if note else ()
 
 
-def _fit_linear(
-    encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
-) -> tuple[np.ndarray, dict[str, Tensor], tuple[str, ...]]:
-    used = np.flatnonzero(chosen.split != "val")
-    split, patient, label = chosen.split[used], chosen.patient[used], chosen.label[used]
-    feature_ND = embed(encoder, store, chosen.rows[used], lambda done, total: on_progress("embed", done, total))
-    train_N, test_N = split == "train", split == "test"
-    probe = fit_linear_probe(
-        feature_ND[train_N], label[train_N], patient[train_N], names=chosen.names, seed=config.seed
-    )
-    # The probe's standardisation goes into the layer, so that the network takes features as they are.
-    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
-    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
-    head = {"head.weight": torch.tensor(weight_LD).float(), "head.bias": torch.tensor(bias_L).float()}
-    encoder_state = {f"encoder.{name}": tensor for name, tensor in encoder.module.state_dict().items()}
-    return probe.predict_scores(feature_ND[test_N]), encoder_state | head, probe.notes
-
-
-def _plan_training(config: FinetuneConfig, train_films: int) -> TrainingConfig:
-    return TrainingConfig(
-        steps=config.steps,
-        batch=min(config.batch, train_films),
-        optimizer="adamw",
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup=0.1,
-        seed=config.seed,
-    )
-
-
-def _fit_full(
-    encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
-) -> tuple[np.ndarray, dict[str, Tensor], tuple[str, ...]]:
-    encoder = replace(encoder, module=copy.deepcopy(encoder.module))
-    plan = _plan_training(config, int((chosen.split == "train").sum()))
-    best: tuple[float, int, dict[str, Tensor]] = (math.inf, config.steps, {})
-    check_every = max(1, config.steps // CHECKS)
-    val = chosen.split == "val"
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        task = Classify(encoder.module, encoder.feature_count, len(chosen.names), chosen.task).to(encoder.device)
-        task.train()
-        for report in train(task, _draw_batches(encoder, store, chosen, plan), build_optimizers(task, plan), plan):
-            on_progress("finetune", report.step, config.steps)
-            if val.any() and (report.step % check_every == 0 or report.step == config.steps):
-                loss = _compute_loss(task, encoder, store, chosen, val)
-                if loss < best[0]:
-                    best = (loss, report.step, {name: it.clone() for name, it in task.state_dict().items()})
-                task.train()
-    if best[2]:
-        task.load_state_dict(best[2])
-    score_ML = _predict(task, encoder, store, chosen.rows[chosen.split == "test"])
-    kept = f"smallest loss on {int(val.sum())} val films" if val.any() else "no val film to choose by"
-    return score_ML, dict(task.state_dict()), (f"weights of step {best[1]} of {config.steps} ({kept})",)
-
-
-def _draw_batches(
-    encoder: Encoder, store: Store, chosen: LabelledRows, plan: TrainingConfig
-) -> Iterator[LabelledBatch]:
-    train_rows = np.flatnonzero(chosen.split == "train")
-    label_NL = chosen.label_NL
-    views = ViewConfig(
-        size=encoder.contract.size,
-        crop_area=(0.7, 1.0),
-        crop_aspect=(0.9, 1.1),
-        rotate_deg=7,
-        affine_p=0.5,
-        contrast=(-0.2, 0.2),
-        brightness=(-0.1, 0.1),
-        tone_p=0.8,
-    )
-    for step in range(plan.steps):
-        film_B, position_B = compute_batch(len(train_rows), plan.batch, step, plan.seed)
-        places = train_rows[film_B]
-        films = store.read_films(chosen.rows[places])
-        batch = draw_labelled_batch(films, label_NL[places], position_B.tolist(), plan.seed, views, encoder.contract)
-        yield LabelledBatch(batch.film_BCSS.to(encoder.device), batch.label_BL.to(encoder.device))
-
-
-def _compute_loss(task: Classify, encoder: Encoder, store: Store, chosen: LabelledRows, part: np.ndarray) -> float:
-    score_ML = torch.from_numpy(_predict(task, encoder, store, chosen.rows[part])).clamp(1e-7, 1 - 1e-7)
-    logit_ML = score_ML.log() if chosen.task == "multiclass" else score_ML.logit()
-    return float(compute_label_loss(logit_ML, torch.from_numpy(chosen.label_NL[part]).float(), chosen.task))
-
-
-def _predict(task: Classify, encoder: Encoder, store: Store, rows: np.ndarray) -> np.ndarray:
-    parts = []
-    for start in range(0, len(rows), FILMS_AT_ONCE):
-        films = store.read_films(rows[start : start + FILMS_AT_ONCE])
-        film_BCSS = torch.stack([encoder.contract.prepare(film.astype(np.float32) / 255) for film in films])
-        parts.append(task.predict(film_BCSS.to(encoder.device)))
-    return np.concatenate(parts)
-
-
-def _write_model(
-    out: Path, encoder: Encoder, tensors: dict[str, Tensor], config: FinetuneConfig, result: ClassifierResult
-) -> None:
+def _write_model(out: Path, encoder: Encoder, fitted: Fitted, config: FinetuneConfig, result: ClassifierResult) -> None:
     described = {
         "task": "classify",
-        "kind": result.task,
+        "head": asdict(fitted.shape),
         "labels": list(result.labels),
         "architecture": encoder.architecture,
         "encoder": encoder.name,
         "contract": asdict(encoder.contract),
         "finetune": asdict(config),
     }
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in fitted.tensors.items()}
     growing = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         growing.mkdir(parents=True)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from chess_cxr.records import UsageError
+from chess_cxr.records import UNCERTAIN, UsageError
 from chess_cxr.store import Store, resolve_uncertain
 
-ClassifyTask = Literal["multiclass", "multilabel"]
-METRICS = {"multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"), "multilabel": ("auroc", "auprc")}
+ClassifyTask = Literal["multiclass", "multilabel", "ordinal"]
+Policy = Literal["ignore", "ones", "zeros", "smooth_ones", "smooth_zeros", "third_class"]
+Policies = Policy | Mapping[str, Policy]
+METRICS = {
+    "multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc"),
+    "multilabel": ("auroc", "auprc"),
+}
+SMOOTH = {"smooth_ones": (0.55, 0.85), "smooth_zeros": (0.0, 0.3)}  # ranges of Pham et al. 2021 for CheXpert
 
 
 @dataclass(frozen=True)
 class LabelledRows:
     """The rows of a store that a task can use.
 
-    rows: row numbers [N].  label: class index [N] for "multiclass", 1 / 0 / NaN [N, L] for "multilabel".
-    patient, split: of each row [N].
+    rows: row numbers [N].  label: what is scored, class index [N] for "multiclass" and "ordinal" (in the order of the
+    names), 1 / 0 / NaN [N, L] for "multilabel"; uncertain ones are NaN.  patient, study, split: of each row [N].
+    target_NL: what is learned, float64 of 0 … 1, NaN where nothing is, `UNCERTAIN` where that is a class of its own.
+    uncertain_L: how many labels of the store each finding's source calls uncertain.
     """
 
     rows: np.ndarray
@@ -29,6 +37,14 @@ class LabelledRows:
     patient: np.ndarray
     split: np.ndarray
     task: ClassifyTask
+    study: np.ndarray
+    target_NL: np.ndarray
+    uncertain_L: np.ndarray
+
+    @property
+    def kind(self) -> Literal["multiclass", "multilabel"]:
+        """What its metrics are: an order is scored as classes."""
+        return "multilabel" if self.task == "multilabel" else "multiclass"
 
     @property
     def label_NL(self) -> np.ndarray:
@@ -37,12 +53,17 @@ class LabelledRows:
 
 
 def select_labelled(
-    store: Store, labels: Sequence[str] = (), task: ClassifyTask | None = None, uncertain: str = "ignore"
+    store: Store,
+    labels: Sequence[str] = (),
+    task: ClassifyTask | None = None,
+    uncertain: Policies = "ignore",
+    seed: int = 0,
 ) -> LabelledRows:
-    """Select the films whose labels are known: all of them for "multiclass", at least one for "multilabel".
+    """Select the films whose labels are known: all of them for a class, at least one for "multilabel".
 
-    labels: names, all of the store's by default.  task: by default "multiclass" where every film that knows all of
-    them carries exactly one, else "multilabel".  uncertain: what an uncertain label counts as, see `resolve_uncertain`.
+    labels: names, all of the store's by default; for "ordinal" from the lowest to the highest.
+    task: by default "multiclass" where every film that knows all of them carries exactly one, else "multilabel".
+    uncertain: what an uncertain label teaches, for all findings or by name, see `build_targets`.  It is never scored.
     Raises UsageError for labels that the store does not have, that no film knows, or that do not fit the task.
     """
     names = tuple(dict.fromkeys(labels)) or tuple(store.label_names)
@@ -50,15 +71,61 @@ def select_labelled(
     if missing or not names:
         have = ", ".join(store.label_names) or "none"
         raise UsageError(f"{store.path.name} has no label {', '.join(map(repr, missing)) or 'at all'}; it has {have}")
-    label_NL = resolve_uncertain(store.films[list(names)].to_numpy(np.float64), uncertain)
+    policies = spread_policies(uncertain, names)
+    stored_NL = store.films[list(names)].to_numpy(np.float64)
+    label_NL = resolve_uncertain(stored_NL)
     whole = ~np.isnan(label_NL).any(axis=1)
     exclusive = bool(whole.any()) and len(names) > 1 and bool((label_NL[whole].sum(axis=1) == 1).all())
     task = task or ("multiclass" if exclusive else "multilabel")
-    if task == "multiclass" and not exclusive:
+    if task == "ordinal" and len(names) < 3:
+        raise UsageError("an order needs at least three labels; two are the task multiclass")
+    if task != "multilabel" and not exclusive:
         raise UsageError(f"labels {', '.join(names)} are not one class a film; use the task multilabel")
-    rows = np.flatnonzero(whole if task == "multiclass" else ~np.isnan(label_NL).all(axis=1))
+    target_NL = build_targets(stored_NL, policies, seed) if task == "multilabel" else label_NL
+    split_N = store.films["split"].to_numpy()
+    taught_N = (split_N == "train") & ~np.isnan(target_NL).all(axis=1)
+    rows = np.flatnonzero(whole if task != "multilabel" else ~np.isnan(label_NL).all(axis=1) | taught_N)
     if not len(rows):
         raise UsageError(f"no film of {store.path.name} knows any of the labels {', '.join(names)}")
     chosen = store.films.iloc[rows]
-    label = label_NL[rows].argmax(axis=1) if task == "multiclass" else label_NL[rows]
-    return LabelledRows(rows, label, names, chosen["patient"].to_numpy(), chosen["split"].to_numpy(), task)
+    return LabelledRows(
+        rows,
+        label_NL[rows] if task == "multilabel" else label_NL[rows].argmax(axis=1),
+        names,
+        chosen["patient"].to_numpy(),
+        chosen["split"].to_numpy(),
+        task,
+        chosen["study"].to_numpy(),
+        target_NL[rows],
+        (stored_NL == UNCERTAIN).sum(axis=0),
+    )
+
+
+def spread_policies(uncertain: Policies, names: Sequence[str]) -> tuple[Policy, ...]:
+    """Return the policy of every finding; raises UsageError for unknown policies and findings."""
+    chosen = dict.fromkeys(names, uncertain) if isinstance(uncertain, str) else {**uncertain}
+    for name, policy in chosen.items():
+        if name not in names:
+            raise UsageError(f"a policy is given for {name!r}, which is none of the labels {', '.join(names)}")
+        if policy not in get_args(Policy):
+            raise UsageError(
+                f"no policy for uncertain labels named {policy!r}; there are {', '.join(get_args(Policy))}"
+            )
+    return tuple(chosen.get(name, "ignore") for name in names)
+
+
+def build_targets(stored_NL: np.ndarray, policies: Sequence[Policy], seed: int = 0) -> np.ndarray:
+    """Return what labels teach where some are uncertain (Irvin et al. 2019, CheXpert; Pham et al. 2021).
+
+    ignore: nothing (NaN).  ones, zeros: 1 or 0.  smooth_ones, smooth_zeros: a number drawn from `SMOOTH` by seed and
+    row.  third_class: `UNCERTAIN` stays, as a class of its own.
+    """
+    target_NL = stored_NL.astype(np.float64, copy=True)
+    for column, policy in enumerate(policies):
+        uncertain_N = stored_NL[:, column] == UNCERTAIN
+        if policy in SMOOTH:
+            rng = np.random.Generator(np.random.Philox(key=[seed, column]))
+            target_NL[uncertain_N, column] = rng.uniform(*SMOOTH[policy], len(stored_NL))[uncertain_N]
+        elif policy != "third_class":
+            target_NL[:, column] = resolve_uncertain(stored_NL[:, column], policy)
+    return target_NL

@@ -8,24 +8,22 @@ Shape suffixes: B films, C channels, S side of the network's input, L classes or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-import safetensors.torch
 import torch
-from captum.attr import LayerAttribution, LayerGradCam, Occlusion  # type: ignore[import-untyped]
+from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from chess_cxr.evaluation.linear_probe import LinearProbe
-from chess_cxr.models.contract import PixelContract, parse_contract
-from chess_cxr.models.embedding import Encoder, build_network
-from chess_cxr.records import ChessError, UsageError
-from chess_cxr.tasks.classify import Classify
+from chess_cxr.models.contract import PixelContract
+from chess_cxr.models.embedding import Encoder
+from chess_cxr.records import UsageError
+from chess_cxr.tasks.classification_losses import Task
+from chess_cxr.tasks.classify import Classify, HeadShape
 
 HowToLook = Literal["grad_cam", "occlusion"]
 LEAST_SIDE = 4  # a layer of fewer cells a side can hardly point at anything
@@ -36,37 +34,13 @@ def build_probe_network(encoder: Encoder, probe: LinearProbe) -> Classify:
 
     The probe's standardisation goes into the layer.  The encoder's module is shared, not copied.
     """
-    task = Classify(
-        encoder.module,
-        encoder.feature_count,
-        len(probe.intercept_C),
-        "multilabel" if probe.multilabel else "multiclass",
-    )
+    task_name: Task = "multilabel" if probe.multilabel else "multiclass"
+    task = Classify(encoder.module, HeadShape("linear", task_name, encoder.feature_count, len(probe.intercept_C)))
     weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
     bias_L = probe.intercept_C - weight_LD @ probe.mean_D
-    with torch.no_grad():
-        task.head.weight.copy_(torch.from_numpy(weight_LD))
-        task.head.bias.copy_(torch.from_numpy(bias_L))
+    head = {"weight": torch.from_numpy(weight_LD).float(), "bias": torch.from_numpy(bias_L).float()}
+    task.head.load_state_dict(head)
     return task.to(encoder.device).eval()
-
-
-def load_classifier_network(folder: Path | str) -> tuple[Classify, PixelContract, tuple[str, ...]]:
-    """Load what `finetune` wrote: the network, its pixel contract and the names of its classes or findings.
-
-    Raises ChessError where the folder is no such classifier with a linear head.
-    """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
-        contract, names = parse_contract(config["contract"]), tuple(config["labels"])
-        head_LD = tensors["head.weight"]
-        module = build_network(config["architecture"], contract.channels)
-        task = Classify(module, head_LD.shape[1], len(names), config["kind"])
-        task.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ChessError(f"{folder} is no classifier with a linear head: make one with chess-cxr finetune") from error
-    return task.eval(), contract, names
 
 
 def compute_saliency(

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from chess_cxr.evaluation.compare import Comparison, compare_encoders
+from chess_cxr.evaluation.holm import correct_holm
 from chess_cxr.records import UsageError
 
 NAMES = ("bacteria", "normal", "virus")
@@ -108,6 +109,14 @@ def test_differences_turn_round_with_the_reference(comparison: Comparison) -> No
     other = comparison.differences("good").set_index(["subset", "metric"])
     assert one["value"].to_dict() == pytest.approx((-other["value"]).to_dict())
     assert one["low"].to_dict() == pytest.approx((-other["high"]).to_dict())
+
+
+def test_p_values_are_corrected_for_all_encoders_and_subsets_of_a_metric(comparison: Comparison) -> None:
+    table = comparison.differences("bad")
+    for _, family in table.groupby("metric"):
+        assert len(family) == 4
+        assert family["p_holm"].to_numpy() == pytest.approx(correct_holm(family["p"]))
+    assert (table["p_holm"] >= table["p"]).all() and (table["p_holm"] > table["p"]).any()
 
 
 def test_an_encoder_does_not_differ_from_itself() -> None:

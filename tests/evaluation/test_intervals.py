@@ -10,6 +10,7 @@ from chess_cxr.evaluation.intervals import (
     bootstrap_by_patient,
     bootstrap_draws_by_patient,
     interval_of_draws,
+    interval_of_rate,
     paired_bootstrap_by_patient,
     paired_bootstrap_draws_by_patient,
     replicate_draws,
@@ -185,7 +186,46 @@ def test_a_large_test_set_is_resampled_in_blocks_with_the_same_result_rows() -> 
     assert found.value_DR == pytest.approx(1.0)
 
 
+def test_weights_are_whole_numbers_laid_out_by_film() -> None:
+    seen: list[np.ndarray] = []
+
+    def remember(weight_RN: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(weight_RN)
+        return {"n": weight_RN.sum(axis=1)}
+
+    replicate_draws(np.arange(700) // 2, [remember], replicates=30)
+    assert seen[1].shape == (30, 700) and seen[1].dtype == np.float32 and seen[1].T.flags.c_contiguous
+    assert (seen[1] == np.floor(seen[1])).all() and (seen[1].sum(axis=1) == 700).all()
+
+
+def test_a_rate_of_independent_films_has_wilsons_interval() -> None:
+    hit = np.r_[np.ones(18), np.zeros(22)]
+    want = stats.binomtest(18, 40).proportion_ci(method="wilson")
+    found = interval_of_rate(hit, np.arange(40))
+    # The variance over patients has 39 in its divisor, that of independent films 40.
+    assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=0.003)
+    assert found.value == 0.45
+
+
+def test_films_that_all_agree_within_a_patient_count_as_patients() -> None:
+    per_patient = np.random.default_rng(0).random(50) < 0.3
+    want = stats.binomtest(int(per_patient.sum()), 50).proportion_ci(method="wilson")
+    found = interval_of_rate(np.repeat(per_patient, 6), np.repeat(np.arange(50), 6))
+    assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=0.003)
+
+
+def test_a_rate_of_0_or_1_still_has_an_interval_that_counts_patients() -> None:
+    found = interval_of_rate(np.ones(30), np.arange(30) // 3)
+    assert found.high == 1.0 and found.low == pytest.approx(stats.binomtest(10, 10).proportion_ci(method="wilson").low)
+    none = interval_of_rate(np.zeros(30), np.arange(30) // 3)
+    assert none.low == 0.0 and none.high == pytest.approx(1 - found.low)
+    assert interval_of_rate([1.0], ["a"]).low == pytest.approx(0.2065, abs=1e-3)
+    assert math.isnan(interval_of_rate([], []).low)
+
+
 def test_wrong_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="1 patients do not fit 2 films"):
+        interval_of_rate([1.0, 0.0], ["a"])
     with pytest.raises(UsageError, match="at least one film"):
         bootstrap_by_patient([], lambda index: {})
     with pytest.raises(UsageError, match="one replicate"):

@@ -61,4 +61,4 @@ def test_nothing_is_overwritten_and_nothing_half_written(comparison: Comparison,
 
 def test_the_table_as_json_has_a_record_a_number(comparison: Comparison) -> None:
     records = json.loads(comparison.table().to_json(orient="records"))
-    assert len(records) == 2 * 2 * 6
+    assert len(records) == 2 * 2 * 9

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from chess_cxr.models.contract import PixelContract
-from chess_cxr.tasks.classify import Classify, LabelledBatch, compute_label_loss, draw_labelled_batch
+from chess_cxr.tasks.classification_losses import compute_label_loss
+from chess_cxr.tasks.classify import Classify, HeadShape, LabelledBatch, draw_labelled_batch
 from chess_cxr.views import ViewConfig
 
 NAN = float("nan")
@@ -44,7 +45,7 @@ def test_a_batch_that_knows_no_label_gives_no_loss_and_no_gradient(task: str) ->
 def test_steps_on_one_batch_lower_its_loss(task: str) -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
-    method = Classify(encoder, 8, 2, task)
+    method = Classify(encoder, HeadShape("linear", task, 8, 2))
     label = torch.eye(2)[torch.arange(12) % 2]
     film = torch.randn(12, 1, 8, 8) + label[:, :1, None, None]
     optimizer = torch.optim.SGD(method.get_parameters()["classifier"], lr=0.3)

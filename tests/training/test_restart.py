@@ -49,7 +49,7 @@ def torchrun(store: Path, run: Path, restarts: int) -> Iterator["subprocess.Pope
 
 
 def wait_for_step(run: Path, step: int, command: "subprocess.Popen[str]") -> None:
-    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 400
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
         assert command.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)

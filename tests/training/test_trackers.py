@@ -58,7 +58,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
         else []
     )
     words = [*watch, sys.executable, "-c", CHILD, str(folder), json.dumps(DESCRIBED)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return Tracked(folder, seen.read_text() if watch else "")
 

@@ -1,6 +1,7 @@
 """The three kinds of cells of a benchmark: features of films, predictions of a head, resampled metrics.
 
 A cell names everything by keys of the cell folder, so that a worker gets a few hundred bytes and maps the rest.
+Networks and stores are imported by the cells that need them: a worker that only fits probes starts in a second.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chess_cxr.api import EncoderLike, embed
 from chess_cxr.benchmark.cache import CellFolder, compute_code_version, compute_key
-from chess_cxr.benchmark.encoders import EncoderSource, compute_identity, load_source
+from chess_cxr.benchmark.suite import EncoderSource
+from chess_cxr.evaluation.benchmark_tables import build_statistic
 from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
-from chess_cxr.evaluation.metrics import build_multiclass_statistic, build_multilabel_statistic
 from chess_cxr.evaluation.prediction_sets import TaskKind
 from chess_cxr.records import ChessError
-from chess_cxr.store import Store, open_store
+
+if TYPE_CHECKING:
+    from chess_cxr.api import EncoderLike
+    from chess_cxr.store import Store
 
 # A multiple of the films that `embed` takes at once: a film's neighbours in a batch do not depend on the chunk.
 FILMS_A_CHUNK = 2048
 EMBED_CODE = ("api", "film_jpeg", "views", "models.contract", "models.embedding", "models.encoder")
 PROBE_CODE = ("evaluation.linear_probe", "evaluation.logistic", "evaluation.label_fractions")
-REPLICATE_CODE = ("evaluation.intervals", "evaluation.metrics")
+REPLICATE_CODE = tuple(
+    f"evaluation.{name}" for name in ("benchmark_tables", "calibration_error", "intervals", "metrics", "ranked_scores")
+)
 Computed = tuple[Mapping[str, NDArray[np.generic]], dict[str, Any]]
 
 
@@ -60,24 +65,27 @@ class Outcome:
     reason: str = ""
 
 
-def run_cell(cell: Cell, cells: CellFolder) -> Outcome:
+def run_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
     """Compute a cell and put it into the folder: the task that an executor is given.
 
-    Never raises an Exception: clusters log a task that raises, with its arguments.
+    key: as whoever sends it has computed it.  Never raises an Exception: clusters log a task that raises, with its
+    arguments.
     """
     try:
-        if not cells.holds(cell.key):
+        if cell.key != key:
+            return Outcome(key, "its worker runs another version of chess-cxr")
+        if not cells.holds(key):
             started = time.monotonic()
             arrays, facts = cell.compute(cells)
-            cells.write(cell.key, arrays, facts | {"seconds": time.monotonic() - started})
+            cells.write(key, arrays, facts | {"seconds": time.monotonic() - started})
     except ChessError as error:
-        return Outcome(cell.key, " ".join(str(error).split()))
+        return Outcome(key, " ".join(str(error).split()))
     except MemoryError:
-        return Outcome(cell.key, "not enough memory")
+        return Outcome(key, "not enough memory")
     except Exception as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        return Outcome(cell.key, f"unexpected {type(error).__name__}: {first}")
-    return Outcome(cell.key)
+        return Outcome(key, f"unexpected {type(error).__name__}: {first}")
+    return Outcome(key)
 
 
 # ---------------------------------------------------------------- features
@@ -111,6 +119,8 @@ class EmbedCell:
 
     def compute(self, cells: CellFolder) -> Computed:
         """Embed the films.  Raises ChessError where this worker loads another encoder than was asked for."""
+        from chess_cxr.api import embed
+
         encoder = _load_once(self.source, self.identity, self.device)
         rows = cells.read_array(self.rows)[self.start : self.stop]
         return {"feature": embed(encoder, _open_once(self.location, self.version), rows)}, {}
@@ -118,6 +128,8 @@ class EmbedCell:
 
 @lru_cache(maxsize=1)
 def _load_once(source: EncoderSource, identity: str, device: str) -> EncoderLike:
+    from chess_cxr.benchmark.encoders import compute_identity, load_source
+
     encoder = load_source(source, device)
     if compute_identity(encoder) != identity:
         raise ChessError(f"the encoder {source.name} is not the same on every worker, or was changed while it was used")
@@ -126,6 +138,8 @@ def _load_once(source: EncoderSource, identity: str, device: str) -> EncoderLike
 
 @lru_cache(maxsize=2)
 def _open_once(location: str, version: int) -> Store:
+    from chess_cxr.store import open_store
+
     return open_store(location, version)
 
 
@@ -234,8 +248,10 @@ class ReplicateCell:
         """Evaluate the draws: value_KD and value_KDR for the K metrics that the facts name."""
         test = cells.read_array(self.test)
         label, patient = cells.read_array(self.label)[test], cells.read_array(self.patient)[test]
-        build = build_multiclass_statistic if self.kind == "multiclass" else build_multilabel_statistic
-        statistics = [build(label, cells.read_arrays(probe)["test"], self.class_names) for probe in self.probes]
+        statistics = [
+            build_statistic(self.kind, label, cells.read_arrays(probe)["test"], self.class_names)
+            for probe in self.probes
+        ]
         parts = replicate_draws(patient, statistics, self.replicates, self.seed)
         arrays = {
             "value_KD": np.stack([part.value_D for part in parts.values()]),

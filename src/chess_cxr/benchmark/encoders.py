@@ -19,7 +19,7 @@ from torch import nn
 
 from chess_cxr.api import EncoderLike, tell_seen
 from chess_cxr.benchmark.cache import compute_key, hash_array
-from chess_cxr.benchmark.suite import KINDS
+from chess_cxr.benchmark.suite import KINDS, EncoderSource
 from chess_cxr.models.contract import PixelContract
 from chess_cxr.models.embedding import (
     Encoder,
@@ -37,17 +37,6 @@ LITE0 = "imagenet:tf_efficientnet_lite0"
 HUB_SECONDS = 3.0
 # What a whole pickled network of torchxrayvision may hold: layers, and no other code.
 _XRV_LAYERS = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
-
-
-@dataclass(frozen=True)
-class EncoderSource:
-    """An encoder that any process can load: its name in the tables, what to load, and the network that an untrained
-    one is like (another `spec`, or "").
-    """
-
-    name: str
-    spec: str
-    like: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 from chess_cxr.benchmark.suite import Suite, TaskSpec
 from chess_cxr.evaluation.compare import LabelDraw, plan_draws
 from chess_cxr.evaluation.prediction_sets import EvaluatedFilms, TaskFilms
+from chess_cxr.evaluation.subgroups import compute_age_bands
 from chess_cxr.labelled import LabelledRows, select_labelled
 from chess_cxr.records import SPLITS, UsageError
 from chess_cxr.store import STORE_VERSION, Store, open_store
 
-AGE_BANDS = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (1000, "80+"))
 _HASH = re.compile(r"[0-9a-f]{16,128}")
 
 
@@ -78,7 +78,7 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
         films=TaskFilms(
             name=name,
             data_set=store.dataset_name or store.path.stem,
-            kind=chosen.task,
+            kind=chosen.kind,
             class_names=chosen.names,
             val=_describe_films(name, store, chosen, val),
             test=_describe_films(name, store, chosen, test),
@@ -103,16 +103,6 @@ def compute_films_hash(store: Store, rows: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def band_ages(age_years_M: np.ndarray) -> np.ndarray:
-    """Return the age band of each film, "" where the age is not known."""
-    ends = [end for end, _ in AGE_BANDS]
-    names = np.array([name for _, name in AGE_BANDS] + [""])
-    known = np.isfinite(age_years_M) & (age_years_M >= 0)
-    place = np.searchsorted(ends, np.where(known, age_years_M, 0), side="right")
-    banded: np.ndarray = names[np.where(known, place, len(names) - 1)]
-    return banded
-
-
 def _find_first_draw(store: Store, column: str, chosen: LabelledRows, train: np.ndarray) -> np.ndarray:
     if column not in store.label_names:
         raise UsageError(f"{store.path.name} has no column {column!r}; it has {', '.join(store.label_names)}")
@@ -129,7 +119,7 @@ def _describe_films(name: str, store: Store, chosen: LabelledRows, places: np.nd
     if wrong := sum(not _HASH.fullmatch(text) for text in uid):
         raise UsageError(f"tasks.{name}: {wrong} of {len(uid)} uids of {store.path.name} are no keyed hashes")
     groups = {key: _as_text(films[key]) for key in ("sex", "view", "site")}
-    groups["age_band"] = band_ages(films["age_years"].to_numpy(np.float64))
+    groups["age_band"] = compute_age_bands(films["age_years"].to_numpy(np.float64))
     return EvaluatedFilms(uid, chosen.patient[places].astype(str), chosen.label[places], groups)
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,14 @@ from chess_cxr.benchmark.run import BenchmarkRun
 from chess_cxr.benchmark.suite import describe_suite
 from chess_cxr.evaluation.benchmark_tables import BenchmarkTables, build_benchmark_tables
 from chess_cxr.evaluation.prediction_sets import BenchmarkResults, EvaluatedFilms, PredictionSet, TaskFilms
+from chess_cxr.evaluation.worst_errors import find_worst_errors
 from chess_cxr.records import UsageError
+from chess_cxr.report.benchmark_page import write_benchmark_page
 from chess_cxr.report.benchmark_text import render_card_section, render_tables
 
 TABLE_FILE = "table.md"
-PAGE_MODULE = "chess_cxr.report.benchmark_page"
+PAGE_FILE = "report.html"
 THUMBNAIL_SIDE = 160
-THUMBNAILS_A_TASK = 24
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,17 @@ class WrittenBenchmark:
 
     def as_text(self) -> str:
         """Return the tables as Markdown, and where everything stands."""
-        return f"{(self.out / TABLE_FILE).read_text('utf-8')}\n{self.out}"
+        return f"{(self.out / TABLE_FILE).read_text('utf-8')}\n{self.out / PAGE_FILE}"
 
 
-def write_benchmark(run: BenchmarkRun, out: Path, command: str, card: str = "") -> WrittenBenchmark:
+def write_benchmark(
+    run: BenchmarkRun, out: Path, command: str, card: str = "", pictures: bool = True
+) -> WrittenBenchmark:
     """Write everything a benchmark found to the new folder `out`.
 
     command: what was typed, for page and table.  card: the encoder that `card_section.md` is of, the reference by
-    default.  Raises UsageError where `out` exists or `card` is no encoder of the benchmark.
+    default.  pictures: whether the page shows the films that are most surely wrong.
+    Raises UsageError where `out` exists or `card` is no encoder of the benchmark.
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
@@ -75,7 +76,8 @@ def write_benchmark(run: BenchmarkRun, out: Path, command: str, card: str = "") 
             section = render_card_section(results, tables, card or results.reference)
             (growing / "card_section.md").write_text(section, "utf-8")
         (growing / "suite.json").write_text(json.dumps(describe_suite(run.suite), indent=1) + "\n", "utf-8")
-        _write_page(growing, run, tables, command)
+        thumbnails = read_thumbnails(run) if pictures else {}
+        write_benchmark_page(results, vars(tables), growing / PAGE_FILE, command, thumbnails)
         growing.rename(out)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
@@ -117,35 +119,14 @@ def _build_prediction_table(
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def find_worst_errors(results: BenchmarkResults, task: str, count: int = THUMBNAILS_A_TASK) -> np.ndarray:
-    """Return the places among a task's test films where the reference is most surely wrong, worst first.
-
-    By the mean over draws of its largest label subset: the probability missing at the class that is true, or the
-    largest distance between a finding and its label.
-    """
-    subsets = results.list_subsets(task)
-    sets = [one for one in results.sets if (one.task, one.encoder) == (task, results.reference)]
-    sets = [one for one in sets if subsets and one.subset == subsets[-1]]
-    if not sets:
-        return np.empty(0, np.intp)
-    films = results.tasks[task]
-    mean_MC = np.mean([one.test_MC for one in sets], axis=0)
-    if films.kind == "multiclass":
-        miss_M = 1 - mean_MC[np.arange(len(mean_MC)), films.test.label.astype(np.intp)]
-    else:
-        miss_M = np.nan_to_num(np.abs(mean_MC - films.test.label.astype(np.float64)), nan=0.0).max(axis=1)
-    worst: np.ndarray = np.argsort(-miss_M, kind="stable")[:count]
-    return worst
-
-
 def read_thumbnails(run: BenchmarkRun) -> dict[str, np.ndarray]:
     """Read small pictures, uint8 [H, W], of the worst errors of every task, by hashed uid."""
     pictures: dict[str, np.ndarray] = {}
     for name, task in run.tasks.items():
         worst = find_worst_errors(run.results, name)
-        films = task.store.read_films(task.chosen.rows[task.test[worst]], THUMBNAIL_SIDE) if len(worst) else []
-        for place, film in zip(worst, films, strict=True):
-            pictures[str(task.films.test.uid_M[place])] = _shrink(film)
+        places = task.test[[error.place for error in worst]]
+        films = task.store.read_films(task.chosen.rows[places], THUMBNAIL_SIDE) if worst else []
+        pictures |= {error.uid: _shrink(film) for error, film in zip(worst, films, strict=True)}
     return pictures
 
 
@@ -156,11 +137,3 @@ def _shrink(film: np.ndarray) -> np.ndarray:
     size = max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale))
     small: np.ndarray = cv2.resize(film, size, interpolation=cv2.INTER_AREA)
     return small
-
-
-def _write_page(folder: Path, run: BenchmarkRun, tables: BenchmarkTables, command: str) -> None:
-    if find_spec(PAGE_MODULE) is None:
-        return
-    named: Mapping[str, object] = {name: table for name, table in vars(tables).items()}
-    thumbnails = read_thumbnails(run)
-    import_module(PAGE_MODULE).write_benchmark_page(run.results, named, folder / "report.html", command, thumbnails)

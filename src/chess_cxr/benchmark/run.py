@@ -213,7 +213,7 @@ def _replicate_all(
         task, keep = tasks[key.task], ledger.folder.keep_array
         sets = results.select_draws(key.task, key.encoder, key.head, key.subset)
         planned[key] = ReplicateCell(
-            kind=task.chosen.task,
+            kind=task.chosen.kind,
             class_names=task.chosen.names,
             probes=tuple(probes[key, one.draw] for one in sets),
             label=keep(task.chosen.label),

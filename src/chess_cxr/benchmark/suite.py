@@ -22,6 +22,17 @@ _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 
 
 @dataclass(frozen=True)
+class EncoderSource:
+    """An encoder that any process can load: its name in the tables, what to load, and the network that an untrained
+    one is like (another `spec`, or "").
+    """
+
+    name: str
+    spec: str
+    like: str = ""
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """One task of a suite.
 

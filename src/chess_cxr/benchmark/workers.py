@@ -10,6 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from multiprocessing import util
+
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from chess_cxr.benchmark.cache import CellFolder
 from chess_cxr.benchmark.cells import Cell, Outcome, run_cell
@@ -62,7 +65,7 @@ class CellRunner:
             yield from self._compute_in_pool(cells, folder)
         else:
             for cell in cells:
-                yield run_cell(cell, folder)
+                yield run_cell(cell, cell.key, folder)
 
     def _compute_in_pool(self, cells: Sequence[Cell], folder: CellFolder) -> Iterator[Outcome]:
         """A pool that lost a process is lost: what was under way is tried once more at the end, each in its own."""
@@ -102,7 +105,10 @@ class CellRunner:
             if at_once:
                 for process in list((pool._processes or {}).values()):
                     process.kill()
-            pool.shutdown(wait=not at_once, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            if at_once:
+                # Whoever is interrupted may leave without tidying up, and Python would then complain of semaphores.
+                util._run_finalizers(0)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -128,9 +134,9 @@ def start_worker(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))  # for what is imported later, torch above all
+    threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))  # for what is there already
 
 
 def _run_ahead(
@@ -142,7 +148,8 @@ def _run_ahead(
     try:
         while remaining or running:
             while remaining and len(running) < IN_FLIGHT_A_WORKER * max(1, workers):
-                running[executor.submit(run_cell, remaining[0], folder)] = remaining[0]
+                cell = remaining[0]
+                running[executor.submit(run_cell, cell, cell.key, folder)] = cell
                 remaining.popleft()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

@@ -7,16 +7,17 @@ taken on the same patients and the same draws.  Every number is of the test spli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from chess_cxr.evaluation.delong import compare_areas
+from chess_cxr.evaluation.holm import correct_holm
 from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, replicate_draws, subtract_draws
 from chess_cxr.evaluation.metrics import (
-    FloatArray,
     Statistic,
     build_multiclass_statistic,
     build_multilabel_statistic,
@@ -24,8 +25,6 @@ from chess_cxr.evaluation.metrics import (
 from chess_cxr.evaluation.prediction_sets import BenchmarkResults, Failure, PredictionSet, TaskFilms, TaskKind
 
 HEADLINES: Mapping[TaskKind, tuple[str, ...]] = {"multiclass": ("accuracy", "auroc"), "multilabel": ("auroc", "auprc")}
-# positive_M, score_M of one encoder, of another, patient_M -> two-sided p of the two areas being equal
-CompareAreas = Callable[[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]], float]
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,16 @@ class BenchmarkTables:
     failures: pd.DataFrame
 
 
-def build_benchmark_tables(
-    results: BenchmarkResults, replicates: Replicates | None = None, compare_areas: CompareAreas | None = None
-) -> BenchmarkTables:
+def build_benchmark_tables(results: BenchmarkResults, replicates: Replicates | None = None) -> BenchmarkTables:
     """Build all tables of a benchmark.
 
     replicates: from `compute_replicates`, where they are at hand; its draws are those of `results`, in their order.
-    compare_areas: a test of two paired areas; adds the column p_areas for AUROCs of a single finding and draw.
     """
     parts = compute_replicates(results) if replicates is None else replicates
     return BenchmarkTables(
         sets=build_set_table(results, parts),
         summary=build_summary_table(results, parts),
-        differences=build_difference_table(results, parts, compare_areas),
+        differences=build_difference_table(results, parts),
         failures=pd.DataFrame(
             [vars(failure) for failure in results.failures], columns=[field.name for field in fields(Failure)]
         ),
@@ -90,7 +86,7 @@ def compute_replicates(results: BenchmarkResults) -> dict[SetKey, dict[str, Draw
     return {
         key: replicate_draws(
             results.tasks[key.task].test.patient_M,
-            [build_statistic(results.tasks[key.task], one.test_MC) for one in _select(results, key)],
+            [_build_statistic(results.tasks[key.task], one.test_MC) for one in _select(results, key)],
             results.replicates,
             results.seed,
         )
@@ -98,10 +94,10 @@ def compute_replicates(results: BenchmarkResults) -> dict[SetKey, dict[str, Draw
     }
 
 
-def build_statistic(task: TaskFilms, test_MC: ArrayLike) -> Statistic:
-    """Return the statistic of a task's metrics for one set of probabilities of its test films."""
-    build = build_multiclass_statistic if task.kind == "multiclass" else build_multilabel_statistic
-    return build(task.test.label, test_MC, task.class_names)
+def build_statistic(kind: TaskKind, label: ArrayLike, score_MC: ArrayLike, names: Sequence[str]) -> Statistic:
+    """Return the statistic of all metrics that a benchmark reports, for one set of probabilities."""
+    build = build_multiclass_statistic if kind == "multiclass" else build_multilabel_statistic
+    return build(label, score_MC, names, operating_points=True, probabilities=True)
 
 
 def build_set_table(results: BenchmarkResults, replicates: Replicates) -> pd.DataFrame:
@@ -134,20 +130,21 @@ def build_summary_table(results: BenchmarkResults, replicates: Replicates) -> pd
         about = _describe(results, key)
         for metric, part in replicates[key].items():
             interval = average_draws(part, results.seed, results.level)
+            most = 2.0 if metric == "brier" and results.tasks[key.task].kind == "multiclass" else 1.0
             rows.append(
                 about
                 | {"metric": metric, "value": interval.value}
-                | {"low": max(interval.low, 0.0), "high": min(interval.high, 1.0), "undefined": interval.undefined}
+                | {"low": max(interval.low, 0.0), "high": min(interval.high, most), "undefined": interval.undefined}
             )
     return pd.DataFrame(rows)
 
 
-def build_difference_table(
-    results: BenchmarkResults, replicates: Replicates, compare_areas: CompareAreas | None = None
-) -> pd.DataFrame:
+def build_difference_table(results: BenchmarkResults, replicates: Replicates) -> pd.DataFrame:
     """Return every other encoder minus the reference, on the draws and resampled patients that both have, with p.
 
-    p is two-sided; p_holm is p corrected (Holm 1979) for all encoders, heads and subsets of one task and metric.
+    p is two-sided, of the bootstrap; p_holm is p corrected (Holm 1979) for all encoders, heads and subsets of one task
+    and metric.  p_delong: of DeLong's test, with patients as clusters, for the area of one class or finding where there
+    is a single draw.
     """
     rows = []
     for key in list_set_keys(results):
@@ -168,9 +165,7 @@ def build_difference_table(
             )
             row = about | {"metric": metric, "value": gap.value, "low": gap.low, "high": gap.high}
             row |= {"undefined": gap.undefined, "p": gap.p}
-            if compare_areas is not None:
-                row["p_areas"] = _compare_one_area(results, mine, theirs, metric, compare_areas)
-            rows.append(row)
+            rows.append(row | {"p_delong": _compare_one_area(results, mine, theirs, metric)})
     table = pd.DataFrame(rows)
     if not table.empty:
         family = table.groupby(["task", "metric"], sort=False)["p"]
@@ -178,41 +173,28 @@ def build_difference_table(
     return table
 
 
-def correct_holm(p_K: ArrayLike) -> FloatArray:
-    """Return p-values corrected for their number (Holm 1979); NaN stays NaN and does not count."""
-    p = np.asarray(p_K, dtype=np.float64)
-    corrected = np.full(len(p), math.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    factor = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factor), 1.0)
-    return corrected
+def _build_statistic(task: TaskFilms, test_MC: ArrayLike) -> Statistic:
+    return build_statistic(task.kind, task.test.label, test_MC, task.class_names)
 
 
 def _compare_one_area(
-    results: BenchmarkResults,
-    mine: tuple[PredictionSet, ...],
-    theirs: tuple[PredictionSet, ...],
-    metric: str,
-    compare_areas: CompareAreas,
+    results: BenchmarkResults, mine: tuple[PredictionSet, ...], theirs: tuple[PredictionSet, ...], metric: str
 ) -> float:
-    """Return the p of one class's or finding's areas, NaN for other metrics and where there are several draws."""
+    """Return DeLong's p of one class's or finding's areas, NaN for other metrics and where there are several draws."""
     name = metric.removeprefix("auroc/")
     task = results.tasks[mine[0].task]
     if name == metric or len(mine) > 1 or len(theirs) > 1:
         return math.nan
     column = task.class_names.index(name)
-    label = task.test.label
-    positive_M = (label == column) if task.kind == "multiclass" else (label[:, column] == 1)
-    known = np.ones(len(positive_M), bool) if task.kind == "multiclass" else ~np.isnan(label[:, column].astype(float))
-    if not 0 < positive_M[known].sum() < known.sum():
-        return math.nan
+    label = task.test.label.astype(np.float64)
+    known_M = np.ones(len(label), bool) if task.kind == "multiclass" else ~np.isnan(label[:, column])
+    positive_M = label == column if task.kind == "multiclass" else label[:, column] == 1.0
     return compare_areas(
-        positive_M[known],
-        mine[0].test_MC[known, column],
-        theirs[0].test_MC[known, column],
-        task.test.patient_M[known],
-    )
+        positive_M[known_M],
+        mine[0].test_MC[known_M, column],
+        theirs[0].test_MC[known_M, column],
+        task.test.patient_M[known_M],
+    ).p
 
 
 def _keep_draws(part: DrawReplicates, sets: tuple[PredictionSet, ...], shared: list[int]) -> DrawReplicates:

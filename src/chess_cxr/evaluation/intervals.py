@@ -134,7 +134,9 @@ def interval_of_rate(hit_N: ArrayLike, patient_N: ArrayLike, level: float = 0.95
     reach = compute_reach(level)
     middle = (rate + reach**2 / (2 * counted)) / (1 + reach**2 / counted)
     half = reach * math.sqrt(rate * (1 - rate) / counted + (reach / (2 * counted)) ** 2) / (1 + reach**2 / counted)
-    return Interval(rate, max(0.0, middle - half), min(1.0, middle + half), level)
+    low, high = middle - half, middle + half
+    # Wilson's bounds meet a share of 0 or 1 exactly, but for rounding.
+    return Interval(rate, low if rate > 0.0 else 0.0, high if rate < 1.0 else 1.0, level)
 
 
 def bootstrap_draws_by_patient(

@@ -31,7 +31,8 @@ from chess_cxr.evaluation.metrics import (
 from chess_cxr.records import UsageError
 
 _LEAST = 1e-7  # float32 probabilities of exactly 0 and 1 have no logarithm; taken for this far away
-_HOTTEST = 20.0  # temperatures from 1 / _HOTTEST to _HOTTEST
+# Few films can ask for any slope; these bounds leave room for all that is not an accident.
+_FLATTEST, _STEEPEST = 0.01, 20.0
 _FARTHEST = 30.0  # offsets from -_FARTHEST to _FARTHEST
 
 
@@ -79,17 +80,17 @@ def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Se
     before = _compute_loss(targets, score_MC, kind)
     if math.isnan(before):
         return Scaling(kind, none, zero_C, before, before, ("no validation film has a label: nothing was scaled",))
-    edge = math.log(_HOTTEST)
+    edges = math.log(_FLATTEST), math.log(_STEEPEST)
     # The loss is convex in the slope, so it has one valley in the logarithm of the slope too.
     found = optimize.minimize_scalar(
         lambda log_slope: _compute_loss(targets, math.exp(log_slope) * score_MC, kind),
-        bounds=(-edge, edge),
+        bounds=edges,
         method="bounded",
         options={"xatol": 1e-6},
     )
     slope = math.exp(found.x)
     notes: tuple[str, ...] = ()
-    if abs(found.x) > edge - 1e-3:
+    if min(abs(found.x - edge) for edge in edges) < 1e-3:
         notes = (
             f"the temperature stands at the end of its range, {1 / slope:.3g}: too few validation films to fit it",
         )
@@ -200,7 +201,7 @@ def _fit_line(target_K: FloatArray, score_K: FloatArray) -> tuple[float, float]:
         np.array([1.0, 0.0]),
         jac=True,
         method="L-BFGS-B",
-        bounds=[(0.0, _HOTTEST), (-_FARTHEST, _FARTHEST)],
+        bounds=[(0.0, _STEEPEST), (-_FARTHEST, _FARTHEST)],
         options={"gtol": 1e-8, "ftol": 1e-14},
     )
     return float(found.x[0]), float(found.x[1])

@@ -84,7 +84,7 @@ def compute_subgroups(
     the group with and without the rarest and the commonest of these), value, low, high; rest (its value), gap
     (value - rest), gap_low, gap_high, p, p_holm; level, replicates, undefined (replicates without a gap), seed;
     warning.
-    warning is "" or says why the numbers tell little: `LEAST_FILMS` is reached by no class, or not by the patients, here
+    warning is "" or says why the numbers tell little: no class reaches `LEAST_FILMS`, or the patients do not, here
     or in the rest (then nothing is tested, p is NaN), or an interval is wider than `WIDEST`.
     """
     label_array = check_classes(label, class_names) if kind == "multiclass" else check_findings(label, class_names)
@@ -162,12 +162,17 @@ class _Split:
         value, rest = (average_draws(parts[side], seed, level) for side in ("inside", "outside"))
         gap = subtract_draws(parts["inside"], parts["outside"], seed, level)
         few = self._tell_few()
-        wide = max(value.high - value.low, gap.high - gap.low) > WIDEST
-        too_wide = f"an interval is wider than {WIDEST}: too few films to tell" if wide else ""
+        wide = [name for name, one in (("value", value), ("gap", gap)) if one.high - one.low > WIDEST]
+        too_wide = f"the interval of the {' and the '.join(wide)} is wider than {WIDEST}: too few films to tell"
         return {
             **{"value": value.value, "low": value.low, "high": value.high, "rest": rest.value},
             **{"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": math.nan if few else gap.p},
-            **{"level": level, "replicates": replicates, "undefined": gap.undefined, "warning": few or too_wide},
+            **{
+                "level": level,
+                "replicates": replicates,
+                "undefined": gap.undefined,
+                "warning": few or (too_wide if wide else ""),
+            },
         }
 
     def _tell_few(self) -> str:

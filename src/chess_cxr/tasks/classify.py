@@ -1,61 +1,68 @@
-"""Classification of films: full fine-tuning of an encoder with a linear head.
+"""Classification of films: an encoder, or its cached features, under a head.
 
-The linear probe needs no gradient through the encoder: it works on cached features and lives in `evaluation`.
+A linear probe needs no gradient at all: it lives in `evaluation` and is only put into a network of this shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chess_cxr.models.classifier_heads import (
+    HeadName,
+    OrdinalScores,
+    build_head,
+    build_scores,
+    count_inputs,
+    extract_map,
+)
 from chess_cxr.models.contract import PixelContract
+from chess_cxr.tasks.classification_losses import Balance, Task, compute_label_loss
 from chess_cxr.views import ViewConfig, draw_view
 
-Task = Literal["multiclass", "multilabel"]
 FINETUNE_STREAM = 1 << 40  # keeps the views of fine-tuning apart from those of any pre-training position
 
 
 @dataclass(frozen=True)
+class HeadShape:
+    """What a classifier's head is.
+
+    features: that it takes.  labels: L, or the K classes of an order.  third_class: whether findings have scores for
+    absent, present and uncertain.
+    """
+
+    name: HeadName
+    task: Task
+    features: int
+    labels: int
+    third_class: bool = False
+
+
+@dataclass(frozen=True)
 class LabelledBatch:
-    """Films ready for the encoder, float32 [B, C, S, S], with labels of 1, 0 and NaN, float32 [B, L]."""
+    """What the trunk takes (films float32 [B, C, S, S], or cached features), with targets, float32 [B, L]."""
 
     film_BCSS: Tensor
     label_BL: Tensor
 
 
-def compute_label_loss(score_BL: Tensor, label_BL: Tensor, task: Task) -> Tensor:
-    """Return the mean cross-entropy over what is known, in nats, scalar.
-
-    multiclass: over the films whose class is known, label_BL one-hot.  multilabel: over the known entries.
-    A batch that knows nothing teaches nothing: its loss is 0, with gradients of 0.
-    """
-    if task == "multiclass":
-        known_B = ~label_BL.isnan().any(1)
-        if not known_B.any():
-            return 0 * score_BL.sum()
-        return F.cross_entropy(score_BL[known_B], label_BL[known_B].argmax(1))
-    known_BL = ~label_BL.isnan()
-    if not known_BL.any():
-        return 0 * score_BL.sum()
-    return F.binary_cross_entropy_with_logits(score_BL[known_BL], label_BL[known_BL])
-
-
 class Classify(nn.Module):
-    """An encoder and a linear head, both trained by the one loss "classifier"."""
+    """An encoder and a head, trained by the one loss "classifier".
 
-    def __init__(self, encoder: nn.Module, features: int, labels: int, task: Task) -> None:
+    encoder: None for a head alone, which takes cached features.  balance: how classes of different size are treated.
+    """
+
+    def __init__(self, encoder: nn.Module | None, shape: HeadShape, balance: Balance | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(features, labels)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.task: Task = task
+        self.encoder, self.shape, self.balance = encoder, shape, balance
+        inputs = count_inputs(shape.name, shape.features)
+        output = OrdinalScores(inputs, shape.labels) if shape.task == "ordinal" else None
+        scores = output or build_scores(inputs, shape.labels * (3 if shape.third_class else 1))
+        self.head = build_head(shape.name, shape.features, scores)
         self.signals: dict[str, float] = {}
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
@@ -63,25 +70,43 @@ class Classify(nn.Module):
         return {"classifier": list(self.parameters())}
 
     def forward(self, film_BCSS: Tensor) -> Tensor:
-        """Score films: [B, L], before softmax or sigmoid."""
-        score_BL: Tensor = self.head(self.encoder(film_BCSS))
-        return score_BL
+        """Score films, before softmax or sigmoid: [B, L], [B, K - 1] of an order, [B, L, 3] with a third class."""
+        features = film_BCSS
+        if self.encoder is not None:
+            features = (
+                extract_map(self.encoder, film_BCSS) if self.shape.name == "attentive" else self.encoder(film_BCSS)
+            )
+        score: Tensor = self.head(features)
+        return score.reshape(-1, self.shape.labels, 3) if self.shape.third_class else score
 
     def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the cross-entropy of one batch."""
-        yield "classifier", compute_label_loss(self(batch.film_BCSS), batch.label_BL, self.task)
+        """Yield the loss of one batch."""
+        score = self(batch.film_BCSS)
+        yield "classifier", compute_label_loss(score, batch.label_BL, self.shape.task, self.balance)
 
     def after_step(self) -> None:
         """Nothing but gradients trains a classifier."""
 
     @torch.no_grad()
     def predict(self, film_BCSS: Tensor) -> np.ndarray:
-        """Return probabilities, float32 [B, L], in evaluation mode."""
+        """Return probabilities, float32 [B, L], in evaluation mode.
+
+        Of an order those of each class.  A third class is left out: present against absent is what counts.
+        """
         self.eval()
-        score_BL = self(film_BCSS)
-        probability = score_BL.softmax(1) if self.task == "multiclass" else score_BL.sigmoid()
-        probability_BL: np.ndarray = probability.cpu().numpy()
+        probability_BL: np.ndarray = compute_probabilities(self(film_BCSS), self.shape).float().cpu().numpy()
         return probability_BL
+
+
+def compute_probabilities(score: Tensor, shape: HeadShape) -> Tensor:
+    """Turn scores into probabilities, [B, L]."""
+    if shape.task == "multiclass":
+        return score.softmax(1)
+    if shape.task == "ordinal":
+        above_BK = score.sigmoid()
+        edge_B1 = torch.ones_like(above_BK[:, :1])
+        return torch.cat([edge_B1, above_BK], 1) - torch.cat([above_BK, 0 * edge_B1], 1)
+    return (score[..., 1] - score[..., 0]).sigmoid() if shape.third_class else score.sigmoid()
 
 
 def draw_labelled_batch(

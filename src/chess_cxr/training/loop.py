@@ -115,10 +115,16 @@ class LoopState:
             )
 
 
-def build_optimizers(method: Method, config: TrainingConfig) -> dict[str, Optimizer]:
-    """Build one optimiser for each named loss."""
+def build_optimizers(
+    method: Method, config: TrainingConfig, groups: Mapping[str, list[dict[str, Any]]] | None = None
+) -> dict[str, Optimizer]:
+    """Build one optimiser for each named loss.
+
+    groups: by loss, torch's parameter groups in place of `method.get_parameters`; a group's `rate_scale` is its share
+    of the learning rate, 1 by default.
+    """
     optimizers: dict[str, Optimizer] = {}
-    for name, parameters in method.get_parameters().items():
+    for name, parameters in (groups or method.get_parameters()).items():
         if config.optimizer == "sgd":
             optimizers[name] = torch.optim.SGD(
                 parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
@@ -210,7 +216,7 @@ def _make_step(
             return made
         made.norms[name] = norm
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         optimizer.step()
     method.after_step()
     return made

@@ -1,0 +1,138 @@
+"""Losses of classifiers: every kind of label, unknown and uncertain ones, and classes of very different size.
+
+Shapes: B films of a batch, N training films, L labels, K ordered classes.  Targets are float: 0 … 1, NaN where nothing
+is known, `UNCERTAIN` where that is a class of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chess_cxr.records import UNCERTAIN, UsageError
+
+Task = Literal["multiclass", "multilabel", "ordinal"]
+Imbalance = Literal["none", "inverse", "effective", "focal", "logit_adjustment"]
+FOCUS = 2.0  # gamma of the focal loss (Lin et al. 2017)
+OVERLAP = 0.999  # beta of the effective number of samples (Cui et al. 2019)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How a loss treats classes of different size.
+
+    positive_L, negative_L: weights of films with and without a label; for classes the first alone counts.
+    shift_L: added to scores while training.  focal: whether easy films count less.
+    """
+
+    positive_L: Tensor
+    negative_L: Tensor
+    shift_L: Tensor
+    focal: bool = False
+
+    def to(self, device: torch.device) -> Balance:
+        """Move to a device."""
+        return Balance(self.positive_L.to(device), self.negative_L.to(device), self.shift_L.to(device), self.focal)
+
+
+def build_balance(target_NL: Tensor, task: Task, imbalance: Imbalance) -> Balance:
+    """Learn from the training films' targets how to treat classes.
+
+    inverse: weights by 1 / films.  effective: by the effective number of films.  focal: films that are sure already
+    count less.  logit_adjustment: scores are shifted by the classes' log prior while training (Menon et al. 2021), so
+    that what is left is evidence alone.  A class without films gets no weight.
+    Raises UsageError where the task has no such thing.
+    """
+    if task == "ordinal" and imbalance in ("focal", "logit_adjustment"):
+        raise UsageError(f"ordered classes have no {imbalance}; choose none, inverse or effective")
+    known_NL = ~target_NL.isnan() & (target_NL != UNCERTAIN)
+    with_L = torch.where(known_NL, target_NL, 0).sum(0).double()
+    without_L = torch.where(known_NL, 1 - target_NL, 0).sum(0).double()
+    ones_L = torch.ones_like(with_L)
+    positive_L, negative_L, shift_L = ones_L, ones_L, torch.zeros_like(with_L)
+    if imbalance in ("inverse", "effective"):
+        weigh = _weigh_inverse if imbalance == "inverse" else _weigh_effective
+        if task == "multilabel":
+            weight_2L = weigh(torch.stack([with_L, without_L]))
+            positive_L, negative_L = weight_2L
+        else:
+            positive_L = weigh(with_L)
+    elif imbalance == "logit_adjustment":
+        total = with_L.sum() if task == "multiclass" else with_L + without_L
+        prior_L = ((with_L + 0.5) / (total + 1)).clamp(1e-6, 1 - 1e-6)
+        shift_L = prior_L.log() if task == "multiclass" else prior_L.logit()
+    return Balance(positive_L.float(), negative_L.float(), shift_L.float(), imbalance == "focal")
+
+
+def _weigh_inverse(count_CL: Tensor) -> Tensor:
+    weight_CL = torch.where(count_CL > 0, 1 / count_CL.clamp_min(1e-9), 0)
+    return _scale(weight_CL, count_CL)
+
+
+def _weigh_effective(count_CL: Tensor) -> Tensor:
+    effective_CL = (1 - OVERLAP**count_CL) / (1 - OVERLAP)
+    return _scale(torch.where(count_CL > 0, 1 / effective_CL.clamp_min(1e-9), 0), count_CL)
+
+
+def _scale(weight_CL: Tensor, count_CL: Tensor) -> Tensor:
+    """Scale weights so that the mean film of each column has weight 1."""
+    weighted_L = (weight_CL * count_CL).sum(0)
+    return weight_CL * torch.where(weighted_L > 0, count_CL.sum(0) / weighted_L.clamp_min(1e-9), 0)
+
+
+def compute_label_loss(score: Tensor, target_BL: Tensor, task: Task, balance: Balance | None = None) -> Tensor:
+    """Return the mean loss over what is known, in nats, scalar.
+
+    multiclass: cross-entropy of score [B, L], target one-hot, over films whose class is known.  multilabel: binary
+    cross-entropy of score [B, L], over known entries; of score [B, L, 3] (absent, present, uncertain), where an entry
+    `UNCERTAIN` teaches the third class.  ordinal: mean binary cross-entropy of score [B, K - 1] over the thresholds.
+    balance: how classes of different size are treated; None for all films alike.
+    A batch that knows nothing teaches nothing: its loss is 0, with gradients of 0.
+    """
+    if task == "multilabel":
+        loss_BL, known_BL = _compute_finding_losses(score, target_BL, balance)
+        return loss_BL[known_BL].mean() if known_BL.any() else 0 * torch.where(score.isfinite(), score, 0).sum()
+    known_B = ~target_BL.isnan().any(1)
+    if not known_B.any():
+        return 0 * score.sum()
+    class_B = target_BL[known_B].argmax(1)
+    compute = _compute_class_losses if task == "multiclass" else _compute_order_losses
+    weight_B = torch.ones_like(class_B, dtype=score.dtype) if balance is None else balance.positive_L[class_B]
+    loss_B = compute(score[known_B], class_B, balance)
+    return (weight_B * loss_B).sum() / weight_B.sum().clamp_min(1e-9)
+
+
+def _compute_class_losses(score_BL: Tensor, class_B: Tensor, balance: Balance | None) -> Tensor:
+    loss_B = F.cross_entropy(score_BL if balance is None else score_BL + balance.shift_L, class_B, reduction="none")
+    return (-torch.expm1(-loss_B)) ** FOCUS * loss_B if balance and balance.focal else loss_B
+
+
+def _compute_order_losses(score_BK: Tensor, class_B: Tensor, _balance: Balance | None) -> Tensor:
+    above_BK = (class_B[:, None] > torch.arange(score_BK.shape[1], device=class_B.device)).to(score_BK.dtype)
+    return F.binary_cross_entropy_with_logits(score_BK, above_BK, reduction="none").mean(1)
+
+
+def _compute_finding_losses(score: Tensor, target_BL: Tensor, balance: Balance | None) -> tuple[Tensor, Tensor]:
+    """Return the loss of every entry, and which are known."""
+    has_third = score.ndim == 3
+    uncertain_BL = target_BL == UNCERTAIN
+    known_BL = ~target_BL.isnan() if has_third else ~target_BL.isnan() & ~uncertain_BL
+    wanted_BL = torch.where(known_BL & ~uncertain_BL, target_BL, 0).to(score.dtype)
+    if has_third:
+        chance_BL3 = score.log_softmax(2)
+        absent_BL, present_BL, third_BL = chance_BL3.unbind(2)
+        loss_BL = -(wanted_BL * present_BL + (1 - wanted_BL) * absent_BL)
+        loss_BL = torch.where(uncertain_BL, -third_BL, loss_BL)
+    else:
+        shifted = score if balance is None else score + balance.shift_L
+        loss_BL = F.binary_cross_entropy_with_logits(shifted, wanted_BL, reduction="none")
+    if balance is None:
+        return loss_BL, known_BL
+    if balance.focal:
+        loss_BL = (-torch.expm1(-loss_BL)).clamp_min(0) ** FOCUS * loss_BL
+    weight_BL = wanted_BL * balance.positive_L + (1 - wanted_BL) * balance.negative_L
+    return torch.where(uncertain_BL, 1.0, weight_BL) * loss_BL, known_BL

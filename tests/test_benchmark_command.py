@@ -1,0 +1,113 @@
+"""The benchmark from the command line: killed, interrupted, continued, and wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SUITE = """
+fractions = [0.1, 0.5, 1.0]
+draws = 6
+replicates = 50
+reference = "pixels"
+synthetic = true
+[encoders]
+pixels = "pixels:16"
+coarse = "pixels:4"
+{more}
+[tasks.shapes]
+store = "small.lance"
+labels = ["stripes", "spots"]
+"""
+CELLS = 2 * 1 + 2 * 13 + 2 * 3  # features, probes, resampled metrics
+
+
+@pytest.fixture
+def folder(small_store: Path, tmp_path: Path) -> Path:
+    (tmp_path / "small.lance").symlink_to(small_store)
+    (tmp_path / "suite.toml").write_text(SUITE.format(more=""))
+    return tmp_path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "chess_cxr", "benchmark", "suite.toml", "--out", "out", "--workers", "1", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+
+def list_cells(folder: Path) -> dict[str, int]:
+    """The finished cells that are no stored arrays, and when each was made."""
+    found = (folder / "out.cells").glob("[0-9a-f][0-9a-f]/*/cell.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found if not (path.parent / "array.npy").exists()}
+
+
+def wait_for_cells(folder: Path, process: subprocess.Popen[str], count: int) -> dict[str, int]:
+    until = time.monotonic() + 200
+    while len(list_cells(folder)) < count:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    return list_cells(folder)
+
+
+def test_killed_and_interrupted_it_goes_on_and_computes_no_cell_twice(folder: Path) -> None:
+    first = start(folder)
+    wait_for_cells(folder, first, 6)
+    first.kill()
+    first.communicate()
+    after_kill = list_cells(folder)
+    assert not (folder / "out").exists() and len(after_kill) < CELLS
+
+    second = start(folder)
+    wait_for_cells(folder, second, len(after_kill) + 4)
+    os.killpg(second.pid, signal.SIGINT)
+    interrupted = time.monotonic()
+    _, said = second.communicate()
+    assert second.returncode == 130 and said.splitlines()[-1] == "chess-cxr: interrupted"
+    assert time.monotonic() - interrupted < 15
+    after_interrupt = list_cells(folder)
+    assert not (folder / "out").exists() and after_kill.items() <= after_interrupt.items()
+
+    third = start(folder, "--json")
+    out, said = third.communicate()
+    assert third.returncode == 0, said
+    assert after_interrupt.items() <= list_cells(folder).items() and len(list_cells(folder)) == CELLS
+    found = json.loads(out)
+    assert found["cells"] == {"computed": CELLS - len(after_interrupt), "kept": len(after_interrupt)}
+    assert {row["encoder"] for row in found["summary"]} == {"pixels", "coarse"} and found["failures"] == []
+    assert "probe: " in said and "\x1b" not in said
+    assert {path.name for path in (folder / "out").iterdir()} >= {"results.parquet", "table.md", "predictions"}
+    assert not list(folder.glob(".out.partial-*")) and not list((folder / "out.cells").glob(".partial-*"))
+
+
+def test_a_broken_encoder_is_reported_with_exit_code_1_and_the_rest_is_written(folder: Path) -> None:
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{}")
+    (folder / "suite.toml").write_text(SUITE.format(more='broken = "broken"'))
+    process = start(folder, "--quiet")
+    out, said = process.communicate()
+    assert process.returncode == 1
+    assert said.startswith("chess-cxr: 1 part of the benchmark failed, out/failures.csv says why")
+    assert len(said.splitlines()) == 1
+    assert "| pixels |" in out and (folder / "out" / "results.parquet").is_file()
+    assert "no pixel contract" in (folder / "out" / "failures.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--card", "nobody"), "--card 'nobody' is none of the encoders pixels, coarse"),
+        (("--encoders", "a=b"), "--stores and --encoders are for presets"),
+        (("--cluster", "tcp://127.0.0.1:1"), "--workers is for this machine"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(folder: Path, words: tuple[str, ...], said: str) -> None:
+    process = start(folder, *words)
+    out, error = process.communicate()
+    assert process.returncode == 2 and out == "" and said in error and len(error.splitlines()) == 1
+    assert not (folder / "out.cells").exists()
