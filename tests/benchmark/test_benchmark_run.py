@@ -180,33 +180,6 @@ def test_a_split_that_tears_a_patient_is_refused(make_suite: MakeSuite, tmp_path
         run_benchmark(suite, tmp_path / "cells")
 
 
-@pytest.mark.parametrize(("policy", "taught"), [("ones", 1.0), ("zeros", 0.0), ("ignore", np.nan)])
-def test_uncertain_labels_teach_what_the_suite_says_and_are_never_scored(
-    make_suite: MakeSuite, tmp_path: Path, policy: str, taught: float
-) -> None:
-    pixels = np.random.default_rng(0).random((40, 40), np.float32)
-    films = [
-        StoredFilm(
-            ImageRecord(
-                f"{n:032x}",
-                f"p{n}",
-                split=("train", "test")[n % 2],
-                labels={"a": (0.0, 0.0, 1.0, 1.0, -1.0, -1.0)[n % 6], "b": 1.0},
-            ),
-            *encode_film(pixels, 40),
-        )
-        for n in range(24)
-    ]
-    write_store(tmp_path / "films.lance", films, ["a", "b"], "uncertain")
-    spec = TaskSpec(str(tmp_path / "films.lance"), kind="multilabel", uncertain=policy)  # type: ignore[arg-type]
-    task = open_task("t", spec, make_suite())
-    doubtful = np.arange(24) % 6 >= 4
-    assert np.array_equal(np.unique(task.learned[doubtful, 0]), [taught], equal_nan=True)
-    assert np.isnan(task.films.test.label[doubtful[task.test], 0]).all()
-    assert not np.isnan(task.films.test.label[~doubtful[task.test]]).any()
-    assert "8 labels that their source calls uncertain" in task.films.notes[-1]
-
-
 def test_a_dask_cluster_gives_the_same(make_suite: MakeSuite, tmp_path: Path) -> None:
     from distributed import LocalCluster
 
