@@ -30,11 +30,11 @@ from chess_cxr.report.page import write_page
 from chess_cxr.report.run_page import RunFacts, render_run_page
 from chess_cxr.runs import read_json, read_lines, read_run, say_duration
 from chess_cxr.store import Store, open_store
-from chess_cxr.training.batches import build_film_pool, read_view_batches
+from chess_cxr.training.batches import FilmPool, build_film_pool, read_view_batches
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint, write_atomically
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.probe import CollapseAlarm
-from chess_cxr.training.run import RunPlan, describe, pretrain_run, read_run_config
+from chess_cxr.training.run import RunPlan, describe, hash_uids, pretrain_run, read_run_config
 from chess_cxr.training.run_log import PixelScale, find_first_judged_step
 from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import resize_film
@@ -68,6 +68,9 @@ def pretrain(
     opened = [get_store(store) for store in ([stores] if isinstance(stores, StoreLike) else stores)]
     if not opened:
         raise UsageError("name at least one store to pre-train on")
+    places = [store.path.resolve() for store in opened]
+    if doubled := [store.path for store in opened if places.count(store.path.resolve()) > 1]:
+        raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     torch.manual_seed(config.training.seed)
     encoder, sha256 = read_beginning(config)
     plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
@@ -89,7 +92,7 @@ def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
     frozen = config.training.frozen_steps or max(1, config.training.steps // 20)
     return replace(
         config,
-        begin_from=encoder,
+        begin_from=encoder.rstrip("/") or encoder,  # completed by a shell or not, it is the same beginning
         method=replace(config.method, architecture=loaded.architecture),
         pixels=PixelScale(mean, std),
         training=replace(config.training, frozen_steps=frozen),
@@ -143,7 +146,8 @@ def export(run: Path | str, out: Path | str, licence: str = "not stated", data: 
         method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}"
         + (f", begun from {Path(config.begin_from).name}" if config.begin_from else ""),
         date=datetime.date.today().isoformat(),
-        config=described,
+        # where folders lie on this machine is nobody else's business
+        config=described | {"begin_from": Path(config.begin_from).name},
     )
     return write_encoder(Path(out), weights, config.method.architecture, contract, licence, training, uids)
 
@@ -152,9 +156,11 @@ def write_run_page(run: Path | str, stores: Sequence[StoreLike] = (), films: int
     """Write a run's page with its curves, `report.html` in its folder, and return its path.
 
     stores: that it was trained on, for a sheet with the views that its first step saw of `films` films.
-    synthetic: put a banner on it.  Raises `UsageError` where `run` is no run or the stores hold none of its films.
+    synthetic: put a banner on it.  Raises `UsageError` where `run` is no run or the stores do not hold its films.
     """
     run = Path(run)
+    if films < 1:
+        raise UsageError("a sheet of views needs 1 film or more")
     described = read_run_config(run)
     config = read_pretrain_config({key: value for key, value in described.items() if key != "data"})
     summary, metrics = read_run(run, time.time()), read_lines(run / "metrics.jsonl")
@@ -165,14 +171,16 @@ def write_run_page(run: Path | str, stores: Sequence[StoreLike] = (), films: int
         summary.name, state, metrics, described, read_json(run / "environment.json"), tuple(notes),
         "Probes learn from up to 1,000 labelled train films and are scored on up to 500 val films.", synthetic,
     )  # fmt: skip
-    views = _draw_first_views(config, [get_store(store) for store in stores], films) if stores else None
+    pool = build_film_pool([get_store(store) for store in stores], config.splits) if stores else None
+    if pool and hash_uids(pool.get_uids()) != described.get("data", {}).get("uids_sha256"):
+        raise UsageError(f"{run} was trained on other films than these; give --store all of its stores, in its order")
+    views = _draw_first_views(config, pool, films) if pool else None
     again = shlex.join(["chess-cxr", "pretrain", "STORE", "--config", str(run / "config.json"), "--out", str(run)])
     return write_page(run / "report.html", render_run_page(facts, views, again))
 
 
-def _draw_first_views(config: PretrainConfig, stores: Sequence[Store], films: int) -> np.ndarray:
+def _draw_first_views(config: PretrainConfig, pool: FilmPool, films: int) -> np.ndarray:
     """Draw the views of the first films of a run, uint8 [2, films, H, W]."""
-    pool = build_film_pool(stores, config.splits)
     training = config.training
     batches = read_view_batches(
         pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=1, positives=config.positives

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -40,7 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one preset did on one machine, median step by median step.
+    """What one preset did on one machine, by its mean step.
 
     step_flops: of one step, as counted.  peak_gflops: of a matrix product in the preset's precision.
     step_seconds: a step with its loader at work, waiting included; the others are single events.
@@ -82,7 +83,10 @@ def calibrate(config: PretrainConfig, store: Store | Path | str | None = None, s
 
     store: real films, best those of the run to be planned; None for generated ones.  A machine that does other work
     meanwhile gives numbers of a machine that does other work.
+    Raises UsageError for a time that is none.
     """
+    if not 0 <= seconds < math.inf:
+        raise UsageError("--seconds must be 0 or more")
     with tempfile.TemporaryDirectory(prefix="chess-cxr-calibrate-") as folder:
         opened = get_store(store if store is not None else _write_generated_films(Path(folder) / "films.lance"))
         pairs = _measure_loader(config, opened)

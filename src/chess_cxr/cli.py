@@ -305,7 +305,7 @@ def audit(
 def pretrain(
     stores: Stores,
     out: Path,
-    preset: str = "cpu_small",
+    preset: str = "",
     config: Path | None = None,
     begin_from: str = "",
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",),
@@ -324,7 +324,7 @@ def pretrain(
     Args:
         stores: stores to train on.
         out: the run folder.
-        preset: chess_paper, chess_strong, cpu_small or demo.
+        preset: chess_paper, chess_strong, cpu_small or demo; by default cpu_small.
         config: a JSON file like a run's config.json instead of a preset.
         begin_from: an encoder to continue from: a folder, or a name such as imagenet:tf_efficientnet_lite0.
         trackers: where numbers go beside RUN/metrics.jsonl: tensorboard, wandb, mlflow.
@@ -333,6 +333,7 @@ def pretrain(
         mlflow_uri: a server, or a database such as sqlite:///mlflow.db; mlflow.db beside the run by default.
         quiet: no progress on stderr.
     """
+    refuse_preset_and_config(preset, config)
     if begin_from:
         refuse_missing_encoders([begin_from])
     from chess_cxr.store import open_store
@@ -342,7 +343,7 @@ def pretrain(
     from chess_cxr.api import pretrain as run_pretrain
     from chess_cxr.training.trackers import TrackingConfig
 
-    chosen = read_config_file(config) if config else build_config(preset)
+    chosen = read_config_file(config) if config else build_config(preset or "cpu_small")
     tracking = TrackingConfig(trackers, project, wandb_mode, mlflow_uri)
     is_first = os.environ.get("RANK", "0") == "0"
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
@@ -415,7 +416,7 @@ def write_run_page(
 
 def plan_run(
     images: float = 0,
-    preset: str = "chess_paper",
+    preset: str = "",
     config: Path | None = None,
     gpus: str = "",
     price: float = 0.0,
@@ -437,7 +438,7 @@ def plan_run(
 
     Args:
         images: films of the run.
-        preset: what is run.
+        preset: what is run; by default chess_paper.
         config: a JSON configuration instead of a preset.
         gpus: such as H100, 8xH100 or 4x8xH100 (nodes, GPUs of each).
         price: of one GPU for an hour.
@@ -450,6 +451,7 @@ def plan_run(
         calibration: file of the calibration; by default one in your configuration folder.
         json: print JSON.
     """
+    refuse_preset_and_config(preset, config)
     if not images and not calibrate:
         raise UsageError("say how many --images, such as --images 4.8e6, or --calibrate")
     if not 0 <= images < 1e12 or images != int(images):
@@ -461,7 +463,7 @@ def plan_run(
 
     if gpus:
         parse_gpus(gpus)
-    chosen = read_config_file(config) if config else build_config(preset)
+    chosen = read_config_file(config) if config else build_config(preset or "chess_paper")
     place = calibration or find_calibration()
     if calibrate:
         print(f"calibrated: {write_calibration(measure(chosen, store, seconds), place)}", file=sys.stderr)
@@ -898,6 +900,12 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def refuse_preset_and_config(preset: str, config: Path | None) -> None:
+    """Raise UsageError where both are given: one of them would be passed over in silence."""
+    if preset and config:
+        raise UsageError("give --preset or --config, not both: a configuration names all that a preset does")
+
+
 def refuse_existing(out: Path) -> None:
     """Raise UsageError where something stands at `out`: nothing is ever overwritten."""
     if out.exists() or out.is_symlink():
@@ -1042,7 +1050,15 @@ def run(words: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.strerror:
             return complain(": ".join(str(part) for part in (error.strerror, error.filename) if part), 1)
         first = (str(error).strip().splitlines() or ["no message"])[0]
+        if is_out_of_memory(error):
+            return complain(f"out of memory: {first}; a smaller batch or size takes less, see chess-cxr plan", 1)
         return complain(f"unexpected {type(error).__name__}: {first}; please report this", 1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, of the machine or of a GPU, as numpy, OpenCV and torch say it."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error) or "Insufficient memory" in str(error)
 
 
 def was_interrupted(error: BaseException | None) -> bool:

@@ -286,7 +286,7 @@ def check_plan_numbers(images: int, price: float, network_gbit: float, film_byte
     if images < 1:
         raise UsageError("--images must be 1 or more")
     if not all(0 <= number < math.inf for number in (price, film_bytes, epochs)) or not 0 < network_gbit < math.inf:
-        raise UsageError("--price, --film-bytes and --epochs must be 0 or more, --network-gbit above 0")
+        raise UsageError("--price, --film-kilobytes and --epochs must be 0 or more, --network-gbit above 0")
 
 
 def estimate_gpu_seconds(cost: StepCost, weight_bytes: float, gpu: Gpu, precision: str) -> tuple[float, float]:

@@ -41,6 +41,10 @@ class PretrainConfig:
     positives: Positives = "view"
     begin_from: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.splits or not set(self.splits) <= {"train", ""}:
+            raise UsageError("splits: train and '' (films without a split) are trained on, val and test never are")
+
 
 def chess_paper() -> PretrainConfig:
     """ResNet-50 at 512² on 4.8 million films, with the views of the published reference code."""

@@ -113,7 +113,7 @@ def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], No
         if shown is None:
             shown = report.step - 1
             bar.start_from(shown)
-        note = f"loss {next(iter(report.losses.values())):.3f}"
+        note = next((f"loss {loss:.3f}" for loss in report.losses.values()), "step skipped")
         if "probe/knn_auroc" in probe:
             note += f"  kNN AUROC {probe['probe/knn_auroc']:.3f}  rank {probe['probe/effective_rank']:.0f}"
         bar.advance(report.step - shown, note)

@@ -29,6 +29,9 @@ GREY_LEVELS = np.arange(256, dtype=np.float32) / 255
 NORMAL_LEVELS = np.array([NormalDist().inv_cdf((level + 0.5) / 256) for level in range(256)])
 NORMAL_LEVELS /= NORMAL_LEVELS.std()
 UNIFORM_LEVELS = (np.arange(256) + 0.5) / 128 - 1
+MOST_SIDE = 4096  # pixels; no film is stored with more than that
+ABOVE_ZERO = ("crop_area", "crop_aspect", "gamma")
+NOT_BELOW_ZERO = ("shift", "zoom", "rotate_deg", "distort", "elastic", "jitter", "lift", "noise", "grain", "gain")
 FOLD_FREE = 0.4  # control points that move less than this share of their spacing never fold a spline grid
 
 
@@ -85,6 +88,7 @@ class ViewConfig:
     noise_p: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         unknown = [name for name in self.filters if name not in FILTERS]
         if unknown:
             raise UsageError(f"views: no filter named {unknown[0]!r}; there are {', '.join(FILTERS)}")
@@ -94,6 +98,28 @@ class ViewConfig:
             raise UsageError("views: keep is two shares of the film's width and height, from 0 to 1")
         if self.elastic_cells < 1 or self.elastic * self.elastic_cells > FOLD_FREE:
             raise UsageError(f"views: elastic above {FOLD_FREE} / elastic_cells would fold the film; lower one of them")
+
+
+def _check_numbers(config: ViewConfig) -> None:
+    """Raise `UsageError` naming the first number that no view can have."""
+    if not 1 <= config.size <= MOST_SIDE:
+        raise UsageError(f"views: size must be 1 to {MOST_SIDE} pixels")
+    if not config.zoom < 1 or not config.crop_area[1] <= 1:
+        raise UsageError("views: zoom must be below 1, and crop_area no more than 1")
+    for name, value in vars(config).items():
+        if isinstance(value, bool | str) or name == "filters":
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(number) for number in numbers):
+            raise UsageError(f"views: {name} must be a finite number")
+        if name.endswith("_p") and not 0 <= value <= 1:
+            raise UsageError(f"views: {name} is a probability, from 0 to 1")
+        if isinstance(value, tuple) and name != "keep" and value[0] > value[1]:
+            raise UsageError(f"views: {name} should be its smallest and its largest number, in this order")
+        if name in ABOVE_ZERO and not numbers[0] > 0:
+            raise UsageError(f"views: {name} must be above 0")
+        if name in NOT_BELOW_ZERO and not numbers[0] >= 0:
+            raise UsageError(f"views: {name} must be 0 or more")
 
 
 def draw_view(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:

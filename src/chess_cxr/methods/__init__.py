@@ -11,6 +11,7 @@ from chess_cxr.methods.moco import MoCo, MoCoConfig
 from chess_cxr.methods.moco_v3 import MoCoV3, MoCoV3Config
 from chess_cxr.methods.simclr import SimCLR, SimCLRConfig
 from chess_cxr.methods.vicreg import VICReg, VICRegConfig
+from chess_cxr.records import UsageError
 
 MethodConfig = MoCoConfig | SimCLRConfig | BYOLConfig | VICRegConfig | MoCoV3Config
 AnyMethod = MoCo | SimCLR | BYOL | VICReg | MoCoV3
@@ -39,5 +40,7 @@ def compute_chance_loss(config: MethodConfig) -> float | None:
 
 def build_method(config: MethodConfig, encoder: nn.Module | None = None, steps: int = 0) -> AnyMethod:
     """Build the method that a configuration names, as the file of the method says."""
+    if config.embedding < 1:
+        raise UsageError("method.embedding must be at least 1")
     method: AnyMethod = METHODS[config.name][1](config, encoder, steps)
     return method

@@ -73,7 +73,7 @@ class MoCo(nn.Module):
 
     def __init__(self, config: MoCoConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
         super().__init__()
-        if config.norm_groups < 1 or config.queue < 1 or config.temperature <= 0:
+        if config.norm_groups < 1 or config.queue < 1 or not config.temperature > 0:
             raise UsageError("moco: norm_groups and queue must be at least 1 and temperature above 0")
         self.config = config
         self.encoder, features = take_encoder(encoder, config.architecture)
@@ -143,6 +143,8 @@ class MoCo(nn.Module):
         count = self.config.norm_groups
         if len(view_B1HW) % count:
             raise UsageError(f"moco: {len(view_B1HW)} films of one rank cannot be split into {count} equal norm_groups")
+        if 1 < count == len(view_B1HW):
+            raise UsageError("moco: norm_groups of one film have no statistics; choose fewer, or a larger batch")
         groups = view_B1HW.chunk(count)
         embedded: Tensor = torch.cat([encoder(group) for group in groups]) if count > 1 else encoder(view_B1HW)
         return embedded

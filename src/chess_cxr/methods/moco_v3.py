@@ -62,7 +62,7 @@ class MoCoV3(nn.Module):
 
     def __init__(self, config: MoCoV3Config, encoder: nn.Module | None = None, steps: int = 0) -> None:
         super().__init__()
-        if config.temperature <= 0:
+        if not config.temperature > 0:
             raise UsageError("moco_v3: temperature must be above 0")
         self.config = config
         self.encoder, features = take_encoder(encoder, config.architecture)

@@ -54,7 +54,7 @@ class SimCLR(nn.Module):
 
     def __init__(self, config: SimCLRConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
         super().__init__()
-        if config.temperature <= 0:
+        if not config.temperature > 0:
             raise UsageError("simclr: temperature must be above 0")
         self.config = config
         self.encoder, features = take_encoder(encoder, config.architecture)

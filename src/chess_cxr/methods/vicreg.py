@@ -5,6 +5,7 @@ Shapes: B this rank's films, N the films of all ranks, D embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,7 +67,8 @@ class VICReg(nn.Module):
 
     def __init__(self, config: VICRegConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
         super().__init__()
-        if min(config.invariance, config.variance, config.covariance) < 0:
+        weights = (config.invariance, config.variance, config.covariance)
+        if not all(0 <= weight < math.inf for weight in weights):
             raise UsageError("vicreg: the weights of the terms must be 0 or more")
         self.config = config
         self.encoder, features = take_encoder(encoder, config.architecture)

@@ -18,6 +18,8 @@ from chess_cxr.training.distributed import agree_on_mean, average_gradients
 from chess_cxr.training.precision import LossScaling, Precision, compute_losses
 from chess_cxr.training.skipping import NormStatistics, SkippedSteps, keep_frozen
 
+MOST_STEPS = 10**12  # a slip of the keyboard, not a run
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -250,8 +252,14 @@ def check_training_config(config: TrainingConfig) -> None:
     """Raise `UsageError` for numbers that cannot train."""
     if config.steps < 1 or config.batch < 2:
         raise UsageError("training needs at least 1 step and a batch of at least 2 films")
-    if not (config.learning_rate > 0 and 0 <= config.warmup < 1):
+    if max(config.steps, config.batch) > MOST_STEPS:
+        raise UsageError(f"training.steps and training.batch can be {MOST_STEPS:,} at most")
+    if not (0 < config.learning_rate < math.inf and 0 <= config.warmup < 1):
         raise UsageError("training needs a learning rate above 0 and a warmup share of 0 or more, below 1")
+    if not (0 <= config.momentum < 1 and 0 <= config.weight_decay < math.inf):
+        raise UsageError("training needs a momentum of 0 or more, below 1, and a weight decay of 0 or more")
+    if config.seed >= 2**63:
+        raise UsageError("training.seed must be below 2**63")
     for name in ("log_every", "probe_every", "checkpoint_every", "keep_checkpoints", "loader_threads", "max_skipped"):
         if getattr(config, name) < 1:
             raise UsageError(f"training.{name} must be at least 1")

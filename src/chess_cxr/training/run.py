@@ -89,6 +89,9 @@ def pretrain_run(
     check_tracking(tracking)
     rank, world = join_ranks()
     pool = build_film_pool(stores, plan.splits)
+    if len(pool) < 2:
+        raise UsageError("the given stores hold one film to train on; a film is told from others, so two are needed")
+    say = say or _say_on_stderr
     uids = pool.get_uids()
     described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
     checkpoints = folder / "checkpoints"
@@ -105,7 +108,11 @@ def pretrain_run(
         check_same_configuration(folder, read_run_config(folder), described)
     first_step = restore_checkpoint(newest, method, optimizers, described, loop) if newest else 0
     if first_step >= training.steps and newest:
+        if rank == 0:
+            say(f"{folder} is finished already, at step {first_step}; nothing was trained")
         return newest
+    if len(pool) < training.batch and rank == 0:
+        say(f"the {len(pool)} films are fewer than a batch of {training.batch}: a film is told from itself then")
     views = read_view_batches(
         pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
         rank=rank, world=world, threads=training.loader_threads, positives=plan.positives,
@@ -117,7 +124,7 @@ def pretrain_run(
         explain_lost_rank(),
         catch_stop_signals() as get_stop_signal,
     ):
-        log = RunLog(folder, described, uids, first_step, tracking, say or _say_on_stderr) if rank == 0 else None
+        log = RunLog(folder, described, uids, first_step, tracking, say) if rank == 0 else None
         watch = None
         try:
             if log:
@@ -162,8 +169,13 @@ def _explain_stop(number: int, step: int, steps: int) -> ChessError:
 def _describe_data(stores: Sequence[Store], uids: Sequence[str], begun_from: str) -> dict[str, Any]:
     named = [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
     # a store ingested anew may bear the old name and count, but not the old films in the old splits
-    films = {"films": len(uids), "uids_sha256": hashlib.sha256("\n".join(uids).encode()).hexdigest()}
+    films = {"films": len(uids), "uids_sha256": hash_uids(uids)}
     return {"stores": named, **films} | ({"begun_from_sha256": begun_from} if begun_from else {})
+
+
+def hash_uids(uids: Sequence[str]) -> str:
+    """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
+    return hashlib.sha256("\n".join(uids).encode()).hexdigest()
 
 
 def _say_on_stderr(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.loop import Method, StepReport, TrainingConfig
@@ -38,6 +40,10 @@ class PixelScale:
     mean: float
     std: float
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise UsageError("pixels: mean must be a finite number and std one above 0")
+
 
 class Watch:
     """The first rank's eye on a run: probes and logs at their steps, and tells a collapse and skipped steps.
@@ -58,7 +64,7 @@ class Watch:
     ) -> None:
         self.log, self.probe = log, dict[str, float]()
         self._method, self._training, self._pixels = method, training, pixels
-        self._labelled = read_labelled_films(stores, views.size, views=views)
+        self._labelled, self._told_skipped = read_labelled_films(stores, views.size, views=views), 0
         self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
         shape = (2, films_per_rank, 1, views.size, views.size)
         self._scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
@@ -73,7 +79,8 @@ class Watch:
         """Look at a step that was made."""
         training, step = self._training, report.step
         last, values = step == training.steps, dict[str, float]()
-        if report.problem:
+        if report.problem and report.skipped_steps > self._told_skipped:  # too large a scale of float16 is usual
+            self._told_skipped = report.skipped_steps
             self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
         if last or step % training.log_every == 0:
             values = self.log.summarise(report, self._method.signals, training.batch, self._scale)
@@ -120,7 +127,9 @@ class RunLog:
         write_atomically(folder / "environment.json", json.dumps(describe_environment(), indent=1).encode())
         write_atomically(folder / "training_uids.txt", "\n".join(uids).encode())
         metrics = folder / "metrics.jsonl"
-        kept = [line for line in _read_whole_lines(metrics) if json.loads(line)["step"] <= first_step]
+        kept, broken = _read_lines_until(metrics, first_step)
+        if broken:
+            say(f"{broken} lines of {metrics} are broken and are left out")
         write_atomically(metrics, "".join(line + "\n" for line in kept).encode())
         self.say = say
         self._trackers = open_trackers(folder, tracking, described, first_step, say)
@@ -159,10 +168,17 @@ class RunLog:
             self._trackers.close(end)
 
 
-def _read_whole_lines(path: Path) -> list[str]:
-    """Read the lines that a killed run finished writing."""
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+def _read_lines_until(path: Path, last_step: int) -> tuple[list[str], int]:
+    """Read the lines up to a step that a killed run finished writing; return them, and how many others are broken."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    kept, broken = [], 0
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):
+            broken += 1
+    return kept, broken
 
 
 def describe_environment() -> dict[str, Any]:

@@ -203,8 +203,9 @@ class _Mlflow:
                 self._client.update_run(self._id, status="RUNNING")
             else:
                 self._id = self._create_run(folder, config.project, described, uri)
-        except (self._mlflow.exceptions.MlflowException, OSError) as error:
-            raise ChessError(f"mlflow at {hide_password(uri)} cannot begin: {_name_error(error)}") from None
+        except (self._mlflow.exceptions.MlflowException, OSError, ImportError) as error:  # a database's driver, too
+            reason = f"mlflow at {hide_password(uri)} cannot begin: {_name_error(error)}"
+            raise ChessError(f"{reason}; correct the address, start the server, or leave mlflow out") from None
         identities["mlflow"] = {"id": self._id, "uri": hide_password(uri)}
 
     def _create_run(self, folder: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
