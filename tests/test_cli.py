@@ -578,3 +578,10 @@ def test_features_are_written(encoder: Path, small_store: Path, tmp_path: Path) 
     answer = run("embed", encoder, small_store, "--out", tmp_path / "features.parquet")
     assert (answer.code, answer.out) == (0, f"{tmp_path / 'features.parquet'}\n")
     assert [line.split(",")[0] for line in answer.err.splitlines()] == ["embed: 96/96 films"]
+
+
+def test_a_preset_beside_a_configuration_is_not_passed_over_in_silence(
+    config: Path, small_store: Path, tmp_path: Path
+) -> None:
+    words = ("pretrain", small_store, "--out", tmp_path / "run", "--config", config, "--preset", "demo")
+    assert_refused(run(*words), 2, "give --preset or --config, not both")

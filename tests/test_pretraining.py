@@ -1,8 +1,10 @@
 """Pre-training as Python users call it: beginnings, positives, collapse, where numbers go, the page of a run."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -16,6 +18,7 @@ from chess_cxr.presets import PretrainConfig, read_pretrain_config
 from chess_cxr.records import ChessError, ImageRecord, UsageError
 from chess_cxr.store import StoredFilm, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
+from chess_cxr.training.loop import StepReport
 from chess_cxr.training.run import describe, read_run_config
 from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import ViewConfig
@@ -182,3 +185,112 @@ def test_a_runs_page_shows_the_views_of_its_first_step(small_store: Path, tmp_pa
     assert write_run_page(run).read_text("utf-8").count("data:image/png") == 0
     with pytest.raises(UsageError, match="is not a run"):
         write_run_page(tmp_path)
+
+
+# What cannot work
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value", "message"),
+    [
+        ("training", "learning_rate", math.inf, "learning rate above 0"),
+        ("training", "momentum", 1.0, "momentum of 0 or more, below 1"),
+        ("training", "weight_decay", -1.0, "weight decay of 0 or more"),
+        ("training", "steps", 10**15, "at most"),
+        ("training", "seed", 2**63, "below 2"),
+        ("method", "temperature", math.nan, "temperature above 0"),
+        ("method", "embedding", 0, "embedding must be at least 1"),
+        ("method", "norm_groups", 8, "norm_groups of one film"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_before_it_begins(
+    part: str, entry: str, value: float, message: str, small_store: Path, tmp_path: Path
+) -> None:
+    tiny = build_tiny_config()
+    config = replace(tiny, **{part: replace(getattr(tiny, part), **{entry: value})})
+    with pytest.raises(UsageError, match=message):
+        pretrain(small_store, tmp_path / "run", config)
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ({"size": 0}, "size must be 1 to"),
+        ({"size": 32, "gamma": (0.0, 1.0)}, "gamma must be above 0"),
+        ({"size": 32, "noise": (5.0, 1.0)}, "noise should be its smallest and its largest"),
+        ({"size": 32, "tone_p": 1.5}, "tone_p is a probability"),
+        ({"size": 32, "shift": math.nan}, "shift must be a finite number"),
+        ({"size": 32, "crop_area": (0.5, 2.0)}, "crop_area no more than 1"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(views: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ViewConfig(**views)
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "test"), ("val",)])
+def test_held_out_films_cannot_be_trained_on_by_configuration(splits: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="val and test never are"):
+        replace(build_tiny_config(), splits=splits)
+
+
+def test_a_store_that_is_named_twice_is_not_trained_on_twice(small_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="occurs more than once"):
+        pretrain([small_store, small_store.parent / "." / small_store.name], tmp_path / "run", build_tiny_config())
+
+
+def test_fewer_films_than_a_batch_are_said_and_one_film_is_refused(one_picture: Path, tmp_path: Path) -> None:
+    tiny, said = build_tiny_config(1), list[str]()
+    large = replace(tiny, training=replace(tiny.training, batch=32))
+    pretrain(one_picture, tmp_path / "run", large, say=said.append)
+    assert said == ["the 16 films are fewer than a batch of 32: a film is told from itself then"]
+    record = ImageRecord(uid="0" * 32, patient="p", split="train")
+    jpeg = encode_film(np.full((40, 40), 0.5, np.float32), 40)
+    write_store(tmp_path / "lone.lance", [StoredFilm(record, *jpeg)], [], "")
+    with pytest.raises(UsageError, match="one film to train on"):
+        pretrain(tmp_path / "lone.lance", tmp_path / "other", tiny)
+
+
+def test_a_finished_run_says_so(small_store: Path, tmp_path: Path) -> None:
+    run, said = pretrain(small_store, tmp_path / "run", build_tiny_config()), list[str]()
+    pretrain(small_store, run, build_tiny_config(), say=said.append)
+    assert said == [f"{run} is finished already, at step 4; nothing was trained"]
+
+
+def test_broken_lines_of_a_log_are_counted_and_left_out(small_store: Path, tmp_path: Path) -> None:
+    short = build_tiny_config()
+    longer = replace(short, training=replace(short.training, checkpoint_every=3))
+    said: list[str] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(report: StepReport, _probe: object) -> None:
+        if report.step == 4:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        pretrain(small_store, tmp_path / "run", longer, stop)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text("nonsense\n[]\n" + metrics.read_text())
+    pretrain(small_store, tmp_path / "run", longer, say=said.append)
+    assert said == [f"2 lines of {metrics} are broken and are left out"]
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [2, 4]
+
+
+def test_a_page_shows_no_views_of_films_that_the_run_does_not_know(
+    small_store: Path, one_picture: Path, tmp_path: Path
+) -> None:
+    run = pretrain(small_store, tmp_path / "run", build_tiny_config())
+    with pytest.raises(UsageError, match="trained on other films than these"):
+        write_run_page(run, [one_picture])
+
+
+def test_where_an_encoder_lay_does_not_travel_with_the_weights(
+    encoder: Path, small_store: Path, tmp_path: Path
+) -> None:
+    run = pretrain(small_store, tmp_path / "run", build_tiny_config(), begin_from=f"{encoder}/")
+    assert read_run_config(run)["begin_from"] == str(encoder)
+    exported = load_encoder(export(run, tmp_path / "encoder"))
+    assert exported.training.config["begin_from"] == "encoder"
+    assert str(encoder.parent) not in (tmp_path / "encoder" / "config.json").read_text()

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from chess_cxr.progress import ProgressBar, StageBars, _say_seconds
+from chess_cxr.progress import ProgressBar, StageBars, _say_seconds, build_step_note
+from chess_cxr.training.loop import StepReport
 
 
 def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +73,18 @@ def test_a_terminal_gets_a_live_bar() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (7325, "2:02:05")])
 def test_durations_are_read_like_a_clock(seconds: float, text: str) -> None:
     assert _say_seconds(seconds) == text
+
+
+def test_a_step_that_was_skipped_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("pretrain", 2, "steps", every=0.0) as bar:
+        on_step, probe = build_step_note(bar), {"probe/knn_auroc": 0.7, "probe/effective_rank": 9.0}
+        on_step(StepReport(1, {}, {}, 1e-3, 0.0, 0.1, "the encoder loss became nan", 1), {})
+        on_step(StepReport(2, {"encoder": 1.5}, {"encoder": 1.0}, 1e-3, 0.0, 0.1), probe)
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert first.endswith("step skipped") and second.endswith("loss 1.500  kNN AUROC 0.700  rank 9")
+
+
+def test_a_line_that_must_be_seen_is_seen_where_progress_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("pretrain", 2, "steps", quiet=True) as bar:
+        bar.say("collapse: at step 3")
+    assert capsys.readouterr().err == "chess-cxr: collapse: at step 3\n"
