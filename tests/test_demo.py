@@ -68,6 +68,8 @@ def test_a_finished_demo_makes_nothing_twice(folder: Path, capsys: pytest.Captur
     assert {path: path.stat().st_mtime_ns for path in made} == before
     shown = capsys.readouterr()
     stations = [line.split(":")[0] for line in shown.err.splitlines()]
+    said, *stations = stations
+    assert said == "chess-cxr" and "is finished already" in shown.err
     assert stations == ["3/5 pretrain", "4/5 export", "5/5 embed pre-trained", "5/5 embed untrained", "5/5 probe"]
     assert shown.out == ""
     assert " minutes.</p>" not in (folder / "report.html").read_text()

@@ -199,7 +199,7 @@ def test_a_finished_run_is_left_as_it_is(small_store: Path, uninterrupted: dict[
             "training.learning_rate was 0.001, is 0.002",
         ),
         (replace(TINY, method=replace(TINY.method, queue=21)), "method.queue was 20, is 21"),
-        (replace(TINY, splits=("val",)), "data.films was 60, is 18"),
+        (replace(TINY, positives="patient"), "positives was .*view.*, is .*patient"),
     ],
 )
 def test_another_configuration_is_refused_by_name_and_nothing_is_touched(
