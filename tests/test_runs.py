@@ -17,7 +17,7 @@ from chess_cxr.presets import PretrainConfig
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.runs import build_table, compare_runs, find_runs, list_runs, read_lines, read_run, say_duration
 from chess_cxr.training.loop import StepReport, TrainingConfig
-from chess_cxr.training.run import PixelScale
+from chess_cxr.training.run_log import PixelScale
 from chess_cxr.views import ViewConfig
 
 TINY = PretrainConfig(

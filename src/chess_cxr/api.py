@@ -33,8 +33,9 @@ from chess_cxr.store import Store, open_store
 from chess_cxr.training.batches import FilmPool, build_film_pool, read_view_batches
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint, write_atomically
 from chess_cxr.training.loop import StepReport
+from chess_cxr.training.pretraining import RunPlan, hash_uids, pretrain_run
 from chess_cxr.training.probe import CollapseAlarm
-from chess_cxr.training.run import RunPlan, describe, hash_uids, pretrain_run, read_run_config
+from chess_cxr.training.run import describe, read_run_config
 from chess_cxr.training.run_log import PixelScale, find_first_judged_step
 from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import resize_film

@@ -20,7 +20,7 @@ from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.records import ChessError
 from chess_cxr.training.loop import StepReport, TrainingConfig
-from chess_cxr.training.run import PixelScale
+from chess_cxr.training.run_log import PixelScale
 from chess_cxr.views import ViewConfig
 
 TINY = PretrainConfig(

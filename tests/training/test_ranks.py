@@ -27,7 +27,7 @@ from chess_cxr.training.distributed import (
     join_ranks,
 )
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
-from chess_cxr.training.run import RunPlan, pretrain_run
+from chess_cxr.training.pretraining import RunPlan, pretrain_run
 from chess_cxr.training.stop import Stopped
 
 FINAL = "checkpoints/step_00000030.safetensors"

@@ -68,7 +68,6 @@ class Watch:
         self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
         shape = (2, films_per_rank, 1, views.size, views.size)
         self._scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
-        log.restart_clock()
 
     @property
     def has_collapsed(self) -> bool:
@@ -141,7 +140,7 @@ class RunLog:
         self._started = time.perf_counter()
 
     def summarise(
-        self, report: StepReport, signals: Mapping[str, float], batch: int, scale: SpeedScale
+        self, report: StepReport, signals: Mapping[str, float], batch: int, scale: SpeedScale | None = None
     ) -> dict[str, float]:
         """Name the numbers of the newest step, with the speed since the last summary."""
         steps, seconds = report.step - self._clock_step, max(time.perf_counter() - self._started, 1e-9)
@@ -152,7 +151,7 @@ class RunLog:
         values |= {"skipped_steps": report.skipped_steps, "overflowed_steps": report.overflowed_steps}
         values |= {"learning_rate": report.learning_rate, "images_per_second": batch * steps / seconds}
         values |= {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
-        return values | scale.describe(report.seconds)
+        return values | (scale.describe(report.seconds) if scale else {})
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write named numbers of one step to `metrics.jsonl` and the trackers."""
