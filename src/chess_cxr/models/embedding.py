@@ -88,8 +88,7 @@ def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
 
     Gives [B, channels, H, W] -> [B, features].  Raises UsageError where timm has or makes no such network.
     """
-    if not re.fullmatch(r"[a-z0-9_]{1,80}", architecture) or not timm.is_model(architecture):
-        raise UsageError(f"timm has no network named {architecture[:80]!r}")
+    parse_architecture(architecture)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also reset the GPUs' generators, which are not put back here.
         torch.default_generator.manual_seed(seed)
@@ -100,6 +99,13 @@ def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
             return module
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UsageError(f"timm makes no {architecture} with {channels} channel(s): {_tell(error)}") from error
+
+
+def parse_architecture(name: str) -> str:
+    """Return a name of timm's networks as it is; raises UsageError for any other text."""
+    if not re.fullmatch(r"[a-z0-9_]{1,80}", name) or not timm.is_model(name):
+        raise UsageError(f"timm has no network named {name[:80]!r}")
+    return name
 
 
 def build_grey_network(encoder: Encoder) -> tuple[nn.Module, float, float]:
@@ -120,7 +126,8 @@ def build_grey_network(encoder: Encoder) -> tuple[nn.Module, float, float]:
 
 def compute_state_sha256(network: nn.Module) -> str:
     """Return the SHA-256 of a network's names and weights."""
-    return hashlib.sha256(safetensors.torch.save(dict(network.state_dict()))).hexdigest()
+    state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
 def list_expected_tensors(architecture: str, channels: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from chess_cxr.store import Store, compute_batch
 from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]
+Prepared = TypeVar("Prepared")
 
 OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
 HELD_BYTES = 1e9  # of encoded films that a process keeps in memory: some 25,000 of 512 pixels
@@ -191,7 +192,7 @@ def read_view_batches(
         return torch.from_numpy(_draw_views(decode(used), place_2B.reshape(2, -1), position_B[share], seed, views))
 
     cv2.setNumThreads(1)
-    return _prepare_ahead(prepare, range(first_step, steps), threads)
+    return prepare_ahead(prepare, range(first_step, steps), threads)
 
 
 def _draw_views(
@@ -205,9 +206,10 @@ def _draw_views(
     return pairs
 
 
-def _prepare_ahead(prepare: Callable[[int], Tensor], steps: range, threads: int) -> Generator[Tensor, None, None]:
+def prepare_ahead(prepare: Callable[[int], Prepared], steps: range, threads: int) -> Generator[Prepared, None, None]:
+    """Yield what `prepare` makes of each step, in order, while threads prepare the next ones."""
     with ThreadPoolExecutor(threads, thread_name_prefix="views") as executor:
-        waiting: deque[Future[Tensor]] = deque()
+        waiting: deque[Future[Prepared]] = deque()
         try:
             for step in steps:
                 waiting.append(executor.submit(prepare, step))

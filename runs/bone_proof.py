@@ -1,0 +1,150 @@
+"""Compare perceptual networks for bone suppression: on phantoms (SYNTHETIC), and on real pairs by cross-validation.
+
+Run: python runs/bone_proof.py phantom docs/proof/encoder OUT
+     python runs/bone_proof.py real docs/proof/encoder OUT --pairs FOLDER
+Each run's scores are kept in OUT, one row a film; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chess_cxr.bone_training import BonesConfig, BoneSuppressor, score_pairs, train_bone_network
+from chess_cxr.evaluation.bone_metrics import score_suppression
+from chess_cxr.film_pairs import FilmPair, fold_pairs, read_pairs
+from chess_cxr.models.bone_network import resize_longest
+from chess_cxr.report.suppression_picture import draw_suppression_sheet
+from chess_cxr.tasks.perceptual import PerceptualConfig
+from chess_cxr.weights import load_encoder
+
+RECIPES = (
+    # name, perceptual network, how features are compared, weight
+    ("none", "none", "raw", 0.0),
+    ("CXR, published weights", "same", "raw", 1.0),
+    ("ImageNet, published weights", "imagenet", "raw", 1.0),
+    ("CXR, unit features", "same", "unit", 1.0),
+    ("ImageNet, unit features", "imagenet", "unit", 1.0),
+)
+FOLDS = 3
+
+
+def main() -> None:
+    """Parse the command and run the part that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("phantom", "real"))
+    parser.add_argument("encoder")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--pairs", default="")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipes", type=int, default=len(RECIPES))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (run_phantom if args.part == "phantom" else run_real)(args)
+
+
+def build_config(recipe: tuple[str, str, str, float], size: int, steps: int, seed: int) -> BonesConfig:
+    """Build what differs by recipe and seed alone; pictures reach all perceptual networks at their own size."""
+    _, network, scale, weight = recipe
+    compare = PerceptualConfig(resolution="film", scale=scale)  # type: ignore[arg-type]
+    return BonesConfig(
+        size=size, crop=128, decoder="tiny", perceptual=network, perceptual_weight=weight, compare=compare,
+        steps=steps, batch=8, seed=seed,
+    )  # fmt: skip
+
+
+def run_phantom(args: argparse.Namespace) -> None:
+    """Train on 300 generated patients, test on 60 others; films of 128 pixels."""
+    train, val, test = (read_pairs(f"phantom:{n}@128#{seed}") for n, seed in ((300, 1), (20, 2), (60, 3)))
+    table = args.out / "phantom.csv"
+    add_film_itself(table, test)
+    for seed in range(args.seeds):
+        for recipe in RECIPES[: args.recipes]:
+            config = build_config(recipe, 128, args.steps, seed)
+            run_one(table, args.encoder, train, val, test, config, {"recipe": recipe[0], "seed": seed}, args.out)
+
+
+def run_real(args: argparse.Namespace) -> None:
+    """Cross-validate on real pairs, with and without phantoms among the training pairs; films of up to 256 pixels."""
+    real = [shrink(pair, 256) for pair in read_pairs(args.pairs)]
+    phantoms = read_pairs("phantom:100@256#1")
+    folds = fold_pairs(real, FOLDS)
+    table = args.out / "real.csv"
+    add_film_itself(table, real)
+    for data in ("phantom + real", "real"):
+        for recipe in RECIPES[: args.recipes]:
+            for number, test in enumerate(folds):
+                train = [pair for fold in folds if fold is not test for pair in fold]
+                # a real pair is seen as often as phantoms are
+                train = train * 10 + phantoms if data == "phantom + real" else train
+                config = build_config(recipe, 256, args.steps, seed=number)
+                told = {"recipe": recipe[0], "seed": number, "data": data}
+                run_one(table, args.encoder, train, [], test, config, told, args.out)
+
+
+def shrink(pair: FilmPair, size: int) -> FilmPair:
+    """Shrink a pair's pictures to the size of the proof."""
+    small = min(size, max(pair.film_HW.shape))
+    return replace(
+        pair, film_HW=resize_longest(pair.film_HW, small), bone_free_HW=resize_longest(pair.bone_free_HW, small)
+    )
+
+
+def add_film_itself(table: Path, test: Sequence[FilmPair]) -> None:
+    """Score the films as they are: what doing nothing is worth."""
+    if table.exists():
+        return
+    scores = [
+        score_suppression(
+            p.film_HW, p.film_HW, p.bone_free_HW, lung_HW=p.lung_HW, bone_HW=p.bone_cm_HW, nodule_HW=p.nodule_HW
+        )
+        for p in test
+    ]
+    rows = [{"recipe": "film as it is", "seed": 0, "film": p.name, **s} for p, s in zip(test, scores, strict=True)]
+    pd.DataFrame(rows).to_csv(table, index=False)
+
+
+def run_one(
+    table: Path,
+    encoder: str,
+    train: Sequence[FilmPair],
+    val: Sequence[FilmPair],
+    test: Sequence[FilmPair],
+    config: BonesConfig,
+    told: dict[str, object],
+    out: Path,
+) -> None:
+    """Train one network, unless its scores stand in the table, and add its scores and its pictures."""
+    known = pd.read_csv(table)
+    same = np.ones(len(known), bool)
+    for name, value in told.items():
+        same &= (known[name] == value).to_numpy() if name in known else False
+    if same.any():
+        return
+    started = time.perf_counter()
+    name = "_".join(str(value) for value in told.values()).replace(" ", "-").replace(",", "")
+    folder = out / "runs" / name
+    network = train_bone_network(folder, load_encoder(encoder), train, val, config)
+    suppressor = BoneSuppressor(network, config.size, config.crop)
+    scores = score_pairs(suppressor, test)
+    rows = [{**told, "film": pair.name, **score} for pair, score in zip(test, scores, strict=True)]
+    pd.concat([known, pd.DataFrame(rows)]).to_csv(table, index=False)
+    shown = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:6]]
+    draw_suppression_sheet(shown, out / "sheets" / f"{name}.png", synthetic=test[0].kind == "phantom")
+    shutil.rmtree(folder / "checkpoints")
+    psnr = np.mean([score["psnr"] for score in scores])
+    print(f"{name}: PSNR {psnr:.2f} dB on {len(test)} films, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""How far apart two pictures are for a network that has learned to see (Johnson et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chess_cxr.models.contract import PixelContract
+from chess_cxr.models.embedding import Encoder
+from chess_cxr.records import UsageError
+
+STAGE_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # after the stem and after stages 1 to 4, as CheSS weighs them
+
+
+@dataclass(frozen=True)
+class PerceptualConfig:
+    """How features are compared.
+
+    stages: weights of the features after the stem and after stages 1 to 4; 0 leaves one out.
+    resolution: "contract" brings pictures to the size the network was trained at, "film" leaves them as they are.
+    scale: "raw" compares features as they are, "unit" each place's feature vector at length 1 (as LPIPS does, Zhang et
+    al. 2018), which makes networks of different gain comparable.
+    """
+
+    stages: tuple[float, ...] = STAGE_WEIGHTS
+    resolution: Literal["contract", "film"] = "contract"
+    scale: Literal["raw", "unit"] = "raw"
+
+    def __post_init__(self) -> None:
+        if len(self.stages) != 5 or min(self.stages) < 0 or not sum(self.stages):
+            raise UsageError("a perceptual loss needs 5 stage weights of 0 or more, one of them above 0")
+
+
+class PerceptualLoss:
+    """L1 distance of a frozen network's features of two pictures.
+
+    Not an `nn.Module`: its weights are never trained, and no checkpoint has to hold them.
+    """
+
+    def __init__(self, encoder: Encoder, config: PerceptualConfig | None = None) -> None:
+        self.config, self.contract = config or PerceptualConfig(), encoder.contract
+        self.network = build_stages(encoder)
+
+    def __call__(self, picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
+        """Return the weighted mean absolute difference of features, a scalar; both in [0, 1] with bone bright.
+
+        A percentile window of the contract is the truth's own, for both.
+        """
+        self.network.to(picture_B1HW.device)
+        with torch.no_grad():
+            window = find_window(truth_B1HW, self.contract)
+            wanted = self._compute_features(truth_B1HW, window)
+        found = self._compute_features(picture_B1HW, window)
+        terms = zip(self.config.stages, found, wanted, strict=True)
+        return torch.stack([weight * F.l1_loss(a, b) for weight, a, b in terms if weight]).sum()
+
+    def _compute_features(self, picture_B1HW: Tensor, window: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+        resize = self.config.resolution == "contract"
+        features: list[Tensor] = self.network(prepare_pictures(picture_B1HW, self.contract, window, resize))
+        return [F.normalize(f, dim=1) for f in features] if self.config.scale == "unit" else features
+
+
+def build_stages(encoder: Encoder) -> nn.Module:
+    """Build a frozen copy of an encoder that returns its features after the stem and after its four stages."""
+    try:
+        network: Any = timm.create_model(
+            encoder.architecture, pretrained=False, features_only=True, in_chans=encoder.contract.channels
+        )
+        reductions = network.feature_info.reduction()
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
+        raise UsageError(f"{encoder.architecture} gives no feature maps of several stages") from None
+    if len(reductions) != 5:
+        raise UsageError(
+            f"{encoder.architecture} has {len(reductions)} stages of features, and a perceptual loss compares 5"
+        )
+    known: Mapping[str, Tensor] = encoder.module.state_dict()
+    if absent := [name for name in network.state_dict() if name not in known]:
+        raise UsageError(f"{encoder.name} lacks {absent[0]}: it cannot be a perceptual network")
+    network.load_state_dict({name: known[name] for name in network.state_dict()})
+    frozen: nn.Module = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    return frozen
+
+
+def find_window(picture_B1HW: Tensor, contract: PixelContract) -> tuple[Tensor, Tensor] | None:
+    """Return the grey levels that become 0 and 1 for each picture, [B, 1, 1, 1]; None where a contract has no window.
+
+    The window is one of bone-bright grey levels, whichever way round the network wants them.
+    """
+    if contract.percentiles is None:
+        return None
+    low, high = (value / 100 for value in contract.percentiles)
+    if contract.polarity == "bone_dark":
+        low, high = 1 - high, 1 - low
+    flat_BN = picture_B1HW.flatten(1)
+    ends = [torch.quantile(flat_BN, share, dim=1)[:, None, None, None] for share in (low, high)]
+    return ends[0], torch.maximum(ends[1], ends[0] + 1e-6)
+
+
+def prepare_pictures(
+    picture_B1HW: Tensor, contract: PixelContract, window: tuple[Tensor, Tensor] | None, resize: bool = True
+) -> Tensor:
+    """Bring pictures in [0, 1] with bone bright to what a contract says, so that gradients flow: [B, C, H, W].
+
+    Does what `PixelContract.prepare` does; where that averages areas, antialiased bilinear resampling stands for it.
+    """
+    if window is not None:
+        low, high = window
+        picture_B1HW = ((picture_B1HW - low) / (high - low)).clamp(0, 1)
+    if contract.polarity == "bone_dark":
+        picture_B1HW = 1 - picture_B1HW
+    if resize:
+        picture_B1HW = _fit(picture_B1HW, contract)
+    mean, std = (
+        torch.tensor(v, device=picture_B1HW.device)[None, :, None, None] for v in (contract.mean, contract.std)
+    )
+    return (picture_B1HW.expand(-1, contract.channels, -1, -1) - mean) / std
+
+
+def _fit(picture_B1HW: Tensor, contract: PixelContract) -> Tensor:
+    height, width = picture_B1HW.shape[-2:]
+    short, long = min(height, width), max(height, width)
+    if contract.fit == "crop":
+        top, left = (height - short) // 2, (width - short) // 2
+        picture_B1HW = picture_B1HW[..., top : top + short, left : left + short]
+    elif contract.fit == "pad":
+        top, left = (long - height) // 2, (long - width) // 2
+        air = 0.0 if contract.polarity == "bone_bright" else 1.0
+        picture_B1HW = F.pad(picture_B1HW, (left, long - width - left, top, long - height - top), value=air)
+    averages = contract.interpolation == "area" and min(picture_B1HW.shape[-2:]) >= contract.size
+    side = (contract.size, contract.size)
+    return F.interpolate(picture_B1HW, side, mode="bilinear", antialias=averages, align_corners=False)
