@@ -1,96 +1,153 @@
-"""How near a picture comes to the true one; float arrays [H, W], their data range stated, float64 inside."""
+"""How near a picture is to the one it should be: PSNR, RMSE, SSIM, MS-SSIM and the bone-suppression ratio.
+
+Everything is float64 inside.  Films are floats in [0, data_range], air dark and bone bright; pictures of whole numbers
+are refused, for the difference of two uint8 wraps around.  A metric is of one film: average over films afterwards.
+Shape suffixes: H, W pixels of a film; h, w pixels whose whole window lies on the film.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.ndimage import gaussian_filter
+import math
 
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import ndimage
+
+from chess_cxr.evaluation.metrics import FloatArray
 from chess_cxr.records import UsageError
 
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, table 1: fine to coarse
-_SIGMA, _RADIUS = 1.5, 5  # the window of Wang et al. 2004: 11 x 11
+WINDOW = 11  # pixels of SSIM's Gaussian window
+SIGMA = 1.5
+K1, K2 = 0.01, 0.03
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, finest scale first
+LEAST_SIDE = WINDOW
+_ROOM = 1e-6  # of the range, for rounding
 
 
-def compute_rmse(result_HW: np.ndarray, truth_HW: np.ndarray, scale: float = 255.0) -> float:
-    """Return the root mean square error of pictures in [0, 1], on the 8-bit scale by default."""
-    result, truth = _check(result_HW, truth_HW)
-    return float(scale * np.sqrt(np.mean((result - truth) ** 2)))
+def compute_rmse(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
+    """Root of the mean squared difference on the 8-bit scale: 255 is as far apart as two films can be."""
+    result, truth = check_films(result_HW, truth_HW, data_range)
+    return 255.0 / data_range * math.sqrt(float(np.mean((result - truth) ** 2)))
 
 
-def compute_psnr(result_HW: np.ndarray, truth_HW: np.ndarray, data_range: float = 1.0) -> float:
-    """Return the peak signal-to-noise ratio in dB; inf for equal pictures."""
-    error = compute_rmse(result_HW, truth_HW, 1.0)
-    return float(20 * np.log10(data_range / error)) if error else float("inf")
+def compute_psnr(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB, 20 log10(255 / RMSE); infinite for two equal films."""
+    rmse = compute_rmse(result_HW, truth_HW, data_range)
+    return math.inf if rmse == 0 else 20 * math.log10(255.0 / rmse)
 
 
-def compute_ssim(result_HW: np.ndarray, truth_HW: np.ndarray, data_range: float = 1.0) -> float:
-    """Return the structural similarity (Wang et al. 2004: Gaussian window of 11 pixels, K 0.01 and 0.03).
+def compute_ssim(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
+    """Structural similarity (Wang et al. 2004, eq. 13), mean over the pixels whose window lies on the film; -1..1.
 
-    The mean over the places where the whole window lies in the picture.
+    Window: Gaussian of 11 x 11 pixels, standard deviation 1.5; K1 0.01, K2 0.03; population variances.
+    Raises UsageError for films of fewer than 11 pixels a side.
     """
-    return _compare_structure(*_check(result_HW, truth_HW), data_range)[0]
+    result, truth = check_films(result_HW, truth_HW, data_range)
+    _check_side(result)
+    return _compare_structure(result, truth, data_range)[0]
 
 
-def compute_ms_ssim(result_HW: np.ndarray, truth_HW: np.ndarray, data_range: float = 1.0) -> float:
-    """Return the multi-scale structural similarity (Wang et al. 2003).
+def compute_ms_ssim(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
+    """Multi-scale structural similarity (Wang et al. 2003, eq. 7); 0..1.
 
-    A picture too small for five scales has fewer, with their weights brought to a sum of 1: under 176 pixels a side
-    the number is not the published one.  Negative contrast terms count as 0.
+    Each scale halves the film by means of 2 x 2 pixels (a last odd row or column is dropped).  Luminance counts at the
+    coarsest scale only; a scale whose mean is negative counts as 0.  Five scales need 176 pixels a side: a smaller film
+    has as many as leave 11 pixels, and their weights are scaled to the sum of one, so its values compare with those of
+    films of its size only.
+    Raises UsageError for films of fewer than 11 pixels a side.
     """
-    result, truth = _check(result_HW, truth_HW)
-    scales = next(n for n in range(5, 0, -1) if n == 1 or min(result.shape) // 2 ** (n - 1) > 2 * _RADIUS)
-    parts = []
-    for scale in range(scales):
+    result, truth = check_films(result_HW, truth_HW, data_range)
+    _check_side(result)
+    weights = SCALE_WEIGHTS[: count_scales(min(result.shape))]
+    total = sum(weights)
+    similarity = 1.0
+    for scale, weight in enumerate(weights):
         if scale:
             result, truth = _halve(result), _halve(truth)
         whole, contrast = _compare_structure(result, truth, data_range)
-        parts.append(max(0.0, whole if scale == scales - 1 else contrast))
-    weights = np.array(SCALE_WEIGHTS[:scales])
-    return float(np.prod(np.array(parts) ** (weights / weights.sum())))
+        part = whole if scale == len(weights) - 1 else contrast
+        similarity *= max(part, 0.0) ** (weight / total)
+    return similarity
 
 
-def compute_bone_suppression_ratio(film_HW: np.ndarray, result_HW: np.ndarray, truth_HW: np.ndarray) -> float:
-    """Return 1 - Σ (what is left of the bone)² / Σ bone²: 1 for bone gone wholly, 0 for a film left as it is.
+def count_scales(side: int) -> int:
+    """Return how many scales of MS-SSIM a film has whose shorter side is of this many pixels; five at most."""
+    return min(len(SCALE_WEIGHTS), max(1, int(math.log2(side / LEAST_SIDE)) + 1))
 
-    bone = film - truth.  What is left = result - truth after the result's mean is brought to the truth's, where that
-    is positive: too much taken away is not what this ratio judges.  NaN where the film has no bone.  As the mean of a
-    film that keeps its bones is brought down too, such a film scores above 0.
+
+def compute_bone_suppression_ratio(film_HW: ArrayLike, result_HW: ArrayLike, truth_HW: ArrayLike) -> float:
+    """Share of the bone's energy that is gone; 1 where no bone is left, below 0 where more was added than there was.
+
+        bone = film - truth
+        left = max(result - mean(result) - (truth - mean(truth)), 0)
+        BSR  = 1 - sum(left ** 2) / sum(bone ** 2)
+
+    The formula is that of BS-LDM's published code (github.com/diaoquesang/BS-LDM, metrics.py, cal_BSR), whose films show
+    bone dark: its gt - bs is result - truth here.  Three things to know of it: only what is brighter than the truth counts, so that taking away
+    too much costs nothing (read it beside PSNR); `film` itself scores above 0, as means are aligned for the
+    result but not for the bone; and a difference of tone between film and truth counts as bone.
+    NaN where film and truth are equal.
     """
-    film, truth = _check(film_HW, truth_HW)
-    result, _ = _check(result_HW, truth_HW)
-    bone = np.sum((film - truth) ** 2)
-    left = np.maximum(result - result.mean() + truth.mean() - truth, 0)
-    return float(1 - np.sum(left**2) / bone) if bone else float("nan")
+    result, truth = check_films(result_HW, truth_HW)
+    film, _ = check_films(film_HW, truth_HW)
+    energy = float(np.sum((film - truth) ** 2))
+    if energy == 0:
+        return math.nan
+    left = np.maximum(result - result.mean() - (truth - truth.mean()), 0.0)
+    return 1.0 - float(np.sum(left**2)) / energy
 
 
-def _check(first_HW: np.ndarray, second_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    for picture in (first_HW, second_HW):
-        if picture.ndim != 2 or not np.issubdtype(picture.dtype, np.floating):
-            raise UsageError(f"a picture is a float array [H, W], not {picture.dtype} {list(picture.shape)}")
-    if first_HW.shape != second_HW.shape:
-        raise UsageError(f"pictures of {first_HW.shape} and {second_HW.shape} cannot be compared")
-    if min(first_HW.shape) <= 2 * _RADIUS:
-        raise UsageError(f"pictures need {2 * _RADIUS + 1} pixels a side or more to be compared")
-    return first_HW.astype(np.float64), second_HW.astype(np.float64)
+def check_films(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> tuple[FloatArray, FloatArray]:
+    """Return both films as float64 [H, W].
+
+    The truth must lie in [0, data_range]; a result may overshoot, as that of a network does.
+    Raises UsageError for films of whole numbers, of other shapes, with NaN or infinity, or on another scale.
+    """
+    if not data_range > 0:
+        raise UsageError(f"the data range of a film is above 0, not {data_range}")
+    result, truth = np.asarray(result_HW), np.asarray(truth_HW)
+    for film in (result, truth):
+        if not np.issubdtype(film.dtype, np.floating):
+            raise UsageError(f"a film to be measured holds floats, not {film.dtype}: divide by its largest value first")
+        if film.ndim != 2 or not film.size:
+            raise UsageError(f"a film to be measured is [H, W], not of shape {film.shape}")
+        if not np.isfinite(film).all():
+            raise UsageError("a film to be measured holds NaN or infinity: the network that made it has diverged")
+    if result.shape != truth.shape:
+        raise UsageError(f"a film of {result.shape} cannot be compared with one of {truth.shape}")
+    if truth.min() < -_ROOM * data_range or truth.max() > (1 + _ROOM) * data_range:
+        raise UsageError(f"the film to compare with leaves [0, {data_range:g}]: state its data range")
+    return result.astype(np.float64), truth.astype(np.float64)
 
 
-def _compare_structure(a: np.ndarray, b: np.ndarray, data_range: float) -> tuple[float, float]:
-    """Return SSIM and its contrast-structure part, means over the picture."""
-
-    def blur(picture: np.ndarray) -> np.ndarray:
-        blurred: np.ndarray = gaussian_filter(picture, _SIGMA, radius=_RADIUS)
-        return blurred[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS]
-
-    mean_a, mean_b = blur(a), blur(b)
-    variance = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
-    covariance = blur(a * b) - mean_a * mean_b
-    first, second = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    contrast = (2 * covariance + second) / (variance + second)
-    luminance = (2 * mean_a * mean_b + first) / (mean_a**2 + mean_b**2 + first)
-    return float(np.mean(luminance * contrast)), float(np.mean(contrast))
+def _check_side(film_HW: FloatArray) -> None:
+    if min(film_HW.shape) < LEAST_SIDE:
+        raise UsageError(f"SSIM needs films of at least {LEAST_SIDE} pixels a side, not {film_HW.shape}")
 
 
-def _halve(picture: np.ndarray) -> np.ndarray:
-    height, width = (side // 2 * 2 for side in picture.shape)
-    halved: np.ndarray = picture[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3))
+def _compare_structure(result_HW: FloatArray, truth_HW: FloatArray, data_range: float) -> tuple[float, float]:
+    """Return the means of SSIM and of its contrast-structure term."""
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    mean_r, mean_t = _blur(result_HW), _blur(truth_HW)
+    variance_r = _blur(result_HW**2) - mean_r**2
+    variance_t = _blur(truth_HW**2) - mean_t**2
+    covariance = _blur(result_HW * truth_HW) - mean_r * mean_t
+    contrast_hw = (2 * covariance + c2) / (variance_r + variance_t + c2)
+    luminance_hw = (2 * mean_r * mean_t + c1) / (mean_r**2 + mean_t**2 + c1)
+    return float((luminance_hw * contrast_hw).mean()), float(contrast_hw.mean())
+
+
+def _blur(film_HW: FloatArray) -> FloatArray:
+    """Weigh by SSIM's window and cut off the pixels whose window leaves the film: [H, W] to [h, w]."""
+    reach = WINDOW // 2
+    taps = np.exp(-((np.arange(WINDOW) - reach) ** 2) / (2 * SIGMA**2))
+    taps /= taps.sum()
+    wide = ndimage.correlate1d(ndimage.correlate1d(film_HW, taps, axis=0), taps, axis=1)
+    inner: FloatArray = wide[reach:-reach, reach:-reach]
+    return inner
+
+
+def _halve(film_HW: FloatArray) -> FloatArray:
+    height, width = (side // 2 for side in film_HW.shape)
+    halved: FloatArray = film_HW[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
     return halved
