@@ -22,6 +22,9 @@ MAY_IMPORT = {
     "store": {"records", "film_jpeg", "locations"},
     "labelled": {"records", "store"},
     "ingest": {"records", "locations", "sources", "store", "film_jpeg"},
+    "grey_inverse": {"records"},
+    "derived_dicom": {"records", "ingest", "grey_inverse"},
+    "derived_films": {"records", "locations", "ingest", "derived_dicom", "grey_inverse"},
     "views": {"records"},
     "models": {"records"},
     "methods": {"models", "views", "records"},
@@ -81,7 +84,8 @@ MAY_USE = {
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
 PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
-NEVER_TORCH = (*PLAIN, "views", "evaluation", "report", "runs", "cli")
+DERIVED = ("grey_inverse", "derived_dicom", "derived_films")
+NEVER_TORCH = (*PLAIN, *DERIVED, "views", "evaluation", "report", "runs", "cli")
 
 
 def list_modules() -> dict[str, Path]:

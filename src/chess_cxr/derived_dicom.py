@@ -5,7 +5,6 @@ Bytes in, bytes out.  This is not de-identification: a hospital's own derived fi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import time
@@ -15,7 +14,6 @@ from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
-import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -25,6 +23,7 @@ from pydicom.valuerep import format_number_as_ds
 from chess_cxr.grey_inverse import GreyScale, build_grey_scale, burn_in_text, change_values
 from chess_cxr.ingest.decode_dicom import _read_dataset, decode_dicom
 from chess_cxr.ingest.decoded import Undecodable, count_levels, find_window
+from chess_cxr.ingest.deidentify_dicom import IMPLEMENTATION, IMPLEMENTATION_NAME
 from chess_cxr.ingest.dicom_grey import _apply_modality, _apply_voi, _find_padding, _find_values, map_to_grey
 from chess_cxr.ingest.dicom_pixels import PixelModule, StoredPixels, decode_stored, read_pixel_module
 from chess_cxr.ingest.dicom_values import build_code
@@ -96,7 +95,8 @@ def derive_dicom(content: bytes, change_HW: np.ndarray, derivation: Derivation) 
     change_HW: float32, of the size of the whole decoded film, on its grey from air 0 to bone 1.  Stored values where it
     is 0, and padding, stay as they are; depth, sign, photometric interpretation, rescale and windows too.  A film
     without a window that works is shown between percentiles of its own: those are written down as its window.
-    Out comes Explicit VR Little Endian.  Raises `Undecodable` for what is no grey single-frame film of 8 or 16 bits.
+    Where a window reaches beyond the values that the depth has, the darkest or brightest of them is the nearest.  Out
+    comes Explicit VR Little Endian.  Raises `Undecodable` for what is no grey single-frame film of 8 or 16 bits.
     """
     dataset = _read_dataset(content)
     module = read_pixel_module(dataset)
@@ -241,7 +241,8 @@ def _describe(dataset: Dataset, derivation: Derivation) -> None:
     by = f"{SOFTWARE} {version(SOFTWARE)}" + (f", model {derivation.model}" if derivation.model else "")
     earlier = str(dataset.get("DerivationDescription") or "")
     dataset.DerivationDescription = f"{words.description} By {by}. {earlier}".strip()[:_ST]
-    dataset.DerivationCodeSequence = Sequence([*_list_items(dataset, "DerivationCodeSequence"), build_code(*words.code)])
+    codes = [*_list_items(dataset, "DerivationCodeSequence"), build_code(*words.code)]
+    dataset.DerivationCodeSequence = Sequence(codes)
     dataset.SourceImageSequence = Sequence([_refer_to(*source)])
     dataset.ContributingEquipmentSequence = Sequence(
         [*_list_items(dataset, "ContributingEquipmentSequence"), _describe_software(words, derivation)]
@@ -288,10 +289,9 @@ def _walk(dataset: Dataset) -> Iterator[Dataset]:
 def _derive_image_type(dataset: Dataset, kind: Kind) -> list[str]:
     old = dataset.get("ImageType") or []
     old = [old] if isinstance(old, str) else [str(value) for value in old]
-    kept = old[2:3]
-    return ["DERIVED", "SECONDARY", *(kept or [""]), "SYNTHETIC"] if kind == "synthetic nodule" else [
-        "DERIVED", "SECONDARY", *kept
-    ]  # fmt: skip
+    if kind == "synthetic nodule":
+        return ["DERIVED", "SECONDARY", *(old[2:3] or [""]), "SYNTHETIC"]
+    return ["DERIVED", "SECONDARY", *old[2:3]]
 
 
 def _join_series(old: str, kind: str) -> str:
@@ -327,6 +327,7 @@ def _write(dataset: Dataset) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION, IMPLEMENTATION_NAME
     dataset.file_meta = meta
     dataset.preamble = bytes(128)
     written = io.BytesIO()
