@@ -23,6 +23,9 @@ MAY_IMPORT = {
     "labelled": {"records", "store"},
     "film_pairs": {"records", "sources", "ingest"},
     "ingest": {"records", "locations", "sources", "store", "film_jpeg"},
+    "grey_inverse": {"records"},
+    "derived_dicom": {"records", "ingest", "grey_inverse"},
+    "derived_films": {"records", "locations", "ingest", "derived_dicom", "grey_inverse"},
     "views": {"records"},
     "models": {"records"},
     "methods": {"models", "views", "records"},
@@ -84,7 +87,8 @@ MAY_USE = {
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
 PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
-NEVER_TORCH = (*PLAIN, "views", "evaluation", "report", "runs", "cli")
+DERIVED = ("grey_inverse", "derived_dicom", "derived_films")
+NEVER_TORCH = (*PLAIN, *DERIVED, "views", "evaluation", "report", "runs", "cli")
 
 
 def list_modules() -> dict[str, Path]:
