@@ -154,7 +154,7 @@ def _draw_boxes(boxes: Sequence[tuple[float, float, float, float]], shape: tuple
 
 
 def resample_nodule_film(film: NoduleFilm, size: int) -> NoduleFilm:
-    """Bring the longest side to `size` pixels: grey by area, masks where half of a pixel is covered; no nodule is lost."""
+    """Bring the longest side to `size`: grey by area, masks where half of a pixel is covered; no nodule is lost."""
     height, width = film.film_HW.shape
     scale = size / max(height, width)
     if scale == 1:

@@ -7,7 +7,7 @@ times a gain.  How much that is on real films was measured by runs/fit_nodule_co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def read_ct_nodules(folder: Path) -> list[CtNodule]:
     return [_read_ct_nodule(folder, row, number) for number, row in enumerate(table.to_dict("records"), start=2)]
 
 
-def _read_ct_nodule(folder: Path, row: dict[str, str], number: int) -> CtNodule:
+def _read_ct_nodule(folder: Path, row: Mapping[Hashable, object], number: int) -> CtNodule:
     what = f"row {number} of nodules.csv"
     paths = [folder / str(row[column]) for column in ("nodule", "mask")]
     if not all(path.resolve().is_relative_to(folder.resolve()) for path in paths):
