@@ -33,9 +33,10 @@ __all__ = [
     "split_ct_nodules",
 ]
 
-# Fitted on train films: the middle of a nodule of 15 mm against its ring, as a share of the 5th to 95th percentile of
-# the lung's greys; exponent of its growth with the diameter; standard deviation of its logarithm between nodules.
-CONTRAST_15_MM, CONTRAST_GROWTH, CONTRAST_SPREAD = 0.13, 0.6, 0.5
+# Fitted on train films: what the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of the lung's
+# greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the diameter,
+# as Beer-Lambert says; there are too few real ones above 30 mm to tell.
+CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 30.0
 _BLUR_MM = 0.4  # standard deviation of detector, focal spot and the heart beat's motion
 _CT_BLUR_PX = 0.7  # of the CT patch, whose pixels would show
 _WHITENING = 4  # see `_compute_room`
@@ -170,15 +171,14 @@ def build_nodule(mask_YX: Mask, spacing_mm: float) -> CtNodule:
 
 
 def draw_contrast(film_HW: Film, lung_HW: Mask, diameter_mm: float, rng: np.random.Generator) -> float:
-    """Draw how much brighter a nodule's middle is than its surroundings, as real nodules of JSRT are (grey, 0 to 1).
+    """Draw how much grey the middle of a nodule adds over lung, so that it is as bright as real ones of JSRT (0 to 1).
 
-    Measured in shares of the range of the lung's greys, so that it fits films of any window.  A few are hardly seen, as
-    in JSRT.
+    Measured in shares of the range of the lung's greys, so that it fits films of any window.
     """
     if not lung_HW.any():
         raise UsageError("there is no lung to take the film's grey range from")
     low, high = np.percentile(film_HW[lung_HW], (5, 95))
-    typical = CONTRAST_15_MM * (diameter_mm / 15) ** CONTRAST_GROWTH
+    typical = CONTRAST_15_MM * min(diameter_mm, LARGEST_MM) / 15
     return float((high - low) * typical * math.exp(CONTRAST_SPREAD * float(np.clip(rng.normal(), -2, 2))))
 
 
