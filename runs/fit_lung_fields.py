@@ -22,7 +22,7 @@ from chess_cxr.models.lung_fields import SIDE, LungNet, compute_grey_ranks, find
 from chess_cxr.sources.phantom import CLASSES, draw_anatomy, draw_exposure, render_film
 
 FILMS = 500
-STEPS = 800
+STEPS = 300
 SEED = 20
 BATCH = 16
 RATE = 4e-3

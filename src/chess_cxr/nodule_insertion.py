@@ -33,7 +33,7 @@ __all__ = [
     "split_ct_nodules",
 ]
 
-# Fitted on train films: what the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of the lung's
+# Fitted on train films: what the middle of a nodule of 15 mm adds, in shares of the 5th to 95th percentile of the lung's
 # greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the diameter,
 # as Beer-Lambert says; there are too few real ones above 30 mm to tell.
 CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 30.0
