@@ -33,8 +33,8 @@ __all__ = [
     "split_ct_nodules",
 ]
 
-# Fitted on train films: what the middle of a nodule of 15 mm adds, in shares of the 5th to 95th percentile of the lung's
-# greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the diameter,
+# Fitted on train films: what the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of the
+# lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the diameter,
 # as Beer-Lambert says; there are too few real ones above 30 mm to tell.
 CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 30.0
 _BLUR_MM = 0.4  # standard deviation of detector, focal spot and the heart beat's motion
@@ -121,16 +121,15 @@ def split_ct_nodules(nodules: Sequence[CtNodule], seed: int, val: float, test: f
 def choose_ct_nodule(nodules: Sequence[CtNodule], diameter_mm: float, rng: np.random.Generator) -> CtNodule:
     """Draw a nodule of about this size, turned by a multiple of 90 degrees or mirrored.
 
-    About: at most 1.6 times larger or smaller, else one of the ten nearest.  Those of less than 20 pixels and those
+    About: at most 1.6 times larger or smaller, else the nearest.  Those of less than 20 pixels and those
     longer than wide, mostly pieces of vessels and slices, are left out.  Raises `UsageError` if none is left.
     """
-    usable = [n for n in nodules if n.mask_YX.sum() >= _MIN_PIXELS and _compute_roundness(n.mask_YX) >= _MIN_ROUNDNESS]
-    if not usable:
+    apart_N = np.abs(np.log([n.diameter_mm / diameter_mm for n in nodules]))
+    near_N = rng.permutation(np.flatnonzero(apart_N <= math.log(_LIKE_SIZE)))
+    order_N = np.concatenate([near_N, np.argsort(apart_N, kind="stable")])
+    nodule = next((nodules[i] for i in order_N if _is_insertable(nodules[i].mask_YX)), None)
+    if nodule is None:
         raise UsageError("no CT nodule is large and round enough to be inserted")
-    apart = [abs(math.log(n.diameter_mm / diameter_mm)) for n in usable]
-    near = [n for n, d in zip(usable, apart, strict=True) if d <= math.log(_LIKE_SIZE)]
-    chosen = near or [usable[i] for i in np.argsort(apart, kind="stable")[:10]]
-    nodule = chosen[int(rng.integers(len(chosen)))]
     turns, is_mirrored = int(rng.integers(4)), bool(rng.integers(2))
     density_YX, mask_YX = (np.rot90(part, turns) for part in (nodule.density_YX, nodule.mask_YX))
     if is_mirrored:
@@ -138,11 +137,11 @@ def choose_ct_nodule(nodules: Sequence[CtNodule], diameter_mm: float, rng: np.ra
     return replace(nodule, density_YX=np.ascontiguousarray(density_YX), mask_YX=np.ascontiguousarray(mask_YX))
 
 
-def _compute_roundness(mask_YX: Mask) -> float:
-    """Area as a share of the disc around the middle that reaches the farthest pixel."""
+def _is_insertable(mask_YX: Mask) -> bool:
+    """Whether there are pixels enough, and enough of them in the disc around the middle that reaches the farthest."""
     points_N2 = np.argwhere(mask_YX)
     reach = np.sqrt(((points_N2 - points_N2.mean(axis=0)) ** 2).sum(axis=1).max()) + 0.5
-    return float(mask_YX.sum() / (math.pi * reach**2))
+    return bool(mask_YX.sum() >= max(_MIN_PIXELS, _MIN_ROUNDNESS * math.pi * reach**2))
 
 
 def draw_analytic_nodule(diameter_mm: float, rng: np.random.Generator, irregularity: float = 0.12) -> CtNodule:

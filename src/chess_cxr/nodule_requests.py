@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +146,9 @@ def read_mask_levels(path: Path | str) -> npt.NDArray[np.integer]:
     """
     try:
         content = read_location(path, MAX_MASK_BYTES)
-        with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of size: the next lines judge it
+            image = Image.open(io.BytesIO(content), formats=("PNG", "TIFF"))
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise UsageError(f"the mask has more than {MAX_MASK_PIXELS // 1_000_000} megapixels")
             levels_HW = np.asarray(image)
