@@ -37,6 +37,9 @@ MAY_IMPORT = {
     "report": {"evaluation", "records"},
     "runs": {"records"},
     "saliency": {"models", "tasks", "evaluation", "records"},
+    "nodule_requests": {"locations", "records"},
+    "nodule_films": {"ingest", "sources", "nodule_requests", "records"},
+    "nodule_insertion": {"ingest", "sources", "nodule_requests", "records"},
     "planning": EVERYTHING,
     "calibration": EVERYTHING,
     "api": EVERYTHING,
@@ -87,8 +90,8 @@ MAY_USE = {
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
 PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
-DERIVED = ("grey_inverse", "derived_dicom", "derived_films")
-NEVER_TORCH = (*PLAIN, *DERIVED, "views", "evaluation", "report", "runs", "cli")
+NODULES = ("nodule_requests", "nodule_films", "nodule_insertion")
+NEVER_TORCH = (*PLAIN, *NODULES, "views", "evaluation", "report", "runs", "cli")
 
 
 def list_modules() -> dict[str, Path]:
