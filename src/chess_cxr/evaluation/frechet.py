@@ -40,10 +40,10 @@ class KernelDistance:
 class Extrapolation:
     """FID∞: the intercept of a line through distances at several counts, over 1 / count.
 
-    value: mean of the intercepts of `repeats` seeds.  std: their spread; it covers which films were drawn, not which
-    films there were to draw from.  count_C, distance_C: what the line went through (means over the seeds).  misfit: root
-    mean square of what the line misses; where it is not small against `distance_C`, the counts are too small against
-    the number of features for the line to hold, and the value means little.  It may be negative.
+    value: mean of the intercepts of `repeats` draws; it may be negative.  std: their spread; it covers which films were
+    drawn, not which films there were to draw from.  count_C, distance_C: what the line went through, means of the
+    draws.  misfit: root mean square of what the line misses; where it is not small against `distance_C`, there are too
+    few films against the number of features for the line to hold, and the value means little.
     """
 
     value: float
@@ -257,11 +257,10 @@ def _check_features(feature_ND: ArrayLike, feature_MD: ArrayLike) -> tuple[Float
 
 def _compute_root(feature_ND: FloatArray) -> FloatArray:
     """Return [min(N, D), D] whose square is the covariance; for many films the triangle of QR is as good and small."""
-    centred_ND = (feature_ND - feature_ND.mean(axis=0)) / math.sqrt(len(feature_ND) - 1)
-    if len(centred_ND) <= centred_ND.shape[1]:
-        return centred_ND
-    triangle_DD: FloatArray = np.linalg.qr(centred_ND, mode="r")
-    return triangle_DD
+    centred_ND: FloatArray = (feature_ND - feature_ND.mean(axis=0)) / math.sqrt(len(feature_ND) - 1)
+    if len(centred_ND) > centred_ND.shape[1]:
+        centred_ND = np.linalg.qr(centred_ND).R
+    return centred_ND
 
 
 def _compute_kernel(feature_ND: FloatArray, feature_MD: FloatArray) -> FloatArray:
