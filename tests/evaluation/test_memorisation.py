@@ -71,12 +71,12 @@ def test_exact_copies_are_at_no_distance() -> None:
         assert (found.pairs[0].train, found.pairs[0].distance, found.pairs[0].heldout_share) == (5, 0.0, 0.0)
 
 
-def test_blur_looks_like_copying_only_where_its_own_spread_is_left_out() -> None:
+def test_blur_looks_like_copying_and_less_so_against_its_own_spread() -> None:
     train, heldout = draw_rows(100, 0), draw_rows(60, 1)
     blurred = 0.5 * draw_rows(60, 2)  # nearer to the middle of everything
     found = measure_memorisation(blurred, heldout, train)
     assert found.ratio.high < 0.85 and found.close.low > 0.1
-    assert found.close_relative.value < 0.1
+    assert found.close_relative.value < 0.4 * found.close.value and found.close_relative.low < 0.05
 
 
 @pytest.mark.real_films

@@ -2,7 +2,8 @@
 
 Real films that were never trained on lie at some distance from their nearest training film.  Generated films that lie
 nearer than that are copies, or blurred: a film without detail is near to everything.  So nearness is also counted
-relative to a film's own median distance from all training films, which blur lowers too and copying does not.
+relative to a film's own median distance from all training films, which blur lowers too and copying does not: that takes
+away much of the effect of blur, not all of it.  A copy is only proven by looking at the closest pairs.
 
 For inpainted films only the crop around the mask is generated; compare crops, as the rest is a real film by design.
 
