@@ -1,0 +1,180 @@
+"""SPADE: a generator whose normalisation is modulated, pixel by pixel, by a layout; and its style encoder.
+
+Written from Park, Liu, Wang, Zhu, "Semantic Image Synthesis with Spatially-Adaptive Normalization", CVPR 2019.
+Shapes: B films, S their side, C channels, K layout channels (0/1), M context channels (grey), Z latent.
+
+One thing differs from the paper on purpose: the parameter-free normalisation takes its statistics over groups of
+channels of one film.  Those of a batch are noise for the few films that fit at 512 px, need running copies, and tie
+films of a batch to each other; those of one channel (instance) take away its mean, by which a film's brightness
+travels from the latent to the pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from chess_cxr.records import UsageError
+
+SIZES = (64, 128, 256, 512)
+TINY_WIDTH = 4  # for tests and demonstrations on a CPU
+PAPER_WIDTH = 64
+_START = 4  # side of the map that the latent becomes
+_GROUP = 16  # channels that share their statistics
+
+
+def build_convolution(
+    channels: int, out: int, kernel: int = 3, *, stride: int = 1, bias: bool = True, normed: bool = True
+) -> nn.Module:
+    """Build a convolution with Glorot's start and, where `normed`, a spectral norm of 1 (Miyato et al. 2018)."""
+    layer = nn.Conv2d(channels, out, kernel, stride, (kernel - 1) // 2, bias=bias)
+    nn.init.xavier_normal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    # begun after the start, whose singular vectors it looks for
+    return spectral_norm(layer) if normed else layer
+
+
+def normalise_groups(feature_BCHW: Tensor) -> Tensor:
+    """Take mean and spread from groups of channels of each film."""
+    return F.group_norm(feature_BCHW, max(1, feature_BCHW.shape[1] // _GROUP))
+
+
+def resize_condition(layout_BKSS: Tensor, context_BMSS: Tensor | None, side: int) -> Tensor:
+    """Bring layout (nearest: it stays 0 or 1) and context (area mean) to another side, as one tensor."""
+    layout = F.interpolate(layout_BKSS, (side, side), mode="nearest-exact")
+    if context_BMSS is None:
+        return layout
+    return torch.cat([layout, F.interpolate(context_BMSS, (side, side), mode="area")], 1)
+
+
+class Spade(nn.Module):
+    """Spatially-adaptive normalisation (Park et al. 2019, eq. 1): normalised, times 1 + gamma, plus beta.
+
+    gamma and beta are two convolutions away from the condition.  They bear no spectral norm: it would bound how far
+    a nodule can stand out.
+    """
+
+    def __init__(self, channels: int, conditions: int, hidden: int) -> None:
+        super().__init__()
+        self.read = build_convolution(conditions, hidden, normed=False)
+        self.modulate = build_convolution(hidden, 2 * channels, normed=False)  # gamma, then beta
+
+    def forward(self, feature_BCHW: Tensor, condition_BKHW: Tensor) -> Tensor:
+        """Modulate [B, C, H, W] by a condition of the same height and width."""
+        gamma_BCHW, beta_BCHW = self.modulate(F.relu(self.read(condition_BKHW))).chunk(2, 1)
+        return torch.addcmul(beta_BCHW, normalise_groups(feature_BCHW), 1 + gamma_BCHW)
+
+
+class SpadeBlock(nn.Module):
+    """A residual block with SPADE before each convolution, in the skip too where the number of channels changes."""
+
+    def __init__(self, channels: int, out: int, conditions: int, hidden: int) -> None:
+        super().__init__()
+        between = min(channels, out)
+        self.first_norm = Spade(channels, conditions, hidden)
+        self.first = build_convolution(channels, between)
+        self.second_norm = Spade(between, conditions, hidden)
+        self.second = build_convolution(between, out)
+        self.skip_norm = Spade(channels, conditions, hidden) if channels != out else None
+        self.skip = build_convolution(channels, out, 1, bias=False) if channels != out else None
+
+    def forward(self, feature_BCHW: Tensor, condition_BKHW: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to [B, out, H, W]."""
+        skipped = feature_BCHW
+        if self.skip_norm is not None and self.skip is not None:
+            skipped = self.skip(self.skip_norm(feature_BCHW, condition_BKHW))
+        inner = self.first(F.relu(self.first_norm(feature_BCHW, condition_BKHW)))
+        inner = self.second(F.relu(self.second_norm(inner, condition_BKHW)))
+        added: Tensor = skipped + inner
+        return added
+
+
+class SpadeGenerator(nn.Module):
+    """Latent and layout to film: the latent becomes a 4 x 4 map, then blocks with nearest upsampling between them.
+
+    size: side of the films, one of `SIZES`.  width: of the last block; the first has 16 times as much.
+    classes: K, layout channels.  context: M, grey channels that condition it too.  channels: of the film.
+    """
+
+    def __init__(
+        self, size: int = 256, width: int = PAPER_WIDTH, latent: int = 256, classes: int = 2,
+        context: int = 0, channels: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        widths = list_block_widths(size, width)
+        self.start = nn.Linear(latent, widths[0] * _START**2)
+        nn.init.xavier_normal_(self.start.weight)
+        nn.init.zeros_(self.start.bias)
+        pairs = zip(widths[:1] + widths[:-1], widths, strict=True)
+        self.blocks = nn.ModuleList(SpadeBlock(before, after, classes + context, 2 * width) for before, after in pairs)
+        self.end = build_convolution(widths[-1], channels, normed=False)
+
+    def forward(self, latent_BZ: Tensor, layout_BKSS: Tensor, context_BMSS: Tensor | None = None) -> Tensor:
+        """Return films in [0, 1], [B, channels, S, S]."""
+        feature = self.start(latent_BZ).unflatten(1, (-1, _START, _START))
+        for index, block in enumerate(self.blocks):
+            feature = F.interpolate(feature, scale_factor=2, mode="nearest") if index else feature
+            feature = block(feature, resize_condition(layout_BKSS, context_BMSS, feature.shape[-1]))
+        return torch.sigmoid(self.end(F.relu(feature)))
+
+
+def list_block_widths(size: int, width: int) -> list[int]:
+    """Return the channels of each block: at 256 px 16, 16, 16, 8, 4, 2, 1 times `width`, as in the paper.
+
+    Smaller films begin with fewer wide blocks, larger ones with more.  Raises UsageError for another size.
+    """
+    if size not in SIZES or width < 1:
+        raise UsageError(f"a SPADE generator makes films of {', '.join(map(str, SIZES))} px with a width of 1 or more")
+    blocks = (size // _START).bit_length()
+    return [min(16, 2 ** (blocks - 1 - index)) * width for index in range(blocks)]
+
+
+class StyleEncoder(nn.Module):
+    """Film to the mean and log-variance of its latent (the paper's image encoder).
+
+    The first layer is not normalised: brightness and contrast are style.
+    """
+
+    def __init__(self, size: int = 256, width: int = PAPER_WIDTH, latent: int = 256, channels: int = 1) -> None:
+        super().__init__()
+        halvings = len(list_block_widths(size, width)) - 1
+        widths = [channels] + [min(8, 2**index) * width for index in range(halvings)]
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.layers = nn.ModuleList(build_convolution(before, after, stride=2) for before, after in pairs)
+        self.mean = nn.Linear(widths[-1] * _START**2, latent)
+        self.log_variance = nn.Linear(widths[-1] * _START**2, latent)
+        for last in (self.mean, self.log_variance):
+            nn.init.xavier_normal_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, film_BCSS: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode films in [0, 1]: mean and log-variance, each [B, Z]."""
+        feature = 2 * film_BCSS - 1
+        for index, layer in enumerate(self.layers):
+            feature = layer(feature)
+            feature = F.leaky_relu(normalise_groups(feature) if index else feature, 0.2)
+        flat = feature.flatten(1)
+        return self.mean(flat), self.log_variance(flat)
+
+
+class StyledGenerator(nn.Module):
+    """A style encoder and the generator that it feeds; options as `SpadeGenerator`'s."""
+
+    def __init__(self, size: int, width: int, latent: int, **options: Any) -> None:
+        super().__init__()
+        self.latent = latent
+        self.style = StyleEncoder(size, width, latent, options.get("channels", 1))
+        self.generator = SpadeGenerator(size, width, latent, **options)
+
+    def forward(
+        self, film_BCSS: Tensor, layout_BKSS: Tensor, context_BMSS: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a latent for each film (torch's global generator) and make films: film, mean, log-variance."""
+        mean_BZ, log_variance_BZ = self.style(film_BCSS)
+        latent_BZ = mean_BZ + torch.exp(log_variance_BZ / 2) * torch.randn_like(mean_BZ)
+        return self.generator(latent_BZ, layout_BKSS, context_BMSS), mean_BZ, log_variance_BZ

@@ -1,0 +1,60 @@
+"""Losses of the nodule generator and its discriminator; all computed in float32.
+
+Scores and features come as `MultiScaleDiscriminator` returns them: for each scale a list of layers, the last of which
+scores patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Layers = Sequence[Sequence[Tensor]]
+
+
+def compute_generator_hinge(fake: Layers) -> Tensor:
+    """Return minus the mean score of generated patches, mean over the scales (Lim & Ye 2017)."""
+    return torch.stack([-layers[-1].float().mean() for layers in fake]).mean()
+
+
+def compute_discriminator_hinge(fake: Layers, real: Layers) -> Tensor:
+    """Push scores of real patches above 1 and of generated ones below -1; mean over the scales."""
+    losses = [
+        (1 - true[-1].float()).relu().mean() + (1 + made[-1].float()).relu().mean()
+        for made, true in zip(fake, real, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def compute_feature_matching(fake: Layers, real: Layers) -> Tensor:
+    """Return the L1 distance of the discriminator's features, summed over layers without the scores.
+
+    Mean over the scales (Wang et al. 2018, pix2pixHD, eq. 4).  No gradient flows to the real film's features.
+    """
+    losses = [
+        (one.float() - other.detach().float()).abs().mean()
+        for made, true in zip(fake, real, strict=True)
+        for one, other in zip(made[:-1], true[:-1], strict=True)
+    ]
+    return torch.stack(losses).sum() / len(fake)
+
+
+def compute_kl_divergence(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
+    """Return how far the latents are from the standard normal, in nats a film, mean over films (Kingma & Welling 2014).
+
+    Summed over the latent, not over the batch: the weight means the same for every batch size.
+    """
+    mean_BZ, log_variance_BZ = mean_BZ.float(), log_variance_BZ.float()
+    return (mean_BZ.square() + log_variance_BZ.exp() - 1 - log_variance_BZ).sum(1).mean() / 2
+
+
+def compute_gradient_penalty(film_B1SS: Tensor, scores: Layers) -> Tensor:
+    """Return half the squared gradient of the mean score of each film, mean over films (R1, Mescheder et al. 2018).
+
+    film_B1SS must require a gradient and have led to `scores`.
+    """
+    total = torch.stack([layers[-1].float().flatten(1).mean(1).sum() for layers in scores]).mean()
+    (gradient_B1SS,) = torch.autograd.grad(total, film_B1SS, create_graph=True)
+    return gradient_B1SS.float().square().flatten(1).sum(1).mean() / 2

@@ -1,0 +1,89 @@
+"""Where a film may change when a nodule is painted into it, and how the change fades at the edge."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from chess_cxr.records import UsageError
+
+Mask = npt.NDArray[np.bool_]
+
+
+def compute_region(mask_HW: Mask, margin: float = 0.5, margin_px: int = 4) -> Mask:
+    """Grow a nodule mask by the share `margin` of its diameter, by `margin_px` pixels at least.
+
+    The diameter is that of the largest circle inside the mask.  An empty mask has an empty region.
+    """
+    if not mask_HW.any():
+        return np.zeros_like(mask_HW, dtype=bool)
+    diameter = 2 * float(_compute_distance(mask_HW).max())
+    return ~mask_HW & (_compute_distance(~mask_HW) <= max(margin_px, margin * diameter)) | mask_HW
+
+
+def compute_blend(region_HW: Mask, edge_px: int = 4) -> npt.NDArray[np.float32]:
+    """Return the share of the new film, float32 [H, W]: 0 outside the region, rising to 1 over `edge_px` inside it.
+
+    Where the region meets the edge of the film there is nothing to fade into, and none fades.
+    """
+    inside_HW = np.minimum(_compute_distance(region_HW) / (edge_px + 1), 1)
+    return np.where(region_HW, inside_HW, 0).astype(np.float32)
+
+
+def _compute_distance(mask_HW: Mask) -> npt.NDArray[np.float32]:
+    """Distance, in pixels, of each pixel of the mask to the nearest one outside."""
+    if mask_HW.all():
+        return np.full(mask_HW.shape, np.inf, np.float32)
+    return cv2.distanceTransform(mask_HW.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
+
+
+def check_nodule_mask(mask_HW: npt.NDArray[np.generic], shape: tuple[int, ...], lung_HW: Mask | None = None) -> Mask:
+    """Return a mask as bool, or raise `UsageError` for what cannot be painted into a film of this shape.
+
+    Refused: another size than the film's, values beside two (0 and 1, or 0 and 255), nothing in it, and, where the
+    lung is known, a pixel outside it.
+    """
+    if mask_HW.shape != shape:
+        raise UsageError(f"the mask is {_name_size(mask_HW.shape)} and the film {_name_size(shape)}; give both alike")
+    values = set(np.unique(mask_HW).tolist())
+    if not (values <= {0, 1} or values <= {0, 255}):
+        raise UsageError(f"the mask holds {len(values)} grey levels; give one of 0 and 1, or 0 and 255")
+    nodule_HW: Mask = mask_HW != 0
+    if not nodule_HW.any():
+        raise UsageError("the mask is empty; mark where the nodule is to be")
+    if lung_HW is not None:
+        if lung_HW.shape != shape:
+            raise UsageError(
+                f"the lung mask is {_name_size(lung_HW.shape)} and the film {_name_size(shape)}; give both alike"
+            )
+        if nodule_HW.sum() > lung_HW.sum():
+            raise UsageError("the nodule asked for is larger than the lung; ask for a smaller one")
+        if (nodule_HW & ~lung_HW).any():
+            raise UsageError("the nodule asked for lies outside the lung; move it inside")
+    return nodule_HW
+
+
+def _name_size(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in shape[::-1])
+
+
+def find_window(region_HW: Mask, size: int) -> tuple[slice, slice]:
+    """Return rows and columns of the size x size window that holds the region, its centre as near as the film allows.
+
+    Raises `UsageError` where film or window is too small for it.
+    """
+    if min(region_HW.shape) < size:
+        raise UsageError(f"the film is {_name_size(region_HW.shape)}; the generator needs {size} x {size} at least")
+    window = []
+    for axis, side in enumerate(region_HW.shape):
+        hit = np.flatnonzero(region_HW.any(1 - axis))
+        first, last = int(hit[0]), int(hit[-1])
+        if last - first >= size:
+            raise UsageError(
+                f"the nodule and its surroundings are {last - first + 1} px wide and the generator makes {size}; "
+                "ask for a smaller one, or shrink the film"
+            )
+        start = min(max((first + last + 1 - size) // 2, 0), side - size)
+        window.append(slice(start, start + size))
+    return window[0], window[1]
