@@ -219,6 +219,29 @@ def test_padding_is_no_part_of_the_film_and_stays(tmp_path: Path, syntax: str) -
     np.testing.assert_array_equal(read_stored(derived) == 1234, stored == 1234)
 
 
+@pytest.mark.parametrize("high_bit", [11, 13, 15])
+def test_bits_that_are_no_part_of_the_value_are_left_behind(tmp_path: Path, high_bit: int) -> None:
+    """Old devices kept overlays in them; an overlay whose bits are gone goes too."""
+    ramp = draw_ramp()
+    overlay = 1 << 15 if high_bit == 11 else 1
+    stored = (ramp << (high_bit - 11)) | (overlay * (ramp % 7 == 0)).astype(np.uint16)
+    source = write_dicom(tmp_path / "a.dcm", stored, WindowCenter=2000, WindowWidth=3000)
+    film = pydicom.dcmread(source)
+    film.HighBit = high_bit
+    film.add_new(0x60000010, "US", 64)
+    film.add_new(0x60000011, "US", 80)
+    film.add_new(0x60000102, "US", 15)
+    film.save_as(source)
+    change = draw_change((64, 80))
+    derived = write_derived_film(source, change, tmp_path / "out", kind=SUPPRESSED)
+    made = pydicom.dcmread(derived)
+    assert made.HighBit == 11 and 0x60000010 not in made and 0x60000102 not in made
+    raw = np.frombuffer(made.PixelData, "<u2").reshape(ramp.shape)
+    np.testing.assert_array_equal(raw[change == 0], ramp[change == 0])
+    wanted = np.clip(decode_film(source).pixels + change, 0, 1)
+    np.testing.assert_allclose(decode_film(derived).pixels, wanted, atol=2e-4)
+
+
 @pytest.mark.real_films
 def test_a_source_compressed_with_loss_is_said_to_be(real_films: Path, tmp_path: Path) -> None:
     source = tmp_path / "a.dcm"
@@ -347,6 +370,8 @@ def test_text_is_white_on_black_in_a_corner_only_if_asked_for(tmp_path: Path, ph
     shown, rows = decode_film(written).pixels, np.flatnonzero((read_stored(written) != stored).any(1))
     plate = shown[-18:, :170]
     assert {0.0, 1.0} == set(np.unique(plate).tolist()) and 0.05 < plate.mean() < 0.5
+    # The window's own ends: a viewer that takes all values for its window shows no other film for them
+    assert np.unique(read_stored(written)[-18:, :170]).tolist() == ([0, 255] if bits == 8 else [548, 3547])
     assert rows.min() > 360
     letter_rows = np.flatnonzero((shown[rows.min() :, :150] == 1).any(1) & (shown[rows.min() :, :150] == 0).any(1))
     assert len(letter_rows) >= 10

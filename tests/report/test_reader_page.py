@@ -174,6 +174,9 @@ def test_a_session_goes_on_after_a_reload_and_its_score_is_what_python_makes_of_
             press(browser, "r", "1", "Backspace")  # a slip, taken back
             browser.open(file, 1280)
             assert read_text(browser, "#progress") == "Film 6 of 12"
+        if at == 8:
+            browser.open(file, 1280)
+            assert read_text(browser, "#progress") == "Film 9 of 12"
         if at % 3 == 0:
             browser.evaluate(f"byId('{'synthetic' if says_synthetic else 'real'}').click()")
             browser.evaluate(f"document.querySelector('[data-sure=\"{confidence}\"]').click()")
