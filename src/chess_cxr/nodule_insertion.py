@@ -35,8 +35,8 @@ __all__ = [
 
 # Fitted on train films: what the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of the
 # lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the
-# diameter, as Beer-Lambert says; there are too few real ones above 30 mm to tell.
-CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 30.0
+# diameter, as Beer-Lambert says, up to LARGEST_MM: real ones that are wider are hardly brighter.
+CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 20.0
 _BLUR_MM = 0.4  # standard deviation of detector, focal spot and the heart beat's motion
 _CT_BLUR_PX = 0.7  # of the CT patch, whose pixels would show
 _CT_BLUR = 0.08  # of its diameter: slices end in steps and streaks
