@@ -46,6 +46,13 @@ def compute_size(film: NoduleFilm) -> float:
     return float(2 * np.sqrt(film.mask_HW.sum() / np.pi) * (film.spacing_mm or np.nan))
 
 
+def measure_films(films: list[NoduleFilm]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes in mm and contrasts of the nodules that lie in the lung."""
+    marked = [f for f in films if (f.mask_HW & f.lung_HW).sum() > 0.5 * f.mask_HW.sum() > 0]
+    contrasts = [measure(film.film_HW, film.mask_HW, film.lung_HW) for film in marked]
+    return np.array([compute_size(film) for film in marked]), np.array(contrasts)
+
+
 def fit(size_N: np.ndarray, contrast_N: np.ndarray, bare_M: np.ndarray, gain_M: np.ndarray, size_M: np.ndarray) -> None:
     """Print what makes inserted nodules have the quartiles of real ones.
 
@@ -95,14 +102,14 @@ def insert(films: list[NoduleFilm], nodules: list[CtNodule], size_N: np.ndarray)
 
 def main() -> None:
     """Measure, fit, compare."""
-    films = split_nodule_films(read_nodule_films(sys.argv[1]), **SPLIT)["train"]
-    marked = [f for f in films if (f.mask_HW & f.lung_HW).sum() > 0.5 * f.mask_HW.sum() > 0]
-    size_N = np.array([compute_size(film) for film in marked])
-    contrast_N = np.array([measure(film.film_HW, film.mask_HW, film.lung_HW) for film in marked])
+    parts = split_nodule_films(read_nodule_films(sys.argv[1]), **SPLIT)
+    films = parts["train"]
+    size_N, contrast_N = measure_films(films)
     nodules = split_ct_nodules(read_ct_nodules(Path(sys.argv[2])), **SPLIT)["train"]
     size_M, bare_M, gain_M, made_M = insert([film for film in films if not film.mask_HW.any()], nodules, size_N)
     fit(size_N, contrast_N, bare_M, gain_M, size_M)
     describe("real", size_N, contrast_N)
+    describe("real, of the test films", *measure_films(parts["test"]))
     describe("no nodule", size_M, bare_M)
     describe("inserted (SYNTHETIC)", size_M, made_M)
     print(f"a unit of contrast adds {np.median(gain_M):.2f} (median)")

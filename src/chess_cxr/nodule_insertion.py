@@ -34,14 +34,15 @@ __all__ = [
 ]
 
 # Fitted on train films: what the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of the
-# lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the diameter,
-# as Beer-Lambert says; there are too few real ones above 30 mm to tell.
-CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 30.0
+# lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the
+# diameter, as Beer-Lambert says, up to LARGEST_MM: real ones that are wider are hardly brighter.
+CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 20.0
 _BLUR_MM = 0.4  # standard deviation of detector, focal spot and the heart beat's motion
 _CT_BLUR_PX = 0.7  # of the CT patch, whose pixels would show
+_CT_BLUR = 0.08  # of its diameter: slices end in steps and streaks
 _WHITENING = 4  # see `_compute_room`
 _FADED = 1e-3  # of the nodule's thickness: what is thinner leaves the film as it is
-_MIN_PIXELS, _MIN_ROUNDNESS, _LIKE_SIZE = 20, 0.45, 1.6
+_MIN_PIXELS, _MIN_ROUNDNESS, _LIKE_SIZE = 20, 0.5, 1.6
 _CT_SIDE_MAX = 256
 _DRAWN_MM = 0.5
 
@@ -127,14 +128,14 @@ def choose_ct_nodule(nodules: Sequence[CtNodule], diameter_mm: float, rng: np.ra
     apart_N = np.abs(np.log([n.diameter_mm / diameter_mm for n in nodules]))
     near_N = rng.permutation(np.flatnonzero(apart_N <= math.log(_LIKE_SIZE)))
     order_N = np.concatenate([near_N, np.argsort(apart_N, kind="stable")])
-    nodule = next((nodules[i] for i in order_N if _is_insertable(nodules[i].mask_YX)), None)
-    if nodule is None:
+    chosen: CtNodule | None = next((nodules[i] for i in order_N if _is_insertable(nodules[i].mask_YX)), None)
+    if chosen is None:
         raise UsageError("no CT nodule is large and round enough to be inserted")
     turns, is_mirrored = int(rng.integers(4)), bool(rng.integers(2))
-    density_YX, mask_YX = (np.rot90(part, turns) for part in (nodule.density_YX, nodule.mask_YX))
+    density_YX, mask_YX = (np.rot90(part, turns) for part in (chosen.density_YX, chosen.mask_YX))
     if is_mirrored:
         density_YX, mask_YX = density_YX[:, ::-1], mask_YX[:, ::-1]
-    return replace(nodule, density_YX=np.ascontiguousarray(density_YX), mask_YX=np.ascontiguousarray(mask_YX))
+    return replace(chosen, density_YX=np.ascontiguousarray(density_YX), mask_YX=np.ascontiguousarray(mask_YX))
 
 
 def _is_insertable(mask_YX: Mask) -> bool:
@@ -227,7 +228,8 @@ def _place(
     matrix = np.array([[zoom, 0, centre_px[0] - zoom * column], [0, zoom, centre_px[1] - zoom * row]])
     pad = math.ceil(2 + 2 / zoom)
     matrix[:, 2] -= zoom * pad
-    smoothing = math.hypot(_CT_BLUR_PX if zoom > 1 else 0, 0.5 / zoom)
+    rough_px = max(_CT_BLUR_PX, _CT_BLUR * nodule.diameter_mm / nodule.spacing_mm) if nodule.series_uid else 0.0
+    smoothing = math.hypot(rough_px, 0.5 / zoom)
     soft_YX = cv2.GaussianBlur(np.pad(nodule.density_YX, pad), (0, 0), smoothing)
     cover_YX = cv2.GaussianBlur(np.pad(nodule.mask_YX, pad).astype(np.float32), (0, 0), max(smoothing, 0.3))
     size = (shape[1], shape[0])

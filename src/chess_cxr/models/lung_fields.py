@@ -26,6 +26,8 @@ WEIGHTS = "lung_fields.safetensors"
 _WIDTHS = (16, 24, 32, 40)
 _LEVELS = 1024
 _MIN_SHARE = 0.2  # a lung smaller than this share of the other is a stray patch
+_FILM_SHARES = (0.03, 0.75)  # of a film that its lungs may fill
+_MIN_RANGE = 2 / 255  # a film with less contrast is blank
 
 
 def _build_block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -89,15 +91,16 @@ def compute_grey_ranks(film_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 def find_lung_fields(film_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Return the lung fields of a frontal film, bool [H, W]: what is lung on the film, without heart and mediastinum.
 
-    film_HW: float32 in [0, 1], bone bright.  At most two pieces, without holes.  Raises `UsageError` if no lung is
-    found (no chest film, or bone dark).
+    film_HW: float32 in [0, 1], bone bright.  At most two pieces, without holes.  Raises `UsageError` if it is
+    blank or what is found is too small or too large for lungs; other pictures than chest films may pass.
     """
     with torch.inference_mode():
         logit_SS = load_lung_net()(torch.from_numpy(compute_grey_ranks(film_HW))[None, None])[0, 0].numpy()
     height, width = film_HW.shape
     field_HW = cv2.resize(logit_SS, (width, height), interpolation=cv2.INTER_LINEAR) > 0
     lungs_HW = _keep_two_pieces(field_HW)
-    if not lungs_HW.any():
+    is_blank = float(np.ptp(film_HW)) < _MIN_RANGE
+    if is_blank or not _FILM_SHARES[0] <= lungs_HW.mean() <= _FILM_SHARES[1]:
         raise UsageError("no lung is found on the film; it must be a frontal chest film with bone bright")
     return lungs_HW
 
