@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,7 +40,7 @@ TINY = GenerateConfig(size=64, width=TINY_WIDTH, latent=8)
 TRAINING = TrainingConfig(steps=6, batch=4, learning_rate=1e-3)
 
 
-def draw_discs(count: int, seed: int, size: int = 64) -> tuple[Tensor, Tensor]:
+def draw_discs(count: int, seed: int, brighter: float = 0.3, size: int = 64) -> tuple[Tensor, Tensor]:
     """SYNTHETIC: a grey slope with noise and one brighter disc; films and masks."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
@@ -49,7 +50,7 @@ def draw_discs(count: int, seed: int, size: int = 64) -> tuple[Tensor, Tensor]:
         across, down = rng.uniform(0.25, 0.75, 2)
         mask[:] = np.hypot(x - across, y - down) <= rng.uniform(0.1, 0.15)
         slope = rng.uniform(0.2, 0.5) + rng.uniform(-0.1, 0.1) * (x - 0.5) + rng.uniform(-0.1, 0.1) * (y - 0.5)
-        film[:] = np.clip(slope + 0.3 * mask + rng.normal(0, 0.02, slope.shape), 0, 1)
+        film[:] = np.clip(slope + brighter * mask + rng.normal(0, 0.02, slope.shape), 0, 1)
     return torch.from_numpy(films), torch.from_numpy(masks)
 
 
@@ -122,7 +123,7 @@ def test_feature_matching_compares_all_layers_but_the_scores_and_never_teaches_t
         / one[0].numel()
         for one, other in zip(made, real, strict=True)
     )
-    assert float(loss) == pytest.approx(expected / 2, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected / 2, rel=1e-5)
     loss.backward()
     assert all(layers[0].grad is None for layers in real) and all(layers[0].grad is not None for layers in made)
 
@@ -143,7 +144,7 @@ def test_the_gradient_penalty_of_a_linear_judge_is_half_the_length_of_its_weight
     weight, film = torch.randn(1, 1, 5, 5), torch.rand(3, 1, 5, 5, requires_grad=True)
     score = (film * weight).sum((1, 2, 3)).reshape(3, 1, 1, 1)
     penalty = compute_gradient_penalty(film, [[score]])
-    assert float(penalty) == pytest.approx(float(weight.square().sum()) / 2, rel=1e-5)
+    assert float(penalty.detach()) == pytest.approx(float(weight.square().sum()) / 2, rel=1e-5)
 
 
 # What may change in a film ------------------------------------------------------------------------------------------
@@ -301,7 +302,7 @@ def test_films_and_nodules_that_do_not_fit_are_refused_in_one_line_each() -> Non
     task, _ = build()
     mask = np.zeros((100, 100), bool)
     mask[20:70, 20:70] = True
-    with pytest.raises(UsageError, match="are 100 px wide and the generator makes 64; ask for a smaller one"):
+    with pytest.raises(UsageError, match="are 95 px wide and the generator makes 64; ask for a smaller one"):
         generate_film(task, np.zeros((100, 100), np.float32), mask, 0)
     with pytest.raises(UsageError, match="^the film is 60 x 50; the generator needs 64 x 64 at least$"):
         find_window(mask[:50, :60], 64)
@@ -373,7 +374,7 @@ def test_the_generators_loss_is_the_weighted_sum_of_its_signals_perceptual_one_i
     _, loss = next(iter(steps))
     parts = task.signals
     expected = parts["hinge"] + 3 * parts["feature_matching"] + 7 * parts["perceptual"] + 0.5 * parts["kld"]
-    assert float(loss) == pytest.approx(expected, rel=1e-5) and asked == [((4, 1, 64, 64), True, True)]
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5) and asked == [((4, 1, 64, 64), True, True)]
     next(iter(steps))
     assert set(task.signals) == {*parts, "real_score", "fake_score", "real_accuracy", "fake_accuracy"}
     assert 0 <= task.signals["real_accuracy"] <= 1 and 0 <= task.signals["fake_accuracy"] <= 1
@@ -456,7 +457,7 @@ def measure_contrast(film: Tensor, mask: Tensor) -> list[float]:
     """Mean inside the mask minus mean of the ring two to four pixels around it, for each film."""
     measured = []
     for pixels, shape in zip(film[:, 0].numpy(), mask[:, 0].numpy() > 0.5, strict=True):
-        distance = cv2.distanceTransform((~shape).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance = ndimage.distance_transform_edt(~shape)
         measured.append(float(pixels[shape].mean() - pixels[(distance >= 2) & (distance <= 4)].mean()))
     return measured
 
@@ -464,19 +465,18 @@ def measure_contrast(film: Tensor, mask: Tensor) -> list[float]:
 @pytest.mark.parametrize(("mode", "steps"), [("film", 20), ("inpaint", 30)])
 def test_a_tiny_generator_learns_to_put_a_bright_disc_where_the_mask_says(mode: Mode, steps: int) -> None:
     task, optimizers = build(replace(TINY, mode=mode))
-    film, mask = draw_discs(8, seed=5)  # never trained on
+    film, mask = draw_discs(8, seed=5, brighter=0.0)  # never trained on, and without a disc
     elsewhere = torch.flip(mask, (2, 3))
     apart = (mask * elsewhere).sum((1, 2, 3)) == 0
     film, mask, elsewhere = film[apart], mask[apart], elsewhere[apart]
+    assert len(film) >= 3
     seeds = range(len(film))
     unlearned = measure_contrast(generate(task, NoduleBatch(film, mask), seeds), mask)
-    assert np.mean(unlearned) < 0.1
     config = replace(TRAINING, steps=steps, batch=8)
     for report in train(task, draw_batches(8, steps), optimizers, config):
         assert not report.problem
-    for where in (mask, elsewhere):
-        made = generate(task, NoduleBatch(film, where), seeds)
-        assert min(measure_contrast(made, where)) > 0.12  # 0.3 is what it was shown
-        if mode == "film":  # where the mask is not, nothing shines
-            away = elsewhere if where is mask else mask
-            assert max(measure_contrast(made, away)) < 0.1
+    for here, there in ((mask, elsewhere), (elsewhere, mask)):
+        made = generate(task, NoduleBatch(film, here), seeds)
+        assert min(measure_contrast(made, here)) > 0.12  # 0.3 is what it was shown
+        assert np.mean(measure_contrast(made, here)) > np.mean(unlearned) + 0.1
+        assert max(np.abs(measure_contrast(made, there))) < 0.08

@@ -101,14 +101,6 @@ def test_the_network_of_the_paper_has_the_published_number_of_parameters() -> No
     assert count_parameters(network) == 96_925_891
 
 
-def test_the_network_for_nodules_at_full_size_has_a_known_number_of_parameters() -> None:
-    with torch.device("meta"):
-        network = SpadeGenerator(512, PAPER_WIDTH, 256)
-    assert count_parameters(network) == (
-        257 * 16384 + count_blocks(list_block_widths(512, PAPER_WIDTH), 2, 128) + 9 * 64 + 1
-    )
-
-
 # Layers against the slow way ---------------------------------------------------------------------------------------
 
 
@@ -215,12 +207,10 @@ def test_spectral_norms_are_one_after_some_steps(network: nn.Module) -> None:
     assert len(layers) >= 4
     for layer in layers:
         with torch.no_grad():
+            layer.parametrizations.weight.original.mul_(3)
             for _ in range(30):
                 layer.weight  # noqa: B018  each look is one power iteration
             assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) == pytest.approx(1, abs=0.03)
-            assert float(
-                torch.linalg.matrix_norm(layer.parametrizations.weight.original.flatten(1), 2)
-            ) != pytest.approx(1, abs=0.03)
 
 
 def test_looking_at_a_film_in_evaluation_mode_changes_nothing() -> None:
