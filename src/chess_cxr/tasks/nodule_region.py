@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from chess_cxr.records import UsageError
 
@@ -35,7 +35,9 @@ def _compute_distance(mask_HW: Mask) -> npt.NDArray[np.float32]:
     """Distance, in pixels, of each pixel of the mask to the nearest one outside."""
     if mask_HW.all():
         return np.full(mask_HW.shape, np.inf, np.float32)
-    return cv2.distanceTransform(mask_HW.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
+    # OpenCV's exact transform differs in its last bits from call to call, and a pixel at the margin with it
+    distance_HW: npt.NDArray[np.float32] = ndimage.distance_transform_edt(mask_HW).astype(np.float32)
+    return distance_HW
 
 
 def check_nodule_mask(mask_HW: npt.NDArray[np.generic], shape: tuple[int, ...], lung_HW: Mask | None = None) -> Mask:
