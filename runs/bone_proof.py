@@ -11,17 +11,21 @@ import argparse
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from chess_cxr.bone_training import BonesConfig, BoneSuppressor, score_pairs, train_bone_network
-from chess_cxr.evaluation.bone_metrics import score_suppression
+from chess_cxr.bone_training import (
+    BonesConfig,
+    BoneSuppressor,
+    score_pair,
+    score_pairs,
+    shrink_pair,
+    train_bone_network,
+)
 from chess_cxr.film_pairs import FilmPair, fold_pairs, read_pairs
-from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.report.suppression_picture import draw_suppression_sheet
 from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.weights import load_encoder
@@ -76,7 +80,7 @@ def run_phantom(args: argparse.Namespace) -> None:
 
 def run_real(args: argparse.Namespace) -> None:
     """Cross-validate on real pairs, with and without phantoms among the training pairs; films of up to 256 pixels."""
-    real = [shrink(pair, 256) for pair in read_pairs(args.pairs)]
+    real = [shrink_pair(pair, 256) for pair in read_pairs(args.pairs)]
     phantoms = read_pairs("phantom:100@256#1")
     folds = fold_pairs(real, FOLDS)
     table = args.out / "real.csv"
@@ -92,24 +96,11 @@ def run_real(args: argparse.Namespace) -> None:
                 run_one(table, args.encoder, train, [], test, config, told, args.out)
 
 
-def shrink(pair: FilmPair, size: int) -> FilmPair:
-    """Shrink a pair's pictures to the size of the proof."""
-    small = min(size, max(pair.film_HW.shape))
-    return replace(
-        pair, film_HW=resize_longest(pair.film_HW, small), bone_free_HW=resize_longest(pair.bone_free_HW, small)
-    )
-
-
 def add_film_itself(table: Path, test: Sequence[FilmPair]) -> None:
     """Score the films as they are: what doing nothing is worth."""
     if table.exists():
         return
-    scores = [
-        score_suppression(
-            p.film_HW, p.film_HW, p.bone_free_HW, lung_HW=p.lung_HW, bone_HW=p.bone_cm_HW, nodule_HW=p.nodule_HW
-        )
-        for p in test
-    ]
+    scores = [score_pair(pair, pair.film_HW) for pair in test]
     rows = [{"recipe": "film as it is", "seed": 0, "film": p.name, **s} for p, s in zip(test, scores, strict=True)]
     pd.DataFrame(rows).to_csv(table, index=False)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 
@@ -26,6 +27,8 @@ from chess_cxr.training.loop import StepReport, TrainingConfig
 from chess_cxr.training.pretraining import hash_uids
 from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, train_in_folder
 from chess_cxr.training.run_log import RunLog
+
+LARGEST_SIDE = 4096  # of the films that a network is asked to work at
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class BonesConfig:
 
 def check_bones_config(config: BonesConfig) -> None:
     """Raise UsageError for numbers that cannot train."""
-    if not SMALLEST_SIDE <= config.crop <= config.size <= 4096:
-        raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= 4096 pixels")
+    if not SMALLEST_SIDE <= config.crop <= config.size <= LARGEST_SIDE:
+        raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
     if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
         raise UsageError("bone suppression needs a perceptual weight of 0 or more and an encoder rate from 0 to 1")
 
@@ -207,22 +210,38 @@ def score_pairs(
     """Score each pair at the size the network works at, or at the film's own where that is smaller."""
     scores = []
     for done, pair in enumerate(pairs, start=1):
-        size = min(suppressor.size, max(pair.film_HW.shape))
-        film_HW, truth_HW = resize_longest(pair.film_HW, size), resize_longest(pair.bone_free_HW, size)
-        lung, bone, nodule = (
-            None if part is None else resize_longest(np.asarray(part, np.float32), size)
-            for part in (pair.lung_HW, pair.bone_cm_HW, pair.nodule_HW)
-        )
-        scores.append(
-            score_suppression(
-                film_HW,
-                suppressor.suppress(film_HW),
-                truth_HW,
-                lung_HW=None if lung is None else lung > 0.5,
-                bone_HW=bone,
-                nodule_HW=None if nodule is None else nodule > 0.5,
-            )
-        )
+        small = shrink_pair(pair, suppressor.size)
+        scores.append(score_pair(small, suppressor.suppress(small.film_HW)))
         if on_pair:
             on_pair(done, len(pairs))
     return scores
+
+
+def shrink_pair(pair: FilmPair, size: int) -> FilmPair:
+    """Bring all pictures of a pair to `size` on their longest side, or leave them where they are smaller."""
+    side = min(size, max(pair.film_HW.shape))
+    if side == max(pair.film_HW.shape):
+        return pair
+
+    def shrink(mask_HW: np.ndarray | None) -> np.ndarray | None:
+        return None if mask_HW is None else resize_longest(mask_HW.astype(np.float32), side) > 0.5
+
+    return replace(
+        pair,
+        film_HW=resize_longest(pair.film_HW, side),
+        bone_free_HW=resize_longest(pair.bone_free_HW, side),
+        bone_cm_HW=None if pair.bone_cm_HW is None else resize_longest(pair.bone_cm_HW, side),
+        lung_HW=shrink(pair.lung_HW),
+        nodule_HW=shrink(pair.nodule_HW),
+    )
+
+
+def score_pair(pair: FilmPair, result_HW: np.ndarray) -> dict[str, float]:
+    """Score one suppressed film by all that its pair knows."""
+    nodules = list[np.ndarray]()
+    if pair.nodule_HW is not None:
+        count, part_HW = cv2.connectedComponents(pair.nodule_HW.astype(np.uint8))
+        nodules = [part_HW == number for number in range(1, count)]
+    return score_suppression(
+        pair.film_HW, result_HW, pair.bone_free_HW, lung_HW=pair.lung_HW, bone_HW=pair.bone_cm_HW, nodules=nodules
+    )

@@ -781,6 +781,85 @@ def finetune_classify(
     print_result(result.as_json() if json else result.as_text(), json)
 
 
+def finetune_bones(
+    encoder: EncoderName,
+    pairs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PAIRS…")],
+    out: Path,
+    size: int = 512,
+    crop: int = 256,
+    decoder: Literal["tiny", "full"] = "full",
+    perceptual: str = "same",
+    perceptual_weight: float = 1.0,
+    steps: int = 3000,
+    batch: int = 8,
+    learning_rate: float = 1e-3,
+    val: float = 0.1,
+    test: float = 0.2,
+    workers: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a network that takes ribs and clavicles out of films, from pairs of films with and without bone.
+
+    Prints what it does on the pairs of patients left out, with 95 % intervals.  Stopped at any moment, the same command
+    goes on.  Then use the model with: chess-cxr predict OUT FILM --out FOLDER
+
+    Example: chess-cxr finetune bones encoders/first bse_jsrt/ phantom:300@512 --out models/bones
+
+    Args:
+        encoder: an encoder folder, or a name such as random:regnetx_002@96; the network's encoder begins with it.
+        pairs: folders with source and target, or JSRT and BSE_JSRT, in them; and phantom:PATIENTS@SIZE#SEED for
+            generated pairs (SYNTHETIC).
+        out: the model folder to write.
+        size: longest side of films at which the network works, in pixels; its bone image is brought to each film's own.
+        crop: side of the squares that it sees at a time.
+        decoder: full, or tiny for a CPU.
+        perceptual: network of its perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
+        perceptual_weight: share of the perceptual loss beside L1 and 1 - MS-SSIM.
+        steps: optimisation steps.
+        batch: pairs a step.
+        learning_rate: of AdamW.
+        val: share of the patients looked at during training.
+        test: share of the patients that the results are of.
+        workers: processes that read pairs; by default one a core.
+        limits: what one film may take.
+        seed: of everything random.
+        json: print the results as JSON.
+        quiet: no progress on stderr.
+    """
+    check_workers(workers)
+    if not pairs:
+        raise UsageError("name a folder of pairs, such as bse_jsrt/, or phantom:300@512")
+    refuse_missing_encoders([encoder])
+    from chess_cxr.bone_models import finetune_bones as finetune
+    from chess_cxr.bone_models import refuse_foreign_folder
+    from chess_cxr.bone_training import BonesConfig
+    from chess_cxr.ingest.workers import build_ingest_pool
+    from chess_cxr.perceptual import check_perceptual
+
+    refuse_foreign_folder(out)
+    check_perceptual(perceptual)
+    config = BonesConfig(
+        size=size,
+        crop=crop,
+        decoder=decoder,
+        perceptual=perceptual,
+        perceptual_weight=perceptual_weight,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with StageBars(quiet) as bars, build_ingest_pool(workers) as pool:
+        result = finetune(
+            encoder, pairs, out, config, val, test, limits, pool, bars.show,
+            lambda report, _: bars.show("train", report.step, steps),
+        )  # fmt: skip
+    print_result(result.as_json() if json else result.as_text(), json)
+
+
 def parse_policies(texts: Sequence[str]) -> dict[str, str]:
     """Parse FINDING=POLICY texts."""
     pairs: dict[str, str] = {}
@@ -795,21 +874,28 @@ def parse_policies(texts: Sequence[str]) -> dict[str, str]:
 def predict(
     model: Annotated[Positional[Path], tyro.conf.arg(metavar="MODEL")],
     films: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILM…")],
+    out: Path | None = None,
+    burn_in: bool = False,
+    sheets: bool = False,
     workers: int | None = None,
     limits: Limits = Limits(),  # noqa: B008
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Print a classifier's probabilities for film files, as CSV.
+    """Use a model on film files.
 
-    Files are decoded as the ingest does it.  A film without numbers has a reason instead, and the exit code is 1.
-    Research software, not a medical device.
+    A classifier's probabilities are printed as CSV.  A bone model writes films without bone to OUT, DICOM as derived
+    DICOM images and others as PNG, and prints their names.  Files are decoded as the ingest does it.  A film that fails
+    has a reason instead, and the exit code is 1.  Research software, not a medical device.
 
     Example: chess-cxr predict models/findings new/film.dcm new/other.png
 
     Args:
-        model: what finetune classify wrote.
+        model: what finetune classify or finetune bones wrote.
         films: files (DICOM, PNG, JPEG, …), folders or URLs.
+        out: folder for what a bone model makes.
+        burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of what it makes.
+        sheets: write a picture of film, result and bone beside what it makes.
         workers: processes that decode; by default one a core.
         limits: what one film may take.
         json: print JSON, one record for each film.
@@ -818,31 +904,74 @@ def predict(
     check_workers(workers)
     if not films:
         raise UsageError("no film is given")
+    from chess_cxr.runs import read_json
     from chess_cxr.sources.folder import read_folder
 
-    listed = read_folder([parse_location(film) for film in films])
+    config = read_json(model / "config.json")
+    bones = isinstance(config, dict) and config.get("task") == "bones"
+    if bones and out is None:
+        raise UsageError("a bone model writes films; name a folder for them with --out")
+    if not bones and (out is not None or burn_in or sheets):
+        raise UsageError("--out, --burn-in and --sheets are for bone models; a classifier prints its table")
+    locations = [film.path for film in read_folder([parse_location(film) for film in films])]
+    if bones and out:
+        columns, records = predict_bones(model, locations, out, burn_in, sheets, limits)
+    else:
+        columns, records = predict_findings(model, locations, workers, limits)
+    with ProgressBar("predict", len(locations), "films", quiet) as bar:
+        failed = print_films(columns, records, json, bar)
+    if failed:
+        raise ChessError(f"{failed} of {len(locations)} films could not be read; their reasons stand in the table")
+
+
+def predict_findings(
+    model: Path, locations: Sequence[Path | str], workers: int | None, limits: Limits
+) -> tuple[Sequence[str], Iterator[dict[str, Any]]]:
+    """Return the columns and records of a classifier's probabilities."""
     from chess_cxr.classifiers import load_classifier, predict_files
     from chess_cxr.ingest.workers import build_ingest_pool
 
-    loaded, failed = load_classifier(model), 0
-    columns = ["film", *loaded.labels, "reason"]
-    writer = None if json else csv.writer(sys.stdout, lineterminator="\n")
-    records = []
-    if writer:
+    loaded = load_classifier(model)
+
+    def list_records() -> Iterator[dict[str, Any]]:
+        with build_ingest_pool(workers) as pool:
+            for found in predict_files(loaded, locations, pool, limits):
+                yield {"film": str(found.location), "reason": found.reason, **found.probabilities}
+
+    return ("film", *loaded.labels, "reason"), list_records()
+
+
+def predict_bones(
+    model: Path, locations: Sequence[Path | str], out: Path, burn_in: bool, sheets: bool, limits: Limits
+) -> tuple[Sequence[str], Iterator[dict[str, Any]]]:
+    """Return the columns and records of films that are written without their bones."""
+    from chess_cxr.bone_models import load_bone_suppressor, suppress_files
+
+    loaded = load_bone_suppressor(model)
+    done = suppress_files(loaded, locations, out, burn_in=burn_in, sheets=sheets, limits=limits)
+    records = (
+        {"film": str(each.location), "out": str(each.out) if each.out else "", "reason": each.reason} for each in done
+    )
+    return ("film", "out", "reason"), records
+
+
+def print_films(columns: Sequence[str], records: Iterator[dict[str, Any]], as_json: bool, bar: ProgressBar) -> int:
+    """Print one row a film as it comes, or all as JSON; return how many have a reason."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if not as_json:
         writer.writerow(columns)
-    with build_ingest_pool(workers) as pool, ProgressBar("predict", listed.count(), "films", quiet) as bar:
-        for found in predict_files(loaded, (film.path for film in listed), pool, limits):
-            failed += bool(found.reason)
-            bar.advance()
-            if writer:
-                numbers = [f"{found.probabilities[name]:.6f}" if not found.reason else "" for name in loaded.labels]
-                writer.writerow([str(found.location), *numbers, found.reason])
-            else:
-                records.append({"film": str(found.location), "reason": found.reason, **found.probabilities})
-    if json:
-        print_result(records, json)
-    if failed:
-        raise ChessError(f"{failed} of {listed.count()} films could not be read; their reasons stand in the table")
+    kept, failed = list[dict[str, Any]](), 0
+    for record in records:
+        failed += bool(record["reason"])
+        bar.advance()
+        if as_json:
+            kept.append(record)
+        else:
+            cells = (record.get(column, "") for column in columns)
+            writer.writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells])
+    if as_json:
+        print_result(kept, as_json)
+    return failed
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -862,6 +991,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "finetune classify": finetune_classify,
+    "finetune bones": finetune_bones,
     "predict": predict,
 }
 EXAMPLES = ("demo", "ingest", "pretrain")

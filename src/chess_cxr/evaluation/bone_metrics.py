@@ -94,7 +94,9 @@ def score_suppression(
         contrast = measure_bone_contrast(film, result, clavicle, lung, truth)
         scores |= {f"clavicle_{name}": value for name, value in contrast.items()}
     if nodules:
-        scores |= {f"nodule_{name}": value for name, value in measure_nodules(film, result, nodules, lung, truth).items()}
+        scores |= {
+            f"nodule_{name}": value for name, value in measure_nodules(film, result, nodules, lung, truth).items()
+        }
     if bone is not None and lung is not None:
         scores |= {f"vessel_{name}": value for name, value in measure_vessels(film, result, bone, lung, truth).items()}
     return scores

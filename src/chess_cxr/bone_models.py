@@ -1,0 +1,264 @@
+"""Bone suppression from pairs to a model with results, and from a model and film files to derived films."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from chess_cxr.api import EncoderLike
+from chess_cxr.bone_training import (
+    LARGEST_SIDE,
+    BonesConfig,
+    BoneSuppressor,
+    check_bones_config,
+    score_pair,
+    score_pairs,
+    shrink_pair,
+    train_bone_network,
+)
+from chess_cxr.derived_films import write_derived_film
+from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
+from chess_cxr.film_pairs import FilmPair, read_pairs, split_pairs
+from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.decode import decode_film
+from chess_cxr.ingest.decoded import DecodedFilm, Undecodable
+from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
+from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
+from chess_cxr.models.embedding import parse_device
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.report.suppression_picture import draw_suppression_sheet
+from chess_cxr.runs import read_json
+from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE
+from chess_cxr.training.checkpoint import write_atomically
+from chess_cxr.training.run import OnStep, describe
+from chess_cxr.weights import Encoder, load_encoder
+
+FAINTEST = 1 / 512  # bone of less than half a grey level of 255 is none: such pixels stay as they are stored
+BURNED_IN = "BONE-SUPPRESSED, DERIVED"
+SHOWN = 8  # pairs on the sheet of a model
+
+
+@dataclass(frozen=True)
+class BonesResult:
+    """What a bone network does on held-out pairs: means over films with 95 % intervals by patient.
+
+    before: the same of the films as they are.  pairs: by split.  kinds: of the test pairs.
+    """
+
+    metrics: Mapping[str, FilmMean]
+    before: Mapping[str, FilmMean]
+    pairs: Mapping[str, int]
+    kinds: tuple[str, ...]
+    encoder: str
+    perceptual: str
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values; a number that does not exist is None."""
+        described = asdict(self)
+        for part in ("metrics", "before"):
+            described[part] = {
+                name: {
+                    key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(m).items()
+                }
+                for name, m in getattr(self, part).items()
+            }
+        return described
+
+    def as_text(self) -> str:
+        """Return the result as lines of text."""
+        lines = [f"{'':26s} suppressed               film as it is"]
+        for name, mean in self.metrics.items():
+            before = self.before.get(name)
+            told = f"{before.value:.3f}" if before and math.isfinite(before.value) else ""
+            lines.append(f"{name:26s} {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]".ljust(52) + told)
+        synthetic = " (SYNTHETIC)" if "phantom" in self.kinds else ""
+        basis = f"{self.pairs['test']} test pairs: {', '.join(self.kinds)}{synthetic}"
+        trained = f"trained on {self.pairs['train']} pairs"
+        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
+        return "\n".join([*lines, *self.notes])
+
+
+def finetune_bones(
+    encoder: EncoderLike,
+    places: Sequence[str] | Sequence[FilmPair],
+    out: Path | str,
+    config: BonesConfig | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    limits: Limits | None = None,
+    executor: Executor | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    on_step: OnStep | None = None,
+) -> BonesResult:
+    """Train a bone network on pairs, write it to `out` and score it on pairs it has not seen.
+
+    encoder: what the network's own encoder begins with, and by default the perceptual network too.  places: folders of
+    pairs and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs themselves.  They are split by patient.
+    The same call continues an interrupted run.  The folder then holds `model.safetensors`, `config.json`,
+    `result.json`, `test_pairs.png` and `metrics.jsonl`.
+    Raises `UsageError` where `out` holds something else, and for pairs that are none.
+    """
+    out, config, show = Path(out), config or BonesConfig(), on_stage or _show_nothing
+    check_bones_config(config)
+    refuse_foreign_folder(out)
+    pairs = list[FilmPair]()
+    for place in places:
+        pairs += [place] if isinstance(place, FilmPair) else _read_place(place, limits, executor, show)
+    names = [pair.name for pair in pairs]
+    if doubled := next((name for name in names if names.count(name) > 1), ""):
+        raise UsageError(f"the pair {doubled} occurs twice; name each folder once, and give phantoms different seeds")
+    split = split_pairs(pairs, val, test, config.seed)
+    for part in ("train", "test"):
+        if not split[part]:
+            raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    run = out / "run"
+    network = train_bone_network(run, loaded, split["train"], split["val"], config, on_step)
+    suppressor = BoneSuppressor(network, config.size, config.crop)
+    scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
+    groups = [pair.group for pair in split["test"]]
+    before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
+    result = BonesResult(
+        metrics=summarise_films(scores, groups, config.seed),
+        before=summarise_films(before, groups, config.seed),
+        pairs={part: len(found) for part, found in split.items()},
+        kinds=tuple(sorted({pair.kind for pair in split["test"]})),
+        encoder=loaded.name,
+        perceptual=config.perceptual,
+        seed=config.seed,
+        notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
+    )
+    _write_model(out, suppressor, config, result, split["test"])
+    return result
+
+
+def refuse_foreign_folder(out: Path) -> None:
+    """Raise UsageError where a model cannot be written or continued."""
+    if (out / "config.json").exists() or out.is_symlink():
+        raise UsageError(f"{out} exists already; choose another --out or remove it")
+    if out.exists() and not (out / "run" / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already and is no interrupted run; choose another --out or remove it")
+
+
+def _read_place(
+    place: str, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
+) -> list[FilmPair]:
+    return read_pairs(place, limits, executor, lambda done, total: show(f"read {Path(place).name}", done, total))
+
+
+def _show_nothing(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _write_model(
+    out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
+) -> None:
+    """Write all of a model; its configuration comes last, so that half a model is none."""
+    described = {
+        "task": "bones",
+        "network": asdict(suppressor.network.shape),
+        "size": suppressor.size,
+        "tile": suppressor.tile,
+        "encoder": result.encoder,
+        "finetune": describe(config),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in suppressor.network.state_dict().items()}
+    write_atomically(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
+    rows = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:SHOWN]]
+    draw_suppression_sheet(rows, out / "test_pairs.png", synthetic="phantom" in result.kinds)
+    write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
+    (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
+    write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
+    shutil.rmtree(out / "run")
+
+
+# ---------------------------------------------------------------- at work
+
+
+def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppressor:
+    """Load what `finetune_bones` wrote.
+
+    Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
+    """
+    folder, target = Path(folder), parse_device(device)
+    config = read_json(folder / "config.json")
+    if config.get("task") != "bones":
+        raise UsageError(f"{folder} is no bone model; make one with: chess-cxr finetune bones")
+    shape, sides = config.get("network"), (config.get("size"), config.get("tile"))
+    known = {item.name for item in fields(BoneNetworkShape)}
+    size, tile = (side if type(side) is int else 0 for side in sides)
+    whole = SMALLEST_SIDE <= tile <= size <= LARGEST_SIDE
+    if not (isinstance(shape, Mapping) and set(shape) == known and whole):
+        raise ChessError(f"{folder}: the network of a bone model has {', '.join(sorted(known))}, size and tile")
+    if not all(type(shape[name]) in (int, float) for name in ("mean", "std")):
+        raise ChessError(f"{folder}: mean and std of a bone model are numbers")
+    network = BoneNetwork(BoneNetworkShape(**{**shape, "architecture": str(shape["architecture"])}))
+    try:
+        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {first[:200]}") from None
+    network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return BoneSuppressor(network, size, tile)
+
+
+@dataclass(frozen=True)
+class SuppressedFile:
+    """What became of a film's file: the new file, or why there is none."""
+
+    location: Path | str
+    out: Path | None = None
+    reason: str = ""
+
+
+def suppress_files(
+    model: BoneSuppressor,
+    locations: Iterable[Path | str],
+    out: Path,
+    *,
+    name: str = "",
+    burn_in: bool = False,
+    sheets: bool = False,
+    limits: Limits | None = None,
+) -> Generator[SuppressedFile, None, None]:
+    """Write each film without its bones into `out`, and yield what became of it, in order.
+
+    A DICOM film becomes a derived DICOM image, every other a PNG; see `write_derived_film`.  Where there is no bone,
+    stored values stay as they are.  name: of the model, for the files.  burn_in: write `BURNED_IN` into a corner.
+    sheets: write NAME_sheet.png too: film, result and bone side by side.
+    """
+    limits = limits or Limits()
+    with build_ingest_pool(1) as pool:
+        for location in locations:
+            try:
+                film = pool.submit(call_in_child, decode_film, limits, location).result()
+                bone_HW = model.predict_bone(film.pixels)
+                change_HW = np.where(bone_HW < FAINTEST, 0, -bone_HW).astype(np.float32)
+                text = BURNED_IN if burn_in else ""
+                written = pool.submit(
+                    call_in_child, _write_derived, limits, location, change_HW, out, text, name
+                ).result()
+                if sheets:
+                    rows = [(written.stem, film.pixels, film.pixels + change_HW, None)]
+                    draw_suppression_sheet(rows, written.with_name(f"{written.stem}_sheet.png"))
+                yield SuppressedFile(location, written)
+            except Undecodable as error:
+                yield SuppressedFile(location, reason=str(error))
+
+
+def _write_derived(location: Path | str, change_HW: np.ndarray, out: Path, text: str, model: str) -> Path:
+    """Write one film, in a process that may die of it."""
+    return write_derived_film(location, change_HW, out, kind="bone-suppressed", text=text, model=model)
