@@ -1,0 +1,100 @@
+"""Bone suppression as a sheet of pictures: what came in, what came out, what was taken away, what it should have been."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from chess_cxr.evaluation.image_metrics import check_films
+from chess_cxr.records import UsageError
+from chess_cxr.report.plots import STYLE, shorten
+
+MOST_ROWS = 40  # a sheet of more is too tall for most viewers
+PANEL_INCHES = 2.3
+COLOURS_OF_DIFFERENCE = "RdBu_r"
+LEAST_RANGE = 0.02  # of grey: below that a difference would show rounding alone
+SHOWN = 99.8  # percentile of the differences that has the strongest colour
+
+Row = tuple[str, NDArray[np.floating], NDArray[np.floating], NDArray[np.floating] | None]
+
+
+def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dots_per_inch: int = 100) -> None:
+    """Write a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
+
+    rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two columns
+    are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red is left
+    too bright, blue too dark.  synthetic: the films are generated; the caption then says SYNTHETIC.
+    Raises UsageError for no row, more than 40, and films that cannot be compared.
+    """
+    if not 0 < len(rows) <= MOST_ROWS:
+        raise UsageError(f"a sheet shows 1 to {MOST_ROWS} films, not {len(rows)}")
+    for _, film, result, truth in rows:
+        check_films(result, film)
+        check_films(result, result.clip(0, 1) if truth is None else truth)
+    with rc_context(STYLE):
+        figure = _draw_sheet(rows, "SYNTHETIC (generated) films" if synthetic else "real films")
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    path.write_bytes(content.getvalue())
+
+
+def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
+    with_truth = any(truth is not None for *_, truth in rows)
+    names = ["result", "truth", "bone taken away", "result − truth"] if with_truth else ["result", "bone taken away"]
+    height = sum(PANEL_INCHES * film.shape[0] / film.shape[1] + 0.25 for _, film, *_ in rows) + 1.0
+    figure = Figure(figsize=(PANEL_INCHES * (1 + len(names)), height), layout="constrained")
+    figure.suptitle(f"{caption}; the result is derived, bone-suppressed", fontsize=10)
+    ratios = [film.shape[0] / film.shape[1] for _, film, *_ in rows]
+    panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, height_ratios=ratios)
+    taken = _find_range([film - result for _, film, result, _ in rows])
+    gap = _find_range([result - truth for _, _, result, truth in rows if truth is not None])
+    for (name, film, result, truth), axes in zip(rows, panels, strict=True):
+        _draw_panel(axes[0], film, shorten(name))
+        for title, panel in zip(names, axes[1:], strict=True):
+            if title == "result":
+                _draw_panel(panel, result, title)
+            elif title == "bone taken away":
+                _draw_panel(panel, film - result, title, -taken / 4, taken)
+            elif truth is None:
+                _draw_nothing(panel)
+            elif title == "truth":
+                _draw_panel(panel, truth, title)
+            else:
+                _draw_panel(panel, result - truth, title, -gap, gap, COLOURS_OF_DIFFERENCE)
+    _draw_bar(figure, panels[:, names.index("bone taken away") + 1])
+    if with_truth:
+        _draw_bar(figure, panels[:, -1])
+    return figure
+
+
+def _find_range(differences: Sequence[NDArray[np.floating]]) -> float:
+    """Return the grey that has the strongest colour."""
+    return max(LEAST_RANGE, *(float(np.percentile(np.abs(one), SHOWN)) for one in differences), LEAST_RANGE)
+
+
+def _draw_panel(
+    axes: Axes, picture: NDArray[np.floating], title: str, low: float = 0.0, high: float = 1.0, colours: str = "gray"
+) -> None:
+    axes.imshow(picture, cmap=colours, vmin=low, vmax=high)
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _draw_nothing(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no truth", ha="center", va="center", fontsize=8, transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def _draw_bar(figure: Figure, column: NDArray[np.object_]) -> None:
+    """Draw the colour bar of a column below it; any of its pictures has the scale of all."""
+    drawn = next(axes.images[0] for axes in column if axes.images)
+    bar = figure.colorbar(drawn, ax=list(column), location="bottom", shrink=0.9, aspect=18, extend="both")
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("grey, of [0, 1]", fontsize=7)
