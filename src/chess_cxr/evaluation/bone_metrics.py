@@ -1,4 +1,4 @@
-"""What a radiologist asks of a film without bones: are the ribs gone, is the nodule there, are the vessels there?
+"""What a radiologist asks of a film without bones: whether ribs are gone, nodules and vessels still there.
 
 Every film is float [H, W] in [0, 1], air dark and bone bright; every mask is bool [H, W].  Lengths are shares of the
 film's longer side, so that a film scores alike at any size; in brackets what they are on a film of 35 cm.
@@ -62,8 +62,8 @@ def score_suppression(
     """Score one film after suppression by everything that what is known of it allows; NaN where a score has no value.
 
     truth_HW: the film without bone.  lung_HW: mask of the lungs.  bone_HW: mask of all bone, or its thickness in any
-    unit; found by `find_bone` where only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a mask
-    each (`pointing.draw_disc` makes one from centre and radius).  Names:
+    unit; found by `find_bone` where only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a
+    mask each (`pointing.draw_disc` makes one from centre and radius).  Names:
 
     - with a truth: psnr (dB), rmse (of 255), ssim, ms_ssim, bsr;
     - with bone: rib_* and with clavicles: clavicle_*, see `measure_bone_contrast`;
@@ -137,7 +137,7 @@ def measure_bone_contrast(
     some too bright and some too dark may have 0, so read it beside PSNR.  Soft tissue is not the same under bone and
     beside it, by chance, so the truth itself leaves a little (contrast_truth); residual_from_truth = (after - truth) /
     (before - truth) is free of that: exactly 0 for the truth.
-    lung_HW None: the whole film counts, and with it the borders of lungs and labels: then trust residual_from_truth only.
+    lung_HW None: the whole film counts, borders of lungs and labels too: then only residual_from_truth can be trusted.
     NaN for a residual whose divisor is below 1 of 255, and for all where either side has fewer than 20 pixels.
     """
     result, film = check_films(result_HW, film_HW)
@@ -186,12 +186,12 @@ def measure_nodules(
     """Measure how well known nodules stand out before and after; means over the nodules that can be measured.
 
     contrast = mean of the nodule - mean of the ring around it; CNR = contrast / standard deviation of the ring.  The
-    ring is as wide as the nodule's radius, begins 0.15 of it (at least a pixel) outside, and holds neither other nodules
-    nor, where lungs are given, anything else.
+    ring is as wide as the nodule's radius, begins 0.15 of it (at least a pixel) outside, and holds no other nodule and,
+    where lungs are given, nothing outside them.
 
     cnr_before, cnr_after: CNR.  cnr_ratio, contrast_ratio: after / before.  A rib across the ring lowers the first and
     changes the second, so good suppression may give more than 1.  cnr_of_truth, contrast_of_truth: after / truth, which
-    is 1 for perfect suppression and about 0 for a nodule that was erased.
+    is 1 for perfect suppression and about 0 for a nodule that was erased (not exactly: the lung behind it remains).
     A nodule is left out where its ring has fewer than 20 pixels or less than half of it lies inside the lungs; a ratio
     leaves it out also where it was less than 1 of 255 brighter than its ring, for it was not to be seen.
     Raises UsageError for a mask that is empty, not bool or of another shape.
@@ -230,8 +230,8 @@ def measure_vessels(
     the side, which passes most at 39 cycles a film (9 mm each on 35 cm) and half as much at 17 and at 87.  It is taken
     where `find_gaps` finds the lung itself.
 
-    energy_ratio: after / before.  energy_of_truth: after / truth, 1 for perfect suppression.  Below 1 detail was blurred;
-    above 1 something was added, and noise counts for detail.  NaN where fewer than 20 pixels are left.
+    energy_ratio: after / before.  energy_of_truth: after / truth, 1 for perfect suppression.  Below 1 detail was
+    blurred; above 1 something was added, and noise counts for detail.  NaN where fewer than 20 pixels are left.
     """
     result, film = check_films(result_HW, film_HW)
     lung = _check_mask(lung_HW, film, "lungs")
@@ -249,7 +249,7 @@ def find_gaps(bone_HW: ArrayLike, lung_HW: MaskArray) -> MaskArray:
     Ribs of front and back cross each other nearly everywhere, so edges are left out by what they are: the bone, in the
     band of vessels, is there above a quarter of its root mean square.
     """
-    inside = lung_HW & (_compute_distance(~lung_HW) > 2 * BAND[1] * max(lung_HW.shape))
+    inside: MaskArray = lung_HW & (_compute_distance(~lung_HW) > 2 * BAND[1] * max(lung_HW.shape))
     if not inside.any():
         return inside
     edge_HW = np.abs(pass_vessels(np.asarray(bone_HW).astype(np.float64)))
@@ -272,7 +272,8 @@ def compute_background(film_HW: FloatArray, lung_HW: MaskArray) -> FloatArray:
     total = ndimage.uniform_filter(film_HW * weight, side, mode="constant")
     share = ndimage.uniform_filter(weight, side, mode="constant")
     # Running sums leave dust where there is no lung: half a pixel's share is the least that can be one.
-    return np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2)
+    mean: FloatArray = np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2)
+    return mean
 
 
 def summarise_films(

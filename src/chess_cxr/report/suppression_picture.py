@@ -1,4 +1,4 @@
-"""Bone suppression as a sheet of pictures: what came in, what came out, what was taken away, what it should have been."""
+"""Bone suppression as a sheet of pictures: film, result, truth, what was taken away and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from chess_cxr.report.plots import STYLE, shorten
 MOST_ROWS = 40  # a sheet of more is too tall for most viewers
 PANEL_INCHES = 2.3
 COLOURS_OF_DIFFERENCE = "RdBu_r"
+BAR_HEIGHT = 0.05  # of a panel's width
 LEAST_RANGE = 0.02  # of grey: below that a difference would show rounding alone
 SHOWN = 99.8  # percentile of the differences that has the strongest colour
 
@@ -28,9 +29,9 @@ Row = tuple[str, NDArray[np.floating], NDArray[np.floating], NDArray[np.floating
 def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dots_per_inch: int = 100) -> None:
     """Write a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
 
-    rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two columns
-    are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red is left
-    too bright, blue too dark.  synthetic: the films are generated; the caption then says SYNTHETIC.
+    rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two
+    columns are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red
+    is left too bright, blue too dark.  synthetic: the films are generated; the caption then says SYNTHETIC.
     Raises UsageError for no row, more than 40, and films that cannot be compared.
     """
     if not 0 < len(rows) <= MOST_ROWS:
@@ -48,11 +49,13 @@ def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dot
 def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
     with_truth = any(truth is not None for *_, truth in rows)
     names = ["result", "truth", "bone taken away", "result − truth"] if with_truth else ["result", "bone taken away"]
-    height = sum(PANEL_INCHES * film.shape[0] / film.shape[1] + 0.25 for _, film, *_ in rows) + 1.0
+    height = sum(PANEL_INCHES * film.shape[0] / film.shape[1] + 0.25 for _, film, *_ in rows) + 0.9
     figure = Figure(figsize=(PANEL_INCHES * (1 + len(names)), height), layout="constrained")
     figure.suptitle(f"{caption}; the result is derived, bone-suppressed", fontsize=10)
     ratios = [film.shape[0] / film.shape[1] for _, film, *_ in rows]
-    panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, height_ratios=ratios)
+    *panels, bars = figure.subplots(len(rows) + 1, 1 + len(names), squeeze=False, height_ratios=[*ratios, BAR_HEIGHT])
+    for bar in bars:
+        bar.set_axis_off()
     taken = _find_range([film - result for _, film, result, _ in rows])
     gap = _find_range([result - truth for _, _, result, truth in rows if truth is not None])
     for (name, film, result, truth), axes in zip(rows, panels, strict=True):
@@ -68,9 +71,8 @@ def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
                 _draw_panel(panel, truth, title)
             else:
                 _draw_panel(panel, result - truth, title, -gap, gap, COLOURS_OF_DIFFERENCE)
-    _draw_bar(figure, panels[:, names.index("bone taken away") + 1])
-    if with_truth:
-        _draw_bar(figure, panels[:, -1])
+    for place in [names.index("bone taken away") + 1, *([len(names)] if with_truth else [])]:
+        _draw_bar(figure, [axes[place] for axes in panels], bars[place])
     return figure
 
 
@@ -92,9 +94,10 @@ def _draw_nothing(axes: Axes) -> None:
     axes.set_axis_off()
 
 
-def _draw_bar(figure: Figure, column: NDArray[np.object_]) -> None:
-    """Draw the colour bar of a column below it; any of its pictures has the scale of all."""
+def _draw_bar(figure: Figure, column: Sequence[Axes], room: Axes) -> None:
+    """Draw the colour bar of a column, of whose pictures any has the scale of all."""
     drawn = next(axes.images[0] for axes in column if axes.images)
-    bar = figure.colorbar(drawn, ax=list(column), location="bottom", shrink=0.9, aspect=18, extend="both")
+    room.set_axis_on()
+    bar = figure.colorbar(drawn, cax=room, orientation="horizontal", extend="both")
     bar.ax.tick_params(labelsize=7)
     bar.set_label("grey, of [0, 1]", fontsize=7)
