@@ -1,4 +1,4 @@
-"""What a radiologist asks of a film without bones: are the ribs gone, is the nodule there, are the vessels there?
+"""What a radiologist asks of a film without bones: whether ribs are gone, nodules and vessels still there.
 
 Every film is float [H, W] in [0, 1], air dark and bone bright; every mask is bool [H, W].  Lengths are shares of the
 film's longer side, so that a film scores alike at any size; in brackets what they are on a film of 35 cm.
@@ -35,8 +35,10 @@ REACH = 0.03  # lung this near to bone is its neighbour (10 mm)
 BAND = (0.0025, 0.01)  # standard deviations of the two Gaussians whose difference is the band of vessels (0.9, 3.5 mm)
 LEAST_PIXELS = 20  # fewer say nothing about a region
 LEAST_CONTRAST = 1 / 255  # less than a grey level before says nothing about what is left after
+EDGE_SHARE = 0.25  # of the root mean square of the edges of bone: less than that is no edge
 BONE_SHARE = 0.3  # of the strongest bone: from where on a difference of two films counts as bone
 LEAST_BONE = 2 / 255  # and no less than this, which is the noise of 8-bit and JPEG files
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,16 @@ def score_suppression(
     """Score one film after suppression by everything that what is known of it allows; NaN where a score has no value.
 
     truth_HW: the film without bone.  lung_HW: mask of the lungs.  bone_HW: mask of all bone, or its thickness in any
-    unit; found by `find_bone` where only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a mask
-    each (`pointing.draw_disc` makes one from centre and radius).  Names:
+    unit; found by `find_bone` where only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a
+    mask each (`pointing.draw_disc` makes one from centre and radius).  Names:
 
     - with a truth: psnr (dB), rmse (of 255), ssim, ms_ssim, bsr;
     - with bone: rib_* and with clavicles: clavicle_*, see `measure_bone_contrast`;
     - with nodules: nodule_*, see `measure_nodules`;
     - with bone and lungs: vessel_*, see `measure_vessels`.
 
-    *_contrast_before, *_cnr_before: of the film; *_after: of the result.  *_of_truth: against the truth.
+    *_contrast_before, *_cnr_before: of the film; *_after: of the result; *_truth: of the truth.
+    *_of_truth, *_from_truth: the result against the truth.
     Raises UsageError for shapes or types that do not fit (see `image_metrics.check_films`).
     """
     result, film = check_films(result_HW, film_HW)
@@ -128,11 +131,14 @@ def measure_bone_contrast(
 
     Bone is where the lungs have more bone than within 1/16 of the side around on average, its neighbours are where they
     have less, up to 0.03 of the side away.  The contrast is the difference of the mean of bone and the mean of its
-    neighbours, after the mean of the lung in the same square was taken from each pixel.  residual = after / before: 1 if
-    nothing was done, 0 if all is gone, below 0 if ribs became dark; a film with some too bright and some too dark may
-    have 0, so read it beside PSNR.  residual_of_truth: what the truth leaves, the best to ask for.
-    lung_HW None: the whole film counts.  NaN for a residual where the contrast before is below 1 of 255, and for all
-    where a side has fewer than 20 pixels.
+    neighbours, after the mean of the lung in the same square was taken from each pixel.
+
+    residual = after / before: 1 if nothing was done, about 0 if all is gone, below 0 if ribs became dark; a film with
+    some too bright and some too dark may have 0, so read it beside PSNR.  Soft tissue is not the same under bone and
+    beside it, by chance, so the truth itself leaves a little (contrast_truth); residual_from_truth = (after - truth) /
+    (before - truth) is free of that: exactly 0 for the truth.
+    lung_HW None: the whole film counts, borders of lungs and labels too: then only residual_from_truth can be trusted.
+    NaN for a residual whose divisor is below 1 of 255, and for all where either side has fewer than 20 pixels.
     """
     result, film = check_films(result_HW, film_HW)
     lung = _check_mask(np.ones(film.shape, dtype=bool) if lung_HW is None else lung_HW, film, "lungs")
@@ -146,8 +152,10 @@ def measure_bone_contrast(
         "contrast_after": contrast["after"],
         "residual": _divide(contrast["after"], contrast["before"], LEAST_CONTRAST),
     }
-    if "truth" in contrast:
-        measured["residual_of_truth"] = _divide(contrast["truth"], contrast["before"], LEAST_CONTRAST)
+    if truth_HW is not None:
+        left, bone = contrast["after"] - contrast["truth"], contrast["before"] - contrast["truth"]
+        measured["contrast_truth"] = contrast["truth"]
+        measured["residual_from_truth"] = _divide(left, bone, LEAST_CONTRAST)
     return measured
 
 
@@ -157,10 +165,11 @@ def find_ribs(bone_HW: ArrayLike, lung_HW: ArrayLike) -> tuple[MaskArray, MaskAr
     bone_HW: bool, or thickness as float.  Where ribs of front and back cover the lungs together, thicker and thinner
     bone are told apart all the same.
     """
-    bone = np.asarray(bone_HW)
-    lung = np.asarray(lung_HW, dtype=bool)
+    bone, lung = np.asarray(bone_HW), np.asarray(lung_HW, dtype=bool)
     if bone.shape != lung.shape or (bone.dtype != bool and not np.issubdtype(bone.dtype, np.floating)):
         raise UsageError(f"bone is bool or a float thickness of shape {lung.shape}, not {bone.dtype} of {bone.shape}")
+    if not np.isfinite(bone).all():
+        raise UsageError("the thickness of bone holds NaN or infinity")
     excess = _flatten(bone.astype(np.float64), lung)
     rib: MaskArray = lung & (excess > _ROUNDING)
     near = _compute_distance(rib) <= REACH * max(lung.shape)
@@ -177,12 +186,12 @@ def measure_nodules(
     """Measure how well known nodules stand out before and after; means over the nodules that can be measured.
 
     contrast = mean of the nodule - mean of the ring around it; CNR = contrast / standard deviation of the ring.  The
-    ring is as wide as the nodule's radius, begins 0.15 of it (at least a pixel) outside, and holds neither other nodules
-    nor, where lungs are given, anything else.
+    ring is as wide as the nodule's radius, begins 0.15 of it (at least a pixel) outside, and holds no other nodule and,
+    where lungs are given, nothing outside them.
 
     cnr_before, cnr_after: CNR.  cnr_ratio, contrast_ratio: after / before.  A rib across the ring lowers the first and
     changes the second, so good suppression may give more than 1.  cnr_of_truth, contrast_of_truth: after / truth, which
-    is 1 for perfect suppression and about 0 for a nodule that was erased.
+    is 1 for perfect suppression and about 0 for a nodule that was erased (not exactly: the lung behind it remains).
     A nodule is left out where its ring has fewer than 20 pixels or less than half of it lies inside the lungs; a ratio
     leaves it out also where it was less than 1 of 255 brighter than its ring, for it was not to be seen.
     Raises UsageError for a mask that is empty, not bool or of another shape.
@@ -218,13 +227,11 @@ def measure_vessels(
     """Measure how much fine detail the lung keeps between the ribs.
 
     Energy is the mean square of the film in the band of vessels: the difference of two Gaussians of 0.0025 and 0.01 of
-    the side, which passes most at 31 cycles a film (11 mm on 35 cm) and half as much at 14 and at 69.  It is taken
-    inside the lungs where bone is thinner than around (`find_ribs`), 0.01 of the side away from where it is thicker and
-    0.02 from the border of the lungs.
+    the side, which passes most at 39 cycles a film (9 mm each on 35 cm) and half as much at 17 and at 87.  It is taken
+    where `find_gaps` finds the lung itself.
 
-    energy_ratio: after / before.  energy_of_truth: after / truth.  Below 1 detail was blurred; above 1 something was
-    added, and noise counts for detail.  Ends of ribs reach into the gaps, so that energy_ratio may be below 1 for the
-    truth itself.  NaN where fewer than 20 pixels are left.
+    energy_ratio: after / before.  energy_of_truth: after / truth, 1 for perfect suppression.  Below 1 detail was
+    blurred; above 1 something was added, and noise counts for detail.  NaN where fewer than 20 pixels are left.
     """
     result, film = check_films(result_HW, film_HW)
     lung = _check_mask(lung_HW, film, "lungs")
@@ -237,11 +244,18 @@ def measure_vessels(
 
 
 def find_gaps(bone_HW: ArrayLike, lung_HW: MaskArray) -> MaskArray:
-    """Return where the lungs lie between ribs, far enough from them and from the border; see `measure_vessels`."""
-    side = max(lung_HW.shape)
-    rib, beside = find_ribs(bone_HW, lung_HW)
-    gaps: MaskArray = beside & (_compute_distance(rib) > BAND[1] * side)
-    return gaps & (_compute_distance(~lung_HW) > 2 * BAND[1] * side)
+    """Return where the lungs lie between ribs: beside bone (`find_ribs`) and 0.02 of the side from their border.
+
+    Ribs of front and back cross each other nearly everywhere, so edges are left out by what they are: the bone, in the
+    band of vessels, is there above a quarter of its root mean square.
+    """
+    inside: MaskArray = lung_HW & (_compute_distance(~lung_HW) > 2 * BAND[1] * max(lung_HW.shape))
+    if not inside.any():
+        return inside
+    edge_HW = np.abs(pass_vessels(np.asarray(bone_HW).astype(np.float64)))
+    strongest = EDGE_SHARE * math.sqrt(float(np.mean(edge_HW[inside] ** 2)))
+    gaps: MaskArray = inside & find_ribs(bone_HW, lung_HW)[1] & (edge_HW <= strongest)
+    return gaps
 
 
 def pass_vessels(film_HW: FloatArray) -> FloatArray:
@@ -258,7 +272,8 @@ def compute_background(film_HW: FloatArray, lung_HW: MaskArray) -> FloatArray:
     total = ndimage.uniform_filter(film_HW * weight, side, mode="constant")
     share = ndimage.uniform_filter(weight, side, mode="constant")
     # Running sums leave dust where there is no lung: half a pixel's share is the least that can be one.
-    return np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2)
+    mean: FloatArray = np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2)
+    return mean
 
 
 def summarise_films(
@@ -302,9 +317,6 @@ def build_mean_statistic(scores: Sequence[Mapping[str, float]]) -> Statistic:
         return {name: mean_RM[:, place] for place, name in enumerate(names)}
 
     return average
-
-
-_ROUNDING = 1e-9
 
 
 def _check_mask(mask_HW: ArrayLike, film_HW: FloatArray, what: str) -> MaskArray:

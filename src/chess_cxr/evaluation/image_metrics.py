@@ -82,10 +82,11 @@ def compute_bone_suppression_ratio(film_HW: ArrayLike, result_HW: ArrayLike, tru
         left = max(result - mean(result) - (truth - mean(truth)), 0)
         BSR  = 1 - sum(left ** 2) / sum(bone ** 2)
 
-    The formula is that of BS-LDM's published code (github.com/diaoquesang/BS-LDM, metrics.py, cal_BSR), whose films show
-    bone dark: its gt - bs is result - truth here.  Three things to know of it: only what is brighter than the truth counts, so that taking away
-    too much costs nothing (read it beside PSNR); `film` itself scores above 0, as means are aligned for the
-    result but not for the bone; and a difference of tone between film and truth counts as bone.
+    The formula is that of BS-LDM's published code (github.com/diaoquesang/BS-LDM, metrics.py, cal_BSR), whose films
+    show bone dark: its gt - bs is result - truth here.  Three things to know of it: only what is brighter than the
+    truth counts, so that taking away too much costs little (read it beside PSNR); the untouched film scores far above
+    0, as means are aligned for the result but not for the bone (give its score too); a difference of tone between film
+    and truth counts as bone.
     NaN where film and truth are equal.
     """
     result, truth = check_films(result_HW, truth_HW)

@@ -1,48 +1,103 @@
-"""Films beside themselves without bone, as a sheet to look at."""
+"""Bone suppression as a sheet of pictures: film, result, truth, what was taken away and what is wrong with it."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from chess_cxr.report.plots import STYLE
+from chess_cxr.evaluation.image_metrics import check_films
+from chess_cxr.records import UsageError
+from chess_cxr.report.plots import STYLE, shorten
 
-PANEL = 2.2  # inches
-FAINT = 0.15  # grey levels at which the colours of a difference end
-Row = tuple[str, np.ndarray, np.ndarray, np.ndarray | None]
+MOST_ROWS = 40  # a sheet of more is too tall for most viewers
+PANEL_INCHES = 2.3
+COLOURS_OF_DIFFERENCE = "RdBu_r"
+BAR_HEIGHT = 0.05  # of a panel's width
+LEAST_RANGE = 0.02  # of grey: below that a difference would show rounding alone
+SHOWN = 99.8  # percentile of the differences that has the strongest colour
+
+Row = tuple[str, NDArray[np.floating], NDArray[np.floating], NDArray[np.floating] | None]
 
 
-def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool = False) -> None:
-    """Write a PNG with one row a film: film, result, bone taken away, and the truth with the error where it is known.
+def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dots_per_inch: int = 100) -> None:
+    """Write a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
 
-    rows: name, film, result and truth (or None), each float [H, W] in [0, 1] with bone bright.  synthetic: whether the
-    films are generated, which the sheet then says.
+    rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two
+    columns are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red
+    is left too bright, blue too dark.  synthetic: the films are generated; the caption then says SYNTHETIC.
+    Raises UsageError for no row, more than 40, and films that cannot be compared.
     """
-    known = any(truth is not None for *_, truth in rows)
-    titles = ["film", "bones suppressed", "bone taken away"] + (["truth", "result − truth"] if known else [])
+    if not 0 < len(rows) <= MOST_ROWS:
+        raise UsageError(f"a sheet shows 1 to {MOST_ROWS} films, not {len(rows)}")
+    for _, film, result, truth in rows:
+        check_films(result, film)
+        check_films(result, result.clip(0, 1) if truth is None else truth)
     with rc_context(STYLE):
-        size = (PANEL * len(titles) + 0.6, PANEL * len(rows) + 0.6)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(rows), len(titles), squeeze=False)
-        for row, (name, film, result, truth) in enumerate(rows):
-            pictures = [film, result, film - result] + ([truth] if known else [])
-            for place, picture in enumerate(pictures):
-                if picture is not None:
-                    top = 2 * FAINT if place == 2 else 1
-                    axes[row, place].imshow(picture, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
-            if truth is not None:
-                error = axes[row, 4].imshow(result - truth, cmap="RdBu_r", vmin=-FAINT, vmax=FAINT)
-                figure.colorbar(error, ax=axes[row, 4], shrink=0.8)
-            axes[row, 0].set_ylabel(name[:24], fontsize=8)
-        for place, title in enumerate(titles):
-            axes[0, place].set_title(title + (" (SYNTHETIC)" if synthetic and place == 0 else ""), fontsize=9)
-        for axis in axes.flat:
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_frame_on(False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        figure = _draw_sheet(rows, "SYNTHETIC (generated) films" if synthetic else "real films")
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    path.write_bytes(content.getvalue())
+
+
+def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
+    with_truth = any(truth is not None for *_, truth in rows)
+    names = ["result", "truth", "bone taken away", "result − truth"] if with_truth else ["result", "bone taken away"]
+    height = sum(PANEL_INCHES * film.shape[0] / film.shape[1] + 0.25 for _, film, *_ in rows) + 0.9
+    figure = Figure(figsize=(PANEL_INCHES * (1 + len(names)), height), layout="constrained")
+    figure.suptitle(f"{caption}; the result is derived, bone-suppressed", fontsize=10)
+    ratios = [film.shape[0] / film.shape[1] for _, film, *_ in rows]
+    *panels, bars = figure.subplots(len(rows) + 1, 1 + len(names), squeeze=False, height_ratios=[*ratios, BAR_HEIGHT])
+    for bar in bars:
+        bar.set_axis_off()
+    taken = _find_range([film - result for _, film, result, _ in rows])
+    gap = _find_range([result - truth for _, _, result, truth in rows if truth is not None])
+    for (name, film, result, truth), axes in zip(rows, panels, strict=True):
+        _draw_panel(axes[0], film, shorten(name))
+        for title, panel in zip(names, axes[1:], strict=True):
+            if title == "result":
+                _draw_panel(panel, result, title)
+            elif title == "bone taken away":
+                _draw_panel(panel, film - result, title, -taken / 4, taken)
+            elif truth is None:
+                _draw_nothing(panel)
+            elif title == "truth":
+                _draw_panel(panel, truth, title)
+            else:
+                _draw_panel(panel, result - truth, title, -gap, gap, COLOURS_OF_DIFFERENCE)
+    for place in [names.index("bone taken away") + 1, *([len(names)] if with_truth else [])]:
+        _draw_bar(figure, [axes[place] for axes in panels], bars[place])
+    return figure
+
+
+def _find_range(differences: Sequence[NDArray[np.floating]]) -> float:
+    """Return the grey that has the strongest colour."""
+    return max(LEAST_RANGE, *(float(np.percentile(np.abs(one), SHOWN)) for one in differences), LEAST_RANGE)
+
+
+def _draw_panel(
+    axes: Axes, picture: NDArray[np.floating], title: str, low: float = 0.0, high: float = 1.0, colours: str = "gray"
+) -> None:
+    axes.imshow(picture, cmap=colours, vmin=low, vmax=high)
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _draw_nothing(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no truth", ha="center", va="center", fontsize=8, transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def _draw_bar(figure: Figure, column: Sequence[Axes], room: Axes) -> None:
+    """Draw the colour bar of a column, of whose pictures any has the scale of all."""
+    drawn = next(axes.images[0] for axes in column if axes.images)
+    room.set_axis_on()
+    bar = figure.colorbar(drawn, cax=room, orientation="horizontal", extend="both")
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("grey, of [0, 1]", fontsize=7)
