@@ -32,7 +32,7 @@ from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
 from chess_cxr.film_pairs import FilmPair, read_pairs, split_pairs
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film
-from chess_cxr.ingest.decoded import DecodedFilm, Undecodable
+from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
 from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
 from chess_cxr.models.embedding import parse_device
@@ -253,7 +253,7 @@ def suppress_files(
                 ).result()
                 if sheets:
                     rows = [(written.stem, film.pixels, film.pixels + change_HW, None)]
-                    draw_suppression_sheet(rows, written.with_name(f"{written.stem}_sheet.png"))
+                    draw_suppression_sheet(rows, written.with_name(f"{written.stem}_sheet.png"), synthetic=False)
                 yield SuppressedFile(location, written)
             except Undecodable as error:
                 yield SuppressedFile(location, reason=str(error))
