@@ -50,6 +50,8 @@ MAY_IMPORT = {
     "perceptual": EVERYTHING,
     "bone_training": EVERYTHING,
     "bone_models": EVERYTHING,
+    "nodule_training": EVERYTHING,
+    "nodule_models": EVERYTHING,
     "benchmark": EVERYTHING,
     "finetuning": EVERYTHING,
     "demo": EVERYTHING,
