@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("encoder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--recipes", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--test", type=int, default=300)
     args = parser.parse_args()
@@ -92,7 +92,7 @@ def run_one(
         return
     started = time.perf_counter()
     config = NodulesConfig(
-        mode="film", size=SIDE, width=16, latent=64, perceptual=recipe[1],
+        mode="film", size=SIDE, width=8, latent=64, perceptual=recipe[1],
         compare=PerceptualConfig(resolution="film", scale=recipe[2]),  # type: ignore[arg-type]
         steps=args.steps, batch=8, seed=seed,
     )  # fmt: skip
