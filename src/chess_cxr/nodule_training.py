@@ -194,9 +194,8 @@ def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
         return np.asarray(cv2.resize(mask_HW.astype(np.float32), side, interpolation=cv2.INTER_AREA) > 0.5)
 
     film_HW = cv2.resize(film.film_HW, side, interpolation=cv2.INTER_AREA)
-    return NoduleFilm(
-        film.name, np.asarray(film_HW, np.float32), shrink(film.mask_HW), shrink(film.lung_HW), film.group, None, film.kind
-    )  # fmt: skip
+    masks = shrink(film.mask_HW), shrink(film.lung_HW)
+    return NoduleFilm(film.name, np.asarray(film_HW, np.float32), *masks, film.group, None, film.kind)
 
 
 def draw_nodule_batch(
