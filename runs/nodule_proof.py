@@ -104,7 +104,7 @@ def run_one(
         found = embed(judge, made)
         for part in ("whole", "crop"):
             distance = measure_feature_distance(
-                found[part], features[judge.name][part], judge.name, judge.layer, seed=0
+                found[part], features[judge.name][part], judge.name, judge.layer, replicates=40, seed=0
             )
             rows.append(
                 {

@@ -163,7 +163,7 @@ def finetune_nodules(
     films = list[NoduleFilm]()
     for number, place in enumerate(places):
         show("read", number, len(places))
-        films += [place] if isinstance(place, NoduleFilm) else read_nodule_films(place)
+        films += [place] if isinstance(place, NoduleFilm) else read_nodule_films(str(place))
     split = split_nodule_films(films, config.seed, val, test)
     held_out = [film for film in split["test"] if film.mask_HW.any()]
     if not held_out:
@@ -312,7 +312,7 @@ class NoduleOrder:
 
 @dataclass(frozen=True)
 class MadeFile:
-    """What became of an order: the new files, or why there are none.  box: x, y, width, height of the nodule, pixels."""
+    """What became of an order: the new files, or why there are none.  box: x, y, width and height, in pixels."""
 
     order: NoduleOrder
     film: Path | None = None
