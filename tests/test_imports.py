@@ -76,9 +76,9 @@ FRONT = {
         "nodule_models",
     },
     "bone_models": {"cli", "__init__"},
-    "bone_training": {"bone_models"},
+    "bone_training": {"bone_models", "cli", "__init__"},
     "nodule_models": {"cli", "__init__"},
-    "nodule_training": {"nodule_models"},
+    "nodule_training": {"nodule_models", "cli", "__init__"},
     "calibration": {"planning", "cli"},
     "planning": {"cli"},
     "fitting": {"finetuning", "benchmark.cells"},
@@ -89,7 +89,7 @@ FRONT = {
     "cli": {"__main__"},
 }
 NUMBERS = {"numpy", "scipy", "sklearn", "pandas"}
-TORCH = {"torch", "torchvision", "timm", "safetensors"}
+TORCH = {"torch", "torchvision", "timm", "safetensors", "segmentation_models_pytorch"}
 # Third parties, where DESIGN names them; a module that is not here may use any.
 MAY_USE = {
     "records": {"numpy"},
