@@ -110,11 +110,14 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
     """Check that two pictures are a pair, and bring them to bone bright and to one grey scale.
 
     Raises UsageError for pictures of different size, the same picture twice, a target that is shifted by more than
-    `LARGEST_SHIFT`, or the target of another film.
+    `LARGEST_SHIFT`, the target of another film, or a picture of one grey level.
     """
     if film_HW.shape != bone_free_HW.shape:
         sizes = (f"{p.shape[1]} x {p.shape[0]}" for p in (film_HW, bone_free_HW))
         raise UsageError(f"{name}: the film is {' and its target '.join(sizes)} pixels; a pair has one size")
+    for picture_HW, whose in ((film_HW, "film"), (bone_free_HW, "target")):
+        if np.ptp(picture_HW[::4, ::4]) == 0:
+            raise UsageError(f"{name}: the {whose} is of one grey level; it shows nothing")
     notes = list[str]()
     if np.corrcoef(film_HW[::4, ::4].ravel(), bone_free_HW[::4, ::4].ravel())[0, 1] < 0:
         bone_free_HW = 1 - bone_free_HW
