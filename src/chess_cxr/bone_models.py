@@ -180,7 +180,8 @@ def _write_model(
     rows = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:SHOWN]]
     draw_suppression_sheet(rows, out / "test_pairs.png", synthetic="phantom" in result.kinds)
     write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
-    (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
+    if (out / "run" / "metrics.jsonl").exists():  # not after an end between this line and the next
+        (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
     write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
     shutil.rmtree(out / "run")
 
@@ -205,12 +206,21 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
         raise ChessError(f"{folder}: the network of a bone model has {', '.join(sorted(known))}, size and tile")
     if not all(type(shape[name]) in (int, float) for name in ("mean", "std")):
         raise ChessError(f"{folder}: mean and std of a bone model are numbers")
-    network = BoneNetwork(BoneNetworkShape(**{**shape, "architecture": str(shape["architecture"])}))
+    if not all(type(shape[name]) is str for name in ("architecture", "decoder")):
+        raise ChessError(f"{folder}: architecture and decoder of a bone model are names")
     try:
-        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        with torch.device("meta"):  # without memory behind it: a config cannot make us allocate a giant
+            expected = BoneNetwork(BoneNetworkShape(**shape)).state_dict()
+        if problem := find_layout_problem(expected, tensors):
+            raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {problem}")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {first[:200]}") from None
+    except UsageError as error:
+        raise ChessError(f"{folder}: {error}") from None
+    network = BoneNetwork(BoneNetworkShape(**shape))
+    network.load_state_dict(tensors)
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return BoneSuppressor(network, size, tile)
 
