@@ -36,6 +36,7 @@ from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
 from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
 from chess_cxr.models.embedding import parse_device
+from chess_cxr.models.published import find_layout_problem
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.report.suppression_picture import draw_suppression_sheet
 from chess_cxr.runs import read_json
