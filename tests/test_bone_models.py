@@ -215,16 +215,17 @@ def write_film(path: Path, size: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [64, 1024, 2048])
-def test_a_png_film_keeps_its_size_and_depth_and_becomes_nowhere_brighter(
-    size: int, model: BoneSuppressor, tmp_path: Path
-) -> None:
-    source = write_film(tmp_path / "film.png", size)
-    [done] = suppress_files(model, [source], tmp_path / "out")
-    assert done.out == tmp_path / "out" / "film.png" and done.reason == ""
-    before, after = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (source, done.out))
-    assert after.dtype == np.uint16 and after.shape == before.shape == (size, size)
-    assert (after <= before).all() and (after < before).any()
+def test_png_films_keep_their_size_and_depth_and_become_nowhere_brighter(model: BoneSuppressor, tmp_path: Path) -> None:
+    """Where there is no bone, their stored values stay to the bit."""
+    sizes = (64, 1024, 2048)
+    sources = [write_film(tmp_path / f"film{size}.png", size) for size in sizes]
+    for size, source, done in zip(sizes, sources, suppress_files(model, sources, tmp_path / "out"), strict=True):
+        assert done.out == tmp_path / "out" / source.name and done.reason == ""
+        before, after = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (source, done.out))
+        assert after.dtype == np.uint16 and after.shape == before.shape == (size, size)
+        assert (after <= before).all() and (after < before).any()
+        unchanged = model.predict_bone(decode_film(source).pixels) < 1 / 512
+        assert unchanged.any() and np.array_equal(before[unchanged], after[unchanged])
 
 
 @pytest.mark.real_films
@@ -248,10 +249,10 @@ def test_a_broken_film_among_good_ones_has_its_reason_and_the_others_are_written
     model: BoneSuppressor, real_films: Path, tmp_path: Path
 ) -> None:
     good = [write_film(tmp_path / name, 64) for name in ("a.png", "z.png")]
-    broken = [real_films / "nasty" / "image" / name for name in ("truncated.png", "bomb_60000x60000.png", "empty.png")]
+    broken = [real_films / "nasty" / "image" / name for name in ("bomb_60000x60000.png", "truncated.png")]
     done = list(suppress_files(model, [good[0], *broken, tmp_path / "absent.png", good[1]], tmp_path / "out"))
-    assert [each.out.name if each.out else "" for each in done] == ["a.png", "", "", "", "", "z.png"]
-    assert all(each.reason and "\n" not in each.reason for each in done[1:5])
+    assert [each.out.name if each.out else "" for each in done] == ["a.png", "", "", "", "z.png"]
+    assert all(each.reason and "\n" not in each.reason for each in done[1:4])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "z.png"}
 
 
@@ -276,12 +277,3 @@ def test_sheets_and_burned_in_text_are_made_only_where_they_are_asked_for(
     assert 0 < changed.mean() < 0.1
     sheet = cv2.imread(str(tmp_path / "burned" / "film_sheet.png"))
     assert sheet.shape[1] > 1.5 * sheet.shape[0]
-
-
-def test_where_there_is_no_bone_stored_values_stay_to_the_bit(model: BoneSuppressor, tmp_path: Path) -> None:
-    film = write_film(tmp_path / "film.png", 64)
-    [done] = suppress_files(model, [film], tmp_path / "out")
-    bone = model.predict_bone(decode_film(film).pixels)
-    before, after = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (film, done.out))
-    unchanged = bone < 1 / 512
-    assert unchanged.any() and np.array_equal(before[unchanged], after[unchanged])
