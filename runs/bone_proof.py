@@ -39,6 +39,7 @@ RECIPES = (
     ("ImageNet, unit features", "imagenet", "unit", 1.0),
 )
 FOLDS = 3
+STEPS = {"phantom": 200, "real": 150}
 
 
 def main() -> None:
@@ -48,9 +49,7 @@ def main() -> None:
     parser.add_argument("encoder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", default="")
-    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", type=int, default=len(RECIPES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -73,8 +72,8 @@ def run_phantom(args: argparse.Namespace) -> None:
     table = args.out / "phantom.csv"
     add_film_itself(table, test)
     for seed in range(args.seeds):
-        for recipe in RECIPES[: args.recipes]:
-            config = build_config(recipe, 128, args.steps, seed)
+        for recipe in RECIPES:
+            config = build_config(recipe, 128, STEPS[args.part], seed)
             run_one(table, args.encoder, train, val, test, config, {"recipe": recipe[0], "seed": seed}, args.out)
 
 
@@ -86,12 +85,12 @@ def run_real(args: argparse.Namespace) -> None:
     table = args.out / "real.csv"
     add_film_itself(table, real)
     for data in ("phantom + real", "real"):
-        for recipe in RECIPES[: args.recipes]:
+        for recipe in RECIPES[:3]:
             for number, test in enumerate(folds):
                 train = [pair for fold in folds if fold is not test for pair in fold]
                 # a real pair is seen as often as phantoms are
                 train = train * 10 + phantoms if data == "phantom + real" else train
-                config = build_config(recipe, 256, args.steps, seed=number)
+                config = build_config(recipe, 256, STEPS[args.part], seed=number)
                 told = {"recipe": recipe[0], "seed": number, "data": data}
                 run_one(table, args.encoder, train, [], test, config, told, args.out)
 

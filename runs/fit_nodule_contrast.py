@@ -80,7 +80,7 @@ def describe(name: str, size_N: np.ndarray, contrast_N: np.ndarray) -> None:
     """Print the quartiles in each range of sizes."""
     for low, high in BINS_MM:
         inside = contrast_N[(size_N >= low) & (size_N < high)]
-        quarters = ", ".join(f"{value:.3f}" for value in np.quantile(inside, QUARTERS))
+        quarters = ", ".join(f"{value:.3f}" for value in np.quantile(inside, QUARTERS)) if len(inside) else "-"
         print(f"{name} {low}-{high} mm: n {len(inside)}, quartiles {quarters}")
 
 

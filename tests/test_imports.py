@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "report": {"evaluation", "records"},
     "runs": {"records"},
     "saliency": {"models", "tasks", "evaluation", "records"},
+    "model_folder": {"records"},
     "nodule_requests": {"locations", "records"},
     "nodule_films": {"ingest", "sources", "nodule_requests", "records"},
     "nodule_insertion": {"ingest", "sources", "nodule_requests", "records"},
@@ -50,6 +51,8 @@ MAY_IMPORT = {
     "perceptual": EVERYTHING,
     "bone_training": EVERYTHING,
     "bone_models": EVERYTHING,
+    "nodule_training": EVERYTHING,
+    "nodule_models": EVERYTHING,
     "benchmark": EVERYTHING,
     "finetuning": EVERYTHING,
     "demo": EVERYTHING,
@@ -70,9 +73,12 @@ FRONT = {
         "benchmark.cells",
         "benchmark.encoders",
         "bone_models",
+        "nodule_models",
     },
     "bone_models": {"cli", "__init__"},
-    "bone_training": {"bone_models"},
+    "bone_training": {"bone_models", "cli", "__init__"},
+    "nodule_models": {"cli", "__init__"},
+    "nodule_training": {"nodule_models", "cli", "__init__"},
     "calibration": {"planning", "cli"},
     "planning": {"cli"},
     "fitting": {"finetuning", "benchmark.cells"},
@@ -83,7 +89,7 @@ FRONT = {
     "cli": {"__main__"},
 }
 NUMBERS = {"numpy", "scipy", "sklearn", "pandas"}
-TORCH = {"torch", "torchvision", "timm", "safetensors"}
+TORCH = {"torch", "torchvision", "timm", "safetensors", "segmentation_models_pytorch"}
 # Third parties, where DESIGN names them; a module that is not here may use any.
 MAY_USE = {
     "records": {"numpy"},

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chess_cxr.api import continue_from, embed, evaluate, export, pretrain, write_run_page
     from chess_cxr.audit import AuditOptions, audit_stores, write_audit
+    from chess_cxr.bone_models import finetune_bones, load_bone_suppressor
+    from chess_cxr.bone_training import BonesConfig
     from chess_cxr.classifiers import load_classifier
     from chess_cxr.finetuning import FinetuneConfig, finetune
     from chess_cxr.ingest.decode import decode_film
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+    from chess_cxr.nodule_models import finetune_nodules, load_nodule_generator
+    from chess_cxr.nodule_training import NodulesConfig
     from chess_cxr.presets import PRESETS
     from chess_cxr.records import ChessError, UsageError
     from chess_cxr.sources.folder import read_folder
@@ -26,9 +30,11 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "AuditOptions",
+    "BonesConfig",
     "ChessError",
     "FinetuneConfig",
     "IngestOptions",
+    "NodulesConfig",
     "TrackingConfig",
     "UsageError",
     "audit_stores",
@@ -38,10 +44,14 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "finetune_bones",
+    "finetune_nodules",
     "import_chess",
     "ingest_films",
+    "load_bone_suppressor",
     "load_classifier",
     "load_encoder",
+    "load_nodule_generator",
     "open_store",
     "pretrain",
     "read_folder",
@@ -53,9 +63,11 @@ __all__ = [
 _HOMES = {
     "PRESETS": "presets",
     "AuditOptions": "audit",
+    "BonesConfig": "bone_training",
     "ChessError": "records",
     "FinetuneConfig": "finetuning",
     "IngestOptions": "ingest.pipeline",
+    "NodulesConfig": "nodule_training",
     "TrackingConfig": "training.trackers",
     "UsageError": "records",
     "audit_stores": "audit",
@@ -65,10 +77,14 @@ _HOMES = {
     "evaluate": "api",
     "export": "api",
     "finetune": "finetuning",
+    "finetune_bones": "bone_models",
+    "finetune_nodules": "nodule_models",
     "import_chess": "weights",
     "ingest_films": "ingest.pipeline",
+    "load_bone_suppressor": "bone_models",
     "load_classifier": "classifiers",
     "load_encoder": "weights",
+    "load_nodule_generator": "nodule_models",
     "open_store": "store",
     "pretrain": "api",
     "read_folder": "sources.folder",

@@ -34,6 +34,7 @@ from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
+from chess_cxr.model_folder import refuse_foreign_folder
 from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
 from chess_cxr.models.embedding import parse_device
 from chess_cxr.models.published import find_layout_problem
@@ -144,14 +145,6 @@ def finetune_bones(
     )
     _write_model(out, suppressor, config, result, split["test"])
     return result
-
-
-def refuse_foreign_folder(out: Path) -> None:
-    """Raise UsageError where a model cannot be written or continued."""
-    if (out / "config.json").exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
-    if out.exists() and not (out / "run" / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists already and is no interrupted run; choose another --out or remove it")
 
 
 def _read_place(

@@ -834,9 +834,9 @@ def finetune_bones(
         raise UsageError("name a folder of pairs, such as bse_jsrt/, or phantom:300@512")
     refuse_missing_encoders([encoder])
     from chess_cxr.bone_models import finetune_bones as finetune
-    from chess_cxr.bone_models import refuse_foreign_folder
     from chess_cxr.bone_training import BonesConfig
     from chess_cxr.ingest.workers import build_ingest_pool
+    from chess_cxr.model_folder import refuse_foreign_folder
     from chess_cxr.perceptual import check_perceptual
 
     refuse_foreign_folder(out)
@@ -858,6 +858,153 @@ def finetune_bones(
             lambda report, _: bars.show("train", report.step, steps),
         )  # fmt: skip
     print_result(result.as_json() if json else result.as_text(), json)
+
+
+def finetune_nodules(
+    encoder: EncoderName,
+    films: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILMS…")],
+    out: Path,
+    mode: Literal["inpaint", "film"] = "inpaint",
+    size: Literal[64, 128, 256, 512] = 64,
+    film_size: int = 256,
+    width: int = 16,
+    perceptual: str = "same",
+    perceptual_weight: float = 10.0,
+    r1: float = 0.0,
+    steps: int = 3000,
+    batch: int = 8,
+    learning_rate: float = 2e-4,
+    val: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a generator that paints nodules into films where a mask says (SPADE, Park et al. 2019).
+
+    Prints how the nodules that it makes in films of patients left out stand out beside the real ones.  Stopped at any
+    moment, the same command goes on.  Use the model with: chess-cxr generate OUT --films DIR --random 10 --out NEW
+
+    Example: chess-cxr finetune nodules encoders/first jsrt/ --out models/nodules
+
+    Args:
+        encoder: an encoder folder, or a name such as random:regnetx_002@96: the network of the perceptual loss.
+        films: folders in the layout of JSRT or NODE21, or with films/ and masks/ in them; and
+            phantom:PATIENTS@SIZE#SEED for generated ones (SYNTHETIC).
+        out: the model folder to write.
+        mode: inpaint changes the region around the mask alone; film makes whole films.
+        size: side of what it makes, in pixels.
+        film_size: longest side of the films that it paints into while it learns.
+        width: of its networks; 64 in the paper, 8 to 16 for a CPU.
+        perceptual: network of its perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
+        perceptual_weight: share of the perceptual loss.
+        r1: weight of the discriminator's gradient penalty.
+        steps: optimisation steps.
+        batch: films a step.
+        learning_rate: of the generator; the discriminator's is four times that.
+        val: share of the patients looked at during training.
+        test: share of the patients that the results are of.
+        seed: of everything random.
+        json: print the results as JSON.
+        quiet: no progress on stderr.
+    """
+    if not films:
+        raise UsageError("name a folder of films with marked nodules, or phantom:300@256")
+    refuse_missing_encoders([encoder])
+    from chess_cxr.model_folder import refuse_foreign_folder
+    from chess_cxr.nodule_models import finetune_nodules as finetune
+    from chess_cxr.nodule_training import NodulesConfig
+    from chess_cxr.perceptual import check_perceptual
+
+    refuse_foreign_folder(out)
+    check_perceptual(perceptual)
+    config = NodulesConfig(
+        mode=mode,
+        size=size,
+        film_size=film_size,
+        width=width,
+        perceptual=perceptual,
+        perceptual_weight=perceptual_weight,
+        r1=r1,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with StageBars(quiet) as bars:
+        result = finetune(
+            encoder, films, out, config, val, test, bars.show, lambda report, _: bars.show("train", report.step, steps)
+        )
+    print_result(result.as_json() if json else result.as_text(), json)
+
+
+def generate(
+    model: Annotated[Positional[Path], tyro.conf.arg(metavar="MODEL")],
+    films: tuple[str, ...],
+    out: Path,
+    mask: Path | None = None,
+    random: int = 0,
+    size_mm: str = "5-30",
+    spacing_mm: float | None = None,
+    lungs: Path | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Paint nodules into films: SYNTHETIC films, each with its mask, box and provenance.
+
+    DICOM becomes derived DICOM with Synthetic Data set, every other film PNG.  OUT's generated.csv has one row a film:
+    box, diameter, hashes of source and model, and seed.  The same command makes the same films.  A film that fails
+    has a reason instead, and the exit code is 1.
+
+    Example: chess-cxr generate models/nodules --films healthy/ --random 20 --size-mm 5-30 --out synthetic
+
+    Args:
+        model: what finetune nodules wrote.
+        films: film files or folders that nodules are painted into.
+        out: folder for what is made.
+        mask: a mask of the film's size, 0 and one other level; or a folder with one of the same name for each film.
+        random: how many films to make with a nodule of random place in the lung and random size.
+        size_mm: smallest and largest diameter of random nodules.
+        spacing_mm: pixel spacing of films that do not say it.
+        lungs: folder with a lung mask for each film; found by a small network without.
+        limits: what one film may take.
+        seed: of everything random; film N has seed + N.
+        json: print JSON, one record for each film.
+        quiet: no progress on stderr.
+    """
+    smallest, largest = parse_size_range(size_mm)
+    if spacing_mm is not None and not 0.01 <= spacing_mm <= 10:
+        raise UsageError("--spacing-mm is a number from 0.01 to 10")
+    if random < 0:
+        raise UsageError("--random is how many films to make: 1 or more")
+    from chess_cxr.sources.folder import read_folder
+
+    listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
+    from chess_cxr.nodule_models import generate_files, load_nodule_generator, plan_orders
+
+    orders = plan_orders(listed, mask, random, seed)
+    made = generate_files(
+        load_nodule_generator(model), orders, out, (smallest, largest), spacing_mm or float("nan"), lungs, limits
+    )
+    columns = ("source", "film", "mask", "x", "y", "width", "height", "reason")
+    records = (
+        dict(zip(columns, (str(m.order.location), str(m.film or ""), str(m.mask or ""), *m.box, m.reason), strict=True))
+        for m in made
+    )
+    with ProgressBar("generate", len(orders), "films", quiet) as bar:
+        failed = print_films(columns, records, json, bar)
+    if failed:
+        raise ChessError(f"{failed} of {len(orders)} films could not be made; their reasons stand in the table")
+
+
+def parse_size_range(text: str) -> tuple[float, float]:
+    """Parse a range of diameters such as 5-30."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
+    if found is None or not 0 < float(found[1]) <= float(found[2]) <= 200:
+        raise UsageError(f"--size-mm {text!r} should be a range of diameters, such as 5-30")
+    return float(found[1]), float(found[2])
 
 
 def parse_policies(texts: Sequence[str]) -> dict[str, str]:
@@ -992,6 +1139,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "benchmark": benchmark,
     "finetune classify": finetune_classify,
     "finetune bones": finetune_bones,
+    "finetune nodules": finetune_nodules,
+    "generate": generate,
     "predict": predict,
 }
 EXAMPLES = ("demo", "ingest", "pretrain")

@@ -21,10 +21,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from chess_cxr.grey_inverse import GreyScale, build_grey_scale, burn_in_text, change_values
-from chess_cxr.ingest.decode_dicom import _read_dataset, decode_dicom
+from chess_cxr.ingest.decode_dicom import decode_dicom, read_dataset
 from chess_cxr.ingest.decoded import Undecodable, count_levels, find_window
 from chess_cxr.ingest.deidentify_dicom import IMPLEMENTATION, IMPLEMENTATION_NAME
-from chess_cxr.ingest.dicom_grey import _apply_modality, _apply_voi, _find_padding, _find_values, map_to_grey
+from chess_cxr.ingest.dicom_grey import apply_modality, apply_voi, find_padding, find_values, map_to_grey
 from chess_cxr.ingest.dicom_pixels import PixelModule, StoredPixels, decode_stored, read_pixel_module
 from chess_cxr.ingest.dicom_values import build_code
 from chess_cxr.records import UsageError
@@ -98,14 +98,14 @@ def derive_dicom(content: bytes, change_HW: np.ndarray, derivation: Derivation) 
     Where a window reaches beyond the values that the depth has, the darkest or brightest of them is the nearest.  Out
     comes Explicit VR Little Endian.  Raises `Undecodable` for what is no grey single-frame film of 8 or 16 bits.
     """
-    dataset = _read_dataset(content)
+    dataset = read_dataset(content)
     module = read_pixel_module(dataset)
     _check_supported(dataset, module)
     stored = decode_stored(dataset, module)
     if stored.is_rgb or stored.is_luminance:
         raise Undecodable("a colour film cannot be derived from: only grey ones can")
     compressed_bytes = len(dataset.PixelData)
-    index_HW = _find_values(stored.pixels.astype(np.int32), stored, module.signed) - _find_lowest(stored, module)
+    index_HW = find_values(stored.pixels.astype(np.int32), stored, module.signed) - _find_lowest(stored, module)
     index_HW = index_HW.astype(np.uint16)
     _fix_window(dataset, module, stored, index_HW)
     grey_N, is_film_N = _build_table(dataset, module, stored)
@@ -156,13 +156,13 @@ def _fix_window(dataset: Dataset, module: PixelModule, stored: StoredPixels, ind
     Window Center and Width of a LINEAR function (PS3.3 C.11.2.1.2.1) that maps the same values to 0 and 1.
     """
     value_N = _list_stored(stored, module)
-    modality_N = _apply_modality(value_N, dataset)
-    if _apply_voi(modality_N, dataset) is not None:
+    modality_N = apply_modality(value_N, dataset)
+    if apply_voi(modality_N, dataset) is not None:
         return
     if module.stored == 8 and not module.signed and np.array_equal(modality_N, value_N):
         return  # shown as it is
     counts_N = count_levels(index_HW)[: len(value_N)]
-    counts_N[_find_padding(value_N, module, dataset)] = 0
+    counts_N[find_padding(value_N, module, dataset)] = 0
     seen = counts_N > 0
     low, high = find_window(modality_N[seen], counts_N[seen])
     dataset.WindowCenter = format_number_as_ds((low + high + 1) / 2)
@@ -176,7 +176,7 @@ def _fix_window(dataset: Dataset, module: PixelModule, stored: StoredPixels, ind
 def _build_table(dataset: Dataset, module: PixelModule, stored: StoredPixels) -> tuple[np.ndarray, np.ndarray]:
     """Return what each possible stored value is shown as, float32, and whether it is film (not padding)."""
     value_N = _list_stored(stored, module)
-    is_film_N = ~_find_padding(value_N, module, dataset)
+    is_film_N = ~find_padding(value_N, module, dataset)
     ramp = (value_N & ((1 << stored.bits) - 1)).astype("<u2")[None]
     grey_N = map_to_grey(StoredPixels(ramp, stored.bits), module, dataset)[0]
     return grey_N, is_film_N

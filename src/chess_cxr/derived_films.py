@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from chess_cxr.derived_dicom import KINDS, SOFTWARE, Derivation, Kind, derive_dicom
 from chess_cxr.grey_inverse import build_grey_scale, burn_in_text, change_values
-from chess_cxr.ingest.decode import _silence, _tells_of_memory, read_film_content
+from chess_cxr.ingest.decode import read_film_content, silence, tells_of_memory
 from chess_cxr.ingest.decode_dicom import is_dicom
 from chess_cxr.ingest.decode_image import decode_image
 from chess_cxr.ingest.decode_jsrt import decode_jsrt, is_jsrt
@@ -63,7 +63,7 @@ def write_derived_film(
         raise UsageError(f"unknown kind of derived film {kind!r}: use one of {', '.join(KINDS)}")
     change_HW = _check_change(change_HW)
     content = read_film_content(source)
-    with _silence():
+    with silence():
         derived, suffix = _derive(content, str(source), change_HW, derivation)
     return _write_new(out, Path(str(source)).stem, suffix, derived)
 
@@ -91,7 +91,7 @@ def _derive(content: bytes, name: str, change_HW: np.ndarray, derivation: Deriva
     except ChessError:
         raise
     except Exception as error:
-        if _tells_of_memory(error):
+        if tells_of_memory(error):
             raise Undecodable("not enough memory to derive from it") from None
         # The text of a library's error may quote the header: only its type is safe to pass on.
         raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None

@@ -49,20 +49,20 @@ def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
     """
     content = read_film_content(location)
     try:
-        with _silence():
+        with silence():
             film = _decode(content, str(location), at_least)
             check_range(film.pixels)
     except Undecodable:
         raise
     except Exception as error:
-        if _tells_of_memory(error):
+        if tells_of_memory(error):
             raise Undecodable("not enough memory to decode it") from None
         # The text of a library's error may quote the header: only its type is safe to pass on.
         raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None
     return film
 
 
-def _tells_of_memory(error: Exception) -> bool:
+def tells_of_memory(error: Exception) -> bool:
     """Whether a library ran out of memory; OpenCV, libtiff through Pillow and ITK say so in ways of their own."""
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
@@ -109,7 +109,7 @@ def read_film_content(location: Path | str) -> bytes:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the libraries from printing: their warnings and log lines quote header values."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "PIL", "imagecodecs")]
     levels = [logger.level for logger in loggers]

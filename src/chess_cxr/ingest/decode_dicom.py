@@ -39,7 +39,7 @@ def decode_dicom(content: bytes, at_least: int = 0) -> DecodedFilm:
 
     at_least: as for `chess_cxr.ingest.decode.decode_film`.
     """
-    dataset = _read_dataset(content)
+    dataset = read_dataset(content)
     module = read_pixel_module(dataset)
     stored = decode_stored(dataset, module, at_least)
     grey = map_to_grey(stored, module, dataset)
@@ -47,7 +47,7 @@ def decode_dicom(content: bytes, at_least: int = 0) -> DecodedFilm:
     return DecodedFilm(grey, spacing_mm, read_film_header(dataset), module.height, module.width)
 
 
-def _read_dataset(content: bytes) -> pydicom.Dataset:
+def read_dataset(content: bytes) -> pydicom.Dataset:
     """Read a DICOM file (PS3.10 7), also one without preamble, prefix or file meta information."""
     if content[:4] == b"DICM":
         content = bytes(128) + content

@@ -52,15 +52,15 @@ def _index_values(stored: StoredPixels, module: PixelModule) -> tuple[np.ndarray
     pixels = np.ascontiguousarray(stored.pixels)
     if pixels.dtype.itemsize <= 2:
         native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-        return native, _find_values(np.arange(1 << (8 * native.dtype.itemsize), dtype=np.int64), stored, module.signed)
-    value_HW = _find_values(pixels.astype(np.int64), stored, module.signed)
+        return native, find_values(np.arange(1 << (8 * native.dtype.itemsize), dtype=np.int64), stored, module.signed)
+    value_HW = find_values(pixels.astype(np.int64), stored, module.signed)
     lowest = int(value_HW.min())
     dropped = max(0, int(value_HW.max() - lowest).bit_length() - 16)
     index_HW = ((value_HW - lowest) >> dropped).astype(np.uint16)
     return index_HW, lowest + (np.arange(1 << 16, dtype=np.int64) << dropped)
 
 
-def _find_values(container: np.ndarray, stored: StoredPixels, signed: bool) -> np.ndarray:
+def find_values(container: np.ndarray, stored: StoredPixels, signed: bool) -> np.ndarray:
     """Return the stored values that containers of unsigned bits hold, int64."""
     top = 1 << stored.bits
     value: np.ndarray
@@ -71,7 +71,7 @@ def _find_values(container: np.ndarray, stored: StoredPixels, signed: bool) -> n
     return value - top * (value >= top // 2) if signed else value
 
 
-def _find_padding(value_N: np.ndarray, module: PixelModule, dataset: pydicom.Dataset) -> np.ndarray:
+def find_padding(value_N: np.ndarray, module: PixelModule, dataset: pydicom.Dataset) -> np.ndarray:
     """Return which stored values are padding: one value or a range (PS3.3 C.7.5.1.1.2), before any LUT."""
     value, limit = (read_number(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
@@ -90,9 +90,9 @@ def _wrap(value: int, module: PixelModule) -> int:
 
 
 def _map_grey(index_HW: np.ndarray, value_N: np.ndarray, module: PixelModule, dataset: pydicom.Dataset) -> np.ndarray:
-    padding_N = _find_padding(value_N, module, dataset)
-    modality_N = _apply_modality(value_N, dataset)
-    table_N = _apply_voi(modality_N, dataset)
+    padding_N = find_padding(value_N, module, dataset)
+    modality_N = apply_modality(value_N, dataset)
+    table_N = apply_voi(modality_N, dataset)
     counts_N = count_levels(index_HW) if table_N is None or padding_N.any() else None
     if counts_N is not None:
         counts_N[padding_N] = 0
@@ -140,7 +140,7 @@ def _weigh_colours(pixels_HWC: np.ndarray, bits: int) -> np.ndarray:
 # ---------------------------------------------------------------- Modality LUT and VOI LUT
 
 
-def _apply_modality(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+def apply_modality(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     """Return the values through Modality LUT Sequence (PS3.3 C.11.1.1) or Rescale Slope and Intercept, float64."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(value_N, dataset.ModalityLUTSequence[0], dataset)
@@ -150,7 +150,7 @@ def _apply_modality(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray
     return value_N * (slope or 1.0) + (intercept or 0.0)
 
 
-def _apply_voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
+def apply_voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
     """Return values through the first VOI LUT (PS3.3 C.11.2.1.1), else the first window (C.11.2.1.2), on [0, 1].
 
     None where there is none that works: a width of zero, an unknown function.

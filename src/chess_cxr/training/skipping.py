@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 
 class SkippedSteps:
@@ -40,10 +41,10 @@ class SkippedSteps:
 
 
 class NormStatistics:
-    """The running statistics of a network's normalisation layers: all that a forward pass itself changes."""
+    """Running statistics of normalisation layers, and spectral norms' vectors: what a forward pass itself changes."""
 
     def __init__(self, network: nn.Module) -> None:
-        layers = [layer for layer in network.modules() if isinstance(layer, _NormBase)]
+        layers = [layer for layer in network.modules() if isinstance(layer, _NormBase | _SpectralNorm)]
         self._live = [tensor for layer in layers for tensor in layer.buffers(recurse=False)]
         self._kept = [tensor.clone() for tensor in self._live]
 

@@ -1,0 +1,99 @@
+"""Squares of lung with and without a nodule from real JSRT films, and a small classifier that tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from chess_cxr.evaluation.intervals import Difference, Interval, bootstrap_by_patient, paired_bootstrap_by_patient
+from chess_cxr.models.embedding import Encoder
+from chess_cxr.nodule_films import NoduleFilm
+
+SIDE = 48  # pixels at 256 a film: 67 mm of JSRT
+HEALTHY_PER_FILM = 3
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Squares of films, their labels (1 for a nodule) and patients."""
+
+    pixels: list[np.ndarray]
+    label: np.ndarray
+    group: np.ndarray
+
+
+def place_crops(films: Sequence[NoduleFilm], seed: int) -> list[tuple[int, int, int, int]]:
+    """Choose squares: film number, top, left, label; nodules near the middle, healthy lung at random places."""
+    rng = np.random.default_rng([seed, 31])
+    places = []
+    for number, film in enumerate(films):
+        if film.mask_HW.any():
+            row, column = np.argwhere(film.mask_HW).mean(0) + rng.integers(-6, 7, 2)
+            places.append((number, *_corner(film, row, column), 1))
+        for _ in range(HEALTHY_PER_FILM):
+            spots = np.argwhere(film.lung_HW)
+            for row, column in spots[rng.permutation(len(spots))[:50]]:
+                top, left = _corner(film, row, column)
+                if not film.mask_HW[top : top + SIDE, left : left + SIDE].any():
+                    places.append((number, top, left, 0))
+                    break
+    return places
+
+
+def _corner(film: NoduleFilm, row: float, column: float) -> tuple[int, int]:
+    limits = (side - SIDE for side in film.film_HW.shape)
+    return tuple(int(np.clip(v - SIDE / 2, 0, most)) for v, most in zip((row, column), limits, strict=True))
+
+
+def cut_crops(
+    films: Sequence[NoduleFilm], pictures: Sequence[np.ndarray], places: Sequence[tuple[int, int, int, int]]
+) -> Crops:
+    """Cut the same squares out of any pictures of the films."""
+    return Crops(
+        [pictures[n][top : top + SIDE, left : left + SIDE] for n, top, left, _ in places],
+        np.array([label for *_, label in places]),
+        np.array([films[n].group for n, *_ in places]),
+    )
+
+
+def embed_crops(encoder: Encoder, crops: Crops) -> np.ndarray:
+    """Embed squares, each stretched to its own range as a reader would window it."""
+    stretched = []
+    for pixels in crops.pixels:
+        low, high = np.percentile(pixels, (1, 99))
+        stretched.append(np.clip((pixels - low) / max(high - low, 1e-3), 0, 1).astype(np.float32))
+    return encoder.embed(stretched)
+
+
+def fit_and_score(train_ND: np.ndarray, label_N: np.ndarray, test_MD: np.ndarray) -> np.ndarray:
+    """Fit a logistic regression whose strength is fixed beforehand, and score the test squares."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, class_weight="balanced", max_iter=2000))
+    return model.fit(train_ND, label_N).decision_function(test_MD)
+
+
+def measure_auroc(crops: Crops, score_N: np.ndarray) -> Interval:
+    """AUROC with its 95 % interval by patient."""
+    statistic = lambda rows: {"auroc": _auroc(crops.label[rows], score_N[rows])}  # noqa: E731
+    return bootstrap_by_patient(crops.group, statistic, 2000, 0)["auroc"]
+
+
+def compare_auroc(crops: Crops, first_N: np.ndarray, second_N: np.ndarray) -> Difference:
+    """Difference of two AUROCs on the same squares, paired by patient."""
+    statistics = [lambda rows, s=s: {"auroc": _auroc(crops.label[rows], s[rows])} for s in (first_N, second_N)]
+    return paired_bootstrap_by_patient(crops.group, *statistics, 2000, 0)["auroc"]
+
+
+def _auroc(label: np.ndarray, score: np.ndarray) -> float:
+    return float(roc_auc_score(label, score)) if 0 < label.mean() < 1 else float("nan")
+
+
+def say(value: Interval) -> str:
+    """Write a value with its interval."""
+    p = f", p {value.p:.3f}" if isinstance(value, Difference) else ""
+    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]{p}"

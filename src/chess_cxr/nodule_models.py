@@ -1,0 +1,465 @@
+"""Nodule generation from films to a model with results, and from a model and film files to SYNTHETIC films."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image, PngImagePlugin
+
+from chess_cxr.api import EncoderLike
+from chess_cxr.derived_films import write_derived_film
+from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
+from chess_cxr.evaluation.nodule_fidelity import measure_background, measure_nodule
+from chess_cxr.ingest.child import Limits
+from chess_cxr.ingest.decode import decode_film, read_film_content
+from chess_cxr.ingest.decoded import Undecodable
+from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
+from chess_cxr.model_folder import refuse_foreign_folder
+from chess_cxr.models.bone_network import resize_longest
+from chess_cxr.models.embedding import parse_device
+from chess_cxr.models.lung_fields import find_lung_fields
+from chess_cxr.models.spade import PAPER_WIDTH
+from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, split_nodule_films
+from chess_cxr.nodule_requests import check_request_mask, draw_random_request, read_request_mask
+from chess_cxr.nodule_training import (
+    NodulesConfig,
+    describe_films,
+    plan_generation,
+    square_film,
+    train_nodule_generator,
+)
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.runs import read_json
+from chess_cxr.tasks.generate_nodules import (
+    GenerateConfig,
+    GenerateNodules,
+    Mode,
+    check_generate_config,
+    generate_film,
+)
+from chess_cxr.tasks.nodule_region import compute_region
+from chess_cxr.training.checkpoint import write_atomically
+from chess_cxr.training.run import OnStep, describe
+from chess_cxr.weights import Encoder, load_encoder
+
+TABLE = "generated.csv"
+SHOWN = 8  # films on the sheet of a model
+MOST_LATENT = 4096  # of a model that a stranger made: no giant is built
+
+
+@dataclass(frozen=True)
+class NoduleGenerator:
+    """A generator and the scale it works at.
+
+    film_size: longest side of the films it paints into.  sha256: of its file.
+    """
+
+    task: GenerateNodules
+    film_size: int
+    sha256: str = ""
+
+    @property
+    def mode(self) -> Mode:
+        """What it makes: the region of a nodule, or whole films."""
+        return self.task.config.mode
+
+    def paint(
+        self, film_HW: np.ndarray, mask_HW: np.ndarray, seed: int, lung_HW: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Make a SYNTHETIC film with a nodule where the mask says, float32 of the film's size in [0, 1].
+
+        Mode "inpaint": outside the region around the mask every pixel stays the film's, to the bit.  The nodule is made
+        at the scale the generator has learned at; what it changes is brought to the film's own.
+        Mode "film": a film of the generator's size in this film's style.
+        """
+        if self.mode == "film":
+            small = square_film(NoduleFilm("", film_HW, mask_HW, lung_HW, "", None, ""), self.task.config.size)
+            return generate_film(self.task, small.film_HW, small.mask_HW, seed, small.lung_HW)
+        config = self.task.config
+        small_HW = resize_longest(film_HW, self.film_size)
+        asked_HW = resize_longest(mask_HW.astype(np.float32), self.film_size) > 0.5
+        if not asked_HW.any():
+            raise UsageError(
+                f"the nodule asked for is too small to be seen at {self.film_size} pixels; ask for a larger one"
+            )
+        change_HW = generate_film(self.task, small_HW, asked_HW, seed) - small_HW
+        whole_HW = cv2.resize(change_HW, film_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        scale = max(film_HW.shape) / self.film_size
+        region_HW = compute_region(mask_HW, config.margin, max(1, round(config.margin_px * scale)))
+        painted: np.ndarray = np.where(region_HW, np.clip(film_HW + whole_HW, 0, 1), film_HW).astype(np.float32)
+        return painted
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class NodulesResult:
+    """What a generator does on held-out films that have a nodule: it makes another in the same place.
+
+    metrics: means over films with 95 % intervals by patient.  films: by split.  kinds: of the test films.
+    """
+
+    metrics: Mapping[str, FilmMean]
+    films: Mapping[str, Mapping[str, int]]
+    kinds: tuple[str, ...]
+    encoder: str
+    perceptual: str
+    seed: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values; a number that does not exist is None."""
+        described = asdict(self)
+        described["metrics"] = {
+            name: {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(mean).items()}
+            for name, mean in self.metrics.items()
+        }
+        return described
+
+    def as_text(self) -> str:
+        """Return the result as lines of text."""
+        lines = [f"{name:26s} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for name, m in self.metrics.items()]
+        test, synthetic = self.films["test"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
+        basis = f"{test['with_nodule']} nodules of {test['patients']} test patients: {', '.join(self.kinds)}{synthetic}"
+        trained = f"trained on {self.films['train']['with_nodule']} films with a nodule"
+        return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})"])
+
+
+def finetune_nodules(
+    encoder: EncoderLike,
+    places: Sequence[str] | Sequence[NoduleFilm],
+    out: Path | str,
+    config: NodulesConfig | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    on_step: OnStep | None = None,
+) -> NodulesResult:
+    """Train a nodule generator, write it to `out` and let it make nodules in films it has not seen.
+
+    places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `read_nodule_films`; or films.
+    The same call continues an interrupted run.  The folder then holds `model.safetensors` (the averaged generator),
+    `config.json`, `result.json`, `test_films.png` and `metrics.jsonl`.
+    Raises `UsageError` where `out` holds something else, and for films that cannot teach.
+    """
+    out, config, show = Path(out), config or NodulesConfig(), on_stage or _show_nothing
+    plan_generation(config)
+    refuse_foreign_folder(out)
+    films = list[NoduleFilm]()
+    for number, place in enumerate(places):
+        show("read", number, len(places))
+        films += [place] if isinstance(place, NoduleFilm) else read_nodule_films(str(place))
+    split = split_nodule_films(films, config.seed, val, test)
+    held_out = [film for film in split["test"] if film.mask_HW.any()]
+    if not held_out:
+        raise UsageError(f"{len(films)} films leave no nodule for the test; give more of them, or another --test")
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step)
+    generator = NoduleGenerator(method, config.film_size)
+    scores, rows = [], []
+    for number, film in enumerate(held_out):
+        made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
+        scores.append(score_made_film(generator, film, made_HW))
+        rows.append((film, made_HW))
+        show("test", number + 1, len(held_out))
+    result = NodulesResult(
+        metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
+        films={part: describe_films(found) for part, found in split.items()},
+        kinds=tuple(sorted({film.kind for film in held_out})),
+        encoder=loaded.name,
+        perceptual=config.perceptual,
+        seed=config.seed,
+    )
+    _write_model(out, method, config, result, rows[:SHOWN])
+    return result
+
+
+def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
+    """Score a nodule that was made where a film has a real one.
+
+    contrast_made, contrast_real: grey above the surroundings.  diameter_ratio: measured / asked, of the one made and of
+    the real one.  lung_share: of the mask.  background_equal: share of the pixels outside the region that
+    kept their bits.
+    """
+    reference = film
+    if generator.mode == "film":
+        reference = square_film(film, generator.task.config.size)
+    mask_HW, lung_HW = reference.mask_HW, reference.lung_HW if film.lung_HW is not None else None
+    if not mask_HW.any():
+        return {}
+    made, real = (measure_nodule(picture, mask_HW, lung_HW) for picture in (made_HW, reference.film_HW))
+    scores = {
+        "contrast_made": made.contrast,
+        "contrast_real": real.contrast,
+        "diameter_ratio_made": made.diameter_px / made.mask_diameter_px,
+        "diameter_ratio_real": real.diameter_px / real.mask_diameter_px,
+        "lung_share": made.lung_share,
+    }
+    if generator.mode == "inpaint":
+        config, scale = generator.task.config, max(film.film_HW.shape) / generator.film_size
+        region_HW = compute_region(mask_HW, config.margin, max(1, round(config.margin_px * scale)))
+        scores["background_equal"] = measure_background(film.film_HW, made_HW, region_HW).equal_share
+    return scores
+
+
+def _show_nothing(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _write_model(
+    out: Path,
+    method: GenerateNodules,
+    config: NodulesConfig,
+    result: NodulesResult,
+    rows: Sequence[tuple[NoduleFilm, np.ndarray]],
+) -> None:
+    """Write all of a model; its configuration comes last, so that half a model is none."""
+    described = {
+        "task": "nodules",
+        "generator": asdict(method.config),
+        "film_size": config.film_size,
+        "encoder": result.encoder,
+        "finetune": describe(config),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in method.averaged.state_dict().items()}
+    write_atomically(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
+    write_atomically(out / "test_films.png", draw_films(rows))
+    write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
+    (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
+    write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
+    shutil.rmtree(out / "run")
+
+
+def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
+    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG."""
+    columns = []
+    for film, made_HW in rows:
+        outline = film.mask_HW.astype(np.uint8)
+        ring = cv2.dilate(outline, np.ones((3, 3), np.uint8)) - outline
+        marked = np.where(cv2.resize(ring, film.film_HW.shape[::-1]) > 0, 1.0, film.film_HW)
+        size = (side, side)
+        parts = [
+            np.clip(255 * cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA), 0, 255)
+            for picture in (film.film_HW, marked, made_HW)
+        ]
+        column = np.vstack(parts).astype(np.uint8)
+        cv2.putText(column, "SYNTHETIC", (6, 3 * side - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA)
+        columns.append(column)
+    return cv2.imencode(".png", np.hstack(columns))[1].tobytes()
+
+
+# ---------------------------------------------------------------- at work
+
+
+def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGenerator:
+    """Load what `finetune_nodules` wrote.
+
+    Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
+    """
+    folder, target = Path(folder), parse_device(device)
+    config = read_json(folder / "config.json")
+    if config.get("task") != "nodules":
+        raise UsageError(f"{folder} is no nodule generator; make one with: chess-cxr finetune nodules")
+    described, film_size = config.get("generator"), config.get("film_size")
+    kinds = {item.name: type(item.default) for item in fields(GenerateConfig)}
+    if not isinstance(described, Mapping) or set(described) != set(kinds):
+        raise ChessError(f"{folder}: the generator has {', '.join(kinds)}")
+    numbers = {name: value for name, value in described.items() if name != "mode"}
+    whole = all(
+        type(value) in ((int, float) if kinds[name] is float else (kinds[name],)) for name, value in numbers.items()
+    )
+    if not (whole and described["mode"] in get_args(Mode) and type(film_size) is int and 32 <= film_size <= 4096):
+        raise ChessError(f"{folder}: the generator is none that exists")
+    planned = GenerateConfig(**described)
+    check_generate_config(planned)
+    if planned.width > PAPER_WIDTH or planned.latent > MOST_LATENT:
+        raise ChessError(f"{folder}: a generator has a width of {PAPER_WIDTH} and a latent of {MOST_LATENT} at most")
+    task = GenerateNodules(planned)
+    file = folder / "model.safetensors"
+    try:
+        task.averaged.load_state_dict(safetensors.torch.load_file(file))
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ChessError(f"{file} does not hold this model: {first[:200]}") from None
+    task.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return NoduleGenerator(task, film_size, digest)
+
+
+@dataclass(frozen=True)
+class NoduleOrder:
+    """A film to be made: which file it is from, and the mask's file, or None for a nodule of random place and size."""
+
+    location: Path
+    mask: Path | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class MadeFile:
+    """What became of an order: the new files, or why there are none.  box: x, y, width and height, in pixels."""
+
+    order: NoduleOrder
+    film: Path | None = None
+    mask: Path | None = None
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    diameter_mm: float = math.nan
+    source_sha256: str = ""
+    reason: str = ""
+
+
+def plan_orders(films: Sequence[Path], mask: Path | None, count: int, seed: int) -> list[NoduleOrder]:
+    """List what is to be made: one film for each mask, or `count` films, taking the given ones in turn.
+
+    mask: a file for a single film, or a folder with a mask of the same name for every film.
+    """
+    if (mask is None) == (count < 1):
+        raise UsageError("say where nodules shall be: --mask FILE or FOLDER, or --random N")
+    if mask is None:
+        return [NoduleOrder(films[number % len(films)], None, seed + number) for number in range(count)]
+    if mask.is_file():
+        if len(films) != 1:
+            raise UsageError(f"one mask is given for {len(films)} films; give a folder with a mask for each")
+        return [NoduleOrder(films[0], mask, seed)]
+    if not mask.is_dir():
+        raise UsageError(f"there is no mask {mask}")
+    masks = {path.stem.lower(): path for path in sorted(mask.iterdir()) if path.is_file()}
+    if absent := [film.name for film in films if film.stem.lower() not in masks]:
+        raise UsageError(f"{mask} has no mask for {len(absent)} of {len(films)} films, such as {absent[0]}")
+    return [NoduleOrder(film, masks[film.stem.lower()], seed + n) for n, film in enumerate(films)]
+
+
+def generate_files(
+    generator: NoduleGenerator,
+    orders: Sequence[NoduleOrder],
+    out: Path,
+    size_mm: tuple[float, float] = (5.0, 30.0),
+    spacing_mm: float = math.nan,
+    lungs: Path | None = None,
+    limits: Limits | None = None,
+) -> Generator[MadeFile, None, None]:
+    """Make SYNTHETIC films in `out`, each with its mask, and `generated.csv` with boxes and provenance; yield each.
+
+    spacing_mm: of the films that do not say it themselves.  lungs: folder with a lung mask for each film; found by
+    `find_lung_fields` without.  A film depends on the model, its source, its mask and its seed only.
+    """
+    if (out / TABLE).exists():
+        raise UsageError(f"{out / TABLE} exists already; choose another --out")
+    limits = limits or Limits()
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(
+        (
+            "film",
+            "mask",
+            "x",
+            "y",
+            "width",
+            "height",
+            "diameter_mm",
+            "source_sha256",
+            "model_sha256",
+            "seed",
+            "synthetic",
+        )
+    )
+    with build_ingest_pool(1) as pool:
+        for order in orders:
+            try:
+                decoded = pool.submit(call_in_child, decode_film, limits, order.location).result()
+                own = decoded.spacing_mm if math.isfinite(decoded.spacing_mm) else spacing_mm
+                lung_HW = _find_lungs(order.location, decoded.pixels, lungs)
+                mask_HW, diameter = _find_mask(order, lung_HW, own, size_mm)
+                made_HW = generator.paint(decoded.pixels, mask_HW, order.seed, lung_HW)
+                done = _write_made(generator, order, decoded.pixels, made_HW, mask_HW, diameter, out, pool, limits)
+            except (Undecodable, UsageError) as error:
+                yield MadeFile(order, reason=str(error))
+                continue
+            assert done.film and done.mask
+            facts = (f"{done.diameter_mm:.2f}", done.source_sha256, generator.sha256, order.seed, "yes")
+            writer.writerow((done.film.name, done.mask.name, *done.box, *facts))
+            write_atomically(out / TABLE, rows.getvalue().encode())
+            yield done
+
+
+def _find_lungs(location: Path, film_HW: np.ndarray, lungs: Path | None) -> np.ndarray:
+    if lungs is None:
+        return find_lung_fields(film_HW)
+    for path in sorted(lungs.glob("*")):
+        if path.stem.lower() == location.stem.lower():
+            return read_request_mask(path, (film_HW.shape[0], film_HW.shape[1]))
+    raise UsageError(f"{lungs} has no lung mask for {location.name}")
+
+
+def _find_mask(
+    order: NoduleOrder, lung_HW: np.ndarray, spacing_mm: float, size_mm: tuple[float, float]
+) -> tuple[np.ndarray, float]:
+    """Return the mask that is asked for, or a random one, and the nodule's diameter in mm (NaN where unknown)."""
+    if order.mask is None:
+        if not math.isfinite(spacing_mm):
+            raise UsageError(f"{order.location.name} does not say its pixel spacing; give it with --spacing-mm")
+        request = draw_random_request(lung_HW, spacing_mm, size_mm, np.random.default_rng([order.seed, 23]))
+        return request.mask_HW, request.diameter_mm
+    mask_HW = read_request_mask(order.mask, (lung_HW.shape[0], lung_HW.shape[1]))
+    check_request_mask(mask_HW, lung_HW)
+    return mask_HW, 2 * math.sqrt(float(mask_HW.sum()) / math.pi) * spacing_mm
+
+
+def _write_made(
+    generator: NoduleGenerator,
+    order: NoduleOrder,
+    film_HW: np.ndarray,
+    made_HW: np.ndarray,
+    mask_HW: np.ndarray,
+    diameter_mm: float,
+    out: Path,
+    pool: Executor,
+    limits: Limits,
+) -> MadeFile:
+    source = hashlib.sha256(read_film_content(order.location)).hexdigest()
+    model = generator.sha256[:16]
+    if generator.mode == "inpaint":
+        change_HW = (made_HW - film_HW).astype(np.float32)
+        written = pool.submit(
+            call_in_child, _write_derived, limits, order.location, change_HW, out, model, order.seed
+        ).result()
+    else:
+        mask_HW = square_film(NoduleFilm("", film_HW, mask_HW, None, "", None, ""), made_HW.shape[0]).mask_HW
+        facts = {"chess-cxr": f"SYNTHETIC film, style of {source}, model {model}, seed {order.seed}"}
+        written = _write_png(out / f"{order.location.stem}_{order.seed}.png", made_HW, facts)
+    mask = _write_png(written.with_name(f"{written.stem}_mask.png"), mask_HW.astype(np.float32), {})
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    box = (
+        (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1) if len(rows) else (0, 0, 0, 0)
+    )
+    return MadeFile(order, written, mask, box, diameter_mm, source)
+
+
+def _write_derived(location: Path, change_HW: np.ndarray, out: Path, model: str, seed: int) -> Path:
+    """Write one film, in a process that may die of it."""
+    return write_derived_film(location, change_HW, out, kind="synthetic nodule", model=model, seed=seed)
+
+
+def _write_png(path: Path, picture_HW: np.ndarray, facts: Mapping[str, str]) -> Path:
+    told = PngImagePlugin.PngInfo()
+    for name, text in facts.items():
+        told.add_text(name, text)
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(255 * picture_HW).astype(np.uint8)).save(buffer, "PNG", pnginfo=told)
+    write_atomically(path, buffer.getvalue())
+    return path

@@ -1,0 +1,286 @@
+"""How a nodule generator learns from films whose nodules are marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+
+from chess_cxr.evaluation.nodule_fidelity import measure_nodule
+from chess_cxr.models.embedding import Encoder, compute_state_sha256
+from chess_cxr.nodule_films import NoduleFilm, resample_nodule_film
+from chess_cxr.perceptual import SAME, build_perceptual
+from chess_cxr.records import UsageError
+from chess_cxr.store import compute_batch
+from chess_cxr.tasks.generate_nodules import GenerateConfig, GenerateNodules, NoduleBatch, check_generate_config
+from chess_cxr.tasks.nodule_region import compute_region, find_window
+from chess_cxr.tasks.perceptual import PerceptualConfig
+from chess_cxr.training.batches import prepare_ahead
+from chess_cxr.training.loop import StepReport, TrainingConfig
+from chess_cxr.training.pretraining import hash_uids
+from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, train_in_folder
+from chess_cxr.training.run_log import RunLog
+
+NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
+ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
+
+
+@dataclass(frozen=True)
+class NodulesConfig:
+    """How a nodule generator is made.
+
+    mode: "inpaint" makes the region of a nodule within a film, "film" whole films.  size: side of what it makes.
+    film_size: longest side of the films it paints into, in pixels; a film of 35 cm has then 1.4 mm a pixel.
+    perceptual: the network of the perceptual loss, see `build_perceptual`.  Losses are weighed as CheSS weighs them.
+    learning_rate: the generator's; the discriminator's is four times that.
+    """
+
+    mode: Literal["inpaint", "film"] = "inpaint"
+    size: int = 64
+    film_size: int = 256
+    width: int = 16
+    latent: int = 64
+    perceptual: str = SAME
+    perceptual_weight: float = 10.0
+    compare: PerceptualConfig = PerceptualConfig(resolution="film")
+    feature_matching: float = 10.0
+    kld: float = 0.05
+    r1: float = 0.0
+    ema: float = 0.995
+    steps: int = 3000
+    batch: int = 8
+    learning_rate: float = 2e-4
+    checkpoint_every: int = 500
+    threads: int = 1
+    seed: int = 0
+
+
+def plan_generation(config: NodulesConfig) -> GenerateConfig:
+    """Return the generator's own configuration; raise UsageError for one that cannot work."""
+    planned = GenerateConfig(
+        mode=config.mode,
+        size=config.size,
+        width=config.width,
+        latent=config.latent,
+        lung=config.mode == "film",
+        feature_matching=config.feature_matching,
+        perceptual=config.perceptual_weight,
+        kld=config.kld,
+        r1=config.r1,
+        ema=config.ema,
+    )
+    check_generate_config(planned)
+    if config.mode == "inpaint" and not config.size <= config.film_size <= 4096:
+        raise UsageError("a nodule generator needs size <= film_size <= 4096 pixels")
+    return planned
+
+
+def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
+    """Return how a nodule generator is optimised: Adam, constant but for a short warm-up and half a cosine."""
+    return TrainingConfig(
+        steps=config.steps,
+        batch=config.batch,
+        optimizer="adamw",
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        warmup=0.02,
+        log_every=max(1, min(20, config.steps)),
+        probe_every=max(1, config.steps // 10),
+        checkpoint_every=config.checkpoint_every,
+        loader_threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def train_nodule_generator(
+    folder: Path,
+    encoder: Encoder,
+    train: Sequence[NoduleFilm],
+    val: Sequence[NoduleFilm],
+    config: NodulesConfig,
+    on_step: OnStep | None = None,
+    say: Callable[[str], None] | None = None,
+) -> GenerateNodules:
+    """Train a nodule generator in `folder`, or continue there; return it on the CPU.
+
+    val: ten times, nodules are made where its films have them, and their contrast is held against the real one's.
+    Raises UsageError where `folder` holds a run of another configuration, and where no film can teach.
+    """
+    planned = plan_generation(config)
+    windows = list_windows(train, config, planned)
+    if not windows:
+        raise UsageError("no film for training has a nodule that fits the generator; give films and masks with some")
+    torch.manual_seed(config.seed)
+    perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
+    method = GenerateNodules(planned, perceptual)
+    training = plan_nodule_training(config)
+
+    def open_batches(first_step: int, rank: Rank) -> Generator[NoduleBatch, None, None]:
+        if config.batch % rank.world:
+            raise UsageError(f"{rank.world} ranks cannot share a batch of {config.batch} films; choose a multiple")
+        own = config.batch // rank.world
+        share = slice(rank.number * own, (rank.number + 1) * own)
+
+        def prepare(step: int) -> NoduleBatch:
+            chosen_B, position_B = compute_batch(len(windows), config.batch, step, config.seed)
+            chosen = [windows[int(window)] for window in chosen_B[share]]
+            return draw_nodule_batch(chosen, position_B[share].tolist(), config).to(rank.device)
+
+        return prepare_ahead(prepare, range(first_step, config.steps), config.threads)
+
+    def open_watch(log: RunLog, rank: Rank) -> NoduleWatch:
+        held_out = list_windows(val, config, planned)[:16]
+        return NoduleWatch(log, method, training, [draw_nodule_batch([w], None, config) for w in held_out])
+
+    groups = {
+        name: [group | {"betas": ADAM_BETAS} for group in parts]
+        for name, parts in method.build_parameter_groups().items()
+    }
+    described = {
+        "task": "nodules",
+        "nodules": describe(config),
+        "perceptual": about,
+        "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
+        "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
+    }
+    inputs = RunInputs([film.name for film in train], open_batches, open_watch, groups)
+    train_in_folder(folder, method, training, inputs, described, on_step, say=say)
+    method.cpu().eval()
+    return method
+
+
+# ---------------------------------------------------------------- what it learns from
+
+
+@dataclass(frozen=True)
+class NoduleWindow:
+    """A film with the nodule around which a window is cut; its whole is the window where whole films are made."""
+
+    film: NoduleFilm
+    nodule_HW: np.ndarray
+
+
+def list_windows(films: Sequence[NoduleFilm], config: NodulesConfig, planned: GenerateConfig) -> list[NoduleWindow]:
+    """List what a generator can learn from: each nodule that fits its window, or each whole film."""
+    if config.mode == "film":
+        squares = [square_film(film, config.size) for film in films]
+        return [NoduleWindow(film, film.mask_HW) for film in squares]
+    windows = []
+    for film in films:
+        small = resample_nodule_film(film, config.film_size)
+        count, part_HW = cv2.connectedComponents(small.mask_HW.astype(np.uint8))
+        for number in range(1, count):
+            nodule_HW = part_HW == number
+            try:
+                find_window(compute_region(nodule_HW, planned.margin, planned.margin_px), config.size)
+            except UsageError:  # larger than the window: no example of what fits into it
+                continue
+            windows.append(NoduleWindow(small, nodule_HW))
+    return windows
+
+
+def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
+    """Bring a film and its masks to size x size pixels; a film without a lung mask gets an empty one."""
+    side = (size, size)
+
+    def shrink(mask_HW: np.ndarray | None) -> np.ndarray:
+        if mask_HW is None:
+            return np.zeros(side, bool)
+        return np.asarray(cv2.resize(mask_HW.astype(np.float32), side, interpolation=cv2.INTER_AREA) > 0.5)
+
+    film_HW = cv2.resize(film.film_HW, side, interpolation=cv2.INTER_AREA)
+    masks = shrink(film.mask_HW), shrink(film.lung_HW)
+    return NoduleFilm(film.name, np.asarray(film_HW, np.float32), *masks, film.group, None, film.kind)
+
+
+def draw_nodule_batch(
+    windows: Sequence[NoduleWindow], positions: Sequence[int] | None, config: NodulesConfig
+) -> NoduleBatch:
+    """Cut windows, varied as a pure function of (seed, position); as they are, the nodule in the middle, without."""
+    drawn = []
+    for number, window in enumerate(windows):
+        rng = None
+        if positions is not None:
+            rng = np.random.Generator(np.random.Philox(key=[config.seed, NODULE_STREAM + int(positions[number])]))
+        drawn.append(_cut(window, config.size, rng))
+    film, mask, lung = (
+        torch.from_numpy(np.stack(part)[:, None].astype(np.float32)) for part in zip(*drawn, strict=True)
+    )
+    return NoduleBatch(film, mask, lung if config.mode == "film" else None)
+
+
+def _cut(window: NoduleWindow, size: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    film, side = window.film, window.film.film_HW.shape
+    start = [0, 0]
+    if side != (size, size):
+        places = np.argwhere(window.nodule_HW)
+        low, high = places.min(0), places.max(0)
+        for axis in (0, 1):
+            slack = max(0, (size - (high[axis] - low[axis] + 1)) // 4)  # the region stays inside
+            middle = (low[axis] + high[axis] + 1 - size) // 2 + (int(rng.integers(-slack, slack + 1)) if rng else 0)
+            start[axis] = int(np.clip(middle, 0, side[axis] - size))
+    here = tuple(slice(first, first + size) for first in start)
+    lung_HW = film.lung_HW if film.lung_HW is not None else np.zeros(side, bool)
+    parts = [film.film_HW[here], film.mask_HW[here], lung_HW[here]]
+    if rng is not None:
+        if rng.random() < 0.5:
+            parts = [part[:, ::-1] for part in parts]
+        exponent, gain = np.exp(rng.uniform(-0.15, 0.15)), 1 + rng.uniform(-0.05, 0.05)
+        parts[0] = np.clip(np.power(parts[0], exponent) * gain, 0, 1)
+    return parts[0], parts[1], parts[2]
+
+
+class NoduleWatch:
+    """Logs a run's numbers, and now and then how nodules made in held-out films stand out beside the real ones."""
+
+    has_collapsed = False
+
+    def __init__(
+        self, log: RunLog, method: GenerateNodules, training: TrainingConfig, val: Sequence[NoduleBatch]
+    ) -> None:
+        self.log, self.probe = log, dict[str, float]()
+        self._method, self._training, self._val = method, training, val
+
+    def look(self, report: StepReport) -> None:
+        """Log a step that was made, and look at held-out films where it is time."""
+        training, step, last = self._training, report.step, report.step == self._training.steps
+        values = dict[str, float]()
+        if report.problem:
+            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
+        if last or step % training.log_every == 0:
+            values = self.log.summarise(report, self._method.signals, training.batch)
+        if self._val and (last or step % training.probe_every == 0):
+            self.probe = {"val/contrast_ratio": compute_contrast_ratio(self._method, self._val)}
+            values |= {name: value for name, value in self.probe.items() if np.isfinite(value)}
+        if values:
+            self.log.write(step, values)
+
+
+def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatch]) -> float:
+    """Return the mean contrast of made nodules over that of the real ones in the same places; NaN without any."""
+    from chess_cxr.tasks.generate_nodules import generate
+
+    device = method.steps.device
+    made, real = [], []
+    for seed, batch in enumerate(batches):
+        mask_HW = batch.mask_B1SS[0, 0].numpy() > 0.5
+        if not mask_HW.any():
+            continue
+        film_HW = generate(method, batch.to(device), [seed])[0, 0].cpu().numpy()
+        made.append(measure_nodule(film_HW, mask_HW).contrast)
+        real.append(measure_nodule(batch.film_B1SS[0, 0].numpy(), mask_HW).contrast)
+    return float(np.mean(made) / np.mean(real)) if made and np.mean(real) else float("nan")
+
+
+def describe_films(films: Sequence[NoduleFilm]) -> dict[str, Any]:
+    """Count films, those with a nodule, and patients."""
+    return {
+        "films": len(films),
+        "with_nodule": sum(bool(film.mask_HW.any()) for film in films),
+        "patients": len({film.group for film in films}),
+    }
