@@ -27,7 +27,6 @@ from chess_cxr.bone_training import (
     shrink_pair,
     train_bone_network,
 )
-from chess_cxr.derived_films import write_derived_film
 from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
 from chess_cxr.film_pairs import FilmPair, read_pairs, split_pairs
 from chess_cxr.ingest.child import Limits
@@ -41,6 +40,7 @@ from chess_cxr.models.published import find_layout_problem
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.report.suppression_picture import draw_suppression_sheet
 from chess_cxr.runs import read_json
+from chess_cxr.suppressed_films import write_suppressed_film
 from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE
 from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.run import OnStep, describe
@@ -245,15 +245,16 @@ def suppress_files(
     sheets: write NAME_sheet.png too: film, result and bone side by side.
     """
     limits = limits or Limits()
-    with build_ingest_pool(1) as pool:
+    # a child knows one task: with one for each, none has to be started anew for every film
+    with build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for location in locations:
             try:
-                film = pool.submit(call_in_child, decode_film, limits, location).result()
+                film = readers.submit(call_in_child, decode_film, limits, location).result()
                 bone_HW = model.predict_bone(film.pixels)
                 change_HW = np.where(bone_HW < FAINTEST, 0, -bone_HW).astype(np.float32)
                 text = BURNED_IN if burn_in else ""
-                written = pool.submit(
-                    call_in_child, _write_derived, limits, location, change_HW, out, text, name
+                written = writers.submit(
+                    call_in_child, write_suppressed_film, limits, location, change_HW, out, text, name
                 ).result()
                 if sheets:
                     rows = [(written.stem, film.pixels, film.pixels + change_HW, None)]
@@ -261,8 +262,3 @@ def suppress_files(
                 yield SuppressedFile(location, written)
             except Undecodable as error:
                 yield SuppressedFile(location, reason=str(error))
-
-
-def _write_derived(location: Path | str, change_HW: np.ndarray, out: Path, text: str, model: str) -> Path:
-    """Write one film, in a process that may die of it."""
-    return write_derived_film(location, change_HW, out, kind="bone-suppressed", text=text, model=model)
