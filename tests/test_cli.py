@@ -585,3 +585,84 @@ def test_a_preset_beside_a_configuration_is_not_passed_over_in_silence(
 ) -> None:
     words = ("pretrain", small_store, "--out", tmp_path / "run", "--config", config, "--preset", "demo")
     assert_refused(run(*words), 2, "give --preset or --config, not both")
+
+
+# Bone suppression
+
+BONES = ("--size", 64, "--crop", 64, "--decoder", "tiny", "--perceptual", "none", "--steps", 3, "--batch", 2)
+
+
+@pytest.fixture(scope="module")
+def bone_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tmp_path_factory.mktemp("bones") / "model"
+    words = ("finetune", "bones", "random:regnetx_002@64", "phantom:8@64#1", "--out", model)
+    answer = run(*words, *BONES, "--workers", 1, "--quiet", "--json")
+    assert answer.code == 0 and answer.err == "", answer
+    result = json.loads(answer.out)
+    assert result == json.loads((model / "result.json").read_text())
+    assert result["pairs"] == {"train": 6, "val": 0, "test": 2} and result["kinds"] == ["phantom"]
+    return model
+
+
+def test_a_bone_model_is_made_once(bone_model: Path) -> None:
+    words = ("finetune", "bones", "random:regnetx_002@64", "phantom:8@64#1", "--out")
+    assert_refused(run(*words, bone_model, *BONES), 2, "exists already")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("random:regnetx_002@64 --out model", "name a folder of pairs"),
+        ("random:regnetx_002@64 absent --out model", "there is no folder absent"),
+        ("random:regnetx_002@64 phantom:x --out model", "should be phantom:PATIENTS@SIZE#SEED"),
+        ("no/encoder phantom:4@64 --out model", "no/encoder"),
+        ("random:regnetx_002@64 phantom:8@64 --out model --crop 64 --size 32", "crop <= size"),
+        ("random:regnetx_002@64 phantom:8@64 --out model --perceptual chess", "chess needs the published file"),
+    ],
+)
+def test_pairs_that_make_no_bone_model_are_told_in_one_line(words: str, part: str, tmp_path: Path) -> None:
+    assert_refused(run("finetune", "bones", *words.split(), "--quiet", cwd=tmp_path), 2, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bone_model_writes_films_and_says_which_it_cannot_read(
+    bone_model: Path, real_films: Path, tmp_path: Path
+) -> None:
+    png = next((real_films / "jsrt" / "images").iterdir())
+    dicom, broken = real_films / "dicom" / "RG3_J2KR.dcm", tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    answer = run(
+        "predict", bone_model, png, broken, dicom, "--out", tmp_path / "out", "--sheets", "--burn-in", "--quiet"
+    )
+    rows = list(csv.reader(answer.out.splitlines()))
+    assert rows[0] == ["film", "out", "reason"] and [row[0] for row in rows[1:]] == [str(png), str(broken), str(dicom)]
+    assert [Path(row[1]).name for row in rows[1:]] == [f"{png.stem}.png", "", "RG3_J2KR.dcm"]
+    assert [bool(row[2]) for row in rows[1:]] == [False, True, False]
+    assert (answer.code, answer.err) == (
+        1, "chess-cxr: 1 of 3 films could not be read; their reasons stand in the table\n"
+    )  # fmt: skip
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{png.stem}.png", f"{png.stem}_sheet.png", "RG3_J2KR.dcm", "RG3_J2KR_sheet.png"}
+
+
+def test_a_bone_model_needs_a_folder_for_its_films_and_a_classifier_none(
+    bone_model: Path, small_store: Path, films: Path, tmp_path: Path
+) -> None:
+    film = films / "film00.png"
+    assert_refused(run("predict", bone_model, film), 2, "a bone model writes films; name a folder for them with --out")
+    classifier = tmp_path / "classifier"
+    made = run("finetune", "classify", "random:test_resnet@32", small_store, "--out", classifier, "--quiet")
+    assert made.code == 0
+    for option in (("--out", tmp_path / "out"), ("--burn-in",), ("--sheets",)):
+        assert_refused(run("predict", classifier, film, *option), 2, "are for bone models")
+
+
+@pytest.mark.parametrize("change", [{"size": 10**9}, {"network": {"architecture": "evil"}}, {"tile": "a"}], ids=str)
+def test_a_hostile_bone_model_is_one_line(
+    change: dict[str, object], bone_model: Path, films: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(bone_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | change))
+    assert_refused(run("predict", model, films / "film00.png", "--out", tmp_path / "out"), 1, str(model))
+    assert not (tmp_path / "out").exists()

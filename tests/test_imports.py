@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "ingest": {"records", "locations", "sources", "store", "film_jpeg"},
     "grey_inverse": {"records"},
     "derived_dicom": {"records", "ingest", "grey_inverse"},
+    "suppressed_films": {"derived_films"},
     "derived_films": {"records", "locations", "ingest", "derived_dicom", "grey_inverse"},
     "views": {"records"},
     "models": {"records"},

@@ -27,7 +27,6 @@ from chess_cxr.bone_training import (
     shrink_pair,
     train_bone_network,
 )
-from chess_cxr.derived_films import write_derived_film
 from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
 from chess_cxr.film_pairs import FilmPair, read_pairs, split_pairs
 from chess_cxr.ingest.child import Limits
@@ -37,9 +36,11 @@ from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
 from chess_cxr.model_folder import refuse_foreign_folder
 from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
 from chess_cxr.models.embedding import parse_device
+from chess_cxr.models.published import find_layout_problem
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.report.suppression_picture import draw_suppression_sheet
 from chess_cxr.runs import read_json
+from chess_cxr.suppressed_films import write_suppressed_film
 from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE
 from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.run import OnStep, describe
@@ -173,7 +174,8 @@ def _write_model(
     rows = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:SHOWN]]
     draw_suppression_sheet(rows, out / "test_pairs.png", synthetic="phantom" in result.kinds)
     write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
-    (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
+    if (out / "run" / "metrics.jsonl").exists():  # not after an end between this line and the next
+        (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
     write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
     shutil.rmtree(out / "run")
 
@@ -198,12 +200,21 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
         raise ChessError(f"{folder}: the network of a bone model has {', '.join(sorted(known))}, size and tile")
     if not all(type(shape[name]) in (int, float) for name in ("mean", "std")):
         raise ChessError(f"{folder}: mean and std of a bone model are numbers")
-    network = BoneNetwork(BoneNetworkShape(**{**shape, "architecture": str(shape["architecture"])}))
+    if not all(type(shape[name]) is str for name in ("architecture", "decoder")):
+        raise ChessError(f"{folder}: architecture and decoder of a bone model are names")
     try:
-        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        with torch.device("meta"):  # without memory behind it: a config cannot make us allocate a giant
+            expected = BoneNetwork(BoneNetworkShape(**shape)).state_dict()
+        if problem := find_layout_problem(expected, tensors):
+            raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {problem}")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {first[:200]}") from None
+    except UsageError as error:
+        raise ChessError(f"{folder}: {error}") from None
+    network = BoneNetwork(BoneNetworkShape(**shape))
+    network.load_state_dict(tensors)
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return BoneSuppressor(network, size, tile)
 
@@ -234,15 +245,16 @@ def suppress_files(
     sheets: write NAME_sheet.png too: film, result and bone side by side.
     """
     limits = limits or Limits()
-    with build_ingest_pool(1) as pool:
+    # a child knows one task: with one for each, none has to be started anew for every film
+    with build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for location in locations:
             try:
-                film = pool.submit(call_in_child, decode_film, limits, location).result()
+                film = readers.submit(call_in_child, decode_film, limits, location).result()
                 bone_HW = model.predict_bone(film.pixels)
                 change_HW = np.where(bone_HW < FAINTEST, 0, -bone_HW).astype(np.float32)
                 text = BURNED_IN if burn_in else ""
-                written = pool.submit(
-                    call_in_child, _write_derived, limits, location, change_HW, out, text, name
+                written = writers.submit(
+                    call_in_child, write_suppressed_film, limits, location, change_HW, out, text, name
                 ).result()
                 if sheets:
                     rows = [(written.stem, film.pixels, film.pixels + change_HW, None)]
@@ -250,8 +262,3 @@ def suppress_files(
                 yield SuppressedFile(location, written)
             except Undecodable as error:
                 yield SuppressedFile(location, reason=str(error))
-
-
-def _write_derived(location: Path | str, change_HW: np.ndarray, out: Path, text: str, model: str) -> Path:
-    """Write one film, in a process that may die of it."""
-    return write_derived_film(location, change_HW, out, kind="bone-suppressed", text=text, model=model)

@@ -23,7 +23,7 @@ from chess_cxr.sources.phantom import MAX_PIXEL, draw_anatomy, draw_exposure, re
 
 LARGEST_SHIFT = 0.01  # of the side: the worst of 16 real pairs is off by 0.009
 LEAST_LIKENESS = 0.5  # correlation of edges: 0.8 to 1 for real pairs, below 0.4 for films of two patients
-SAME_RMS = 0.004  # one grey level of 255: real pairs differ by 0.009 and more
+SAME_RMS = 0.004  # one grey level of 255, smoothed: real pairs differ by 0.008 and more, a film and its JPEG by 0.0025
 _REGISTERED = 256  # side at which pairs are compared
 _JSRT = re.compile(r"JPC(?:LN|NN)\d{3}", re.IGNORECASE)
 _PHANTOM = re.compile(r"phantom:(\d{1,6})(?:@(\d{2,4}))?(?:#(\d{1,9}))?")
@@ -110,17 +110,18 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
     """Check that two pictures are a pair, and bring them to bone bright and to one grey scale.
 
     Raises UsageError for pictures of different size, the same picture twice, a target that is shifted by more than
-    `LARGEST_SHIFT`, or the target of another film.
+    `LARGEST_SHIFT`, the target of another film, or a picture of one grey level.
     """
     if film_HW.shape != bone_free_HW.shape:
         sizes = (f"{p.shape[1]} x {p.shape[0]}" for p in (film_HW, bone_free_HW))
         raise UsageError(f"{name}: the film is {' and its target '.join(sizes)} pixels; a pair has one size")
+    for picture_HW, whose in ((film_HW, "film"), (bone_free_HW, "target")):
+        if np.ptp(picture_HW[::4, ::4]) == 0:
+            raise UsageError(f"{name}: the {whose} is of one grey level; it shows nothing")
     notes = list[str]()
     if np.corrcoef(film_HW[::4, ::4].ravel(), bone_free_HW[::4, ::4].ravel())[0, 1] < 0:
         bone_free_HW = 1 - bone_free_HW
         notes.append("the target was inverted against its film; turned")
-    if float(np.sqrt(np.mean((film_HW - bone_free_HW) ** 2))) < SAME_RMS:
-        raise UsageError(f"{name}: the film and its target are the same picture; a target has no bone")
     shift, likeness = measure_registration(film_HW, bone_free_HW)
     if likeness < LEAST_LIKENESS:
         raise UsageError(
@@ -133,6 +134,9 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
             "is a pair, so register it first"
         )
     gain, offset = fit_grey_scale(film_HW, bone_free_HW)
+    left_HW = cv2.GaussianBlur(np.asarray(film_HW - (gain * bone_free_HW + offset), np.float32), (0, 0), 1.5)
+    if float(np.sqrt(np.mean(left_HW**2))) < SAME_RMS:
+        raise UsageError(f"{name}: the film and its target are the same picture; a target has no bone")
     if not is_bone_bright(film_HW, gain * bone_free_HW + offset):
         film_HW, bone_free_HW, offset = 1 - film_HW, 1 - bone_free_HW, 1 - gain - offset
         notes.append("bone was dark; turned")

@@ -36,11 +36,15 @@ def find_pairs(folder: Path) -> list[PairFiles]:
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; name one with source and target, or JSRT and BSE_JSRT, in it")
-    children = {child.name.lower(): child for child in sorted(folder.iterdir()) if child.is_dir()}
+    children: dict[str, Path] = {}
+    for child in sorted(child for child in folder.iterdir() if child.is_dir()):
+        if known := children.get(child.name.lower()):
+            raise UsageError(f"{folder} holds both {known.name} and {child.name}; remove one of them")
+        children[child.name.lower()] = child
     for names in LAYOUTS:
         films, targets = (children.get(name.lower()) for name in names)
         if films and targets:
-            return _pair(_index(films), _index(targets), names)
+            return _pair(films, targets, names)
         if films or targets:
             raise UsageError(f"{folder} has {names[0] if films else names[1]} but no {names[1] if films else names[0]}")
     raise UsageError(f"{folder} holds no pairs: it needs the folders source and target, or JSRT and BSE_JSRT")
@@ -72,7 +76,8 @@ def _strip(relative: str) -> str:
     return str(path.with_name(name or path.name))
 
 
-def _pair(films: dict[str, Path], targets: dict[str, Path], names: tuple[str, str]) -> list[PairFiles]:
+def _pair(film_folder: Path, target_folder: Path, names: tuple[str, str]) -> list[PairFiles]:
+    films, targets = _index(film_folder), _index(target_folder)
     if not films and not targets:
         raise UsageError(f"the folders {names[0]} and {names[1]} hold no film")
     for whose, one, other in ((names[0], films, targets), (names[1], targets, films)):
@@ -80,4 +85,8 @@ def _pair(films: dict[str, Path], targets: dict[str, Path], names: tuple[str, st
             shown = ", ".join(one[name].name for name in alone[:_SHOWN]) + (", …" if len(alone) > _SHOWN else "")
             raise UsageError(f"{len(alone)} of {len(one)} films of {whose} have no partner: {shown}")
     kind: PairKind = "bse-jsrt" if names[0] == "JSRT" else "folder"
-    return [PairFiles(_strip(films[name].name), films[name], targets[name], kind) for name in sorted(films)]
+    return [
+        # below sub-folders one name may occur in each: the path is what tells pairs apart
+        PairFiles(_strip(films[name].relative_to(film_folder).as_posix()), films[name], targets[name], kind)
+        for name in sorted(films)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +34,7 @@ class PerceptualConfig:
     scale: Literal["raw", "unit"] = "raw"
 
     def __post_init__(self) -> None:
-        if len(self.stages) != 5 or min(self.stages) < 0 or not sum(self.stages):
+        if len(self.stages) != 5 or not all(0 <= w < math.inf for w in self.stages) or not sum(self.stages):
             raise UsageError("a perceptual loss needs 5 stage weights of 0 or more, one of them above 0")
 
 
