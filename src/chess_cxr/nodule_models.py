@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import shutil
@@ -38,6 +39,7 @@ from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, split_nodule_f
 from chess_cxr.nodule_requests import check_request_mask, draw_random_request, read_request_mask
 from chess_cxr.nodule_training import (
     NodulesConfig,
+    can_make,
     describe_films,
     plan_generation,
     square_film,
@@ -49,7 +51,9 @@ from chess_cxr.tasks.generate_nodules import (
     GenerateConfig,
     GenerateNodules,
     Mode,
+    NoduleBatch,
     check_generate_config,
+    generate,
     generate_film,
 )
 from chess_cxr.tasks.nodule_region import compute_region
@@ -88,8 +92,7 @@ class NoduleGenerator:
         Mode "film": a film of the generator's size in this film's style.
         """
         if self.mode == "film":
-            small = square_film(NoduleFilm("", film_HW, mask_HW, lung_HW, "", None, ""), self.task.config.size)
-            return generate_film(self.task, small.film_HW, small.mask_HW, seed, small.lung_HW)
+            return self._paint_film(film_HW, mask_HW, seed, lung_HW)
         config = self.task.config
         small_HW = resize_longest(film_HW, self.film_size)
         asked_HW = resize_longest(mask_HW.astype(np.float32), self.film_size) > 0.5
@@ -104,6 +107,20 @@ class NoduleGenerator:
         painted: np.ndarray = np.where(region_HW, np.clip(film_HW + whole_HW, 0, 1), film_HW).astype(np.float32)
         return painted
 
+    def _paint_film(
+        self, film_HW: np.ndarray, mask_HW: np.ndarray, seed: int, lung_HW: np.ndarray | None
+    ) -> np.ndarray:
+        size = self.task.config.size
+        small = square_film(NoduleFilm("", film_HW, mask_HW, lung_HW, "", None, ""), size)
+        if not small.mask_HW.any():
+            raise UsageError(f"the nodule asked for is too small to be seen at {size} pixels; ask for a larger one")
+        # Whether it lies in the lung is the caller's to judge: real nodules cross its edge, and some lungs are unknown
+        film, mask, lung = (
+            torch.from_numpy(np.asarray(part, np.float32))[None, None].to(self.task.steps.device)
+            for part in (small.film_HW, small.mask_HW, small.lung_HW)
+        )
+        return generate(self.task, NoduleBatch(film, mask, lung), [seed])[0, 0].cpu().numpy()
+
 
 # ---------------------------------------------------------------- training
 
@@ -112,7 +129,8 @@ class NoduleGenerator:
 class NodulesResult:
     """What a generator does on held-out films that have a nodule: it makes another in the same place.
 
-    metrics: means over films with 95 % intervals by patient.  films: by split.  kinds: of the test films.
+    metrics: means over films with 95 % intervals by patient.  films: by split; "scored" are those of the test whose
+    nodule fits the generator.  kinds: of these.
     """
 
     metrics: Mapping[str, FilmMean]
@@ -134,7 +152,7 @@ class NodulesResult:
     def as_text(self) -> str:
         """Return the result as lines of text."""
         lines = [f"{name:26s} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for name, m in self.metrics.items()]
-        test, synthetic = self.films["test"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
+        test, synthetic = self.films["scored"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
         basis = f"{test['with_nodule']} nodules of {test['patients']} test patients: {', '.join(self.kinds)}{synthetic}"
         trained = f"trained on {self.films['train']['with_nodule']} films with a nodule"
         return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})"])
@@ -158,16 +176,19 @@ def finetune_nodules(
     Raises `UsageError` where `out` holds something else, and for films that cannot teach.
     """
     out, config, show = Path(out), config or NodulesConfig(), on_stage or _show_nothing
-    plan_generation(config)
+    planned = plan_generation(config)
     refuse_foreign_folder(out)
     films = list[NoduleFilm]()
     for number, place in enumerate(places):
         show("read", number, len(places))
         films += [place] if isinstance(place, NoduleFilm) else read_nodule_films(str(place))
     split = split_nodule_films(films, config.seed, val, test)
-    held_out = [film for film in split["test"] if film.mask_HW.any()]
+    held_out = [film for film in split["test"] if can_make(film, config, planned)]
     if not held_out:
-        raise UsageError(f"{len(films)} films leave no nodule for the test; give more of them, or another --test")
+        raise UsageError(
+            f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
+            "--test"
+        )
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step)
     generator = NoduleGenerator(method, config.film_size)
@@ -179,7 +200,7 @@ def finetune_nodules(
         show("test", number + 1, len(held_out))
     result = NodulesResult(
         metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
-        films={part: describe_films(found) for part, found in split.items()},
+        films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
         kinds=tuple(sorted({film.kind for film in held_out})),
         encoder=loaded.name,
         perceptual=config.perceptual,
@@ -240,7 +261,7 @@ def _write_model(
     write_atomically(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     write_atomically(out / "test_films.png", draw_films(rows))
     write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
-    (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
+    write_atomically(out / "metrics.jsonl", (out / "run" / "metrics.jsonl").read_bytes())
     write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
     shutil.rmtree(out / "run")
 
@@ -441,13 +462,19 @@ def _write_made(
     else:
         mask_HW = square_film(NoduleFilm("", film_HW, mask_HW, None, "", None, ""), made_HW.shape[0]).mask_HW
         facts = {"chess-cxr": f"SYNTHETIC film, style of {source}, model {model}, seed {order.seed}"}
-        written = _write_png(out / f"{order.location.stem}_{order.seed}.png", made_HW, facts)
-    mask = _write_png(written.with_name(f"{written.stem}_mask.png"), mask_HW.astype(np.float32), {})
+        written = _write_png(_find_free(out, f"{order.location.stem}_{order.seed}"), made_HW, facts)
+    mask = _write_png(_find_free(out, f"{written.stem}_mask"), mask_HW.astype(np.float32), {})
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     box = (
         (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1) if len(rows) else (0, 0, 0, 0)
     )
     return MadeFile(order, written, mask, box, diameter_mm, source)
+
+
+def _find_free(out: Path, stem: str) -> Path:
+    """Return a PNG's name that is free: films of two folders may share theirs, and none is overwritten."""
+    names = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in itertools.count(1))
+    return next(out / name for name in names if not (out / name).exists())
 
 
 def _write_derived(location: Path, change_HW: np.ndarray, out: Path, model: str, seed: int) -> Path:

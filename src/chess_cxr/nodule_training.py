@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from chess_cxr.evaluation.nodule_fidelity import measure_nodule
+from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.models.embedding import Encoder, compute_state_sha256
 from chess_cxr.nodule_films import NoduleFilm, resample_nodule_film
 from chess_cxr.perceptual import SAME, build_perceptual
@@ -137,10 +138,6 @@ def train_nodule_generator(
         held_out = list_windows(val, config, planned)[:16]
         return NoduleWatch(log, method, training, [draw_nodule_batch([w], None, config) for w in held_out])
 
-    groups = {
-        name: [group | {"betas": ADAM_BETAS} for group in parts]
-        for name, parts in method.build_parameter_groups().items()
-    }
     described = {
         "task": "nodules",
         "nodules": describe(config),
@@ -148,10 +145,18 @@ def train_nodule_generator(
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
         "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
     }
-    inputs = RunInputs([film.name for film in train], open_batches, open_watch, groups)
+    inputs = RunInputs([film.name for film in train], open_batches, open_watch, build_groups(method))
     train_in_folder(folder, method, training, inputs, described, on_step, say=say)
     method.cpu().eval()
     return method
+
+
+def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
+    """Return the parameter groups of both optimisers, with the betas of Park et al. and a rate for each."""
+    return {
+        name: [group | {"betas": ADAM_BETAS} for group in parts]
+        for name, parts in method.build_parameter_groups().items()
+    }
 
 
 # ---------------------------------------------------------------- what it learns from
@@ -159,29 +164,47 @@ def train_nodule_generator(
 
 @dataclass(frozen=True)
 class NoduleWindow:
-    """A film with the nodule around which a window is cut; its whole is the window where whole films are made."""
+    """A film with the nodule around which a window is cut; its whole is the window where whole films are made.
+
+    region_HW: of the nodule, bool; the window holds all of it.
+    """
 
     film: NoduleFilm
     nodule_HW: np.ndarray
+    region_HW: np.ndarray
 
 
 def list_windows(films: Sequence[NoduleFilm], config: NodulesConfig, planned: GenerateConfig) -> list[NoduleWindow]:
     """List what a generator can learn from: each nodule that fits its window, or each whole film."""
     if config.mode == "film":
         squares = [square_film(film, config.size) for film in films]
-        return [NoduleWindow(film, film.mask_HW) for film in squares]
+        return [NoduleWindow(film, film.mask_HW, film.mask_HW) for film in squares]
     windows = []
     for film in films:
         small = resample_nodule_film(film, config.film_size)
         count, part_HW = cv2.connectedComponents(small.mask_HW.astype(np.uint8))
         for number in range(1, count):
             nodule_HW = part_HW == number
+            region_HW = compute_region(nodule_HW, planned.margin, planned.margin_px)
             try:
-                find_window(compute_region(nodule_HW, planned.margin, planned.margin_px), config.size)
+                find_window(region_HW, config.size)
             except UsageError:  # larger than the window: no example of what fits into it
                 continue
-            windows.append(NoduleWindow(small, nodule_HW))
+            windows.append(NoduleWindow(small, nodule_HW, region_HW))
     return windows
+
+
+def can_make(film: NoduleFilm, config: NodulesConfig, planned: GenerateConfig) -> bool:
+    """Whether all nodules of a film can be made at once: some are to be seen, and they fit the window."""
+    if config.mode == "film":
+        return bool(square_film(film, config.size).mask_HW.any())
+    mask_HW = resize_longest(film.mask_HW.astype(np.float32), config.film_size) > 0.5
+    try:
+        return bool(mask_HW.any()) and bool(
+            find_window(compute_region(mask_HW, planned.margin, planned.margin_px), config.size)
+        )
+    except UsageError:
+        return False
 
 
 def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
@@ -218,11 +241,10 @@ def _cut(window: NoduleWindow, size: int, rng: np.random.Generator | None) -> tu
     film, side = window.film, window.film.film_HW.shape
     start = [0, 0]
     if side != (size, size):
-        places = np.argwhere(window.nodule_HW)
-        low, high = places.min(0), places.max(0)
         for axis in (0, 1):
-            slack = max(0, (size - (high[axis] - low[axis] + 1)) // 4)  # the region stays inside
-            middle = (low[axis] + high[axis] + 1 - size) // 2 + (int(rng.integers(-slack, slack + 1)) if rng else 0)
+            inner, outer = (np.flatnonzero(part.any(1 - axis)) for part in (window.nodule_HW, window.region_HW))
+            slack = min((size - int(np.ptp(inner)) - 1) // 4, (size - int(np.ptp(outer)) - 1) // 2)  # it stays inside
+            middle = (outer[0] + outer[-1] + 1 - size) // 2 + (int(rng.integers(-slack, slack + 1)) if rng else 0)
             start[axis] = int(np.clip(middle, 0, side[axis] - size))
     here = tuple(slice(first, first + size) for first in start)
     lung_HW = film.lung_HW if film.lung_HW is not None else np.zeros(side, bool)
