@@ -801,7 +801,7 @@ def finetune_bones(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a network that takes ribs and clavicles out of films, from pairs of films with and without bone.
+    """Train a network that takes ribs and clavicles out of films, from pairs with and without bone.
 
     Prints what it does on the pairs of patients left out, with 95 % intervals.  Stopped at any moment, the same command
     goes on.  Then use the model with: chess-cxr predict OUT FILM --out FOLDER
@@ -880,7 +880,7 @@ def finetune_nodules(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a generator that paints nodules into films where a mask says (SPADE, Park et al. 2019).
+    """Train a generator that paints nodules into films where a mask says (SPADE).
 
     Prints how the nodules that it makes in films of patients left out stand out beside the real ones.  Stopped at any
     moment, the same command goes on.  Use the model with: chess-cxr generate OUT --films DIR --random 10 --out NEW
