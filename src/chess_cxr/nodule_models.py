@@ -458,8 +458,9 @@ def _write_made(
     model = generator.sha256[:16]
     if generator.mode == "inpaint":
         change_HW = (made_HW - film_HW).astype(np.float32)
-        request = order.location, change_HW, out, model, order.seed
-        written = pool.submit(call_in_child, write_synthetic_film, limits, *request).result()
+        written = pool.submit(
+            call_in_child, write_synthetic_film, limits, order.location, change_HW, out, model, order.seed
+        ).result()
     else:
         mask_HW = square_film(NoduleFilm("", film_HW, mask_HW, None, "", None, ""), made_HW.shape[0]).mask_HW
         facts = {"chess-cxr": f"SYNTHETIC film, style of {source}, model {model}, seed {order.seed}"}
