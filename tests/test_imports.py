@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "derived_dicom": {"records", "ingest", "grey_inverse"},
     "suppressed_films": {"derived_films"},
     "derived_films": {"records", "locations", "ingest", "derived_dicom", "grey_inverse"},
+    "synthetic_films": {"derived_films"},
     "views": {"records"},
     "models": {"records"},
     "methods": {"models", "views", "records"},
@@ -103,7 +104,7 @@ MAY_USE = {
     "report": {"jinja2", "matplotlib", "numpy", "pandas"},
 }
 PLAIN = ("records", "progress", "locations", "sources", "film_jpeg", "store", "labelled", "ingest")
-NODULES = ("nodule_requests", "nodule_films", "nodule_insertion")
+NODULES = ("nodule_requests", "nodule_films", "nodule_insertion", "synthetic_films")
 NEVER_TORCH = (*PLAIN, *NODULES, "views", "evaluation", "report", "runs", "cli")
 
 

@@ -23,7 +23,6 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from chess_cxr.api import EncoderLike
-from chess_cxr.derived_films import write_derived_film
 from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
 from chess_cxr.evaluation.nodule_fidelity import measure_background, measure_nodule
 from chess_cxr.ingest.child import Limits
@@ -36,7 +35,7 @@ from chess_cxr.models.embedding import parse_device
 from chess_cxr.models.lung_fields import find_lung_fields
 from chess_cxr.models.spade import PAPER_WIDTH
 from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, split_nodule_films
-from chess_cxr.nodule_requests import check_request_mask, draw_random_request, read_request_mask
+from chess_cxr.nodule_requests import MAX_OUTSIDE, check_request_mask, draw_random_request, read_request_mask
 from chess_cxr.nodule_training import (
     NodulesConfig,
     can_make,
@@ -47,6 +46,7 @@ from chess_cxr.nodule_training import (
 )
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.runs import read_json
+from chess_cxr.synthetic_films import write_synthetic_film
 from chess_cxr.tasks.generate_nodules import (
     GenerateConfig,
     GenerateNodules,
@@ -435,6 +435,8 @@ def _find_mask(
         if not math.isfinite(spacing_mm):
             raise UsageError(f"{order.location.name} does not say its pixel spacing; give it with --spacing-mm")
         request = draw_random_request(lung_HW, spacing_mm, size_mm, np.random.default_rng([order.seed, 23]))
+        if (request.mask_HW & ~lung_HW).sum() > MAX_OUTSIDE * request.mask_HW.sum():
+            raise UsageError(f"a nodule of {request.diameter_mm:.0f} mm is larger than the lung is wide; ask for less")
         return request.mask_HW, request.diameter_mm
     mask_HW = read_request_mask(order.mask, (lung_HW.shape[0], lung_HW.shape[1]))
     check_request_mask(mask_HW, lung_HW)
@@ -457,7 +459,7 @@ def _write_made(
     if generator.mode == "inpaint":
         change_HW = (made_HW - film_HW).astype(np.float32)
         written = pool.submit(
-            call_in_child, _write_derived, limits, order.location, change_HW, out, model, order.seed
+            call_in_child, write_synthetic_film, limits, order.location, change_HW, out, model, order.seed
         ).result()
     else:
         mask_HW = square_film(NoduleFilm("", film_HW, mask_HW, None, "", None, ""), made_HW.shape[0]).mask_HW
@@ -475,11 +477,6 @@ def _find_free(out: Path, stem: str) -> Path:
     """Return a PNG's name that is free: films of two folders may share theirs, and none is overwritten."""
     names = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in itertools.count(1))
     return next(out / name for name in names if not (out / name).exists())
-
-
-def _write_derived(location: Path, change_HW: np.ndarray, out: Path, model: str, seed: int) -> Path:
-    """Write one film, in a process that may die of it."""
-    return write_derived_film(location, change_HW, out, kind="synthetic nodule", model=model, seed=seed)
 
 
 def _write_png(path: Path, picture_HW: np.ndarray, facts: Mapping[str, str]) -> Path:
