@@ -14,16 +14,17 @@ import pandas as pd
 METRICS = {
     "psnr": "PSNR, dB", "ssim": "SSIM", "rmse": "RMSE of 255", "bsr": "BSR", "rib_residual": "rib contrast left",
     "nodule_contrast_of_truth": "nodule contrast / true", "vessel_energy_of_truth": "vessel detail / true",
+    "lpips": "LPIPS",
 }  # fmt: skip
 REPLICATES = 2000
 
 
 def resample(value_FS: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean over films F and seeds S, with its 95 % interval over films; NaN where a film has no value."""
-    film_F = np.nanmean(value_FS, axis=1) if np.isfinite(value_FS).any() else value_FS[:, 0]
-    film_F = film_F[np.isfinite(film_F)]
-    if not len(film_F):
+    value_FS = value_FS[np.isfinite(value_FS).any(axis=1)]
+    if not len(value_FS):
         return (np.nan,) * 3
+    film_F = np.nanmean(value_FS, axis=1)
     rng = np.random.default_rng(seed)
     drawn = film_F[rng.integers(0, len(film_F), (REPLICATES, len(film_F)))].mean(1)
     return float(film_F.mean()), *(float(v) for v in np.percentile(drawn, (2.5, 97.5)))
@@ -59,7 +60,7 @@ def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
         if all(len(part) for part in both):
             first, second = (pivot(part, "psnr") for part in both)
             value, low, high = resample((first - second).to_numpy(float))
-            lines.append("" if lines[-1].startswith("|") else "")
+            lines.append("")
             lines.append(f"PSNR, {one} − {other}: {value:+.2f} dB [{low:+.2f}, {high:+.2f}]")
     lines.append("")
 

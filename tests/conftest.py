@@ -45,3 +45,17 @@ def _draw_small_films() -> Iterator[StoredFilm]:
         split = ("train", "train", "train", "val", "test")[patient % 5]
         record = ImageRecord(uid=f"{number:032x}", patient=f"p{patient:03d}", split=split, labels=labels)
         yield StoredFilm(record, *encode_film(pixels, 48))
+
+
+@pytest.fixture(scope="session")
+def vgg16_file() -> Path:
+    """The file of VGG16, which an optional package brings."""
+    from chess_cxr.models.vgg16 import find_vgg16_file
+    from chess_cxr.records import UsageError
+
+    try:
+        return find_vgg16_file()
+    except UsageError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"{error}: CI installs it")
+        pytest.skip(str(error))

@@ -23,9 +23,10 @@ from chess_cxr.bone_training import (
     train_bone_network,
 )
 from chess_cxr.evaluation.image_metrics import compute_psnr
-from chess_cxr.film_pairs import FilmPair, read_pairs
+from chess_cxr.film_pairs import FilmPair, draw_phantom_pair, read_pairs
 from chess_cxr.models.bone_network import BoneNetwork, build_bone_network
 from chess_cxr.models.embedding import Encoder
+from chess_cxr.models.lpips import compute_lpips
 from chess_cxr.records import UsageError
 from chess_cxr.runs import read_lines
 from chess_cxr.training.loop import StepReport
@@ -171,3 +172,16 @@ def test_the_truth_scores_best_and_the_film_itself_has_all_its_bone() -> None:
     assert nothing["psnr"] == pytest.approx(compute_psnr(pair.film_HW, pair.bone_free_HW))
     assert truth["ssim"] == pytest.approx(1) and truth["rmse"] == 0 and nothing["rmse"] > 1
     assert any("nodule" in name for name in truth)
+
+
+def test_lpips_is_among_the_scores_where_its_weights_are_at_hand_and_zero_for_the_truth_itself(
+    monkeypatch: pytest.MonkeyPatch, vgg16_file: Path
+) -> None:
+    pair = draw_phantom_pair(1, 1, 64)
+    suppressor = BoneSuppressor(build_bone_network(load_encoder("random:regnetx_002@64")), 64, 64)
+    [scores] = score_pairs(suppressor, [pair])
+    assert scores["lpips"] == pytest.approx(compute_lpips(suppressor.suppress(pair.film_HW), pair.bone_free_HW))
+    [truth] = score_pairs(suppressor, [replace(pair, bone_free_HW=suppressor.suppress(pair.film_HW))])
+    assert truth["lpips"] == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr("chess_cxr.bone_training.has_vgg16", lambda: False)
+    assert "lpips" not in score_pairs(suppressor, [pair])[0]

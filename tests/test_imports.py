@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "report": {"evaluation", "records"},
     "runs": {"records"},
     "saliency": {"models", "tasks", "evaluation", "records"},
-    "model_folder": {"records"},
+    "model_folder": {"records", "training"},
     "nodule_requests": {"locations", "records"},
     "nodule_films": {"ingest", "sources", "nodule_requests", "records"},
     "nodule_insertion": {"ingest", "sources", "nodule_requests", "records"},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
-import shutil
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from chess_cxr.bone_training import (
     train_bone_network,
 )
 from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
+from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.film_pairs import FilmPair, read_pairs, split_pairs
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
-from chess_cxr.model_folder import refuse_foreign_folder
+from chess_cxr.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
 from chess_cxr.models.embedding import parse_device
 from chess_cxr.models.published import find_layout_problem
@@ -42,7 +44,6 @@ from chess_cxr.report.suppression_picture import draw_suppression_sheet
 from chess_cxr.runs import read_json
 from chess_cxr.suppressed_films import write_suppressed_film
 from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE
-from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.run import OnStep, describe
 from chess_cxr.weights import Encoder, load_encoder
 
@@ -70,13 +71,7 @@ class BonesResult:
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; a number that does not exist is None."""
         described = asdict(self)
-        for part in ("metrics", "before"):
-            described[part] = {
-                name: {
-                    key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(m).items()
-                }
-                for name, m in getattr(self, part).items()
-            }
+        described["metrics"], described["before"] = map(describe_intervals, (self.metrics, self.before))
         return described
 
     def as_text(self) -> str:
@@ -118,9 +113,9 @@ def finetune_bones(
     refuse_foreign_folder(out)
     pairs = list[FilmPair]()
     for place in places:
-        pairs += [place] if isinstance(place, FilmPair) else _read_place(place, limits, executor, show)
-    names = [pair.name for pair in pairs]
-    if doubled := next((name for name in names if names.count(name) > 1), ""):
+        pairs += [place] if isinstance(place, FilmPair) else _read_place(place, config.size, limits, executor, show)
+    [(doubled, count)] = Counter(pair.name for pair in pairs).most_common(1) or [("", 0)]
+    if count > 1:
         raise UsageError(f"the pair {doubled} occurs twice; name each folder once, and give phantoms different seeds")
     split = split_pairs(pairs, val, test, config.seed)
     for part in ("train", "test"):
@@ -148,9 +143,10 @@ def finetune_bones(
 
 
 def _read_place(
-    place: str, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
+    place: str, size: int, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
 ) -> list[FilmPair]:
-    return read_pairs(place, limits, executor, lambda done, total: show(f"read {Path(place).name}", done, total))
+    title, shrink = f"read {Path(place).name}", partial(shrink_pair, size=size)
+    return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
 
 
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
@@ -160,7 +156,7 @@ def _show_nothing(_stage: str, _done: int, _total: int) -> None:
 def _write_model(
     out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
 ) -> None:
-    """Write all of a model; its configuration comes last, so that half a model is none."""
+    """Write all of a model, with a sheet of test pairs."""
     described = {
         "task": "bones",
         "network": asdict(suppressor.network.shape),
@@ -169,15 +165,9 @@ def _write_model(
         "encoder": result.encoder,
         "finetune": describe(config),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in suppressor.network.state_dict().items()}
-    write_atomically(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     rows = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:SHOWN]]
     draw_suppression_sheet(rows, out / "test_pairs.png", synthetic="phantom" in result.kinds)
-    write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
-    if (out / "run" / "metrics.jsonl").exists():  # not after an end between this line and the next
-        (out / "run" / "metrics.jsonl").replace(out / "metrics.jsonl")
-    write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
-    shutil.rmtree(out / "run")
+    write_model(out, suppressor.network.state_dict(), described, result.as_json())
 
 
 # ---------------------------------------------------------------- at work
@@ -215,8 +205,9 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
         raise ChessError(f"{folder}: {error}") from None
     network = BoneNetwork(BoneNetworkShape(**shape))
     network.load_state_dict(tensors)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return BoneSuppressor(network, size, tile)
+    return BoneSuppressor(network, size, tile, digest)
 
 
 @dataclass(frozen=True)
@@ -241,10 +232,11 @@ def suppress_files(
     """Write each film without its bones into `out`, and yield what became of it, in order.
 
     A DICOM film becomes a derived DICOM image, every other a PNG; see `write_derived_film`.  Where there is no bone,
-    stored values stay as they are.  name: of the model, for the files.  burn_in: write `BURNED_IN` into a corner.
+    stored values stay as they are.  name: of the model, for the files; its hash by default.
+    burn_in: write `BURNED_IN` into a corner.
     sheets: write NAME_sheet.png too: film, result and bone side by side.
     """
-    limits = limits or Limits()
+    limits, text, name = limits or Limits(), BURNED_IN if burn_in else "", name or model.sha256[:16]
     # a child knows one task: with one for each, none has to be started anew for every film
     with build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for location in locations:
@@ -252,9 +244,15 @@ def suppress_files(
                 film = readers.submit(call_in_child, decode_film, limits, location).result()
                 bone_HW = model.predict_bone(film.pixels)
                 change_HW = np.where(bone_HW < FAINTEST, 0, -bone_HW).astype(np.float32)
-                text = BURNED_IN if burn_in else ""
                 written = writers.submit(
-                    call_in_child, write_suppressed_film, limits, location, change_HW, out, text, name
+                    call_in_child,
+                    write_suppressed_film,
+                    limits,
+                    location,
+                    change_HW,
+                    out,
+                    text,
+                    name or model.sha256[:16],
                 ).result()
                 if sheets:
                     rows = [(written.stem, film.pixels, film.pixels + change_HW, None)]

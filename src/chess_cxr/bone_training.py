@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +16,18 @@ from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.film_pairs import FilmPair
 from chess_cxr.models.bone_network import BoneNetwork, build_bone_network, predict_bone, resize_longest
 from chess_cxr.models.embedding import Encoder, compute_state_sha256
+from chess_cxr.models.lpips import MOST_PIXELS, compute_lpips
+from chess_cxr.models.lpips import SMALLEST_SIDE as SMALLEST_PICTURE
+from chess_cxr.models.vgg16 import has_vgg16
 from chess_cxr.perceptual import SAME, build_perceptual
 from chess_cxr.records import UsageError
-from chess_cxr.store import compute_batch
 from chess_cxr.tasks.pair_views import PairViews, draw_pair_batch
 from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE, PairBatch, SuppressBones
-from chess_cxr.training.batches import prepare_ahead
-from chess_cxr.training.loop import StepReport, TrainingConfig
+from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.pretraining import hash_uids
-from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, train_in_folder
-from chess_cxr.training.run_log import RunLog
+from chess_cxr.training.run import OnStep, RunInputs, describe, train_in_folder
+from chess_cxr.training.task_run import TaskWatch, read_task_batches
 
 LARGEST_SIDE = 4096  # of the films that a network is asked to work at
 
@@ -106,26 +107,14 @@ def train_bone_network(
     method = SuppressBones(network, perceptual, config.perceptual_weight)
     training = plan_bone_training(config)
     pairs = [(resize_longest(p.film_HW, config.size), resize_longest(p.bone_free_HW, config.size)) for p in train]
-    views = PairViews(config.crop)
 
-    def open_batches(first_step: int, rank: Rank) -> Generator[PairBatch, None, None]:
-        if config.batch % rank.world:
-            raise UsageError(
-                f"a batch of {config.batch} pairs cannot be shared by {rank.world} ranks; choose a multiple"
-            )
-        own = config.batch // rank.world
-        share = slice(rank.number * own, (rank.number + 1) * own)
+    def draw(chosen: list[tuple[np.ndarray, np.ndarray]], positions: list[int]) -> PairBatch:
+        return draw_pair_batch(chosen, positions, config.seed, PairViews(config.crop))
 
-        def prepare(step: int) -> PairBatch:
-            chosen_B, position_B = compute_batch(len(pairs), config.batch, step, config.seed)
-            drawn = [pairs[int(pair)] for pair in chosen_B[share]]
-            batch = draw_pair_batch(drawn, position_B[share].tolist(), config.seed, views)
-            return PairBatch(batch.film_B1HW.to(rank.device), batch.bone_free_B1HW.to(rank.device))
-
-        return prepare_ahead(prepare, range(first_step, config.steps), config.threads)
-
-    def open_watch(log: RunLog, rank: Rank) -> BoneWatch:
-        return BoneWatch(log, method, training, val, config)
+    def measure() -> dict[str, float]:
+        found = [_compute_psnr(network, pair, config) for pair in val]
+        network.train()
+        return {"val/psnr": float(np.mean(found))} if found else {}
 
     groups: list[dict[str, Any]] = [
         {"params": list(network.encoder.parameters()), "rate_scale": config.encoder_rate},
@@ -139,43 +128,15 @@ def train_bone_network(
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
         "pairs": {"train": len(train), "val": len(val), "names_sha256": hash_uids([p.name for p in train])},
     }
-    inputs = RunInputs([p.name for p in train], open_batches, open_watch, {"suppression": groups})
+    inputs = RunInputs(
+        [p.name for p in train],
+        lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
+        lambda log, rank: TaskWatch(log, method, training, measure),
+        {"suppression": groups},
+    )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say)
     network.cpu().eval()
     return network
-
-
-class BoneWatch:
-    """Logs a run's numbers, and now and then how well held-out pairs are suppressed."""
-
-    has_collapsed = False
-
-    def __init__(
-        self,
-        log: RunLog,
-        method: SuppressBones,
-        training: TrainingConfig,
-        val: Sequence[FilmPair],
-        config: BonesConfig,
-    ) -> None:
-        self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._config, self._val = method, training, config, val
-
-    def look(self, report: StepReport) -> None:
-        """Log a step that was made, and look at the held-out pairs where it is time."""
-        training, step, last = self._training, report.step, report.step == self._training.steps
-        values = dict[str, float]()
-        if report.problem:
-            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
-        if last or step % training.log_every == 0:
-            values = self.log.summarise(report, self._method.signals, training.batch)
-        if self._val and (last or step % training.probe_every == 0):
-            found = [_compute_psnr(self._method.network, pair, self._config) for pair in self._val]
-            self._method.network.train()
-            self.probe = {"val/psnr": float(np.mean(found))}
-            values |= self.probe
-        if values:
-            self.log.write(step, values)
 
 
 def _compute_psnr(network: BoneNetwork, pair: FilmPair, config: BonesConfig) -> float:
@@ -186,12 +147,15 @@ def _compute_psnr(network: BoneNetwork, pair: FilmPair, config: BonesConfig) -> 
 
 @dataclass(frozen=True)
 class BoneSuppressor:
-    """A bone network and the scale it works at.  size: longest side of films; tile: side of what it sees at a time."""
+    """A bone network and the scale it works at.
+
+    size: longest side of films.  tile: side of what it sees at a time.  sha256: of its file.
+    """
 
     network: BoneNetwork
     size: int
     tile: int
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
 
     def predict_bone(self, film_HW: np.ndarray) -> np.ndarray:
         """Return what bone adds to a film, float32 [H, W], never more than the film itself."""
@@ -237,11 +201,17 @@ def shrink_pair(pair: FilmPair, size: int) -> FilmPair:
 
 
 def score_pair(pair: FilmPair, result_HW: np.ndarray) -> dict[str, float]:
-    """Score one suppressed film by all that its pair knows."""
+    """Score one suppressed film by all that its pair knows.
+
+    lpips, of result and truth at the pair's size, is among the scores where VGG16's file is at hand.
+    """
     nodules = list[np.ndarray]()
     if pair.nodule_HW is not None:
         count, part_HW = cv2.connectedComponents(pair.nodule_HW.astype(np.uint8))
         nodules = [part_HW == number for number in range(1, count)]
-    return score_suppression(
+    scores = score_suppression(
         pair.film_HW, result_HW, pair.bone_free_HW, lung_HW=pair.lung_HW, bone_HW=pair.bone_cm_HW, nodules=nodules
     )
+    if has_vgg16() and min(result_HW.shape) >= SMALLEST_PICTURE and result_HW.size <= MOST_PIXELS:
+        scores["lpips"] = compute_lpips(result_HW, pair.bone_free_HW)
+    return scores

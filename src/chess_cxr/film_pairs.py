@@ -57,10 +57,12 @@ def read_pairs(
     limits: Limits | None = None,
     executor: Executor | None = None,
     on_pair: Callable[[int, int], None] | None = None,
+    reduce: Callable[[FilmPair], FilmPair] | None = None,
 ) -> list[FilmPair]:
     """Read the pairs of a folder, or draw those of "phantom:PATIENTS[@SIZE][#SEED]" (SYNTHETIC).
 
-    executor: of `build_ingest_pool`.  on_pair: called with how many of how many are done.
+    executor: of `build_ingest_pool`.  on_pair: called with how many of how many are done.  reduce: makes each pair
+    smaller as it comes, so that thousands of large films need not be held.
     Raises UsageError, in one line, for the first pair that is none.
     """
     if place.startswith("phantom:"):
@@ -69,9 +71,9 @@ def read_pairs(
             raise UsageError(f"{place!r} should be phantom:PATIENTS@SIZE#SEED, such as phantom:300@256#7")
         patients, size, seed = int(found[1]), int(found[2] or 256), int(found[3] or 0)
         orders = [(seed, patient, size) for patient in range(patients)]
-        return _collect(orders, _draw_ordered_pair, executor, on_pair)
+        return _collect(orders, _draw_ordered_pair, executor, on_pair, reduce)
     read = partial(_read_pair, limits=limits or Limits())
-    return _collect(find_pairs(Path(place)), read, executor, on_pair)
+    return _collect(find_pairs(Path(place)), read, executor, on_pair, reduce)
 
 
 def _collect(
@@ -79,12 +81,13 @@ def _collect(
     work: Callable[[Any], FilmPair | str],
     executor: Executor | None,
     on_pair: Callable[[int, int], None] | None,
+    reduce: Callable[[FilmPair], FilmPair] | None,
 ) -> list[FilmPair]:
     pairs = list[FilmPair]()
     for done, made in enumerate(run_in_order(orders, work, executor, in_flight=8), start=1):
         if isinstance(made, str):  # a refusal: exceptions with their own fields do not survive all executors
             raise UsageError(made)
-        pairs.append(made)
+        pairs.append(reduce(made) if reduce else made)
         if on_pair:
             on_pair(done, len(orders))
     return pairs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import safetensors.torch
 
 from chess_cxr.api import EncoderLike, StoreLike, get_store, tell_seen
 from chess_cxr.evaluation.aggregation import aggregate_studies
-from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
+from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient, describe_intervals
 from chess_cxr.evaluation.metrics import (
     Statistic,
     build_multiclass_statistic,
@@ -54,10 +53,7 @@ class ClassifierResult:
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; a number that does not exist is None."""
         described = asdict(self)
-        described["metrics"] = {
-            name: {key: None if math.isnan(number) else number for key, number in asdict(interval).items()}
-            for name, interval in self.metrics.items()
-        }
+        described["metrics"] = describe_intervals(self.metrics)
         return described
 
     def as_text(self) -> str:

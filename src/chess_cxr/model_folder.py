@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
 
 from chess_cxr.records import UsageError
+from chess_cxr.training.checkpoint import write_atomically
 
 
 def refuse_foreign_folder(out: Path) -> None:
@@ -13,3 +21,17 @@ def refuse_foreign_folder(out: Path) -> None:
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     if out.exists() and not (out / "run" / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already and is no interrupted run; choose another --out or remove it")
+
+
+def write_model(
+    out: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any], result: Mapping[str, Any]
+) -> None:
+    """Write a finished model; its configuration comes last, so that half a model is none, and then its run goes."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(out / "model.safetensors", safetensors.torch.save(whole, {"format": "pt"}))
+    write_atomically(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    metrics = out / "run" / "metrics.jsonl"
+    if metrics.exists():  # who continues after an end in here may find it gone
+        write_atomically(out / "metrics.jsonl", metrics.read_bytes())
+    write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
+    shutil.rmtree(out / "run")

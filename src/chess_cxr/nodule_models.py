@@ -6,9 +6,7 @@ import csv
 import hashlib
 import io
 import itertools
-import json
 import math
-import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields
@@ -24,12 +22,13 @@ from PIL import Image, PngImagePlugin
 
 from chess_cxr.api import EncoderLike
 from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
+from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.evaluation.nodule_fidelity import measure_background, measure_nodule
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film, read_film_content
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
-from chess_cxr.model_folder import refuse_foreign_folder
+from chess_cxr.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.models.embedding import parse_device
 from chess_cxr.models.lung_fields import find_lung_fields
@@ -62,6 +61,7 @@ from chess_cxr.training.run import OnStep, describe
 from chess_cxr.weights import Encoder, load_encoder
 
 TABLE = "generated.csv"
+COLUMNS = ("film", "mask", "x", "y", "width", "height", "diameter_mm", "source_sha256", "model_sha256", "seed")
 SHOWN = 8  # films on the sheet of a model
 MOST_LATENT = 4096  # of a model that a stranger made: no giant is built
 
@@ -143,10 +143,7 @@ class NodulesResult:
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; a number that does not exist is None."""
         described = asdict(self)
-        described["metrics"] = {
-            name: {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in asdict(mean).items()}
-            for name, mean in self.metrics.items()
-        }
+        described["metrics"] = describe_intervals(self.metrics)
         return described
 
     def as_text(self) -> str:
@@ -249,7 +246,7 @@ def _write_model(
     result: NodulesResult,
     rows: Sequence[tuple[NoduleFilm, np.ndarray]],
 ) -> None:
-    """Write all of a model; its configuration comes last, so that half a model is none."""
+    """Write all of a model, with a sheet of test films."""
     described = {
         "task": "nodules",
         "generator": asdict(method.config),
@@ -257,13 +254,8 @@ def _write_model(
         "encoder": result.encoder,
         "finetune": describe(config),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in method.averaged.state_dict().items()}
-    write_atomically(out / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))
     write_atomically(out / "test_films.png", draw_films(rows))
-    write_atomically(out / "result.json", (json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n").encode())
-    write_atomically(out / "metrics.jsonl", (out / "run" / "metrics.jsonl").read_bytes())
-    write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
-    shutil.rmtree(out / "run")
+    write_model(out, method.averaged.state_dict(), described, result.as_json())
 
 
 def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
@@ -384,30 +376,17 @@ def generate_files(
     limits = limits or Limits()
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(
-        (
-            "film",
-            "mask",
-            "x",
-            "y",
-            "width",
-            "height",
-            "diameter_mm",
-            "source_sha256",
-            "model_sha256",
-            "seed",
-            "synthetic",
-        )
-    )
-    with build_ingest_pool(1) as pool:
+    writer.writerow((*COLUMNS, "synthetic"))
+    # a child knows one task: with one for each, none has to be started anew for every film
+    with build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for order in orders:
             try:
-                decoded = pool.submit(call_in_child, decode_film, limits, order.location).result()
+                decoded = readers.submit(call_in_child, decode_film, limits, order.location).result()
                 own = decoded.spacing_mm if math.isfinite(decoded.spacing_mm) else spacing_mm
                 lung_HW = _find_lungs(order.location, decoded.pixels, lungs)
                 mask_HW, diameter = _find_mask(order, lung_HW, own, size_mm)
                 made_HW = generator.paint(decoded.pixels, mask_HW, order.seed, lung_HW)
-                done = _write_made(generator, order, decoded.pixels, made_HW, mask_HW, diameter, out, pool, limits)
+                done = _write_made(generator, order, decoded.pixels, made_HW, mask_HW, diameter, out, writers, limits)
             except (Undecodable, UsageError) as error:
                 yield MadeFile(order, reason=str(error))
                 continue
@@ -451,14 +430,14 @@ def _write_made(
     mask_HW: np.ndarray,
     diameter_mm: float,
     out: Path,
-    pool: Executor,
+    writers: Executor,
     limits: Limits,
 ) -> MadeFile:
     source = hashlib.sha256(read_film_content(order.location)).hexdigest()
     model = generator.sha256[:16]
     if generator.mode == "inpaint":
         change_HW = (made_HW - film_HW).astype(np.float32)
-        written = pool.submit(
+        written = writers.submit(
             call_in_child, write_synthetic_film, limits, order.location, change_HW, out, model, order.seed
         ).result()
     else:

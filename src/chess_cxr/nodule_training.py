@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +17,19 @@ from chess_cxr.models.embedding import Encoder, compute_state_sha256
 from chess_cxr.nodule_films import NoduleFilm, resample_nodule_film
 from chess_cxr.perceptual import SAME, build_perceptual
 from chess_cxr.records import UsageError
-from chess_cxr.store import compute_batch
-from chess_cxr.tasks.generate_nodules import GenerateConfig, GenerateNodules, NoduleBatch, check_generate_config
+from chess_cxr.tasks.generate_nodules import (
+    GenerateConfig,
+    GenerateNodules,
+    NoduleBatch,
+    check_generate_config,
+    generate,
+)
 from chess_cxr.tasks.nodule_region import compute_region, find_window
 from chess_cxr.tasks.perceptual import PerceptualConfig
-from chess_cxr.training.batches import prepare_ahead
-from chess_cxr.training.loop import StepReport, TrainingConfig
+from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.pretraining import hash_uids
-from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, train_in_folder
-from chess_cxr.training.run_log import RunLog
+from chess_cxr.training.run import OnStep, RunInputs, describe, train_in_folder
+from chess_cxr.training.task_run import TaskWatch, read_task_batches
 
 NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
 ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
@@ -121,22 +125,13 @@ def train_nodule_generator(
     method = GenerateNodules(planned, perceptual)
     training = plan_nodule_training(config)
 
-    def open_batches(first_step: int, rank: Rank) -> Generator[NoduleBatch, None, None]:
-        if config.batch % rank.world:
-            raise UsageError(f"{rank.world} ranks cannot share a batch of {config.batch} films; choose a multiple")
-        own = config.batch // rank.world
-        share = slice(rank.number * own, (rank.number + 1) * own)
+    held_out = [draw_nodule_batch([window], None, config) for window in list_windows(val, config, planned)[:16]]
 
-        def prepare(step: int) -> NoduleBatch:
-            chosen_B, position_B = compute_batch(len(windows), config.batch, step, config.seed)
-            chosen = [windows[int(window)] for window in chosen_B[share]]
-            return draw_nodule_batch(chosen, position_B[share].tolist(), config).to(rank.device)
+    def draw(chosen: list[NoduleWindow], positions: list[int]) -> NoduleBatch:
+        return draw_nodule_batch(chosen, positions, config)
 
-        return prepare_ahead(prepare, range(first_step, config.steps), config.threads)
-
-    def open_watch(log: RunLog, rank: Rank) -> NoduleWatch:
-        held_out = list_windows(val, config, planned)[:16]
-        return NoduleWatch(log, method, training, [draw_nodule_batch([w], None, config) for w in held_out])
+    def measure() -> dict[str, float]:
+        return {"val/contrast_ratio": compute_contrast_ratio(method, held_out)} if held_out else {}
 
     described = {
         "task": "nodules",
@@ -145,7 +140,12 @@ def train_nodule_generator(
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
         "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
     }
-    inputs = RunInputs([film.name for film in train], open_batches, open_watch, build_groups(method))
+    inputs = RunInputs(
+        [film.name for film in train],
+        lambda first_step, rank: read_task_batches(windows, draw, training, first_step, rank),
+        lambda log, rank: TaskWatch(log, method, training, measure),
+        build_groups(method),
+    )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say)
     method.cpu().eval()
     return method
@@ -257,36 +257,8 @@ def _cut(window: NoduleWindow, size: int, rng: np.random.Generator | None) -> tu
     return parts[0], parts[1], parts[2]
 
 
-class NoduleWatch:
-    """Logs a run's numbers, and now and then how nodules made in held-out films stand out beside the real ones."""
-
-    has_collapsed = False
-
-    def __init__(
-        self, log: RunLog, method: GenerateNodules, training: TrainingConfig, val: Sequence[NoduleBatch]
-    ) -> None:
-        self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._val = method, training, val
-
-    def look(self, report: StepReport) -> None:
-        """Log a step that was made, and look at held-out films where it is time."""
-        training, step, last = self._training, report.step, report.step == self._training.steps
-        values = dict[str, float]()
-        if report.problem:
-            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
-        if last or step % training.log_every == 0:
-            values = self.log.summarise(report, self._method.signals, training.batch)
-        if self._val and (last or step % training.probe_every == 0):
-            self.probe = {"val/contrast_ratio": compute_contrast_ratio(self._method, self._val)}
-            values |= {name: value for name, value in self.probe.items() if np.isfinite(value)}
-        if values:
-            self.log.write(step, values)
-
-
 def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatch]) -> float:
     """Return the mean contrast of made nodules over that of the real ones in the same places; NaN without any."""
-    from chess_cxr.tasks.generate_nodules import generate
-
     device = method.steps.device
     made, real = [], []
     for seed, batch in enumerate(batches):

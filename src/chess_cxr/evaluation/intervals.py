@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,14 @@ class Difference(Interval):
     """First minus second, with `p`: two-sided, against no difference; never below 2 / (replicates + 1)."""
 
     p: float = math.nan
+
+
+def describe_intervals(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    """Return intervals as JSON-ready values; a number that does not exist is None."""
+    return {
+        name: {key: number if math.isfinite(number) else None for key, number in asdict(interval).items()}
+        for name, interval in intervals.items()
+    }
 
 
 @dataclass(frozen=True)

