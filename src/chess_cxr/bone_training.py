@@ -17,7 +17,7 @@ from chess_cxr.film_pairs import FilmPair
 from chess_cxr.models.bone_network import BoneNetwork, build_bone_network, predict_bone, resize_longest
 from chess_cxr.models.embedding import Encoder, compute_state_sha256
 from chess_cxr.models.lpips import MOST_PIXELS, compute_lpips
-from chess_cxr.models.lpips import SMALLEST_SIDE as SMALLEST_PICTURE
+from chess_cxr.models.vgg16 import SMALLEST_SIDE as SMALLEST_PICTURE
 from chess_cxr.models.vgg16 import has_vgg16
 from chess_cxr.perceptual import SAME, build_perceptual
 from chess_cxr.records import UsageError
