@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+)
 
 from chess_cxr.derived_films import KINDS, write_derived_film
 from chess_cxr.grey_inverse import build_grey_scale, change_values
@@ -68,8 +74,14 @@ def write_dicom(path: Path, stored: np.ndarray, syntax: str = ExplicitVRLittleEn
 
 
 def read_stored(path: Path) -> np.ndarray:
-    """What pydicom's own decoders say is stored, without any window or rescale."""
-    return pydicom.dcmread(path).pixel_array.astype(np.int64)
+    """What pydicom's own decoders say is stored, without any window or rescale.
+
+    Decoders of lossy JPEG may differ by a level (ISO 10918-2): it is Pillow's there, on libjpeg as ours is.
+    """
+    film = pydicom.dcmread(path)
+    if film.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+        film.pixel_array_options(decoding_plugin="pillow")
+    return film.pixel_array.astype(np.int64)
 
 
 def list_greys(film: pydicom.Dataset) -> np.ndarray:
