@@ -1,7 +1,7 @@
 """Compare perceptual networks for bone suppression: on phantoms (SYNTHETIC), and on real pairs by cross-validation.
 
 Run: python runs/bone_proof.py phantom docs/proof/encoder OUT
-     python runs/bone_proof.py real docs/proof/encoder OUT --pairs FOLDER
+     python runs/bone_proof.py real docs/proof/encoder OUT --pairs FOLDER [--steps 600 --data "phantom + real"]
 Each run's scores are kept in OUT, one row a film; the same command goes on where it was stopped.
 """
 
@@ -50,19 +50,22 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", default="")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="0: 200 for phantoms, 150 for real pairs")
+    parser.add_argument("--recipes", type=int, nargs="+", default=None)
+    parser.add_argument("--data", nargs="+", default=["phantom + real", "real"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "sheets").mkdir(parents=True, exist_ok=True)
     (run_phantom if args.part == "phantom" else run_real)(args)
 
 
-def build_config(recipe: tuple[str, str, str, float], size: int, steps: int, seed: int) -> BonesConfig:
+def build_config(recipe: tuple[str, str, str, float], size: int, args: argparse.Namespace, seed: int) -> BonesConfig:
     """Build what differs by recipe and seed alone; pictures reach all perceptual networks at their own size."""
     _, network, scale, weight = recipe
     compare = PerceptualConfig(resolution="film", scale=scale)  # type: ignore[arg-type]
     return BonesConfig(
         size=size, crop=128, decoder="tiny", perceptual=network, perceptual_weight=weight, compare=compare,
-        steps=steps, batch=8, seed=seed,
+        steps=args.steps or STEPS[args.part], batch=8, seed=seed,
     )  # fmt: skip
 
 
@@ -72,8 +75,8 @@ def run_phantom(args: argparse.Namespace) -> None:
     table = args.out / "phantom.csv"
     add_film_itself(table, test)
     for seed in range(args.seeds):
-        for recipe in RECIPES:
-            config = build_config(recipe, 128, STEPS[args.part], seed)
+        for recipe in [RECIPES[number] for number in args.recipes or range(len(RECIPES))]:
+            config = build_config(recipe, 128, args, seed)
             run_one(table, args.encoder, train, val, test, config, {"recipe": recipe[0], "seed": seed}, args.out)
 
 
@@ -84,13 +87,13 @@ def run_real(args: argparse.Namespace) -> None:
     folds = fold_pairs(real, FOLDS)
     table = args.out / "real.csv"
     add_film_itself(table, real)
-    for data in ("phantom + real", "real"):
-        for recipe in RECIPES[:3]:
+    for data in args.data:
+        for recipe in [RECIPES[number] for number in args.recipes or range(3)]:
             for number, test in enumerate(folds):
                 train = [pair for fold in folds if fold is not test for pair in fold]
                 # a real pair is seen as often as phantoms are
                 train = train * 10 + phantoms if data == "phantom + real" else train
-                config = build_config(recipe, 256, STEPS[args.part], seed=number)
+                config = build_config(recipe, 256, args, seed=number)
                 told = {"recipe": recipe[0], "seed": number, "data": data}
                 run_one(table, args.encoder, train, [], test, config, told, args.out)
 
@@ -129,7 +132,7 @@ def run_one(
     scores = score_pairs(suppressor, test)
     rows = [{**told, "film": pair.name, **score} for pair, score in zip(test, scores, strict=True)]
     pd.concat([known, pd.DataFrame(rows)]).to_csv(table, index=False)
-    shown = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:6]]
+    shown = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:8]]
     draw_suppression_sheet(shown, out / "sheets" / f"{name}.png", synthetic=test[0].kind == "phantom")
     shutil.rmtree(folder / "checkpoints")
     psnr = np.mean([score["psnr"] for score in scores])

@@ -118,6 +118,7 @@ def test_torchxrayvision_gets_its_own_pixels_and_gives_its_own_features(
     monkeypatch.setattr(xrv.utils, "get_cache_dir", lambda: str(tmp_path))
     with pytest.raises(ChessError, match="weights of xrv:densenet121-res224-all are not here: fetch https://"):
         load("xrv:densenet121-res224-all")
+    torch.manual_seed(0)
     network = xrv.models.DenseNet(weights=None).eval()
     file = str(xrv.models.model_urls["densenet121-res224-all"]["weights_url"]).rpartition("/")[2]
     torch.save(network, tmp_path / file)  # as the published file: a whole pickled network
@@ -126,7 +127,8 @@ def test_torchxrayvision_gets_its_own_pixels_and_gives_its_own_features(
     film = np.random.default_rng(0).random((224, 224), np.float32)
     with torch.inference_mode():
         theirs = network.features2(torch.from_numpy(xrv.datasets.normalize(film, 1.0))[None, None])
-    np.testing.assert_allclose(encoder.embed([film]), theirs.numpy(), rtol=1e-3, atol=1e-5)
+    rounding = 1e-6 * float(theirs.abs().max())  # an untrained network gives numbers up to thousands
+    np.testing.assert_allclose(encoder.embed([film]), theirs.numpy(), rtol=1e-3, atol=rounding)
 
 
 class Hostile:
