@@ -28,8 +28,9 @@ from nodule_crops import (
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.evaluation.nodule_fidelity import measure_nodule
 from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
+from chess_cxr.nodule_finetuning import draw_films
 from chess_cxr.nodule_insertion import choose_ct_nodule, draw_contrast, insert_ct_nodule, read_ct_nodules
-from chess_cxr.nodule_models import NoduleGenerator, draw_films
+from chess_cxr.nodule_models import NoduleGenerator
 from chess_cxr.nodule_requests import NoduleRequest, draw_random_request
 from chess_cxr.nodule_training import NodulesConfig, train_nodule_generator
 from chess_cxr.records import UsageError

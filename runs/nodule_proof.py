@@ -20,8 +20,8 @@ from chess_cxr.evaluation.frechet import measure_feature_distance
 from chess_cxr.evaluation.memorisation import measure_memorisation
 from chess_cxr.evaluation.nodule_fidelity import measure_nodule
 from chess_cxr.feature_networks import FeatureNetwork, crop_around, load_feature_network
-from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
-from chess_cxr.nodule_training import NodulesConfig, square_film, train_nodule_generator
+from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, square_film
+from chess_cxr.nodule_training import NodulesConfig, train_nodule_generator
 from chess_cxr.tasks.generate_nodules import GenerateNodules, NoduleBatch, generate
 from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.weights import load_encoder

@@ -18,7 +18,7 @@ from PIL import Image
 from chess_cxr.cli import run as run_line
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.nodule_films import read_nodule_films
-from chess_cxr.nodule_models import finetune_nodules
+from chess_cxr.nodule_finetuning import finetune_nodules
 from chess_cxr.nodule_training import NodulesConfig
 from chess_cxr.sources.phantom import write_phantom_films
 

@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from chess_cxr.nodule_films import read_nodule_films
-from chess_cxr.nodule_models import NoduleGenerator, finetune_nodules, load_nodule_generator
+from chess_cxr.nodule_finetuning import finetune_nodules
+from chess_cxr.nodule_models import NoduleGenerator, load_nodule_generator
 from chess_cxr.nodule_training import NodulesConfig, plan_generation
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.generate_nodules import GenerateNodules

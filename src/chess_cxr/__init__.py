@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from chess_cxr.finetuning import FinetuneConfig, finetune
     from chess_cxr.ingest.decode import decode_film
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-    from chess_cxr.nodule_models import finetune_nodules, load_nodule_generator
+    from chess_cxr.nodule_finetuning import finetune_nodules
+    from chess_cxr.nodule_models import load_nodule_generator
     from chess_cxr.nodule_training import NodulesConfig
     from chess_cxr.presets import PRESETS
     from chess_cxr.records import ChessError, UsageError
@@ -78,7 +79,7 @@ _HOMES = {
     "export": "api",
     "finetune": "finetuning",
     "finetune_bones": "bone_models",
-    "finetune_nodules": "nodule_models",
+    "finetune_nodules": "nodule_finetuning",
     "import_chess": "weights",
     "ingest_films": "ingest.pipeline",
     "load_bone_suppressor": "bone_models",

@@ -912,7 +912,7 @@ def finetune_nodules(
         raise UsageError("name a folder of films with marked nodules, or phantom:300@256")
     refuse_missing_encoders([encoder])
     from chess_cxr.model_folder import refuse_foreign_folder
-    from chess_cxr.nodule_models import finetune_nodules as finetune
+    from chess_cxr.nodule_finetuning import finetune_nodules as finetune
     from chess_cxr.nodule_training import NodulesConfig
     from chess_cxr.perceptual import check_perceptual
 

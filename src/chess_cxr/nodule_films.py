@@ -19,7 +19,7 @@ from chess_cxr.records import SPLITS, ChessError, SourceFilm, UsageError
 from chess_cxr.sources.nodule_lists import NoduleEntry, list_nodule_films
 from chess_cxr.sources.phantom import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 
-__all__ = ["NoduleFilm", "read_nodule_films", "resample_nodule_film", "split_nodule_films"]
+__all__ = ["NoduleFilm", "read_nodule_films", "resample_nodule_film", "split_nodule_films", "square_film"]
 
 _PHANTOM = re.compile(r"phantom:(\d{1,6})(?:@(\d{1,5}))?(?:#(\d{1,9}))?")
 _PHANTOM_SIZE = 256
@@ -190,6 +190,20 @@ def _restore_pieces(before_HW: Mask, after_HW: Mask) -> None:
         if not after_HW[at_N2[:, 0], at_N2[:, 1]].any():
             row, column = at_N2[np.argmin(((points_N2 - points_N2.mean(axis=0)) ** 2).sum(axis=1))]
             after_HW[row, column] = True
+
+
+def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
+    """Bring a film and its masks to size x size pixels; a film without a lung mask gets an empty one."""
+    side = (size, size)
+
+    def shrink(mask_HW: np.ndarray | None) -> np.ndarray:
+        if mask_HW is None:
+            return np.zeros(side, bool)
+        return np.asarray(cv2.resize(mask_HW.astype(np.float32), side, interpolation=cv2.INTER_AREA) > 0.5)
+
+    film_HW = cv2.resize(film.film_HW, side, interpolation=cv2.INTER_AREA)
+    masks = shrink(film.mask_HW), shrink(film.lung_HW)
+    return NoduleFilm(film.name, np.asarray(film_HW, np.float32), *masks, film.group, None, film.kind)
 
 
 # ---------------------------------------------------------------- split

@@ -1,4 +1,4 @@
-"""Nodule generation from films to a model with results, and from a model and film files to SYNTHETIC films."""
+"""A nodule generator at work: from a model folder and film files to SYNTHETIC films."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import hashlib
 import io
 import itertools
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -20,29 +20,16 @@ import safetensors.torch
 import torch
 from PIL import Image, PngImagePlugin
 
-from chess_cxr.api import EncoderLike
-from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
-from chess_cxr.evaluation.intervals import describe_intervals
-from chess_cxr.evaluation.nodule_fidelity import measure_background, measure_nodule
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film, read_film_content
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
-from chess_cxr.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.models.embedding import parse_device
 from chess_cxr.models.lung_fields import find_lung_fields
 from chess_cxr.models.spade import PAPER_WIDTH
-from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, split_nodule_films
+from chess_cxr.nodule_films import NoduleFilm, square_film
 from chess_cxr.nodule_requests import MAX_OUTSIDE, check_request_mask, draw_random_request, read_request_mask
-from chess_cxr.nodule_training import (
-    NodulesConfig,
-    can_make,
-    describe_films,
-    plan_generation,
-    square_film,
-    train_nodule_generator,
-)
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.runs import read_json
 from chess_cxr.synthetic_films import write_synthetic_film
@@ -57,12 +44,9 @@ from chess_cxr.tasks.generate_nodules import (
 )
 from chess_cxr.tasks.nodule_region import compute_region
 from chess_cxr.training.checkpoint import write_atomically
-from chess_cxr.training.run import OnStep, describe
-from chess_cxr.weights import Encoder, load_encoder
 
 TABLE = "generated.csv"
 COLUMNS = ("film", "mask", "x", "y", "width", "height", "diameter_mm", "source_sha256", "model_sha256", "seed")
-SHOWN = 8  # films on the sheet of a model
 MOST_LATENT = 4096  # of a model that a stranger made: no giant is built
 
 
@@ -120,163 +104,6 @@ class NoduleGenerator:
             for part in (small.film_HW, small.mask_HW, small.lung_HW)
         )
         return generate(self.task, NoduleBatch(film, mask, lung), [seed])[0, 0].cpu().numpy()
-
-
-# ---------------------------------------------------------------- training
-
-
-@dataclass(frozen=True)
-class NodulesResult:
-    """What a generator does on held-out films that have a nodule: it makes another in the same place.
-
-    metrics: means over films with 95 % intervals by patient.  films: by split; "scored" are those of the test whose
-    nodule fits the generator.  kinds: of these.
-    """
-
-    metrics: Mapping[str, FilmMean]
-    films: Mapping[str, Mapping[str, int]]
-    kinds: tuple[str, ...]
-    encoder: str
-    perceptual: str
-    seed: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; a number that does not exist is None."""
-        described = asdict(self)
-        described["metrics"] = describe_intervals(self.metrics)
-        return described
-
-    def as_text(self) -> str:
-        """Return the result as lines of text."""
-        lines = [f"{name:26s} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for name, m in self.metrics.items()]
-        test, synthetic = self.films["scored"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
-        basis = f"{test['with_nodule']} nodules of {test['patients']} test patients: {', '.join(self.kinds)}{synthetic}"
-        trained = f"trained on {self.films['train']['with_nodule']} films with a nodule"
-        return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})"])
-
-
-def finetune_nodules(
-    encoder: EncoderLike,
-    places: Sequence[str] | Sequence[NoduleFilm],
-    out: Path | str,
-    config: NodulesConfig | None = None,
-    val: float = 0.1,
-    test: float = 0.2,
-    on_stage: Callable[[str, int, int], None] | None = None,
-    on_step: OnStep | None = None,
-) -> NodulesResult:
-    """Train a nodule generator, write it to `out` and let it make nodules in films it has not seen.
-
-    places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `read_nodule_films`; or films.
-    The same call continues an interrupted run.  The folder then holds `model.safetensors` (the averaged generator),
-    `config.json`, `result.json`, `test_films.png` and `metrics.jsonl`.
-    Raises `UsageError` where `out` holds something else, and for films that cannot teach.
-    """
-    out, config, show = Path(out), config or NodulesConfig(), on_stage or _show_nothing
-    planned = plan_generation(config)
-    refuse_foreign_folder(out)
-    films = list[NoduleFilm]()
-    for number, place in enumerate(places):
-        show("read", number, len(places))
-        films += [place] if isinstance(place, NoduleFilm) else read_nodule_films(str(place))
-    split = split_nodule_films(films, config.seed, val, test)
-    held_out = [film for film in split["test"] if can_make(film, config, planned)]
-    if not held_out:
-        raise UsageError(
-            f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
-            "--test"
-        )
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-    method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step)
-    generator = NoduleGenerator(method, config.film_size)
-    scores, rows = [], []
-    for number, film in enumerate(held_out):
-        made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
-        scores.append(score_made_film(generator, film, made_HW))
-        rows.append((film, made_HW))
-        show("test", number + 1, len(held_out))
-    result = NodulesResult(
-        metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
-        films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
-        kinds=tuple(sorted({film.kind for film in held_out})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-    )
-    _write_model(out, method, config, result, rows[:SHOWN])
-    return result
-
-
-def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
-    """Score a nodule that was made where a film has a real one.
-
-    contrast_made, contrast_real: grey above the surroundings.  diameter_ratio: measured / asked, of the one made and of
-    the real one.  lung_share: of the mask.  background_equal: share of the pixels outside the region that
-    kept their bits.
-    """
-    reference = film
-    if generator.mode == "film":
-        reference = square_film(film, generator.task.config.size)
-    mask_HW, lung_HW = reference.mask_HW, reference.lung_HW if film.lung_HW is not None else None
-    if not mask_HW.any():
-        return {}
-    made, real = (measure_nodule(picture, mask_HW, lung_HW) for picture in (made_HW, reference.film_HW))
-    scores = {
-        "contrast_made": made.contrast,
-        "contrast_real": real.contrast,
-        "diameter_ratio_made": made.diameter_px / made.mask_diameter_px,
-        "diameter_ratio_real": real.diameter_px / real.mask_diameter_px,
-        "lung_share": made.lung_share,
-    }
-    if generator.mode == "inpaint":
-        config, scale = generator.task.config, max(film.film_HW.shape) / generator.film_size
-        region_HW = compute_region(mask_HW, config.margin, max(1, round(config.margin_px * scale)))
-        scores["background_equal"] = measure_background(film.film_HW, made_HW, region_HW).equal_share
-    return scores
-
-
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
-
-
-def _write_model(
-    out: Path,
-    method: GenerateNodules,
-    config: NodulesConfig,
-    result: NodulesResult,
-    rows: Sequence[tuple[NoduleFilm, np.ndarray]],
-) -> None:
-    """Write all of a model, with a sheet of test films."""
-    described = {
-        "task": "nodules",
-        "generator": asdict(method.config),
-        "film_size": config.film_size,
-        "encoder": result.encoder,
-        "finetune": describe(config),
-    }
-    write_atomically(out / "test_films.png", draw_films(rows))
-    write_model(out, method.averaged.state_dict(), described, result.as_json())
-
-
-def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
-    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG."""
-    columns = []
-    for film, made_HW in rows:
-        outline = film.mask_HW.astype(np.uint8)
-        ring = cv2.dilate(outline, np.ones((3, 3), np.uint8)) - outline
-        marked = np.where(cv2.resize(ring, film.film_HW.shape[::-1]) > 0, 1.0, film.film_HW)
-        size = (side, side)
-        parts = [
-            np.clip(255 * cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA), 0, 255)
-            for picture in (film.film_HW, marked, made_HW)
-        ]
-        column = np.vstack(parts).astype(np.uint8)
-        cv2.putText(column, "SYNTHETIC", (6, 3 * side - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA)
-        columns.append(column)
-    return cv2.imencode(".png", np.hstack(columns))[1].tobytes()
-
-
-# ---------------------------------------------------------------- at work
 
 
 def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGenerator:

@@ -14,7 +14,7 @@ import torch
 from chess_cxr.evaluation.nodule_fidelity import measure_nodule
 from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.models.embedding import Encoder, compute_state_sha256
-from chess_cxr.nodule_films import NoduleFilm, resample_nodule_film
+from chess_cxr.nodule_films import NoduleFilm, resample_nodule_film, square_film
 from chess_cxr.perceptual import SAME, build_perceptual
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.generate_nodules import (
@@ -205,20 +205,6 @@ def can_make(film: NoduleFilm, config: NodulesConfig, planned: GenerateConfig) -
         )
     except UsageError:
         return False
-
-
-def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
-    """Bring a film and its masks to size x size pixels; a film without a lung mask gets an empty one."""
-    side = (size, size)
-
-    def shrink(mask_HW: np.ndarray | None) -> np.ndarray:
-        if mask_HW is None:
-            return np.zeros(side, bool)
-        return np.asarray(cv2.resize(mask_HW.astype(np.float32), side, interpolation=cv2.INTER_AREA) > 0.5)
-
-    film_HW = cv2.resize(film.film_HW, side, interpolation=cv2.INTER_AREA)
-    masks = shrink(film.mask_HW), shrink(film.lung_HW)
-    return NoduleFilm(film.name, np.asarray(film_HW, np.float32), *masks, film.group, None, film.kind)
 
 
 def draw_nodule_batch(
