@@ -981,6 +981,9 @@ def generate(
         raise UsageError("--random is how many films to make: 1 or more")
     from chess_cxr.sources.folder import read_folder
 
+    for place in map(Path, films):
+        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+            raise UsageError(f"{out} lies inside {place}, where its films would pass for others; choose another --out")
     listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
     from chess_cxr.nodule_models import generate_files, load_nodule_generator, plan_orders
 

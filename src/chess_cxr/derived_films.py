@@ -27,7 +27,7 @@ from chess_cxr.ingest.decode_volume import is_volume
 from chess_cxr.ingest.decoded import Undecodable, count_levels, find_window, stretch
 from chess_cxr.records import ChessError, UsageError
 
-__all__ = ["KINDS", "Kind", "write_derived_film"]
+__all__ = ["KINDS", "Kind", "write_derived_film", "write_new_file"]
 
 _MAX_STEM = 200  # bytes; file systems take names of 255
 _MAX_CLASHES = 10_000
@@ -65,7 +65,7 @@ def write_derived_film(
     content = read_film_content(source)
     with silence():
         derived, suffix = _derive(content, str(source), change_HW, derivation)
-    return _write_new(out, Path(str(source)).stem, suffix, derived)
+    return write_new_file(out, Path(str(source)).stem, suffix, derived)
 
 
 def _check_model(model: str) -> str:
@@ -166,8 +166,12 @@ def _tell(content: bytes, derivation: Derivation) -> dict[str, str]:
 # ---------------------------------------------------------------- writing
 
 
-def _write_new(out: Path, stem: str, suffix: str, content: bytes) -> Path:
-    """Make a new file of a name that is free appear whole; two programs that write at once take different names."""
+def write_new_file(out: Path, stem: str, suffix: str, content: bytes) -> Path:
+    """Make a new file of a name that is free appear whole, and return its path.
+
+    Its name is `stem`, cut to 200 bytes, and `suffix`; where that is taken, -2, -3 and so on stand between them.  Two
+    programs that write at once take different names.
+    """
     stem = os.fsdecode(os.fsencode(stem)[:_MAX_STEM]) or "film"
     growing = out / f".{hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]}.partial-{os.getpid()}"
     try:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from chess_cxr.records import UsageError
+from chess_cxr.models.published import find_layout_problem
+from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import write_atomically
 
 
@@ -21,6 +23,27 @@ def refuse_foreign_folder(out: Path) -> None:
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     if out.exists() and not (out / "run" / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already and is no interrupted run; choose another --out or remove it")
+
+
+def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a model's tensors; expected: names, shapes and kinds that it must have, "meta" tensors will do.
+
+    Raises ChessError, one line, for a file that is absent, none of safetensors, of another layout, or not finite.
+    """
+    problem = ""
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
+        tensors = safetensors.torch.load_file(file)
+        problem = find_layout_problem(expected, tensors)
+    except (OSError, safetensors.SafetensorError) as error:
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if not problem:
+        broken = (name for name, tensor in tensors.items() if not tensor.to(expected[name].dtype).isfinite().all())
+        problem = next((f"{name} holds numbers that are not finite" for name in broken), "")
+    if problem:
+        raise ChessError(f"{file} does not hold this model: {problem}")
+    return tensors
 
 
 def write_model(

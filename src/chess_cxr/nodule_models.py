@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
-import itertools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,24 +15,25 @@ from typing import get_args
 
 import cv2
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from PIL import Image, PngImagePlugin
 
-from chess_cxr.ingest.child import Limits
-from chess_cxr.ingest.decode import decode_film, read_film_content
+from chess_cxr.derived_films import write_new_file
+from chess_cxr.ingest.child import Limits, check_limits
+from chess_cxr.ingest.decode import read_film_content
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
+from chess_cxr.model_folder import read_tensors
 from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.models.embedding import parse_device
 from chess_cxr.models.lung_fields import find_lung_fields
+from chess_cxr.models.published import compute_sha256
 from chess_cxr.models.spade import PAPER_WIDTH
 from chess_cxr.nodule_films import NoduleFilm, square_film
-from chess_cxr.nodule_requests import MAX_OUTSIDE, check_request_mask, draw_random_request, read_request_mask
+from chess_cxr.nodule_requests import MAX_OUTSIDE, check_request_mask, draw_random_request
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.runs import read_json
-from chess_cxr.synthetic_films import write_synthetic_film
+from chess_cxr.synthetic_films import read_film_and_masks, write_synthetic_film
 from chess_cxr.tasks.generate_nodules import (
     GenerateConfig,
     GenerateNodules,
@@ -43,10 +44,11 @@ from chess_cxr.tasks.generate_nodules import (
     generate_film,
 )
 from chess_cxr.tasks.nodule_region import compute_region
-from chess_cxr.training.checkpoint import write_atomically
+from chess_cxr.training.checkpoint import explain_full_disk
 
 TABLE = "generated.csv"
 COLUMNS = ("film", "mask", "x", "y", "width", "height", "diameter_mm", "source_sha256", "model_sha256", "seed")
+MOST_FILMS, MOST_SEED = 100_000, 1 << 62
 MOST_LATENT = 4096  # of a model that a stranger made: no giant is built
 
 
@@ -75,8 +77,15 @@ class NoduleGenerator:
         at the scale the generator has learned at; what it changes is brought to the film's own.
         Mode "film": a film of the generator's size in this film's style.
         """
-        if self.mode == "film":
-            return self._paint_film(film_HW, mask_HW, seed, lung_HW)
+        paint = self._paint_film if self.mode == "film" else self._paint_region
+        made_HW = paint(film_HW, mask_HW, seed, lung_HW)
+        if not np.isfinite(made_HW).all():
+            raise UsageError("the model makes no picture of finite greys; train it again, with a lower learning rate")
+        return made_HW
+
+    def _paint_region(
+        self, film_HW: np.ndarray, mask_HW: np.ndarray, seed: int, _lung_HW: np.ndarray | None
+    ) -> np.ndarray:
         config = self.task.config
         small_HW = resize_longest(film_HW, self.film_size)
         asked_HW = resize_longest(mask_HW.astype(np.float32), self.film_size) > 0.5
@@ -126,19 +135,22 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
     if not (whole and described["mode"] in get_args(Mode) and type(film_size) is int and 32 <= film_size <= 4096):
         raise ChessError(f"{folder}: the generator is none that exists")
     planned = GenerateConfig(**described)
-    check_generate_config(planned)
+    try:
+        check_generate_config(planned)
+    except UsageError as error:
+        raise ChessError(f"{folder}: {error}") from None
     if planned.width > PAPER_WIDTH or planned.latent > MOST_LATENT:
         raise ChessError(f"{folder}: a generator has a width of {PAPER_WIDTH} and a latent of {MOST_LATENT} at most")
-    task = GenerateNodules(planned)
+    if max(planned.margin, planned.margin_px) > film_size:
+        raise ChessError(f"{folder}: a generator has margins of {film_size} at most")
     file = folder / "model.safetensors"
-    try:
-        task.averaged.load_state_dict(safetensors.torch.load_file(file))
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ChessError(f"{file} does not hold this model: {first[:200]}") from None
+    with torch.device("meta"):  # without memory behind it, until the file is known to fit
+        expected = GenerateNodules(planned).averaged.state_dict()
+    tensors = read_tensors(file, expected)
+    task = GenerateNodules(planned)
+    task.averaged.load_state_dict(tensors)
     task.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return NoduleGenerator(task, film_size, digest)
+    return NoduleGenerator(task, film_size, compute_sha256(file))
 
 
 @dataclass(frozen=True)
@@ -170,6 +182,10 @@ def plan_orders(films: Sequence[Path], mask: Path | None, count: int, seed: int)
     """
     if (mask is None) == (count < 1):
         raise UsageError("say where nodules shall be: --mask FILE or FOLDER, or --random N")
+    if count > MOST_FILMS:
+        raise UsageError(f"--random is how many films to make: {MOST_FILMS} at most")
+    if not 0 <= seed <= MOST_SEED:
+        raise UsageError(f"--seed is a whole number from 0 to {MOST_SEED}")
     if mask is None:
         return [NoduleOrder(films[number % len(films)], None, seed + number) for number in range(count)]
     if mask.is_file():
@@ -178,10 +194,24 @@ def plan_orders(films: Sequence[Path], mask: Path | None, count: int, seed: int)
         return [NoduleOrder(films[0], mask, seed)]
     if not mask.is_dir():
         raise UsageError(f"there is no mask {mask}")
-    masks = {path.stem.lower(): path for path in sorted(mask.iterdir()) if path.is_file()}
+    masks = list_masks(mask)
     if absent := [film.name for film in films if film.stem.lower() not in masks]:
         raise UsageError(f"{mask} has no mask for {len(absent)} of {len(films)} films, such as {absent[0]}")
     return [NoduleOrder(film, masks[film.stem.lower()], seed + n) for n, film in enumerate(films)]
+
+
+def list_masks(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their names in lower case without extension, hidden ones left out."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder of masks {folder}")
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if (stem := path.stem.lower()) in masks:
+            raise UsageError(f"{path} and {masks[stem].name} are masks for films of the same name; keep one")
+        masks[stem] = path
+    return masks
 
 
 def generate_files(
@@ -198,55 +228,82 @@ def generate_files(
     spacing_mm: of the films that do not say it themselves.  lungs: folder with a lung mask for each film; found by
     `find_lung_fields` without.  A film depends on the model, its source, its mask and its seed only.
     """
-    if (out / TABLE).exists():
-        raise UsageError(f"{out / TABLE} exists already; choose another --out")
-    limits = limits or Limits()
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow((*COLUMNS, "synthetic"))
+    limits, lung_of = limits or Limits(), {} if lungs is None else list_masks(lungs)
+    check_limits(limits)
     # a child knows one task: with one for each, none has to be started anew for every film
-    with build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
+    with _begin_table(out) as write_row, build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for order in orders:
             try:
-                decoded = readers.submit(call_in_child, decode_film, limits, order.location).result()
-                own = decoded.spacing_mm if math.isfinite(decoded.spacing_mm) else spacing_mm
-                lung_HW = _find_lungs(order.location, decoded.pixels, lungs)
-                mask_HW, diameter = _find_mask(order, lung_HW, own, size_mm)
-                made_HW = generator.paint(decoded.pixels, mask_HW, order.seed, lung_HW)
-                done = _write_made(generator, order, decoded.pixels, made_HW, mask_HW, diameter, out, writers, limits)
+                lung = lung_of.get(order.location.stem.lower())
+                if lungs is not None and lung is None:
+                    raise UsageError(f"{lungs} has no lung mask for {order.location.name}")
+                film, given_HW, lung_HW = readers.submit(
+                    call_in_child, read_film_and_masks, limits, order.location, order.mask, lung
+                ).result()
+                own = film.spacing_mm if math.isfinite(film.spacing_mm) else spacing_mm
+                lung_HW = find_lung_fields(film.pixels) if lung_HW is None else lung_HW
+                mask_HW, diameter = _find_mask(order, given_HW, lung_HW, own, size_mm)
+                made_HW = generator.paint(film.pixels, mask_HW, order.seed, lung_HW)
+                done = _write_made(generator, order, film.pixels, made_HW, mask_HW, diameter, out, writers, limits)
             except (Undecodable, UsageError) as error:
                 yield MadeFile(order, reason=str(error))
                 continue
             assert done.film and done.mask
             facts = (f"{done.diameter_mm:.2f}", done.source_sha256, generator.sha256, order.seed, "yes")
-            writer.writerow((done.film.name, done.mask.name, *done.box, *facts))
-            write_atomically(out / TABLE, rows.getvalue().encode())
+            write_row((done.film.name, done.mask.name, *done.box, *facts))
             yield done
 
 
-def _find_lungs(location: Path, film_HW: np.ndarray, lungs: Path | None) -> np.ndarray:
-    if lungs is None:
-        return find_lung_fields(film_HW)
-    for path in sorted(lungs.glob("*")):
-        if path.stem.lower() == location.stem.lower():
-            return read_request_mask(path, (film_HW.shape[0], film_HW.shape[1]))
-    raise UsageError(f"{lungs} has no lung mask for {location.name}")
+@contextlib.contextmanager
+def _begin_table(out: Path) -> Iterator[Callable[[Sequence[object]], None]]:
+    """Begin the table, by which any other run in this folder is refused; it goes again where no film was made."""
+    table, is_new, rows = out / TABLE, not out.exists(), 0
+    if not (is_new or out.is_dir()):
+        raise UsageError(f"{out} is no folder; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = table.open("x", encoding="utf-8", errors="surrogateescape", newline="", buffering=1)
+    except FileExistsError:
+        raise UsageError(f"{table} exists already; choose another --out") from None
+    except OSError as error:
+        raise ChessError(f"cannot write into {out} ({error.strerror}); choose another --out") from None
+
+    def write_row(row: Sequence[object]) -> None:
+        nonlocal rows
+        with explain_full_disk(f"{table}"):
+            writer.writerow(row)
+        rows += 1
+
+    try:
+        with file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow((*COLUMNS, "synthetic"))
+            yield write_row
+    finally:
+        if not rows:
+            table.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if is_new:
+                    out.rmdir()
 
 
 def _find_mask(
-    order: NoduleOrder, lung_HW: np.ndarray, spacing_mm: float, size_mm: tuple[float, float]
+    order: NoduleOrder,
+    given_HW: np.ndarray | None,
+    lung_HW: np.ndarray,
+    spacing_mm: float,
+    size_mm: tuple[float, float],
 ) -> tuple[np.ndarray, float]:
     """Return the mask that is asked for, or a random one, and the nodule's diameter in mm (NaN where unknown)."""
-    if order.mask is None:
+    if given_HW is None:
         if not math.isfinite(spacing_mm):
             raise UsageError(f"{order.location.name} does not say its pixel spacing; give it with --spacing-mm")
         request = draw_random_request(lung_HW, spacing_mm, size_mm, np.random.default_rng([order.seed, 23]))
         if (request.mask_HW & ~lung_HW).sum() > MAX_OUTSIDE * request.mask_HW.sum():
             raise UsageError(f"a nodule of {request.diameter_mm:.0f} mm is larger than the lung is wide; ask for less")
         return request.mask_HW, request.diameter_mm
-    mask_HW = read_request_mask(order.mask, (lung_HW.shape[0], lung_HW.shape[1]))
-    check_request_mask(mask_HW, lung_HW)
-    return mask_HW, 2 * math.sqrt(float(mask_HW.sum()) / math.pi) * spacing_mm
+    check_request_mask(given_HW, lung_HW)
+    return given_HW, 2 * math.sqrt(float(given_HW.sum()) / math.pi) * spacing_mm
 
 
 def _write_made(
@@ -270,8 +327,8 @@ def _write_made(
     else:
         mask_HW = square_film(NoduleFilm("", film_HW, mask_HW, None, "", None, ""), made_HW.shape[0]).mask_HW
         facts = {"chess-cxr": f"SYNTHETIC film, style of {source}, model {model}, seed {order.seed}"}
-        written = _write_png(_find_free(out, f"{order.location.stem}_{order.seed}"), made_HW, facts)
-    mask = _write_png(_find_free(out, f"{written.stem}_mask"), mask_HW.astype(np.float32), {})
+        written = write_new_file(out, order.location.stem, f"_{order.seed}.png", _encode_png(made_HW, facts))
+    mask = write_new_file(out, written.stem, "_mask.png", _encode_png(mask_HW.astype(np.float32), {}))
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     box = (
         (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1) if len(rows) else (0, 0, 0, 0)
@@ -279,17 +336,10 @@ def _write_made(
     return MadeFile(order, written, mask, box, diameter_mm, source)
 
 
-def _find_free(out: Path, stem: str) -> Path:
-    """Return a PNG's name that is free: films of two folders may share theirs, and none is overwritten."""
-    names = (f"{stem}.png" if number == 1 else f"{stem}-{number}.png" for number in itertools.count(1))
-    return next(out / name for name in names if not (out / name).exists())
-
-
-def _write_png(path: Path, picture_HW: np.ndarray, facts: Mapping[str, str]) -> Path:
+def _encode_png(picture_HW: np.ndarray, facts: Mapping[str, str]) -> bytes:
     told = PngImagePlugin.PngInfo()
     for name, text in facts.items():
         told.add_text(name, text)
     buffer = io.BytesIO()
     Image.fromarray(np.rint(255 * picture_HW).astype(np.uint8)).save(buffer, "PNG", pnginfo=told)
-    write_atomically(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()

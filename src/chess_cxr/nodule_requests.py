@@ -24,11 +24,13 @@ __all__ = [
     "check_request_mask",
     "draw_nodule_mask",
     "draw_random_request",
+    "label_pieces",
     "read_mask_levels",
     "read_request_mask",
 ]
 
 MAX_OUTSIDE = 0.25  # share of a nodule that may lie outside the lung: pleura and diaphragm hide parts of real ones
+MAX_PIECES = 99
 MAX_MASK_BYTES = 64 << 20
 MAX_MASK_PIXELS = 120_000_000
 _HARMONICS = np.arange(2, 7)
@@ -139,10 +141,11 @@ def draw_random_request(
 # ---------------------------------------------------------------- read
 
 
-def read_mask_levels(path: Path | str) -> npt.NDArray[np.integer]:
+def read_mask_levels(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDArray[np.integer]:
     """Read the grey levels of a mask file, PNG or TIFF, as they stand: integers [H, W].
 
-    Raises `UsageError` for a file that is absent, no such image, in colour, above 64 MiB or 120 megapixels.
+    shape: the film's, which the mask must have.  Raises `UsageError` for a file that is absent, no such image, in
+    colour, of another shape, above 64 MiB or 120 megapixels.
     """
     try:
         content = read_location(path, MAX_MASK_BYTES)
@@ -151,6 +154,11 @@ def read_mask_levels(path: Path | str) -> npt.NDArray[np.integer]:
             image = Image.open(io.BytesIO(content), formats=("PNG", "TIFF"))
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise UsageError(f"the mask has more than {MAX_MASK_PIXELS // 1_000_000} megapixels")
+            if shape is not None and (image.height, image.width) != shape:  # before its pixels take memory
+                raise UsageError(
+                    f"the mask has {image.width} x {image.height} pixels, the film {_write_size(shape)}; they must be "
+                    "equal"
+                )
             levels_HW = np.asarray(image)
     except FileNotFoundError:
         raise UsageError("the mask file does not exist") from None
@@ -168,11 +176,7 @@ def read_request_mask(path: Path | str, shape: tuple[int, int]) -> Mask:
 
     Raises `UsageError` as `read_mask_levels`, for another size than the film's and for more levels than two.
     """
-    levels_HW = read_mask_levels(path)
-    if levels_HW.shape != shape:
-        raise UsageError(
-            f"the mask has {_write_size(levels_HW.shape)} pixels, the film {_write_size(shape)}; they must be equal"
-        )
+    levels_HW = read_mask_levels(path, shape)
     found_N = np.unique(levels_HW)
     if len(found_N) > 2 or (len(found_N) == 2 and found_N[0] != 0):
         shown = ", ".join(map(str, found_N[:4])) + (", ..." if len(found_N) > 4 else "")
@@ -192,12 +196,15 @@ def check_request_mask(mask_HW: Mask, lung_HW: Mask | None) -> None:
         raise UsageError("the mask is empty: mark the place of the nodule")
     if lung_HW is not None and mask_HW.sum() > lung_HW.sum():
         raise UsageError(f"the mask ({mask_HW.sum()} pixels) is larger than the lung ({lung_HW.sum()} pixels)")
-    pieces = _list_pieces(mask_HW)
-    for number, piece_HW in enumerate(pieces, start=1):
-        name = "the nodule" if len(pieces) == 1 else f"nodule {number} of {len(pieces)}"
-        if _touches_edge(piece_HW):
+    label_HW, pieces = label_pieces(mask_HW)
+    cut = {int(number) for edge in (label_HW[0], label_HW[-1], label_HW[:, 0], label_HW[:, -1]) for number in set(edge)}
+    area_N = np.bincount(label_HW.ravel(), minlength=pieces + 1)
+    outside_N = np.zeros_like(area_N) if lung_HW is None else np.bincount(label_HW[~lung_HW], minlength=pieces + 1)
+    for number in range(1, pieces + 1):
+        name = "the nodule" if pieces == 1 else f"nodule {number} of {pieces}"
+        if number in cut:
             raise UsageError(f"{name} of the mask is cut off by the edge of the film")
-        outside = 0.0 if lung_HW is None else float((piece_HW & ~lung_HW).sum() / piece_HW.sum())
+        outside = float(outside_N[number] / area_N[number])
         if outside > MAX_OUTSIDE:
             raise UsageError(f"{name} of the mask lies outside the lung with {outside:.0%} of its area")
 
@@ -212,11 +219,17 @@ def build_requests(mask_HW: Mask, spacing_mm: float) -> list[NoduleRequest]:
     return requests
 
 
-def _list_pieces(mask_HW: Mask) -> list[Mask]:
+def label_pieces(mask_HW: Mask) -> tuple[npt.NDArray[np.integer], int]:
+    """Number the nodules of a mask from 1 on, and count them; raise `UsageError` for more than 99."""
     count, label_HW = cv2.connectedComponents(mask_HW.astype(np.uint8), connectivity=8)
-    if count > 100:
-        raise UsageError(f"the mask has {count - 1} pieces; ask for at most 99 nodules at once")
-    return [np.asarray(label_HW == number) for number in range(1, count)]
+    if count - 1 > MAX_PIECES:
+        raise UsageError(f"the mask has {count - 1} pieces; a film has at most {MAX_PIECES} nodules")
+    return np.asarray(label_HW), count - 1
+
+
+def _list_pieces(mask_HW: Mask) -> list[Mask]:
+    label_HW, count = label_pieces(mask_HW)
+    return [np.asarray(label_HW == number) for number in range(1, count + 1)]
 
 
 def _touches_edge(mask_HW: Mask) -> bool:
