@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 
 from chess_cxr.api import EncoderLike
@@ -28,6 +26,7 @@ from chess_cxr.bone_training import (
     shrink_pair,
     train_bone_network,
 )
+from chess_cxr.derived_films import write_new_file
 from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
 from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.film_pairs import FilmPair, read_pairs, split_pairs
@@ -35,12 +34,12 @@ from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.ingest.workers import build_ingest_pool, call_in_child
-from chess_cxr.model_folder import refuse_foreign_folder, write_model
-from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape
+from chess_cxr.model_folder import read_tensors, refuse_foreign_folder, write_model
+from chess_cxr.models.bone_network import BoneNetwork, BoneNetworkShape, resize_longest
 from chess_cxr.models.embedding import parse_device
-from chess_cxr.models.published import find_layout_problem
+from chess_cxr.models.published import compute_sha256
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.report.suppression_picture import draw_suppression_sheet
+from chess_cxr.report.suppression_picture import draw_suppression_sheet, render_suppression_sheet
 from chess_cxr.runs import read_json
 from chess_cxr.suppressed_films import write_suppressed_film
 from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE
@@ -50,6 +49,7 @@ from chess_cxr.weights import Encoder, load_encoder
 FAINTEST = 1 / 512  # bone of less than half a grey level of 255 is none: such pixels stay as they are stored
 BURNED_IN = "BONE-SUPPRESSED, DERIVED"
 SHOWN = 8  # pairs on the sheet of a model
+SHEET_SIDE = 1024  # a panel has fewer pixels
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,9 @@ def finetune_bones(
     out, config, show = Path(out), config or BonesConfig(), on_stage or _show_nothing
     check_bones_config(config)
     refuse_foreign_folder(out)
+    for place in places:
+        if isinstance(place, str) and not place.startswith("phantom:") and _lies_in(out, Path(place)):
+            raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
     pairs = list[FilmPair]()
     for place in places:
         pairs += [place] if isinstance(place, FilmPair) else _read_place(place, config.size, limits, executor, show)
@@ -140,6 +143,10 @@ def finetune_bones(
     )
     _write_model(out, suppressor, config, result, split["test"])
     return result
+
+
+def _lies_in(out: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder))
 
 
 def _read_place(
@@ -193,21 +200,20 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
     if not all(type(shape[name]) is str for name in ("architecture", "decoder")):
         raise ChessError(f"{folder}: architecture and decoder of a bone model are names")
     try:
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
-        with torch.device("meta"):  # without memory behind it: a config cannot make us allocate a giant
+        with torch.device("meta"):  # without memory behind it, until the file is known to fit
             expected = BoneNetwork(BoneNetworkShape(**shape)).state_dict()
-        if problem := find_layout_problem(expected, tensors):
-            raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {problem}")
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (UsageError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {first[:200]}") from None
-    except UsageError as error:
-        raise ChessError(f"{folder}: {error}") from None
+        raise ChessError(f"{folder}: {first[:200]}") from None
+    tensors = read_tensors(folder / "model.safetensors", expected)
     network = BoneNetwork(BoneNetworkShape(**shape))
     network.load_state_dict(tensors)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return BoneSuppressor(network, size, tile, digest)
+    return BoneSuppressor(network, size, tile, compute_sha256(folder / "model.safetensors"))
+
+
+def _shrink_for_sheet(film_HW: np.ndarray) -> np.ndarray:
+    return resize_longest(film_HW, SHEET_SIDE) if max(film_HW.shape) > SHEET_SIDE else film_HW
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ def suppress_files(
     A DICOM film becomes a derived DICOM image, every other a PNG; see `write_derived_film`.  Where there is no bone,
     stored values stay as they are.  name: of the model, for the files; its hash by default.
     burn_in: write `BURNED_IN` into a corner.
-    sheets: write NAME_sheet.png too: film, result and bone side by side.
+    sheets: write NAME_sheet.png too, or NAME_sheet-2.png where that is taken: film, result and bone side by side.
     """
     limits, text, name = limits or Limits(), BURNED_IN if burn_in else "", name or model.sha256[:16]
     # a child knows one task: with one for each, none has to be started anew for every film
@@ -255,8 +261,9 @@ def suppress_files(
                     name or model.sha256[:16],
                 ).result()
                 if sheets:
-                    rows = [(written.stem, film.pixels, film.pixels + change_HW, None)]
-                    draw_suppression_sheet(rows, written.with_name(f"{written.stem}_sheet.png"), synthetic=False)
+                    before_HW, after_HW = (_shrink_for_sheet(p) for p in (film.pixels, film.pixels + change_HW))
+                    sheet = render_suppression_sheet([(written.name, before_HW, after_HW, None)], synthetic=False)
+                    write_new_file(out, f"{written.stem}_sheet", ".png", sheet)
                 yield SuppressedFile(location, written)
             except Undecodable as error:
                 yield SuppressedFile(location, reason=str(error))

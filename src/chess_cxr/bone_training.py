@@ -24,11 +24,12 @@ from chess_cxr.records import UsageError
 from chess_cxr.tasks.pair_views import PairViews, draw_pair_batch
 from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.tasks.suppress_bones import SMALLEST_SIDE, PairBatch, SuppressBones
-from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.loop import TrainingConfig, check_training_config
 from chess_cxr.training.pretraining import hash_uids
 from chess_cxr.training.run import OnStep, RunInputs, describe, train_in_folder
 from chess_cxr.training.task_run import TaskWatch, read_task_batches
 
+MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB before the network has seen them
 LARGEST_SIDE = 4096  # of the films that a network is asked to work at
 
 
@@ -64,6 +65,9 @@ def check_bones_config(config: BonesConfig) -> None:
         raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
     if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
         raise UsageError("bone suppression needs a perceptual weight of 0 or more and an encoder rate from 0 to 1")
+    check_training_config(plan_bone_training(config))
+    if config.batch * config.crop**2 > MOST_BATCH_PIXELS:
+        raise UsageError(f"a batch of {config.batch} squares of {config.crop} pixels fits no machine; lower --batch")
 
 
 def plan_bone_training(config: BonesConfig) -> TrainingConfig:

@@ -1286,6 +1286,8 @@ def flatten_box(text: str) -> str:
 def main() -> None:
     """Run the command line and exit with its code."""
     open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # files are named by bytes, which may be no text
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
         # Threads of the store may still be at work; Python would crash noisily while taking itself down under them.

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import os
+import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -171,9 +172,12 @@ def write_new_file(out: Path, stem: str, suffix: str, content: bytes) -> Path:
 
     Its name is `stem`, cut to 200 bytes, and `suffix`; where that is taken, -2, -3 and so on stand between them.  Two
     programs that write at once take different names.
+    Raises `UsageError` where `out` is no folder, ChessError where it cannot be written into.
     """
-    stem = os.fsdecode(os.fsencode(stem)[:_MAX_STEM]) or "film"
-    growing = out / f".{hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]}.partial-{os.getpid()}"
+    while len(os.fsencode(stem)) > _MAX_STEM:  # by letters: half a letter is no text that could be printed
+        stem = stem[:-1]
+    stem = stem or "film"
+    growing = out / f".{uuid.uuid4().hex}.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -186,7 +190,7 @@ def write_new_file(out: Path, stem: str, suffix: str, content: bytes) -> Path:
         finally:
             growing.unlink(missing_ok=True)
     except FileExistsError:
-        raise UsageError(f"{out} is not a folder, or another run is writing there; choose another") from None
+        raise UsageError(f"{out} is not a folder; choose another") from None
     except OSError as error:
         raise ChessError(f"cannot write into {out} ({error.strerror})") from None
 

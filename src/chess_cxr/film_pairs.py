@@ -22,6 +22,8 @@ from chess_cxr.sources.bone_pairs import PairFiles, PairKind, find_pairs
 from chess_cxr.sources.phantom import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 
 LARGEST_SHIFT = 0.01  # of the side: the worst of 16 real pairs is off by 0.009
+LARGEST_QUARTER_SHIFT = 0.015  # of the side: 0.010 in the worst real pair, 0.017 and more after a turn by 3 degrees
+LEAST_PEAK = 0.2  # of the phase correlation of a quarter that shows enough to be compared: 0.38 and more in pairs
 LEAST_LIKENESS = 0.5  # correlation of edges: 0.8 to 1 for real pairs, below 0.4 for films of two patients
 SAME_RMS = 0.004  # one grey level of 255, smoothed: real pairs differ by 0.008 and more, a film and its JPEG by 0.0025
 _REGISTERED = 256  # side at which pairs are compared
@@ -113,7 +115,7 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
     """Check that two pictures are a pair, and bring them to bone bright and to one grey scale.
 
     Raises UsageError for pictures of different size, the same picture twice, a target that is shifted by more than
-    `LARGEST_SHIFT`, the target of another film, or a picture of one grey level.
+    `LARGEST_SHIFT`, turned or stretched, the target of another film, or a picture of one grey level.
     """
     if film_HW.shape != bone_free_HW.shape:
         sizes = (f"{p.shape[1]} x {p.shape[0]}" for p in (film_HW, bone_free_HW))
@@ -135,6 +137,11 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
         raise UsageError(
             f"{name}: the target is shifted by {shift:.1%} of its side against its film; up to {LARGEST_SHIFT:.0%} "
             "is a pair, so register it first"
+        )
+    if (bend := measure_bend(film_HW, bone_free_HW)) > LARGEST_QUARTER_SHIFT:
+        raise UsageError(
+            f"{name}: the target is turned, stretched or bent against its film: a quarter of it lies off by {bend:.1%} "
+            f"of the side; up to {LARGEST_QUARTER_SHIFT:.1%} is a pair, so register it first"
         )
     gain, offset = fit_grey_scale(film_HW, bone_free_HW)
     left_HW = cv2.GaussianBlur(np.asarray(film_HW - (gain * bone_free_HW + offset), np.float32), (0, 0), 1.5)
@@ -183,6 +190,24 @@ def measure_registration(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> tuple
     spread = float(np.sqrt((edges**2).sum() * (aligned**2).sum()))
     likeness = float((edges * aligned).sum()) / spread if spread else 0.0
     return float(np.hypot(right, down)) / _REGISTERED, likeness
+
+
+def measure_bend(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> float:
+    """Return by what share of the side the quarter lies off that lies off most.
+
+    A target that is turned or stretched about its middle is not shifted as a whole, but its quarters are.
+    """
+    edges, other, half = _draw_edges(film_HW), _draw_edges(bone_free_HW), _REGISTERED // 2
+    window = cv2.createHanningWindow((half, half), cv2.CV_32F)
+    shifts = [0.0]
+    for top in (0, half):
+        for left in (0, half):
+            here = slice(top, top + half), slice(left, left + half)
+            quarters = (np.ascontiguousarray(picture[here]) for picture in (edges, other))
+            (right, down), peak = cv2.phaseCorrelate(*quarters, window)
+            if peak >= LEAST_PEAK:
+                shifts.append(float(np.hypot(right, down)) / _REGISTERED)
+    return max(shifts)
 
 
 def _draw_edges(picture_HW: np.ndarray) -> np.ndarray:

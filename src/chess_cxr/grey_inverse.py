@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.ingest.decoded import Undecodable
+from chess_cxr.records import UsageError
 
 _ROWS_AT_ONCE = 256  # a film of 120 megapixels is changed in bands: its int64 ranks alone would take a gigabyte
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -38,12 +39,12 @@ def build_grey_scale(grey_N: np.ndarray, is_film_N: np.ndarray | None = None) ->
     """Turn a table around: grey_N, float32 in [0, 1], is what each stored value 0..N-1 is shown as.
 
     is_film_N: False for values that are no part of the film: they are neither changed nor given to any pixel.
-    Raises ChessError where the greys go up and down: no value could be told from another that looks alike.
+    Raises `Undecodable` where the greys go up and down: no value could be told from another that looks alike.
     """
     value_R = np.arange(len(grey_N)) if is_film_N is None else np.flatnonzero(is_film_N)
     step = np.diff(grey_N[value_R])
     if (step < 0).any() and (step > 0).any():
-        raise ChessError("the film's grey scale goes up and down, so that greys cannot be turned into stored values")
+        raise Undecodable("the film's grey scale goes up and down, so that greys cannot be turned into stored values")
     if (step < 0).any():
         value_R = value_R[::-1]
     rank_N = np.full(len(grey_N), -1, np.int32)
@@ -75,7 +76,8 @@ def burn_in_text(value_HW: np.ndarray, text: str, scale: GreyScale) -> None:
     """Write white letters on a black plate into the lower left corner, in place, whatever the depth and polarity.
 
     Letters are 1/45 of the film's shorter side high, or as high as the width allows.
-    Raises UsageError for a text of other characters than printable ASCII, of more than 64, or too long to be read.
+    Raises UsageError for a text of other characters than printable ASCII or of more than 64, `Undecodable` for a film
+    too small for letters that could be read.
     """
     if not (text.isascii() and text.isprintable() and len(text) <= MAX_TEXT):
         raise UsageError(f"text to be burned in must be one line of at most {MAX_TEXT} ASCII characters")
@@ -91,7 +93,7 @@ def _draw_letters(text: str, height: int, width: int) -> np.ndarray:
     wanted_px = max(1.5 * _MIN_LETTER_PX, _LETTER_SHARE * min(height, width))
     letter_px = min(wanted_px, _MAX_WIDTH_SHARE * width * unit_height / (unit_width + 2 * unit_height))
     if letter_px < _MIN_LETTER_PX:
-        raise UsageError("the film is too small for a text that could be read: leave the text out")
+        raise Undecodable("the film is too small for a text that could be read: leave the text out")
     size = letter_px / unit_height
     stroke = max(1, round(letter_px / 10))
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, size, stroke)

@@ -36,7 +36,7 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             raise FileNotFoundError("there is no such file")
         tensors = safetensors.torch.load_file(file)
         problem = find_layout_problem(expected, tensors)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: too large to map
         problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if not problem:
         broken = (name for name, tensor in tensors.items() if not tensor.to(expected[name].dtype).isfinite().all())

@@ -21,6 +21,7 @@ from chess_cxr.records import UsageError
 
 State = Literal["running", "finished", "stopped", "failed"]
 DEPTH = 2  # runs/first is found from its grandparent on
+MOST_JSON_BYTES = 1 << 26
 QUIET_SECONDS = 120.0  # a run whose files have not changed for longer, and for 10 of its lines, is not running
 INTERRUPTION = 20.0  # a gap between two lines of this many usual ones is a pause, not training
 SORTS = {
@@ -255,8 +256,10 @@ def _list(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; what is absent, broken or something else is empty."""
+    """Read a JSON object; what is absent, broken, larger than 64 MiB or something else is empty."""
     try:
+        if not path.is_file() or path.stat().st_size > MOST_JSON_BYTES:  # a pipe would never end
+            return {}
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}

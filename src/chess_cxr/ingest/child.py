@@ -182,7 +182,8 @@ _own = threading.local()
 def get_child(task: Callable[..., object], limits: Limits) -> Child:
     """Return this thread's child for the task, started when first needed and after it was lost.
 
-    Raises `ChessError` where none can be started, or where the thread's group has ended.
+    Raises `ChessError` where none can be started, or where the thread's group has ended, `UsageError` for limits that
+    are none.
     """
     check_not_ended()
     child: Child | None = getattr(_own, "child", None)
@@ -193,6 +194,7 @@ def get_child(task: Callable[..., object], limits: Limits) -> Child:
 
 
 def _start_child(task: Callable[..., object], limits: Limits) -> Child:
+    check_limits(limits)
     for start in range(STARTS):
         if start:
             time.sleep(SECONDS_BETWEEN_STARTS)

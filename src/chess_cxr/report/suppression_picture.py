@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,12 @@ Row = tuple[str, NDArray[np.floating], NDArray[np.floating], NDArray[np.floating
 
 
 def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dots_per_inch: int = 100) -> None:
-    """Write a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
+    """Write what `render_suppression_sheet` returns."""
+    path.write_bytes(render_suppression_sheet(rows, synthetic, dots_per_inch))
+
+
+def render_suppression_sheet(rows: Sequence[Row], synthetic: bool, dots_per_inch: int = 100) -> bytes:
+    """Return a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
 
     rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two
     columns are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red
@@ -39,11 +45,12 @@ def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dot
     for _, film, result, truth in rows:
         check_films(result, film)
         check_films(result, result.clip(0, 1) if truth is None else truth)
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # no font has the letters of all names
         figure = _draw_sheet(rows, "SYNTHETIC (generated) films" if synthetic else "real films")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
-    path.write_bytes(content.getvalue())
+    return content.getvalue()
 
 
 def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
@@ -85,7 +92,9 @@ def _draw_panel(
     axes: Axes, picture: NDArray[np.floating], title: str, low: float = 0.0, high: float = 1.0, colours: str = "gray"
 ) -> None:
     axes.imshow(picture, cmap=colours, vmin=low, vmax=high)
-    axes.set_title(title, fontsize=8)
+    # a file may be named anything: bytes that are no letters, or what would be taken for a formula
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in title)
+    axes.set_title(shown, fontsize=8, parse_math=False)
     axes.set_axis_off()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -41,12 +42,14 @@ def find_pairs(folder: Path) -> list[PairFiles]:
         if known := children.get(child.name.lower()):
             raise UsageError(f"{folder} holds both {known.name} and {child.name}; remove one of them")
         children[child.name.lower()] = child
-    for names in LAYOUTS:
+    layouts = [names for names in LAYOUTS if any(name.lower() in children for name in names)]
+    if len(layouts) > 1:
+        raise UsageError(f"{folder} holds pairs in two layouts; put source and target into a folder of their own")
+    for names in layouts:
         films, targets = (children.get(name.lower()) for name in names)
         if films and targets:
             return _pair(films, targets, names)
-        if films or targets:
-            raise UsageError(f"{folder} has {names[0] if films else names[1]} but no {names[1] if films else names[0]}")
+        raise UsageError(f"{folder} has {names[0] if films else names[1]} but no {names[1] if films else names[0]}")
     raise UsageError(f"{folder} holds no pairs: it needs the folders source and target, or JSRT and BSE_JSRT")
 
 
@@ -54,7 +57,7 @@ def _index(folder: Path) -> dict[str, Path]:
     """Find films by their lower-case names below a folder; links out of it and hidden files are left out."""
     found: dict[str, Path] = {}
     for location, relative in list_location(folder, _may_be_film):
-        name = _strip(relative).lower()
+        name = unicodedata.normalize("NFC", _strip(relative)).lower()  # file systems differ in how they spell é
         if name in found:
             raise UsageError(f"{folder} holds two films named {_strip(relative)}; remove one of them")
         found[name] = Path(location)

@@ -93,4 +93,4 @@ def _describe_data(stores: Sequence[Store], uids: Sequence[str], begun_from: str
 
 def hash_uids(uids: Sequence[str]) -> str:
     """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
-    return hashlib.sha256("\n".join(uids).encode()).hexdigest()
+    return hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()

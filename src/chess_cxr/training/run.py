@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from chess_cxr.training.checkpoint import (
     check_same_configuration,
     explain_full_disk,
     find_checkpoint,
+    hold_folder,
     name_checkpoint,
     restore_checkpoint,
     write_checkpoint,
@@ -130,6 +132,7 @@ def train_in_folder(
     with (
         explain_full_disk(f"{folder}; free some, then the same command continues it"),
         explain_lost_rank(),
+        hold_folder(folder) if rank.number == 0 else nullcontext(),
         catch_stop_signals() as get_stop_signal,
     ):
         log = RunLog(folder, described, inputs.uids, first_step, tracking, say) if rank.number == 0 else None
