@@ -203,8 +203,8 @@ def measure_bend(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> float:
     for top in (0, half):
         for left in (0, half):
             here = slice(top, top + half), slice(left, left + half)
-            quarters = (np.ascontiguousarray(picture[here]) for picture in (edges, other))
-            (right, down), peak = cv2.phaseCorrelate(*quarters, window)
+            first, second = (np.ascontiguousarray(picture[here]) for picture in (edges, other))
+            (right, down), peak = cv2.phaseCorrelate(first, second, window)
             if peak >= LEAST_PEAK:
                 shifts.append(float(np.hypot(right, down)) / _REGISTERED)
     return max(shifts)

@@ -34,7 +34,7 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
     try:
         if not file.is_file():  # a pipe would be waited for
             raise FileNotFoundError("there is no such file")
-        tensors = safetensors.torch.load_file(file)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
         problem = find_layout_problem(expected, tensors)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: too large to map
         problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
