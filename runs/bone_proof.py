@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from perceptual_strength import measure_strength
 
 from chess_cxr.bone_training import (
     BonesConfig,
@@ -30,13 +31,15 @@ from chess_cxr.report.suppression_picture import draw_suppression_sheet
 from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.weights import load_encoder
 
-RECIPES = (
-    # name, perceptual network, how features are compared, weight
+Recipe = tuple[str, str, str, float | None]
+RECIPES: tuple[Recipe, ...] = (
+    # name, perceptual network, how features are compared, weight; None: as strong as the CXR network at weight 1
     ("none", "none", "raw", 0.0),
     ("CXR, published weights", "same", "raw", 1.0),
     ("ImageNet, published weights", "imagenet", "raw", 1.0),
     ("CXR, unit features", "same", "unit", 1.0),
     ("ImageNet, unit features", "imagenet", "unit", 1.0),
+    ("ImageNet, as strong as CXR", "imagenet", "raw", None),
 )
 FOLDS = 3
 STEPS = {"phantom": 200, "real": 150}
@@ -59,10 +62,20 @@ def main() -> None:
     (run_phantom if args.part == "phantom" else run_real)(args)
 
 
-def build_config(recipe: tuple[str, str, str, float], size: int, args: argparse.Namespace, seed: int) -> BonesConfig:
+def build_config(
+    recipe: tuple[str, str, str, float | None],
+    size: int,
+    args: argparse.Namespace,
+    train: Sequence[FilmPair],
+    seed: int,
+) -> BonesConfig:
     """Build what differs by recipe and seed alone; pictures reach all perceptual networks at their own size."""
     _, network, scale, weight = recipe
     compare = PerceptualConfig(resolution="film", scale=scale)  # type: ignore[arg-type]
+    if weight is None:
+        encoder, some = load_encoder(args.encoder), [pair.bone_free_HW[:128, :128] for pair in train[:16]]
+        own, theirs = (measure_strength(name, encoder, some, compare) for name in ("same", network))
+        weight = own / theirs
     return BonesConfig(
         size=size, crop=128, decoder="tiny", perceptual=network, perceptual_weight=weight, compare=compare,
         steps=args.steps or STEPS[args.part], batch=8, seed=seed,
@@ -76,7 +89,7 @@ def run_phantom(args: argparse.Namespace) -> None:
     add_film_itself(table, test)
     for seed in range(args.seeds):
         for recipe in [RECIPES[number] for number in args.recipes or range(len(RECIPES))]:
-            config = build_config(recipe, 128, args, seed)
+            config = build_config(recipe, 128, args, train, seed)
             run_one(table, args.encoder, train, val, test, config, {"recipe": recipe[0], "seed": seed}, args.out)
 
 
@@ -93,7 +106,7 @@ def run_real(args: argparse.Namespace) -> None:
                 train = [pair for fold in folds if fold is not test for pair in fold]
                 # a real pair is seen as often as phantoms are
                 train = train * 10 + phantoms if data == "phantom + real" else train
-                config = build_config(recipe, 256, args, seed=number)
+                config = build_config(recipe, 256, args, train, seed=number)
                 told = {"recipe": recipe[0], "seed": number, "data": data}
                 run_one(table, args.encoder, train, [], test, config, told, args.out)
 

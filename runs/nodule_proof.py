@@ -1,6 +1,6 @@
 """Compare perceptual networks for nodule generation: whole phantom films (SYNTHETIC) of 64 pixels.
 
-Run: python runs/nodule_proof.py docs/proof/encoder OUT [--seeds 0 1 2]
+Run: python runs/nodule_proof.py docs/proof/encoder OUT [--seeds 0 1 2] [--recipes 0 1 2 3] [--steps 500]
 Each run's distances are kept in OUT, one row a judge; the same command goes on where it was stopped.
 """
 
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from perceptual_strength import measure_strength
 
 from chess_cxr.evaluation.frechet import measure_feature_distance
 from chess_cxr.evaluation.memorisation import measure_memorisation
@@ -26,13 +27,16 @@ from chess_cxr.tasks.generate_nodules import GenerateNodules, NoduleBatch, gener
 from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.weights import load_encoder
 
+WEAK, STRONG = 0.8, 44.0  # strength of the CXR and of the ImageNet network at the weight 10 of CheSS
 RECIPES = (
-    ("none", "none", "raw"),
-    ("random", "random", "raw"),
-    ("CXR", "same", "raw"),
-    ("ImageNet", "imagenet", "raw"),
-    ("ImageNet, unit features", "imagenet", "unit"),
-    ("CXR, unit features", "same", "unit"),
+    # name, perceptual network, strength (see perceptual_strength; None: at the weight 10 of CheSS)
+    ("none", "none", None),
+    ("random", "random", None),
+    ("CXR", "same", None),
+    ("ImageNet", "imagenet", None),
+    ("CXR, strong", "same", STRONG),
+    ("ImageNet, weak", "imagenet", WEAK),
+    ("random, strong", "random", STRONG),
 )
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
 SIDE = 64
@@ -77,7 +81,7 @@ def embed(judge: FeatureNetwork, films: Sequence[NoduleFilm]) -> dict[str, np.nd
 
 def run_one(
     args: argparse.Namespace,
-    recipe: tuple[str, str, str],
+    recipe: tuple[str, str, float | None],
     seed: int,
     train: Sequence[NoduleFilm],
     asked: Sequence[NoduleFilm],
@@ -91,12 +95,16 @@ def run_one(
     if table.exists():
         return
     started = time.perf_counter()
+    encoder, compare = load_encoder(args.encoder), PerceptualConfig(resolution="film")
+    weight = 10.0
+    if recipe[2] is not None:
+        some = [square_film(film, SIDE).film_HW for film in train[:16]]
+        weight = recipe[2] / measure_strength(recipe[1], encoder, some, compare)
     config = NodulesConfig(
-        mode="film", size=SIDE, width=8, latent=64, perceptual=recipe[1],
-        compare=PerceptualConfig(resolution="film", scale=recipe[2]),  # type: ignore[arg-type]
+        mode="film", size=SIDE, width=8, latent=64, perceptual=recipe[1], perceptual_weight=weight, compare=compare,
         steps=args.steps, batch=8, seed=seed,
     )  # fmt: skip
-    method = train_nodule_generator(args.out / "runs" / name, load_encoder(args.encoder), train, [], config)
+    method = train_nodule_generator(args.out / "runs" / name, encoder, train, [], config)
     trained = time.perf_counter() - started
     made = generate_films(method, asked)
     rows = []
@@ -123,7 +131,7 @@ def run_one(
     memory = measure_memorisation(
         vgg.embed([f.film_HW for f in made]), features[vgg.name]["whole"], vgg.embed([f.film_HW for f in trained_films])
     )
-    frame = pd.DataFrame(rows).assign(**contrast, seconds=round(trained))
+    frame = pd.DataFrame(rows).assign(**contrast, weight=weight, seconds=round(trained))
     frame.to_csv(table, index=False)
     (args.out / f"{name}_memory.txt").write_text(f"{memory}\n"[:4000])
     write_sheet(asked[:12], made[:12], args.out / f"{name}.png")
