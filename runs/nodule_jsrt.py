@@ -1,0 +1,153 @@
+"""Compare perceptual networks for painting nodules into real JSRT films of patients left out, three folds.
+
+Run: python runs/nodule_jsrt.py docs/proof/encoder JSRT CT_NODULES OUT [--steps 500] [--recipes 0 1 2 3 4 5]
+A generator for each fold (seed: the fold's number) learns from its training patients; made nodules lie in films of the
+others and are judged against the others' real nodules.  The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from nodule_gain import insert
+from nodule_proof import RECIPES
+from perceptual_strength import measure_strength
+
+from chess_cxr.evaluation.frechet import measure_feature_distance
+from chess_cxr.evaluation.label_fractions import assign_folds
+from chess_cxr.evaluation.nodule_fidelity import measure_nodule
+from chess_cxr.feature_networks import FeatureNetwork, crop_around, load_feature_network
+from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
+from chess_cxr.nodule_finetuning import draw_films
+from chess_cxr.nodule_insertion import read_ct_nodules
+from chess_cxr.nodule_models import NoduleGenerator
+from chess_cxr.nodule_requests import NoduleRequest, draw_random_request
+from chess_cxr.nodule_training import NodulesConfig, train_nodule_generator
+from chess_cxr.records import UsageError
+from chess_cxr.tasks.perceptual import PerceptualConfig
+from chess_cxr.weights import load_encoder
+
+JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
+FOLDS, SIDE, PER_FILM = 3, 256, 2
+Order = tuple[NoduleFilm, NoduleRequest]
+
+
+def main() -> None:
+    """Score real nodules, no nodules and inserted ones, then each recipe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("encoder", "jsrt", "ct_nodules"):
+        parser.add_argument(name)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--recipes", type=int, nargs="+", default=range(6))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    films = read_nodule_films(args.jsrt, SIDE)
+    sick_N = np.array([int(f.mask_HW.any()) for f in films])
+    fold_N = assign_folds(np.array([f.group for f in films]), sick_N, FOLDS, 0)
+    folds = [[f for f, n in zip(films, fold_N, strict=True) if n == fold] for fold in range(FOLDS)]
+    orders = [draw_orders(fold, seed) for seed, fold in enumerate(folds)]
+    judges = [load_feature_network(name) for name in JUDGES]
+    real = [f for f in films if f.mask_HW.any()]
+    score(args.out, "real, half against half", real[::2], real[1::2], judges)
+    score(args.out, "healthy lung", [mark(*order) for part in orders for order in part], real, judges)
+    nodules, rng = read_ct_nodules(Path(args.ct_nodules)), np.random.default_rng(47)
+    inserted = [insert(film, request, nodules, rng) for part in orders for film, request in part]
+    score(args.out, "CT insertion", inserted, real, judges)
+    for number in args.recipes:
+        if not (args.out / f"{name_file(RECIPES[number][0])}.csv").exists():
+            made = [f for fold in range(FOLDS) for f in make_fold(args, RECIPES[number], folds, orders[fold], fold)]
+            score(args.out, RECIPES[number][0], made, real, judges)
+
+
+def draw_orders(films: Sequence[NoduleFilm], seed: int) -> list[Order]:
+    """Ask for nodules of 8 to 30 mm anywhere in the lungs of films; those that no window of 64 pixels holds go."""
+    rng = np.random.default_rng([seed, 43])
+    orders = []
+    for film in (film for film in films for _ in range(PER_FILM)):
+        assert film.lung_HW is not None and film.spacing_mm is not None
+        request = draw_random_request(film.lung_HW, film.spacing_mm, (8, 30), rng)
+        if max(np.ptp(np.argwhere(request.mask_HW), axis=0)) < 30 and not (request.mask_HW & film.mask_HW).any():
+            orders.append((film, request))
+    return orders
+
+
+def mark(film: NoduleFilm, request: NoduleRequest) -> NoduleFilm:
+    """Mark the place without making anything."""
+    return replace(film, mask_HW=request.mask_HW)
+
+
+def make_fold(
+    args: argparse.Namespace,
+    recipe: tuple[str, str, float | None],
+    folds: Sequence[Sequence[NoduleFilm]],
+    orders: Sequence[Order],
+    fold: int,
+) -> list[NoduleFilm]:
+    """Train on the other folds and paint this fold's orders."""
+    name, network, strength = recipe
+    train = [film for number, part in enumerate(folds) if number != fold for film in part]
+    encoder, compare, weight = load_encoder(args.encoder), PerceptualConfig(resolution="film"), 10.0
+    if strength is not None:
+        some = [film.film_HW[96:160, 64:128] for film in train[:16]]
+        weight = strength / measure_strength(network, encoder, some, compare)
+    config = NodulesConfig(
+        width=8, perceptual=network, perceptual_weight=weight, compare=compare, steps=args.steps, batch=8, seed=fold
+    )
+    method = train_nodule_generator(args.out / f"run_{name_file(name)}_{fold}", encoder, train, [], config)
+    generator, made = NoduleGenerator(method, config.film_size), []
+    for number, (film, request) in enumerate(orders):
+        try:
+            picture_HW = generator.paint(film.film_HW, request.mask_HW, number, film.lung_HW)
+        except UsageError:  # too near the film's edge for the window
+            continue
+        made.append(replace(film, film_HW=picture_HW, mask_HW=request.mask_HW))
+    return made
+
+
+def score(
+    out: Path, name: str, made: Sequence[NoduleFilm], real: Sequence[NoduleFilm], judges: Sequence[FeatureNetwork]
+) -> None:
+    """Write distances of made nodules to real ones of the same patients' films, and draw some of the made."""
+    rows = []
+    for judge in judges:
+        distance = measure_feature_distance(
+            embed(judge, made), embed(judge, real), judge.name, judge.layer,
+            group_N=[f.group for f in made], group_M=[f.group for f in real], replicates=100,
+        )  # fmt: skip
+        kid, frechet = distance.kid, distance.frechet
+        rows.append(
+            {
+                "recipe": name, "judge": judge.name, "n": distance.count, "m": distance.other_count,
+                "frechet": frechet.value, "low": frechet.low, "high": frechet.high,
+                "fid_infinity": distance.extrapolated.value, "kid": kid.mean, "kid_std": kid.std,
+            }
+        )  # fmt: skip
+    contrast = [
+        np.median([measure_nodule(f.film_HW, f.mask_HW, f.lung_HW).contrast for f in films]) for films in (made, real)
+    ]
+    frame = pd.DataFrame(rows).assign(contrast_made=contrast[0], contrast_real=contrast[1])
+    frame.to_csv(out / f"{name_file(name)}.csv", index=False)
+    (out / f"{name_file(name)}.png").write_bytes(draw_films([(f, f.film_HW) for f in made[:8]]))
+    print(frame.round(4).to_string(index=False), flush=True)
+
+
+def embed(judge: FeatureNetwork, films: Sequence[NoduleFilm]) -> np.ndarray:
+    """Embed the squares around the nodules."""
+    return judge.embed([film.film_HW for film in films], [crop_around(film.mask_HW) for film in films])
+
+
+def name_file(recipe: str) -> str:
+    """Name a recipe's files."""
+    return recipe.replace(", ", "-").replace(" ", "-")
+
+
+if __name__ == "__main__":
+    main()
