@@ -53,6 +53,7 @@ def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
     for one, other in (
         ("CXR, published weights", "ImageNet, published weights"),
         ("CXR, unit features", "ImageNet, unit features"),
+        ("CXR, published weights", "ImageNet, as strong as CXR"),
         ("CXR, published weights", "none"),
         ("CXR, unit features", "none"),
     ):
