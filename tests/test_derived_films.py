@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -387,6 +388,17 @@ def test_text_is_white_on_black_in_a_corner_only_if_asked_for(tmp_path: Path, ph
     assert rows.min() > 360
     letter_rows = np.flatnonzero((shown[rows.min() :, :150] == 1).any(1) & (shown[rows.min() :, :150] == 0).any(1))
     assert len(letter_rows) >= 10
+
+
+@pytest.mark.parametrize("side", [512, 1024, 3000])
+def test_letters_do_not_run_together(tmp_path: Path, side: int) -> None:
+    Image.fromarray(np.full((side, side), 99, np.uint8)).save(tmp_path / "a.png")
+    none = np.zeros((side, side), np.float32)
+    text = KINDS[SUPPRESSED].text
+    written = write_derived_film(tmp_path / "a.png", none, tmp_path / "out", kind=SUPPRESSED, text=text)
+    with Image.open(written) as picture:
+        parts, _ = cv2.connectedComponents((np.asarray(picture) == 255).astype(np.uint8))
+    assert parts - 1 >= 0.75 * len(text.replace(" ", ""))
 
 
 def test_text_that_could_not_be_read_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from chess_cxr.nodule_films import read_nodule_films
-from chess_cxr.nodule_finetuning import finetune_nodules
+from chess_cxr.nodule_finetuning import draw_films, finetune_nodules
 from chess_cxr.nodule_models import NoduleGenerator, load_nodule_generator
 from chess_cxr.nodule_training import NodulesConfig, plan_generation
 from chess_cxr.records import ChessError, UsageError
@@ -66,6 +66,22 @@ def test_results_of_generated_films_say_synthetic(tmp_path: Path) -> None:
     result = finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "model", replace(TINY, steps=1))
     count = result.films["scored"]["with_nodule"]
     assert f"({count} nodules of {count} test patients: phantom (SYNTHETIC); " in result.as_text()
+
+
+def test_reading_shows_how_far_it_is(tmp_path: Path) -> None:
+    shown: list[tuple[str, int, int]] = []
+    finetune_nodules(
+        ENCODER, ["phantom:12@128"], tmp_path / "model", replace(TINY, steps=1), on_stage=lambda *a: shown.append(a)
+    )
+    assert shown[:24] == [("read phantom:12@128", number, 24) for number in range(1, 25)]
+
+
+def test_a_film_that_is_not_square_keeps_its_proportions_on_the_sheet() -> None:
+    film = read_nodule_films("phantom:1@128#5")[0]
+    wide = replace(film, film_HW=film.film_HW[:64] * 0 + 1, mask_HW=film.mask_HW[:64] & False)
+    sheet = cv2.imdecode(np.frombuffer(draw_films([(wide, wide.film_HW)]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape == (660, 220)
+    assert (sheet[:50] == 0).all() and (sheet[60:160] == 255).all()  # a band in the middle of a black square
 
 
 @pytest.mark.parametrize("mode", ["inpaint", "film"])

@@ -172,8 +172,18 @@ def _write_model(
         "encoder": result.encoder,
         "finetune": describe(config),
     }
-    rows = [(p.name, p.film_HW, suppressor.suppress(p.film_HW), p.bone_free_HW) for p in test[:SHOWN]]
-    draw_suppression_sheet(rows, out / "test_pairs.png", synthetic="phantom" in result.kinds)
+    generated = {pair.kind == "phantom" for pair in test[:SHOWN]}
+    mixed = len(generated) > 1
+    rows = [
+        (
+            f"{pair.name} SYNTHETIC" if mixed and pair.kind == "phantom" else pair.name,
+            pair.film_HW,
+            suppressor.suppress(pair.film_HW),
+            pair.bone_free_HW,
+        )
+        for pair in test[:SHOWN]
+    ]
+    draw_suppression_sheet(rows, out / "test_pairs.png", synthetic=None if mixed else True in generated)
     write_model(out, suppressor.network.state_dict(), described, result.as_json())
 
 
@@ -262,7 +272,7 @@ def suppress_files(
                 ).result()
                 if sheets:
                     before_HW, after_HW = (_shrink_for_sheet(p) for p in (film.pixels, film.pixels + change_HW))
-                    sheet = render_suppression_sheet([(written.name, before_HW, after_HW, None)], synthetic=False)
+                    sheet = render_suppression_sheet([(written.name, before_HW, after_HW, None)], synthetic=None)
                     write_new_file(out, f"{written.stem}_sheet", ".png", sheet)
                 yield SuppressedFile(location, written)
             except Undecodable as error:

@@ -967,7 +967,7 @@ def generate(
         mask: a mask of the film's size, 0 and one other level; or a folder with one of the same name for each film.
         random: how many films to make with a nodule of random place in the lung and random size.
         size_mm: smallest and largest diameter of random nodules.
-        spacing_mm: pixel spacing of films that do not say it.
+        spacing_mm: pixel spacing of films that do not say it, as PNG and JPEG never do.
         lungs: folder with a lung mask for each film; found by a small network without.
         limits: what one film may take.
         seed: of everything random; film N has seed + N.
@@ -1035,8 +1035,10 @@ def predict(
     """Use a model on film files.
 
     A classifier's probabilities are printed as CSV.  A bone model writes films without bone to OUT, DICOM as derived
-    DICOM images and others as PNG, and prints their names.  Files are decoded as the ingest does it.  A film that fails
-    has a reason instead, and the exit code is 1.  Research software, not a medical device.
+    DICOM images and others as PNG, and prints their names: chess-cxr predict models/bones new/ --out suppressed
+
+    Files are decoded as the ingest does it.  A film that fails has a reason instead, and the exit code is 1.  Research
+    software, not a medical device.
 
     Example: chess-cxr predict models/findings new/film.dcm new/other.png
 
@@ -1058,7 +1060,10 @@ def predict(
     from chess_cxr.sources.folder import read_folder
 
     config = read_json(model / "config.json")
-    bones = isinstance(config, dict) and config.get("task") == "bones"
+    task = config.get("task") if isinstance(config, dict) else None
+    if task == "nodules":
+        raise UsageError(f"{model} is a nodule generator; use it with: chess-cxr generate {model} --films …")
+    bones = task == "bones"
     if bones and out is None:
         raise UsageError("a bone model writes films; name a folder for them with --out")
     if not bones and (out is not None or burn_in or sheets):

@@ -15,6 +15,7 @@ from chess_cxr.records import UsageError
 
 _ROWS_AT_ONCE = 256  # a film of 120 megapixels is changed in bands: its int64 ranks alone would take a gigabyte
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_COVERED = 80  # of 255: from there on a pixel belongs to a letter; small letters would run together below
 _LETTER_SHARE, _MIN_LETTER_PX, _MAX_WIDTH_SHARE = 1 / 45, 8.0, 0.9
 MAX_TEXT = 64
 
@@ -99,6 +100,6 @@ def _draw_letters(text: str, height: int, width: int) -> np.ndarray:
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, size, stroke)
     margin = round(0.5 * letter_px)
     plate = np.zeros((text_height + below + 2 * margin, min(width, text_width + 2 * margin)), np.uint8)
-    cv2.putText(plate, text, (margin, margin + text_height), _FONT, size, 255, stroke)
-    letters: np.ndarray = plate > 0
+    cv2.putText(plate, text, (margin, margin + text_height), _FONT, size, 255, stroke, cv2.LINE_AA)
+    letters: np.ndarray = plate > _COVERED
     return letters

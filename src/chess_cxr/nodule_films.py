@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,35 +48,45 @@ class NoduleFilm:
     malignant: float = math.nan
 
 
-def read_nodule_films(place: str, size: int | None = None) -> list[NoduleFilm]:
+def read_nodule_films(
+    place: str, size: int | None = None, on_film: Callable[[int, int], None] | None = None
+) -> list[NoduleFilm]:
     """Read the films of a folder (layouts: `list_nodule_films`), or generate those of "phantom:PATIENTS[@SIZE][#SEED]".
 
     A generated patient (SYNTHETIC) has a film with a nodule and one without; SIZE is `size` or 256 by default, SEED 0.
     size: films are resampled so that their longest side has that many pixels (32 to 4096), by area; masks by the half
     of a pixel's area, but no nodule vanishes.  JSRT copies in which bone is dark are inverted.
+    on_film: called with how many of how many are read.
     Raises `UsageError` for what is asked wrongly, `ChessError` for a film that cannot be decoded.
     """
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UsageError(f"a film size of {size} pixels is outside {_SIZES[0]} to {_SIZES[1]}")
     if place.startswith("phantom:"):
-        films = _generate_films(place, size)
+        total, films = _generate_films(place, size)
     else:
-        films = _decode_entries(list_nodule_films(Path(place)))
-    return [film if size is None else resample_nodule_film(film, size) for film in films]
+        entries = list_nodule_films(Path(place))
+        total, films = len(entries), _decode_entries(entries)
+    read = list[NoduleFilm]()
+    for film in films:
+        read.append(film if size is None else resample_nodule_film(film, size))
+        if on_film:
+            on_film(len(read), total)
+    return read
 
 
 # ---------------------------------------------------------------- generated
 
 
-def _generate_films(place: str, size: int | None) -> Iterator[NoduleFilm]:
+def _generate_films(place: str, size: int | None) -> tuple[int, Iterator[NoduleFilm]]:
+    """Return how many films there will be, and the films."""
     found = _PHANTOM.fullmatch(place)
     if found is None or not int(found[1]):
         raise UsageError(f"{place!r} is not phantom:PATIENTS[@SIZE][#SEED], such as phantom:40@128#1")
     side = int(found[2] or size or _PHANTOM_SIZE)
     if not 64 <= side <= _SIZES[1]:
         raise UsageError(f"a generated film of {side} pixels is outside 64 to {_SIZES[1]}")
-    for patient in range(int(found[1])):
-        yield from _generate_patient(patient, int(found[3] or 0), side)
+    patients, seed = int(found[1]), int(found[3] or 0)
+    return 2 * patients, (film for patient in range(patients) for film in _generate_patient(patient, seed, side))
 
 
 def _generate_patient(patient: int, seed: int, side: int) -> Iterator[NoduleFilm]:

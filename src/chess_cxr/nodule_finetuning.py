@@ -15,6 +15,7 @@ from chess_cxr.evaluation.bone_metrics import FilmMean, summarise_films
 from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.evaluation.nodule_fidelity import measure_background, measure_nodule
 from chess_cxr.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.models.bone_network import resize_longest
 from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, split_nodule_films, square_film
 from chess_cxr.nodule_models import NoduleGenerator
 from chess_cxr.nodule_training import (
@@ -85,9 +86,8 @@ def finetune_nodules(
     planned = plan_generation(config)
     refuse_foreign_folder(out)
     films = list[NoduleFilm]()
-    for number, place in enumerate(places):
-        show("read", number, len(places))
-        films += [place] if isinstance(place, NoduleFilm) else read_nodule_films(str(place))
+    for place in places:
+        films += [place] if isinstance(place, NoduleFilm) else _read_place(str(place), show)
     split = split_nodule_films(films, config.seed, val, test)
     held_out = [film for film in split["test"] if can_make(film, config, planned)]
     if not held_out:
@@ -144,6 +144,11 @@ def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.nd
     return scores
 
 
+def _read_place(place: str, show: Callable[[str, int, int], None]) -> list[NoduleFilm]:
+    title = f"read {Path(place).name}"
+    return read_nodule_films(place, on_film=lambda done, total: show(title, done, total))
+
+
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
     pass
 
@@ -168,18 +173,33 @@ def _write_model(
 
 
 def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
-    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG."""
+    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG.
+
+    side: of the square that a film is fitted into, in pixels.
+    """
     columns = []
     for film, made_HW in rows:
         outline = film.mask_HW.astype(np.uint8)
         ring = cv2.dilate(outline, np.ones((3, 3), np.uint8)) - outline
         marked = np.where(cv2.resize(ring, film.film_HW.shape[::-1]) > 0, 1.0, film.film_HW)
-        size = (side, side)
-        parts = [
-            np.clip(255 * cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA), 0, 255)
-            for picture in (film.film_HW, marked, made_HW)
-        ]
-        column = np.vstack(parts).astype(np.uint8)
-        cv2.putText(column, "SYNTHETIC", (6, 3 * side - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA)
+        parts = [_fit_square(picture, side) for picture in (film.film_HW, marked, made_HW)]
+        column = np.clip(255 * np.vstack(parts), 0, 255).astype(np.uint8)
+        for row, text in enumerate(("film", "place", "made: SYNTHETIC"), start=1):
+            _write_word(column, text, row * side - 8)
         columns.append(column)
     return cv2.imencode(".png", np.hstack(columns))[1].tobytes()
+
+
+def _fit_square(picture_HW: np.ndarray, side: int) -> np.ndarray:
+    """Bring a picture's longest side to `side`, in the middle of a black square."""
+    small_HW = resize_longest(picture_HW.astype(np.float32), side)
+    square_HW = np.zeros((side, side), np.float32)
+    top, left = ((side - length) // 2 for length in small_HW.shape)
+    square_HW[top : top + small_HW.shape[0], left : left + small_HW.shape[1]] = small_HW
+    return square_HW
+
+
+def _write_word(picture_HW: np.ndarray, text: str, row: int) -> None:
+    """Write white letters with a black rim, which are seen on bright and on dark films."""
+    for grey, stroke in ((0, 3), (255, 1)):
+        cv2.putText(picture_HW, text, (6, row), cv2.FONT_HERSHEY_SIMPLEX, 0.45, grey, stroke, cv2.LINE_AA)

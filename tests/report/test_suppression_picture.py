@@ -20,7 +20,7 @@ def make_rows(count: int = 2, with_truth: bool = True) -> list[Row]:
     return rows
 
 
-def draw(rows: list[Row], path: Path, synthetic: bool = True) -> np.ndarray:
+def draw(rows: list[Row], path: Path, synthetic: bool | None = True) -> np.ndarray:
     draw_suppression_sheet(rows, path, synthetic)
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
@@ -51,6 +51,8 @@ def test_the_caption_tells_generated_films_from_real_ones(tmp_path: Path) -> Non
     generated, real = draw(rows, tmp_path / "a.png"), draw(rows, tmp_path / "b.png", synthetic=False)
     changed = np.argwhere((generated != real).any(axis=2))
     assert len(changed) and changed[:, 0].max() < 40  # the caption alone
+    unknown = draw(rows, tmp_path / "c.png", synthetic=None)
+    assert (unknown[:20] < 128).sum() < (real[:20] < 128).sum()  # fewer words
 
 
 def test_a_sheet_of_mixed_films_has_room_for_all(tmp_path: Path) -> None:

@@ -23,21 +23,23 @@ COLOURS_OF_DIFFERENCE = "RdBu_r"
 BAR_HEIGHT = 0.05  # of a panel's width
 LEAST_RANGE = 0.02  # of grey: below that a difference would show rounding alone
 SHOWN = 99.8  # percentile of the differences that has the strongest colour
+_CAPTIONS = {True: "SYNTHETIC (generated) films; ", False: "real films; ", None: ""}
 
 Row = tuple[str, NDArray[np.floating], NDArray[np.floating], NDArray[np.floating] | None]
 
 
-def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool, dots_per_inch: int = 100) -> None:
+def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool | None, dots_per_inch: int = 100) -> None:
     """Write what `render_suppression_sheet` returns."""
     path.write_bytes(render_suppression_sheet(rows, synthetic, dots_per_inch))
 
 
-def render_suppression_sheet(rows: Sequence[Row], synthetic: bool, dots_per_inch: int = 100) -> bytes:
+def render_suppression_sheet(rows: Sequence[Row], synthetic: bool | None, dots_per_inch: int = 100) -> bytes:
     """Return a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
 
     rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two
     columns are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red
-    is left too bright, blue too dark.  synthetic: the films are generated; the caption then says SYNTHETIC.
+    is left too bright, blue too dark.  synthetic: whether the films are generated, which the caption then says; None
+    where that is not known or where they are of both kinds.
     Raises UsageError for no row, more than 40, and films that cannot be compared.
     """
     if not 0 < len(rows) <= MOST_ROWS:
@@ -47,7 +49,7 @@ def render_suppression_sheet(rows: Sequence[Row], synthetic: bool, dots_per_inch
         check_films(result, result.clip(0, 1) if truth is None else truth)
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # no font has the letters of all names
-        figure = _draw_sheet(rows, "SYNTHETIC (generated) films" if synthetic else "real films")
+        figure = _draw_sheet(rows, _CAPTIONS[synthetic])
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return content.getvalue()
@@ -58,7 +60,7 @@ def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
     names = ["result", "truth", "bone taken away", "result − truth"] if with_truth else ["result", "bone taken away"]
     height = sum(PANEL_INCHES * film.shape[0] / film.shape[1] + 0.25 for _, film, *_ in rows) + 0.9
     figure = Figure(figsize=(PANEL_INCHES * (1 + len(names)), height), layout="constrained")
-    figure.suptitle(f"{caption}; the result is derived, bone-suppressed", fontsize=10)
+    figure.suptitle(f"{caption}result: derived, bone-suppressed", fontsize=10)
     ratios = [film.shape[0] / film.shape[1] for _, film, *_ in rows]
     *panels, bars = figure.subplots(len(rows) + 1, 1 + len(names), squeeze=False, height_ratios=[*ratios, BAR_HEIGHT])
     for bar in bars:
