@@ -1,6 +1,7 @@
 """Bone models: from pairs to a folder with results, and from film files to derived films."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -277,3 +278,32 @@ def test_sheets_and_burned_in_text_are_made_only_where_they_are_asked_for(
     assert 0 < changed.mean() < 0.1
     sheet = cv2.imread(str(tmp_path / "burned" / "film_sheet.png"))
     assert sheet.shape[1] > 1.5 * sheet.shape[0]
+
+
+def test_weights_that_are_not_finite_are_refused(trained: tuple[Path, BonesResult], tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = float("nan")
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(ChessError, match=f"{name} holds numbers that are not finite"):
+        load_bone_suppressor(tmp_path / "model")
+
+
+def test_weights_that_are_a_pipe_are_not_waited_for(trained: tuple[Path, BonesResult], tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(ChessError, match="there is no such file"):
+        load_bone_suppressor(tmp_path / "model")
+
+
+def test_a_batch_that_fits_no_machine_is_refused_before_pairs_are_read(encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lower --batch"):
+        finetune_bones(encoder, PLACES, tmp_path / "model", replace(TINY, batch=1 << 20))
+
+
+def test_models_are_not_written_among_the_pairs(encoder: Encoder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lies inside the pairs"):
+        finetune_bones(encoder, [str(tmp_path)], tmp_path / "model", TINY)

@@ -372,3 +372,12 @@ def test_folds_share_out_every_kind_and_keep_groups_together() -> None:
     assert sorted(p.name for fold in folds for p in fold) == sorted(p.name for p in pairs)
     groups = [p for fold in folds for p in {pair.group for pair in fold}]
     assert len(groups) == len(set(groups))
+
+
+@pytest.mark.parametrize(("degrees", "scale"), [(3.0, 1.0), (0.0, 1.05)])
+def test_a_target_that_is_turned_or_stretched_about_its_middle_is_refused(degrees: float, scale: float) -> None:
+    pair = draw()
+    move = cv2.getRotationMatrix2D((128, 128), degrees, scale)
+    moved_HW = cv2.warpAffine(pair.bone_free_HW, move, (256, 256), borderMode=cv2.BORDER_REPLICATE)
+    assert "turned, stretched or bent" in complain(pair.film_HW, moved_HW)
+    check_pair("film 7", pair.film_HW, pair.bone_free_HW)

@@ -15,7 +15,14 @@ import torch
 
 from chess_cxr.nodule_films import read_nodule_films
 from chess_cxr.nodule_finetuning import draw_films, finetune_nodules
-from chess_cxr.nodule_models import NoduleGenerator, load_nodule_generator
+from chess_cxr.nodule_models import (
+    MOST_FILMS,
+    MOST_SEED,
+    NoduleGenerator,
+    list_masks,
+    load_nodule_generator,
+    plan_orders,
+)
 from chess_cxr.nodule_training import NodulesConfig, plan_generation
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.generate_nodules import GenerateNodules
@@ -247,3 +254,27 @@ def test_a_nodule_that_vanishes_or_does_not_fit_is_refused(mode: str) -> None:
     if mode == "inpaint":
         with pytest.raises(UsageError, match="ask for a smaller one"):
             generator.paint(film_HW, draw_mask((512, 512), radius=0.2), 0)
+
+
+def test_a_generator_whose_weights_are_not_finite_is_refused(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = float("inf")
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(ChessError, match="not finite"):
+        load_nodule_generator(tmp_path / "model")
+
+
+def test_two_masks_of_one_name_and_seeds_and_counts_beyond_reason_are_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "A.tif", ".hidden.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="masks for films of the same name"):
+        list_masks(tmp_path)
+    film = [tmp_path / "a.png"]
+    with pytest.raises(UsageError, match="at most"):
+        plan_orders(film, None, MOST_FILMS + 1, 0)
+    for seed in (-1, MOST_SEED + 1):
+        with pytest.raises(UsageError, match="--seed is a whole number"):
+            plan_orders(film, None, 1, seed)

@@ -105,3 +105,13 @@ def test_folders_that_hold_no_pairs_are_refused(tmp_path: Path) -> None:
 def test_half_of_the_bse_jsrt_layout_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "BSE_JSRT/a.png")
     assert complain(tmp_path) == f"{tmp_path} has BSE_JSRT but no JSRT"
+
+
+def test_pairs_in_two_layouts_are_refused(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "source/a.png", "target/a.png", "JSRT/b.png", "BSE_JSRT/b.png")
+    assert "two layouts" in complain(folder)
+
+
+def test_a_name_is_the_same_however_its_accents_are_spelt(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "source/caf\u00e9.png", "target/cafe\u0301.png")
+    assert len(find_pairs(folder)) == 1

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     find_checkpoint,
+    hold_folder,
     name_checkpoint,
     read_checkpoint,
     restore_checkpoint,
@@ -146,3 +149,22 @@ def test_a_failure_other_than_space_is_not_called_one(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == ["file"]
+
+
+HOLD = """
+import pathlib, sys, time
+from chess_cxr.training.checkpoint import hold_folder
+with hold_folder(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another process trains in"), hold_folder(tmp_path):
+            raise AssertionError("held twice")
+        other.kill()
+    with hold_folder(tmp_path):
+        assert tmp_path.is_dir()
