@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "labelled": {"records", "store"},
     "film_pairs": {"records", "sources", "ingest"},
     "ingest": {"records", "locations", "sources", "store", "film_jpeg"},
-    "grey_inverse": {"records"},
+    "grey_inverse": {"records", "ingest"},
     "derived_dicom": {"records", "ingest", "grey_inverse"},
     "suppressed_films": {"derived_films"},
     "derived_films": {"records", "locations", "ingest", "derived_dicom", "grey_inverse"},
