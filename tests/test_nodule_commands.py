@@ -120,7 +120,7 @@ def assert_refused(answer: Answer, *parts: str) -> None:
     assert line.startswith("chess-cxr: ") and all(part in line for part in parts), line
 
 
-def test_predict_says_where_a_generator_is_used(model: Path, tmp_path: Path) -> None:
+def test_predict_says_where_a_generator_is_used(model: Path, run: Run, tmp_path: Path) -> None:
     assert_refused(run("predict", model, tmp_path / "film.png"), f"use it with: chess-cxr generate {model}")
     assert_refused(run("predict", model, tmp_path / "film.png", "--out", tmp_path / "out"), "is a nodule generator")
 
