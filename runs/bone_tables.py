@@ -56,11 +56,12 @@ def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
         ("CXR, published weights", "ImageNet, as strong as CXR"),
         ("CXR, published weights", "none"),
         ("CXR, unit features", "none"),
+        ("none", "film as it is"),
     ):
         both = [rows[rows["recipe"] == name] for name in (one, other)]
         if all(len(part) for part in both):
-            first, second = (pivot(part, "psnr") for part in both)
-            value, low, high = resample((first - second).to_numpy(float))
+            first, second = (pivot(part, "psnr").mean(axis=1) for part in both)
+            value, low, high = resample((first - second).to_numpy(float)[:, None])
             lines.append("")
             lines.append(f"PSNR, {one} − {other}: {value:+.2f} dB [{low:+.2f}, {high:+.2f}]")
     lines.append("")
@@ -77,7 +78,7 @@ def main() -> None:
     if (out / "real.csv").exists():
         real = pd.read_csv(out / "real.csv")
         itself = real[real["recipe"] == "film as it is"]
-        for data in ("phantom + real", "real"):
+        for data in real["data"].dropna().unique():
             part = pd.concat([itself, real[real["data"] == data]])
             for name, chosen in (("all", part), ("dual energy", part[part["film"].str.startswith("bone_")])):
                 lines += [f"### Real pairs ({name}, {chosen['film'].nunique()}), trained on {data}", ""]

@@ -12,11 +12,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.evaluation.intervals import Difference, Interval, bootstrap_by_patient, paired_bootstrap_by_patient
+from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.models.embedding import Encoder
-from chess_cxr.nodule_films import NoduleFilm
+from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
 
+FOLDS = 3
 SIDE = 48  # pixels at 256 a film: 67 mm of JSRT
 HEALTHY_PER_FILM = 3
+
+
+def read_folds(jsrt: str) -> tuple[list[NoduleFilm], np.ndarray]:
+    """Read JSRT films at 256 pixels, and give each the number of its fold, by patient."""
+    films = read_nodule_films(jsrt, 256)
+    sick_N = np.array([int(film.mask_HW.any()) for film in films])
+    return films, assign_folds(np.array([film.group for film in films]), sick_N, FOLDS, 0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nodule_crops import (
+    FOLDS,
     SIDE,
     Crops,
     compare_auroc,
@@ -22,12 +23,12 @@ from nodule_crops import (
     fit_and_score,
     measure_auroc,
     place_crops,
+    read_folds,
     say,
 )
 
-from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.evaluation.nodule_fidelity import measure_nodule
-from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
+from chess_cxr.nodule_films import NoduleFilm
 from chess_cxr.nodule_finetuning import draw_films
 from chess_cxr.nodule_insertion import choose_ct_nodule, draw_contrast, insert_ct_nodule, read_ct_nodules
 from chess_cxr.nodule_models import NoduleGenerator
@@ -36,7 +37,6 @@ from chess_cxr.nodule_training import NodulesConfig, train_nodule_generator
 from chess_cxr.records import UsageError
 from chess_cxr.weights import load_encoder
 
-FOLDS = 3
 MADE_PER_FILM = 2
 
 
@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    films = read_nodule_films(args.jsrt, 256)
-    sick = np.array([int(f.mask_HW.any()) for f in films])
-    fold_N = assign_folds(np.array([f.group for f in films]), sick, FOLDS, 0)
+    films, fold_N = read_folds(args.jsrt)
     judges = {spec: load_encoder(spec) for spec in (args.encoder, "imagenet:tf_efficientnet_lite0")}
     kinds = ("none", "CT insertion", "SPADE")
     scores: dict[tuple[str, str], list[np.ndarray]] = {(s, k): [] for s in judges for k in kinds}

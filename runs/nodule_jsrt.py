@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from nodule_crops import FOLDS, read_folds
 from nodule_gain import insert
 from nodule_proof import RECIPES
 from perceptual_strength import measure_strength
 
 from chess_cxr.evaluation.frechet import measure_feature_distance
-from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.evaluation.nodule_fidelity import measure_nodule
 from chess_cxr.feature_networks import FeatureNetwork, crop_around, load_feature_network
-from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
+from chess_cxr.nodule_films import NoduleFilm
 from chess_cxr.nodule_finetuning import draw_films
 from chess_cxr.nodule_insertion import read_ct_nodules
 from chess_cxr.nodule_models import NoduleGenerator
@@ -34,7 +34,7 @@ from chess_cxr.tasks.perceptual import PerceptualConfig
 from chess_cxr.weights import load_encoder
 
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
-FOLDS, SIDE, PER_FILM = 3, 256, 2
+PER_FILM = 2
 Order = tuple[NoduleFilm, NoduleRequest]
 
 
@@ -45,13 +45,11 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--recipes", type=int, nargs="+", default=range(6))
+    parser.add_argument("--recipes", type=int, nargs="*", default=range(6), help="none: baselines alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    films = read_nodule_films(args.jsrt, SIDE)
-    sick_N = np.array([int(f.mask_HW.any()) for f in films])
-    fold_N = assign_folds(np.array([f.group for f in films]), sick_N, FOLDS, 0)
+    films, fold_N = read_folds(args.jsrt)
     folds = [[f for f, n in zip(films, fold_N, strict=True) if n == fold] for fold in range(FOLDS)]
     orders = [draw_orders(fold, seed) for seed, fold in enumerate(folds)]
     judges = [load_feature_network(name) for name in JUDGES]

@@ -1059,8 +1059,7 @@ def predict(
     from chess_cxr.runs import read_json
     from chess_cxr.sources.folder import read_folder
 
-    config = read_json(model / "config.json")
-    task = config.get("task") if isinstance(config, dict) else None
+    task = read_json(model / "config.json").get("task")
     if task == "nodules":
         raise UsageError(f"{model} is a nodule generator; use it with: chess-cxr generate {model} --films …")
     bones = task == "bones"
