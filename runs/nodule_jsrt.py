@@ -8,7 +8,7 @@ others and are judged against the others' real nodules.  The same command goes o
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,16 +53,16 @@ def main() -> None:
     folds = [[f for f, n in zip(films, fold_N, strict=True) if n == fold] for fold in range(FOLDS)]
     orders = [draw_orders(fold, seed) for seed, fold in enumerate(folds)]
     judges = [load_feature_network(name) for name in JUDGES]
-    real = [f for f in films if f.mask_HW.any()]
-    score(args.out, "real, half against half", real[::2], real[1::2], judges)
-    score(args.out, "healthy lung", [mark(*order) for part in orders for order in part], real, judges)
+    real, before = [f for f in films if f.mask_HW.any()], {f.name: f.film_HW for f in films}
+    score(args.out, "real, half against half", real[::2], real[1::2], judges, before)
+    score(args.out, "healthy lung", [mark(*order) for part in orders for order in part], real, judges, before)
     nodules, rng = read_ct_nodules(Path(args.ct_nodules)), np.random.default_rng(47)
     inserted = [insert(film, request, nodules, rng) for part in orders for film, request in part]
-    score(args.out, "CT insertion", inserted, real, judges)
+    score(args.out, "CT insertion", inserted, real, judges, before)
     for number in args.recipes:
         if not (args.out / f"{name_file(RECIPES[number][0])}.csv").exists():
             made = [f for fold in range(FOLDS) for f in make_fold(args, RECIPES[number], folds, orders[fold], fold)]
-            score(args.out, RECIPES[number][0], made, real, judges)
+            score(args.out, RECIPES[number][0], made, real, judges, before)
 
 
 def draw_orders(films: Sequence[NoduleFilm], seed: int) -> list[Order]:
@@ -111,7 +111,12 @@ def make_fold(
 
 
 def score(
-    out: Path, name: str, made: Sequence[NoduleFilm], real: Sequence[NoduleFilm], judges: Sequence[FeatureNetwork]
+    out: Path,
+    name: str,
+    made: Sequence[NoduleFilm],
+    real: Sequence[NoduleFilm],
+    judges: Sequence[FeatureNetwork],
+    before: Mapping[str, np.ndarray],
 ) -> None:
     """Write distances of made nodules to real ones of the same patients' films, and draw some of the made."""
     rows = []
@@ -133,7 +138,9 @@ def score(
     ]
     frame = pd.DataFrame(rows).assign(contrast_made=contrast[0], contrast_real=contrast[1])
     frame.to_csv(out / f"{name_file(name)}.csv", index=False)
-    (out / f"{name_file(name)}.png").write_bytes(draw_films([(f, f.film_HW) for f in made[:8]]))
+    (out / f"{name_file(name)}.png").write_bytes(
+        draw_films([(replace(f, film_HW=before[f.name]), f.film_HW) for f in made[:8]])
+    )
     print(frame.round(4).to_string(index=False), flush=True)
 
 

@@ -39,7 +39,7 @@ def count_parameters(network: nn.Module) -> int:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_films_of_every_size_come_out_between_black_and_white(size: int) -> None:
-    network = build_tiny(size, context=1)
+    network = build_tiny(size, ground=True)
     layout, film = draw_layout(2, size), torch.rand(2, 1, size, size)
     made, mean, log_variance = network(film, layout, film)
     assert made.shape == film.shape and made.dtype == torch.float32
@@ -77,12 +77,14 @@ def count_blocks(widths: list[int], classes: int, hidden: int) -> int:
     return total
 
 
-@pytest.mark.parametrize(("size", "width", "classes", "context"), [(64, 4, 2, 0), (128, 6, 3, 1), (512, 5, 2, 0)])
+@pytest.mark.parametrize(
+    ("size", "width", "classes", "ground"), [(64, 4, 2, False), (128, 6, 3, True), (512, 5, 2, False)]
+)
 def test_the_generator_has_as_many_parameters_as_a_count_by_hand(
-    size: int, width: int, classes: int, context: int
+    size: int, width: int, classes: int, ground: bool
 ) -> None:
-    network = SpadeGenerator(size, width, 32, classes, context)
-    blocks = count_blocks(list_block_widths(size, width), classes + context, 2 * width)
+    network = SpadeGenerator(size, width, 32, classes, ground)
+    blocks = count_blocks(list_block_widths(size, width), classes + ground, 2 * width)
     start, end = (32 + 1) * 16 * list_block_widths(size, width)[0], 9 * width + 1
     assert count_parameters(network) == start + blocks + end
 
@@ -179,7 +181,7 @@ def test_the_second_scale_of_the_discriminator_sees_a_black_and_white_layout_too
 
 
 def test_every_parameter_of_generator_and_style_encoder_gets_a_gradient() -> None:
-    network = build_tiny(context=1)
+    network = build_tiny(ground=True)
     film, layout = torch.rand(2, 1, 64, 64), draw_layout(2, 64)
     made, mean, log_variance = network(film, layout, film)
     (made.square().sum() + mean.square().sum() + log_variance.square().sum()).backward()
@@ -227,7 +229,7 @@ def test_spectral_norms_are_one_after_some_steps(build: Callable[[], nn.Module])
 
 
 def test_looking_at_a_film_in_evaluation_mode_changes_nothing() -> None:
-    network, judge = build_tiny(context=1), MultiScaleDiscriminator(2, TINY_WIDTH)
+    network, judge = build_tiny(ground=True), MultiScaleDiscriminator(2, TINY_WIDTH)
     film, layout = torch.rand(2, 1, 64, 64), draw_layout(2, 64)
     for part in (network, judge):
         before = {name: tensor.clone() for name, tensor in part.state_dict().items()}

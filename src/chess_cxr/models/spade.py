@@ -1,7 +1,10 @@
 """SPADE: a generator whose normalisation is modulated, pixel by pixel, by a layout; and its style encoder.
 
 Written from Park, Liu, Wang, Zhu, "Semantic Image Synthesis with Spatially-Adaptive Normalization", CVPR 2019.
-Shapes: B films, S their side, C channels, K layout channels (0/1), M context channels (grey), Z latent.
+Shapes: B films, S their side, C channels, K layout channels (0/1), Z latent.
+
+Into a film it paints what differs from a smooth ground, in logits: of what a new network does not know yet, the ground
+is the better guess, and the grey around a nodule fits from the first step.
 
 One thing differs from the paper on purpose: the parameter-free normalisation takes its statistics over groups of
 channels of one film.  Those of a batch are noise for the few films that fit at 512 px, need running copies, and tie
@@ -25,6 +28,8 @@ TINY_WIDTH = 4  # for tests and demonstrations on a CPU
 PAPER_WIDTH = 64
 _START = 4  # side of the map that the latent becomes
 _GROUP = 16  # channels that share their statistics
+_FIRST_STROKE = 0.1  # of a new network's logits, as a share of what Glorot's start gives
+_DARKEST = 0.01  # grey of a ground: a black or white pixel has no finite logit
 
 
 def build_convolution(
@@ -44,12 +49,12 @@ def normalise_groups(feature_BCHW: Tensor) -> Tensor:
     return F.group_norm(feature_BCHW, max(1, feature_BCHW.shape[1] // _GROUP))
 
 
-def resize_condition(layout_BKSS: Tensor, context_BMSS: Tensor | None, side: int) -> Tensor:
-    """Bring layout (nearest: it stays 0 or 1) and context (area mean) to another side, as one tensor."""
+def resize_condition(layout_BKSS: Tensor, ground_BCSS: Tensor | None, side: int) -> Tensor:
+    """Bring layout (nearest: it stays 0 or 1) and ground (area mean) to another side, as one tensor."""
     layout = F.interpolate(layout_BKSS, (side, side), mode="nearest-exact")
-    if context_BMSS is None:
+    if ground_BCSS is None:
         return layout
-    return torch.cat([layout, F.interpolate(context_BMSS, (side, side), mode="area")], 1)
+    return torch.cat([layout, F.interpolate(ground_BCSS, (side, side), mode="area")], 1)
 
 
 class Spade(nn.Module):
@@ -98,12 +103,13 @@ class SpadeGenerator(nn.Module):
     """Latent and layout to film: the latent becomes a 4 x 4 map, then blocks with nearest upsampling between them.
 
     size: side of the films, one of `SIZES`.  width: of the last block; the first has 16 times as much.
-    classes: K, layout channels.  context: M, grey channels that condition it too.  channels: of the film.
+    classes: K, layout channels.  ground: whether it paints into films, which then condition it too.  channels: of the
+    film.
     """
 
     def __init__(
         self, size: int = 256, width: int = PAPER_WIDTH, latent: int = 256, classes: int = 2,
-        context: int = 0, channels: int = 1,
+        ground: bool = False, channels: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = list_block_widths(size, width)
@@ -111,16 +117,20 @@ class SpadeGenerator(nn.Module):
         nn.init.xavier_normal_(self.start.weight)
         nn.init.zeros_(self.start.bias)
         pairs = zip(widths[:1] + widths[:-1], widths, strict=True)
-        self.blocks = nn.ModuleList(SpadeBlock(before, after, classes + context, 2 * width) for before, after in pairs)
+        conditions = classes + ground * channels
+        self.blocks = nn.ModuleList(SpadeBlock(before, after, conditions, 2 * width) for before, after in pairs)
         self.end = build_convolution(widths[-1], channels, normed=False)
+        if ground:
+            nn.init.xavier_normal_(self.end.weight, _FIRST_STROKE)
 
-    def forward(self, latent_BZ: Tensor, layout_BKSS: Tensor, context_BMSS: Tensor | None = None) -> Tensor:
-        """Return films in [0, 1], [B, channels, S, S]."""
+    def forward(self, latent_BZ: Tensor, layout_BKSS: Tensor, ground_BCSS: Tensor | None = None) -> Tensor:
+        """Return films in [0, 1], [B, channels, S, S].  ground_BCSS: in [0, 1] too, the films that are painted into."""
         feature = self.start(latent_BZ).unflatten(1, (-1, _START, _START))
         for index, block in enumerate(self.blocks):
             feature = F.interpolate(feature, scale_factor=2, mode="nearest") if index else feature
-            feature = block(feature, resize_condition(layout_BKSS, context_BMSS, feature.shape[-1]))
-        return torch.sigmoid(self.end(F.relu(feature)))
+            feature = block(feature, resize_condition(layout_BKSS, ground_BCSS, feature.shape[-1]))
+        film: Tensor = self.end(F.relu(feature))
+        return torch.sigmoid(film if ground_BCSS is None else film + torch.logit(ground_BCSS, _DARKEST))
 
 
 def list_block_widths(size: int, width: int) -> list[int]:
@@ -172,9 +182,9 @@ class StyledGenerator(nn.Module):
         self.generator = SpadeGenerator(size, width, latent, **options)
 
     def forward(
-        self, film_BCSS: Tensor, layout_BKSS: Tensor, context_BMSS: Tensor | None = None
+        self, film_BCSS: Tensor, layout_BKSS: Tensor, ground_BCSS: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a latent for each film (torch's global generator) and make films: film, mean, log-variance."""
         mean_BZ, log_variance_BZ = self.style(film_BCSS)
         latent_BZ = mean_BZ + torch.exp(log_variance_BZ / 2) * torch.randn_like(mean_BZ)
-        return self.generator(latent_BZ, layout_BKSS, context_BMSS), mean_BZ, log_variance_BZ
+        return self.generator(latent_BZ, layout_BKSS, ground_BCSS), mean_BZ, log_variance_BZ

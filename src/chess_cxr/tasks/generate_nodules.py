@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chess_cxr.models.patch_discriminator import MultiScaleDiscriminator
@@ -32,6 +33,7 @@ from chess_cxr.tasks.nodule_region import check_nodule_mask, compute_blend, comp
 Mode = Literal["film", "inpaint"]
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 DISCRIMINATOR_RATE = 4.0  # times the generator's (TTUR, Heusel et al. 2017; 1e-4 and 4e-4 in the paper)
+_SMOOTHINGS = 32
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class NoduleBatch:
 
 @dataclass(frozen=True)
 class _Canvas:
-    """What the networks take: layout, context (None for whole films), and the share of the new film at each pixel."""
+    """What the networks take: layout, ground (None for whole films), and the share of the new film at each pixel."""
 
     layout_BKSS: Tensor
-    context_B1SS: Tensor | None = None
+    ground_B1SS: Tensor | None = None
     share_B1SS: Tensor | None = None
 
 
@@ -103,7 +105,7 @@ class GenerateNodules(nn.Module):
         self.config = config
         layout = 2 + (config.mode == "inpaint") + config.lung
         self.generator = StyledGenerator(
-            config.size, config.width, config.latent, classes=layout, context=int(config.mode == "inpaint")
+            config.size, config.width, config.latent, classes=layout, ground=config.mode == "inpaint"
         )
         self.discriminator = MultiScaleDiscriminator(layout, config.width)
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False).eval()
@@ -144,7 +146,7 @@ class GenerateNodules(nn.Module):
     def losses(self, batch: NoduleBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the generator's loss, then the discriminator's on the same films."""
         canvas = build_canvas(batch, self.config)
-        made_B1SS, mean_BZ, log_variance_BZ = self.generator(batch.film_B1SS, canvas.layout_BKSS, canvas.context_B1SS)
+        made_B1SS, mean_BZ, log_variance_BZ = self.generator(batch.film_B1SS, canvas.layout_BKSS, canvas.ground_B1SS)
         made_B1SS = blend(made_B1SS, batch.film_B1SS, canvas)
         yield "generator", self._compute_generator_loss(made_B1SS, mean_BZ, log_variance_BZ, batch, canvas)
         yield "discriminator", self._compute_discriminator_loss(made_B1SS.detach(), batch.film_B1SS, canvas)
@@ -210,14 +212,36 @@ def build_canvas(batch: NoduleBatch, config: GenerateConfig) -> _Canvas:
     if region_B1SS is None:
         region_B1SS = _map_masks(batch.mask_B1SS, lambda mask: compute_region(mask, config.margin, config.margin_px))
     share_B1SS = _map_masks(region_B1SS, lambda region: compute_blend(region, config.margin_px))
-    context_B1SS = batch.film_B1SS * (1 - region_B1SS)
-    return _Canvas(torch.cat([*layout, region_B1SS], 1), context_B1SS, share_B1SS)
+    ground_B1SS = continue_into(region_B1SS, batch.film_B1SS)
+    return _Canvas(torch.cat([*layout, region_B1SS], 1), ground_B1SS, share_B1SS)
 
 
 def _map_masks(mask_B1SS: Tensor, compute: Callable[[npt.NDArray[np.bool_]], npt.NDArray[Any]]) -> Tensor:
     masks = mask_B1SS[:, 0].cpu().numpy() > 0.5
     mapped = np.stack([compute(mask) for mask in masks]).astype(np.float32)
     return torch.from_numpy(mapped[:, None]).to(mask_B1SS.device)
+
+
+def continue_into(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
+    """Fill regions smoothly with the grey around them; outside, films stay as they are.
+
+    From coarse to fine, a pixel without a grey of its own takes the one of the next coarser picture (push and pull,
+    Gortler et al. 1996); then each becomes the mean around it, a few times, which takes away the squares' edges.
+    """
+    known = 1 - region_B1SS
+    grey, share = film_B1SS * known, known
+    pictures = [(grey, share)]
+    while grey.shape[-1] > 1:
+        grey, share = F.avg_pool2d(grey, 2), F.avg_pool2d(share, 2)
+        pictures.append((grey, share))
+    filled = torch.full_like(grey, 0.5)  # of a film of which nothing is known
+    for grey, share in reversed(pictures):
+        coarse = F.interpolate(filled, grey.shape[-2:], mode="bilinear")
+        filled = torch.where(share > 0, grey / share.clamp_min(1e-6), coarse)
+    for _ in range(_SMOOTHINGS):
+        around = F.avg_pool2d(filled, 3, 1, 1, count_include_pad=False)
+        filled = torch.where(region_B1SS > 0.5, around, filled)
+    return torch.where(region_B1SS > 0.5, filled, film_B1SS)
 
 
 def blend(made_B1SS: Tensor, film_B1SS: Tensor, canvas: _Canvas) -> Tensor:
@@ -266,8 +290,8 @@ def generate(task: GenerateNodules, batch: NoduleBatch, seeds: Sequence[int]) ->
         if task.config.mode == "film":
             mean_1Z, log_variance_1Z = network.style(batch.film_B1SS[one])
             noise = mean_1Z + torch.exp(log_variance_1Z / 2) * noise
-        context = None if canvas.context_B1SS is None else canvas.context_B1SS[one]
-        made.append(network.generator(noise, canvas.layout_BKSS[one], context))
+        ground = None if canvas.ground_B1SS is None else canvas.ground_B1SS[one]
+        made.append(network.generator(noise, canvas.layout_BKSS[one], ground))
     return blend(torch.cat(made), batch.film_B1SS, canvas)
 
 
