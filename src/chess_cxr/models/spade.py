@@ -33,11 +33,18 @@ _DARKEST = 0.01  # grey of a ground: a black or white pixel has no finite logit
 
 
 def build_convolution(
-    channels: int, out: int, kernel: int = 3, *, stride: int = 1, bias: bool = True, normed: bool = True
+    channels: int,
+    out: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    bias: bool = True,
+    normed: bool = True,
+    gain: float = 1,
 ) -> nn.Module:
     """Build a convolution with Glorot's start and, where `normed`, a spectral norm of 1 (Miyato et al. 2018)."""
     layer = nn.Conv2d(channels, out, kernel, stride, (kernel - 1) // 2, bias=bias)
-    nn.init.xavier_normal_(layer.weight)
+    nn.init.xavier_normal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     # begun after the start, whose singular vectors it looks for
@@ -119,9 +126,7 @@ class SpadeGenerator(nn.Module):
         pairs = zip(widths[:1] + widths[:-1], widths, strict=True)
         conditions = classes + ground * channels
         self.blocks = nn.ModuleList(SpadeBlock(before, after, conditions, 2 * width) for before, after in pairs)
-        self.end = build_convolution(widths[-1], channels, normed=False)
-        if ground:
-            nn.init.xavier_normal_(self.end.weight, _FIRST_STROKE)
+        self.end = build_convolution(widths[-1], channels, normed=False, gain=_FIRST_STROKE if ground else 1)
 
     def forward(self, latent_BZ: Tensor, layout_BKSS: Tensor, ground_BCSS: Tensor | None = None) -> Tensor:
         """Return films in [0, 1], [B, channels, S, S].  ground_BCSS: in [0, 1] too, the films that are painted into."""
