@@ -28,7 +28,10 @@ from chess_cxr.tasks.generate_nodules import (
     GenerateNodules,
     Mode,
     NoduleBatch,
+    blend,
+    build_canvas,
     check_generate_config,
+    continue_into,
     generate,
     generate_film,
 )
@@ -229,6 +232,53 @@ def test_what_the_losses_see_is_blended_too() -> None:
     made, real, both = seen
     assert torch.equal(made[~region], batch.film_B1SS[~region]) and not torch.equal(made[region], real[region])
     assert torch.equal(both, torch.cat([made, real]))
+
+
+def draw_region(size: int = 64, radius: float = 14) -> Tensor:
+    y, x = np.mgrid[:size, :size]
+    return torch.from_numpy((np.hypot(x - 30, y - 37) <= radius).astype(np.float32))[None, None]
+
+
+def test_a_ground_keeps_the_film_outside_a_region_and_knows_nothing_of_what_is_inside() -> None:
+    region, film = draw_region(), torch.rand(1, 1, 64, 64)
+    ground = continue_into(region, film)
+    assert torch.equal(ground[region == 0], film[region == 0])
+    assert torch.equal(continue_into(region, torch.where(region > 0, torch.rand(1, 1, 64, 64), film)), ground)
+    assert film.min() <= ground.min() and ground.max() <= film.max()
+
+
+@pytest.mark.parametrize("radius", [3, 14, 24])
+def test_a_ground_goes_on_as_even_grey_and_a_slope_do_around_a_region(radius: float) -> None:
+    region = draw_region(radius=radius)
+    even = torch.full((1, 1, 64, 64), 0.37)
+    assert torch.allclose(continue_into(region, even), even, atol=1e-6)
+    slope = torch.linspace(0.2, 0.8, 64).expand(1, 1, 64, 64).contiguous()
+    # a slope of 0.6 a film: as near as a tenth of what the region spans
+    assert (continue_into(region, slope) - slope).abs().max() < 0.6 * 2 * radius / 64 * 0.15
+
+
+def test_a_ground_of_which_nothing_is_known_is_mid_grey_and_one_without_a_region_is_the_film() -> None:
+    film = torch.rand(2, 1, 64, 64)
+    assert torch.equal(continue_into(torch.ones_like(film), film), torch.full_like(film, 0.5))
+    assert torch.equal(continue_into(torch.zeros_like(film), film), film)
+
+
+def test_a_ground_depends_on_its_own_film_only() -> None:
+    film, region = torch.rand(3, 1, 64, 64), torch.cat([draw_region(radius=radius) for radius in (5, 9, 20)])
+    together = continue_into(region, film)
+    for row in range(3):
+        assert torch.equal(continue_into(region[row : row + 1], film[row : row + 1]), together[row : row + 1])
+
+
+def test_a_new_generator_begins_near_the_ground() -> None:
+    torch.manual_seed(0)
+    task = GenerateNodules(TINY)
+    film, mask = draw_discs(4, seed=3)
+    made = generate(task, NoduleBatch(film, mask), [0, 1, 2, 3])
+    canvas = build_canvas(NoduleBatch(film, mask), task.config)
+    assert canvas.ground_B1SS is not None and canvas.share_B1SS is not None
+    expected = blend(canvas.ground_B1SS, film, canvas)
+    assert (made - expected).abs().mean() < 0.02 < (made - film)[mask > 0].abs().mean()
 
 
 def test_the_generator_never_sees_what_lies_in_the_region_but_through_its_style() -> None:

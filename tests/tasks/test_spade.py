@@ -22,7 +22,7 @@ from chess_cxr.models.spade import (
 from chess_cxr.records import UsageError
 
 
-def build_tiny(size: int = 64, **options: int) -> StyledGenerator:
+def build_tiny(size: int = 64, **options: bool) -> StyledGenerator:
     torch.manual_seed(0)
     return StyledGenerator(size, TINY_WIDTH, 8, **options)
 
