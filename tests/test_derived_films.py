@@ -552,7 +552,9 @@ def test_no_file_is_ever_overwritten_and_names_stay_inside(tmp_path: Path) -> No
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     (tmp_path / "sub").mkdir()
     long = write_dicom(tmp_path / "sub" / f"{'ü' * 120}.dcm", draw_ramp())
-    assert write_derived_film(long, change, tmp_path / "out", kind=SUPPRESSED).parent == tmp_path / "out"
+    made = [write_derived_film(long, change, tmp_path / "out", kind=SUPPRESSED) for _ in range(2)]
+    assert [path.name for path in made] == [f"{'ü' * 100}.dcm", f"{'ü' * 100}-2.dcm"]
+    assert all(path.parent == tmp_path / "out" for path in made)
 
 
 def test_an_out_that_is_a_file_is_named(tmp_path: Path) -> None:

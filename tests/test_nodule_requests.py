@@ -157,6 +157,29 @@ def test_a_mask_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
         read_request_mask(path, SHAPE)
 
 
+def test_a_mask_of_another_size_is_refused_by_its_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (10_000, 10_000)).save(path)
+    path.write_bytes(path.read_bytes()[:200])  # its pixels are gone: whoever reads them says that the file is damaged
+    with pytest.raises(UsageError, match="the mask has 10000 x 10000 pixels, the film 120 x 90"):
+        read_request_mask(path, SHAPE)
+
+
+def draw_dots(count: int) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    rows, columns = np.unravel_index(np.arange(count), (20, 20))
+    mask[2 + 3 * rows, 2 + 3 * columns] = True
+    return mask
+
+
+def test_a_mask_of_more_pieces_than_a_film_has_nodules_is_refused() -> None:
+    assert len(build_requests(draw_dots(99), 1.0)) == 99
+    with pytest.raises(UsageError, match="the mask has 100 pieces; a film has at most 99 nodules"):
+        build_requests(draw_dots(100), 1.0)
+    with pytest.raises(UsageError, match="the mask has 300 pieces"):
+        check_request_mask(draw_dots(300), None)
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
