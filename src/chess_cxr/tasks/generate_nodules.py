@@ -34,6 +34,7 @@ Mode = Literal["film", "inpaint"]
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 DISCRIMINATOR_RATE = 4.0  # times the generator's (TTUR, Heusel et al. 2017; 1e-4 and 4e-4 in the paper)
 _SMOOTHINGS = 32
+_DETAIL = 3  # means over 3 x 3 pixels: what is finer than about 3 pixels is detail
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def build_canvas(batch: NoduleBatch, config: GenerateConfig) -> _Canvas:
     if region_B1SS is None:
         region_B1SS = _map_masks(batch.mask_B1SS, lambda mask: compute_region(mask, config.margin, config.margin_px))
     share_B1SS = _map_masks(region_B1SS, lambda region: compute_blend(region, config.margin_px))
-    ground_B1SS = continue_into(region_B1SS, batch.film_B1SS)
+    ground_B1SS = lay_ground(region_B1SS, batch.film_B1SS)
     return _Canvas(torch.cat([*layout, region_B1SS], 1), ground_B1SS, share_B1SS)
 
 
@@ -220,6 +221,18 @@ def _map_masks(mask_B1SS: Tensor, compute: Callable[[npt.NDArray[np.bool_]], npt
     masks = mask_B1SS[:, 0].cpu().numpy() > 0.5
     mapped = np.stack([compute(mask) for mask in masks]).astype(np.float32)
     return torch.from_numpy(mapped[:, None]).to(mask_B1SS.device)
+
+
+def lay_ground(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
+    """Return films whose regions are smooth but for their finest detail: what a nodule is painted onto.
+
+    Outside, films stay as they are.  Inside, the grey around goes on, and what vessels, ribs and noise differ from the
+    few pixels around them is added: detail of a film stays, a nodule that is in it goes but for a trace of its edge.
+    """
+    smooth, coarse = continue_into(region_B1SS, film_B1SS), film_B1SS
+    for _ in range(_DETAIL):
+        coarse = F.avg_pool2d(coarse, 3, 1, 1, count_include_pad=False)
+    return torch.where(region_B1SS > 0.5, (smooth + film_B1SS - coarse).clamp(0, 1), film_B1SS)
 
 
 def continue_into(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
