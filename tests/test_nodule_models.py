@@ -157,6 +157,8 @@ def change(described: dict[str, Any], **values: object) -> dict[str, Any]:
     ("damage", "words"),
     [
         (lambda c: c | {"task": "bones"}, "is no nodule generator"),
+        (lambda c: c | {"version": 1}, "was made by another version of chess-cxr; make it again"),
+        (lambda c: {key: value for key, value in c.items() if key != "version"}, "made by another version"),
         (lambda c: c | {"generator": []}, "the generator has mode, size"),
         (lambda c: change(c, colour=1), "the generator has mode, size"),
         (lambda c: change(c, width="4"), "none that exists"),

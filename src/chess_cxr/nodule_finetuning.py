@@ -26,7 +26,7 @@ from chess_cxr.nodule_training import (
     train_nodule_generator,
 )
 from chess_cxr.records import UsageError
-from chess_cxr.tasks.generate_nodules import GenerateNodules
+from chess_cxr.tasks.generate_nodules import GENERATOR_VERSION, GenerateNodules
 from chess_cxr.tasks.nodule_region import compute_region
 from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.run import OnStep, describe
@@ -163,6 +163,7 @@ def _write_model(
     """Write all of a model, with a sheet of test films."""
     described = {
         "task": "nodules",
+        "version": GENERATOR_VERSION,
         "generator": asdict(method.config),
         "film_size": config.film_size,
         "encoder": result.encoder,

@@ -35,6 +35,7 @@ from chess_cxr.records import ChessError, UsageError
 from chess_cxr.runs import read_json
 from chess_cxr.synthetic_films import read_film_and_masks, write_synthetic_film
 from chess_cxr.tasks.generate_nodules import (
+    GENERATOR_VERSION,
     GenerateConfig,
     GenerateNodules,
     Mode,
@@ -124,6 +125,8 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
     config = read_json(folder / "config.json")
     if config.get("task") != "nodules":
         raise UsageError(f"{folder} is no nodule generator; make one with: chess-cxr finetune nodules")
+    if config.get("version") != GENERATOR_VERSION:
+        raise UsageError(f"{folder} was made by another version of chess-cxr; make it again")
     described, film_size = config.get("generator"), config.get("film_size")
     kinds = {item.name: type(item.default) for item in fields(GenerateConfig)}
     if not isinstance(described, Mapping) or set(described) != set(kinds):

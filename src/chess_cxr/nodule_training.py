@@ -18,6 +18,7 @@ from chess_cxr.nodule_films import NoduleFilm, resample_nodule_film, square_film
 from chess_cxr.perceptual import SAME, build_perceptual
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.generate_nodules import (
+    GENERATOR_VERSION,
     GenerateConfig,
     GenerateNodules,
     NoduleBatch,
@@ -135,6 +136,7 @@ def train_nodule_generator(
 
     described = {
         "task": "nodules",
+        "version": GENERATOR_VERSION,
         "nodules": describe(config),
         "perceptual": about,
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",

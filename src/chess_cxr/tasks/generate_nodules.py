@@ -33,6 +33,7 @@ from chess_cxr.tasks.nodule_region import check_nodule_mask, compute_blend, comp
 Mode = Literal["film", "inpaint"]
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 DISCRIMINATOR_RATE = 4.0  # times the generator's (TTUR, Heusel et al. 2017; 1e-4 and 4e-4 in the paper)
+GENERATOR_VERSION = 2  # of what its weights mean: 1 painted into a hole, 2 paints onto a ground
 _SMOOTHINGS = 32
 _DETAIL = 3  # means over 3 x 3 pixels: what is finer than about 3 pixels is detail
 
