@@ -202,13 +202,14 @@ def test_a_batch_that_two_ranks_cannot_share_is_one_line_and_leaves_nothing(smal
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("steps", [(11,), pytest.param((4, 11, 20), marks=pytest.mark.long)], ids=str)
 def test_two_ranks_with_batch_norm_that_are_killed_again_and_again_end_with_the_same_weights(
-    small_store: Path, tmp_path: Path
+    steps: tuple[int, ...], small_store: Path, tmp_path: Path
 ) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert train_in_ranks(small_store, (undisturbed, tmp_path / "b"), TINY) == [(0, ""), (0, "")]
     lost = "another rank has ended or cannot be reached: its own message says why; the same command continues the run"
-    for step in (4, 11, 20):
+    for step in steps:
         ends = train_in_ranks(small_store, (killed, killed), TINY, {0: {"signal_at": (step, signal.SIGKILL)}})
         assert ends == [(-signal.SIGKILL, ""), (1, lost)]
     assert train_in_ranks(small_store, (killed, killed), TINY) == [(0, ""), (0, "")]

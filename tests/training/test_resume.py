@@ -71,6 +71,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights_and_metrics(
     check_same_end(tmp_path, uninterrupted[optimizer])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", range(4))
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_and_metrics(
     first: int, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
