@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from chess_cxr.records import ChessError
 
+SEE = "see the packages and imports that are broken"
 Status = Literal["ok", "optional", "broken"]
 
 
@@ -88,7 +89,7 @@ def describe_failure(error: BaseException, advice: str = "") -> Finding:
     if isinstance(error, ImportError):
         from chess_cxr.doctor.packages import advise_import
 
-        return Finding("broken", tell(error), advise_import(error) or advice or "see packages and imports")
+        return Finding("broken", tell(error), advise_import(error) or advice or SEE)
     return Finding("broken", f"{type(error).__name__}: {tell(error)}", advice)
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from chess_cxr.doctor.check import Check, Finding, Request, Step, describe_failure, take
+from chess_cxr.doctor.check import SEE, Check, Finding, Request, Step, describe_failure, take
 from chess_cxr.records import ChessError
 
 SECONDS_A_STEP = 300.0
@@ -39,24 +39,25 @@ _Listing = Callable[[Request], Iterator[Step]]
 
 @dataclass
 class _Progress:
-    """passed: steps that need not be taken (again).  current: what the child is at."""
+    """passed: steps that need not be taken again.  current: the step that the child is at.  advice: where it fails."""
 
+    stages: Sequence[str]
     passed: list[_Key] = field(default_factory=list)
     current: _Key | None = None
+    advice: str = ""
 
 
-def examine(request: Request) -> Iterator[Check]:
-    """Take every step in child processes, a new one after each that is lost, and yield what is found.
+def examine(request: Request, stages: Sequence[str] = tuple(STAGES)) -> Iterator[Check]:
+    """Take every step of some stages in child processes, a new one after each that is lost, and yield what is found.
 
     Raises ChessError where no child can be started.
     """
-    progress = _Progress()
+    progress = _Progress(stages)
     while (fate := (yield from _examine_in_child(request, progress))) is not None:
         if progress.current is None:
             raise ChessError(f"the process that examines this machine {fate} before it began")
         stage, group, name = progress.current
-        advice = "reinstall the package that it uses"
-        yield Check(name or stage, group, Finding("broken", f"the process {fate} here", advice))
+        yield Check(name or stage, group, Finding("broken", f"the process {fate} here", progress.advice))
         progress.passed.append(progress.current)
 
 
@@ -74,12 +75,13 @@ def _examine_in_child(request: Request, progress: _Progress) -> Generator[Check,
             )
         progress.current = None
         try:
-            asked = {"paths": request.paths, "out": str(request.out), "passed": progress.passed}
+            asked: dict[str, Any] = {"paths": request.paths, "out": str(request.out)}
+            asked |= {"stages": progress.stages, "passed": progress.passed}
             connection.send_bytes(json.dumps(asked).encode("ascii"))
             while connection.poll(SECONDS_A_STEP):
                 told: dict[str, Any] = json.loads(connection.recv_bytes())
                 if "begin" in told:
-                    progress.current = tuple(told["begin"])
+                    progress.current, progress.advice = tuple(told["begin"]), told["advice"]
                 elif "check" in told:
                     yield Check.from_json(told["check"])
                     if progress.current:
@@ -103,21 +105,25 @@ def _describe_end(code: int) -> str:
 
 
 def run_stages(
-    request: Request, passed: set[_Key], on_begin: Callable[[_Key], None], on_check: Callable[[Check], None]
+    request: Request,
+    stages: Sequence[str],
+    passed: Set[_Key],
+    on_begin: Callable[[_Key, str], None],
+    on_check: Callable[[Check], None],
 ) -> None:
     """Take the steps that are not among `passed`, in this process."""
-    for stage, place in STAGES.items():
+    for stage in stages:
         if (stage, "", "") in passed:
             continue
-        on_begin((stage, "", ""))
-        steps = _list_steps(place, request)
+        on_begin((stage, "", ""), SEE)
+        steps = _list_steps(STAGES[stage], request)
         if isinstance(steps, Finding):
             on_check(Check(stage, "", steps))
             continue
         for step in steps:
             key = (stage, step.group, step.name)
             if key not in passed:
-                on_begin(key)
+                on_begin(key, step.advice)
                 on_check(take(step))
 
 
@@ -135,14 +141,18 @@ def _list_steps(place: str, request: Request) -> list[Step] | Finding:
 def _serve(descriptor: int) -> None:
     with Connection(descriptor) as connection:
 
-        def tell(what: str, value: Any) -> None:
-            connection.send_bytes(json.dumps({what: value}, default=str).encode("ascii"))
+        def tell(**told: Any) -> None:
+            connection.send_bytes(json.dumps(told, default=str).encode("ascii"))
 
         asked = json.loads(connection.recv_bytes())
-        passed = {(stage, group, name) for stage, group, name in asked["passed"]}
-        request = Request(tuple(asked["paths"]), Path(asked["out"]))
-        run_stages(request, passed, lambda key: tell("begin", key), lambda check: tell("check", check.as_json()))
-        tell("end", True)
+        run_stages(
+            Request(tuple(asked["paths"]), Path(asked["out"])),
+            asked["stages"],
+            {(stage, group, name) for stage, group, name in asked["passed"]},
+            lambda key, advice: tell(begin=key, advice=advice),
+            lambda check: tell(check=check.as_json()),
+        )
+        tell(end=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 
 from chess_cxr.doctor.check import Check
 
@@ -20,21 +19,37 @@ _GROUPS = {
 
 
 def render(checks: Iterable[Check], encoding: str = "utf-8") -> Iterator[str]:
-    """Yield lines as checks come, a group's as soon as it is complete, in what the encoding has."""
+    """Yield lines as checks come, those that share one as soon as it is complete, in what the encoding has."""
     marks = MARKS if _can_encode("".join(MARKS.values()), encoding) else PLAIN_MARKS
-    for group, members in groupby(checks, key=lambda check: check.group):
-        for status, text in _render_group(group, list(members)) if group else map(_render_one, members):
-            line = f"{marks[status]} {text}"
-            yield line if _can_encode(line, encoding) else _escape(line, encoding)
+    for status, text in _render(checks):
+        line = f"{marks[status]} {text}"
+        yield line if _can_encode(line, encoding) else _escape(line, encoding)
 
 
-def _render_one(check: Check) -> tuple[str, str]:
+def _render(checks: Iterable[Check]) -> Iterator[tuple[str, str]]:
+    """Yield status and text of each line; neighbours that failed for one reason share one."""
+    waiting: list[Check] = []
+    for check in checks:
+        if waiting and _get_company(check) != _get_company(waiting[0]):
+            yield from _render_group(waiting)
+            waiting = []
+        if check.group or check.finding.status == "broken":
+            waiting.append(check)
+        else:
+            yield check.finding.status, _join(check.name, check.finding.value, check.finding.advice)
+    if waiting:
+        yield from _render_group(waiting)
+
+
+def _get_company(check: Check) -> tuple[str, ...]:
+    """Return what checks on one line, or one after the other, have in common."""
     found = check.finding
-    return found.status, ": ".join(part for part in (check.name, found.value, found.advice) if part)
+    return (check.group,) if check.group else (found.status, found.value, found.advice)
 
 
-def _render_group(group: str, members: Sequence[Check]) -> Iterator[tuple[str, str]]:
+def _render_group(members: Sequence[Check]) -> Iterator[tuple[str, str]]:
     """Render what is well on one line, and what failed for one reason on one line each."""
+    group = members[0].group
     well = [check for check in members if check.finding.status == "ok"]
     phrase, named = _GROUPS.get(group, ("are well", True))
     if well:
@@ -46,7 +61,11 @@ def _render_group(group: str, members: Sequence[Check]) -> Iterator[tuple[str, s
             found = check.finding
             failed.setdefault((found.status, found.value, found.advice), []).append(check.name)
     for (status, value, advice), culprits in failed.items():
-        yield status, ": ".join(part for part in (group, ", ".join(culprits), value, advice) if part)
+        yield status, _join(group, ", ".join(culprits), value, advice)
+
+
+def _join(*parts: str) -> str:
+    return ": ".join(part for part in parts if part)
 
 
 def _describe_loss(checks: Sequence[Check]) -> str:
