@@ -18,6 +18,7 @@ from typing import Any
 from chess_cxr.doctor.check import SEE, Check, Finding, Request, Step, describe_failure, take
 from chess_cxr.records import ChessError
 
+STARTING_SECONDS = 120.0
 SECONDS_A_STEP = 300.0
 # In this order: what needs no library, what needs all but torch, and torch, which takes longest to import.
 STAGES: dict[str, str] = {
@@ -78,7 +79,7 @@ def _examine_in_child(request: Request, progress: _Progress) -> Generator[Check,
             asked: dict[str, Any] = {"paths": request.paths, "out": str(request.out)}
             asked |= {"stages": progress.stages, "passed": progress.passed}
             connection.send_bytes(json.dumps(asked).encode("ascii"))
-            while connection.poll(SECONDS_A_STEP):
+            while connection.poll(SECONDS_A_STEP if progress.current else STARTING_SECONDS):
                 told: dict[str, Any] = json.loads(connection.recv_bytes())
                 if "begin" in told:
                     progress.current, progress.advice = tuple(told["begin"]), told["advice"]
@@ -88,7 +89,7 @@ def _examine_in_child(request: Request, progress: _Progress) -> Generator[Check,
                         progress.passed.append(progress.current)
                 else:
                     return None
-            return f"did not answer for {SECONDS_A_STEP:g} seconds"
+            return f"did not answer for {SECONDS_A_STEP if progress.current else STARTING_SECONDS:g} seconds"
         except (EOFError, OSError):
             return _describe_end(process.wait())
         finally:
