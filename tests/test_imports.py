@@ -15,15 +15,15 @@ EVERYTHING = {"*"}
 # What a module (or every module of a package) may import of this package, besides its own package.
 MAY_IMPORT = {
     "records": set[str](),
-    "progress": set[str](),
     "cores": set[str](),
+    "progress": set[str](),
     "sources": {"records", "locations"},
     "film_jpeg": set[str](),
     "locations": {"records"},
     "store": {"records", "film_jpeg", "locations"},
     "labelled": {"records", "store"},
     "film_pairs": {"records", "sources", "ingest"},
-    "ingest": {"records", "locations", "sources", "store", "film_jpeg"},
+    "ingest": {"records", "cores", "locations", "sources", "store", "film_jpeg"},
     "grey_inverse": {"records", "ingest"},
     "derived_dicom": {"records", "ingest", "grey_inverse"},
     "suppressed_films": {"derived_films"},

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from chess_cxr.cores import share_cores
+
 if TYPE_CHECKING:
     from chess_cxr.api import continue_from, embed, evaluate, export, pretrain, write_run_page
     from chess_cxr.audit import AuditOptions, audit_stores, write_audit
@@ -93,6 +95,8 @@ _HOMES = {
     "write_phantom_films": "sources.phantom",
     "write_run_page": "api",
 }
+
+share_cores()
 
 
 def __getattr__(name: str) -> Any:

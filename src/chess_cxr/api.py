@@ -22,6 +22,7 @@ from torch import nn
 from chess_cxr.evaluation.compare import Comparison, compare_encoders
 from chess_cxr.labelled import select_labelled
 from chess_cxr.methods import METHOD_TITLES, build_method
+from chess_cxr.methods.moco import MoCoConfig, check_norm_groups
 from chess_cxr.models.contract import PixelContract
 from chess_cxr.models.embedding import build_grey_network, compute_state_sha256
 from chess_cxr.presets import PRESETS, PretrainConfig, read_pretrain_config
@@ -32,6 +33,7 @@ from chess_cxr.runs import read_json, read_lines, read_run, say_duration
 from chess_cxr.store import Store, open_store
 from chess_cxr.training.batches import FilmPool, build_film_pool, read_view_batches
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint, write_atomically
+from chess_cxr.training.distributed import count_ranks
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.pretraining import RunPlan, hash_uids, pretrain_run
 from chess_cxr.training.probe import CollapseAlarm
@@ -64,7 +66,7 @@ def pretrain(
     The same call again continues an interrupted run.  Returns the run folder.
     Raises `UsageError` where `out` holds a run of another configuration.
     """
-    config = build_config(preset)
+    config = build_config(preset, Path(out))
     config = continue_from(config, begin_from) if begin_from else config
     opened = [get_store(store) for store in ([stores] if isinstance(stores, StoreLike) else stores)]
     if not opened:
@@ -76,6 +78,8 @@ def pretrain(
     encoder, sha256 = read_beginning(config)
     plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
     method = build_method(config.method, encoder, config.training.steps)
+    if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
+        check_norm_groups(method, config.method, count_ranks())
     pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say)
     return Path(out)
 
@@ -114,13 +118,23 @@ def read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
     return network, compute_state_sha256(network)
 
 
-def build_config(preset: str | PretrainConfig) -> PretrainConfig:
-    """Return the configuration that a preset name stands for."""
+def build_config(preset: str | PretrainConfig, run: Path | None = None) -> PretrainConfig:
+    """Return the configuration that a preset name stands for.
+
+    run: where it is to train.  A run that an earlier version began there from the same preset keeps its `norm_groups`.
+    """
     if isinstance(preset, PretrainConfig):
         return preset
     if preset not in PRESETS:
         raise UsageError(f"no preset named {preset!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[preset]()
+    config = PRESETS[preset]()
+    if run is None or not (run / "config.json").exists() or not isinstance(config.method, MoCoConfig):
+        return config
+    begun = read_run_config(run)
+    groups = begun["method"].get("norm_groups") if isinstance(begun.get("method"), dict) else None
+    if begun.get("preset") != preset or not isinstance(groups, int):
+        return config
+    return replace(config, method=replace(config.method, norm_groups=groups))
 
 
 def export(run: Path | str, out: Path | str, licence: str = "not stated", data: str = "") -> Path:

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from chess_cxr.cores import count_usable_cores
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.progress import ProgressBar, StageBars, build_count, build_step_note
@@ -190,7 +191,7 @@ def open_executor(workers: int | None, cluster: str) -> Iterator[tuple[Executor,
         return
     from chess_cxr.ingest.workers import build_ingest_pool
 
-    count = workers or os.cpu_count() or 1
+    count = workers or count_usable_cores()
     with build_ingest_pool(count) as pool:
         yield pool, count
 
@@ -248,7 +249,7 @@ def deidentify(
     check_apart(out, places)
     check_key_place(key_file, [*places, out])
     films = read_folder(places)
-    in_flight = 32 * (workers or os.cpu_count() or 1)
+    in_flight = 32 * (workers or count_usable_cores())
     options = DeidentifyOptions(read_id_key(key_file), allow_burned_in, limits, in_flight, id_map)
     with build_ingest_pool(workers) as pool, ProgressBar("deidentify", films.count(), "films", quiet) as bar:
         summary = deidentify_files(films, out, options, pool, bar.advance)
@@ -345,7 +346,7 @@ def pretrain(
     from chess_cxr.api import pretrain as run_pretrain
     from chess_cxr.training.trackers import TrackingConfig
 
-    chosen = read_config_file(config) if config else build_config(preset or "cpu_small")
+    chosen = read_config_file(config) if config else build_config(preset or "cpu_small", out)
     tracking = TrackingConfig(trackers, project, wandb_mode, mlflow_uri)
     is_first = os.environ.get("RANK", "0") == "0"
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
@@ -692,7 +693,7 @@ def benchmark(
     folder = cells or out.with_name(f"{out.name}.cells")
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(quiet))
-        executor, count = None, workers or os.cpu_count() or 1
+        executor, count = None, workers or count_usable_cores()
         if cluster:
             from chess_cxr.ingest.cluster import connect_cluster
 

@@ -128,7 +128,7 @@ def cpu_small() -> PretrainConfig:
         noise=(1.0, 8.0),
         noise_p=0.2,
     )
-    method = MoCoConfig("regnetx_002", queue=1024, key_momentum=0.99, norm_groups=4)
+    method = MoCoConfig("regnetx_002", queue=1024, key_momentum=0.99)
     training = TrainingConfig(
         steps=4800,
         batch=128,
@@ -158,7 +158,7 @@ def demo() -> PretrainConfig:
         checkpoint_every=200,
         loader_threads=1,
     )
-    method = MoCoConfig("test_resnet", queue=256, key_momentum=0.99, norm_groups=2)
+    method = MoCoConfig("test_resnet", queue=256, key_momentum=0.99)
     return replace(small, preset="demo", method=method, training=training)
 
 

@@ -1,11 +1,13 @@
-"""What one radiograph is, before and after its identifiers are hashed."""
+"""What one radiograph is, before and after its identifiers are hashed; the errors that users see."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 SPLITS = ("train", "val", "test")
 UNCERTAIN = -1.0  # a label that its source calls uncertain; what it counts as is decided by whoever reads it
@@ -23,6 +25,18 @@ class UsageError(ChessError):
     """The command, the configuration or the input was wrong from the start."""
 
     exit_code = 2
+
+
+def import_extra(module: str, extra: str, purpose: str) -> Any:
+    """Import a module that only an optional extra of this package brings.
+
+    purpose: what needs it, as the subject of the error.  Raises UsageError naming the extra where it is missing.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UsageError(f"{purpose} needs the package {package}: pip install 'chess-cxr[{extra}]'") from None
 
 
 @dataclass(frozen=True)

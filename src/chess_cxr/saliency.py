@@ -14,14 +14,13 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam, Occlusion
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from chess_cxr.evaluation.linear_probe import LinearProbe
 from chess_cxr.models.contract import PixelContract
 from chess_cxr.models.embedding import Encoder
-from chess_cxr.records import UsageError
+from chess_cxr.records import UsageError, import_extra
 from chess_cxr.tasks.classification_losses import Task
 from chess_cxr.tasks.classify import Classify, HeadShape
 
@@ -112,11 +111,12 @@ def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Te
     """
     if layer is None:
         raise UsageError("Grad-CAM needs the layer to look at: see find_spatial_layer")
+    captum = import_extra("captum.attr", "saliency", "saliency")
     with torch.enable_grad():
         looked_at = input_BCSS.detach().requires_grad_(True)
-        coarse_B1hw = LayerGradCam(network, layer).attribute(looked_at, target=target, relu_attributions=True)
+        coarse_B1hw = captum.LayerGradCam(network, layer).attribute(looked_at, target=target, relu_attributions=True)
     size = tuple(input_BCSS.shape[-2:])
-    fine_B1SS = LayerAttribution.interpolate(coarse_B1hw.detach().float(), size, "bilinear")
+    fine_B1SS = captum.LayerAttribution.interpolate(coarse_B1hw.detach().float(), size, "bilinear")
     map_BSS: np.ndarray = fine_B1SS[:, 0].cpu().numpy()
     return map_BSS
 
@@ -131,9 +131,10 @@ def compute_occlusion(network: nn.Module, input_BCSS: Tensor, target: int, windo
     window = window or max(2, side // 8)
     if not 0 < window <= side:
         raise UsageError(f"a window of {window} pixels does not fit an input of {side}")
+    captum = import_extra("captum.attr", "saliency", "saliency")
     channels, step = input_BCSS.shape[1], max(1, window // 2)
     with torch.no_grad():
-        drop_BCSS = Occlusion(network).attribute(
+        drop_BCSS = captum.Occlusion(network).attribute(
             input_BCSS,
             sliding_window_shapes=(channels, window, window),
             strides=(channels, step, step),

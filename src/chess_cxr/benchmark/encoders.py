@@ -7,7 +7,6 @@ import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +29,7 @@ from chess_cxr.models.embedding import (
     place_encoder,
 )
 from chess_cxr.models.published import compute_sha256, read_chess_checkpoint, read_tensors_only
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, UsageError, import_extra
 from chess_cxr.weights import CHESS_CONTRACT, build_random_encoder, load_encoder
 
 LITE0 = "imagenet:tf_efficientnet_lite0"
@@ -239,11 +238,8 @@ class XrvFeatures(nn.Module):
 
 def _load_xrv(name: str) -> Encoder:
     """Load weights of torchxrayvision that lie where that library keeps them; nothing is ever downloaded here."""
-    try:
-        with warnings.catch_warnings():  # the library switches all warnings off as it is imported
-            xrv: Any = import_module("torchxrayvision")
-    except ImportError:
-        raise UsageError(f"xrv:{name} needs torchxrayvision: pip install 'chess-cxr[xrv]'") from None
+    with warnings.catch_warnings():  # the library switches all warnings off as it is imported
+        xrv = import_extra("torchxrayvision", "xrv", f"xrv:{name}")
     known = [key for key in xrv.models.model_urls if key.startswith(("densenet121-", "resnet50-"))]
     if name not in known:
         raise UsageError(f"torchxrayvision has no weights {name!r}; there are {', '.join(known)}")

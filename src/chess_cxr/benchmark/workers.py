@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from chess_cxr.benchmark.cache import CellFolder
 from chess_cxr.benchmark.cells import Cell, Outcome, run_cell
+from chess_cxr.cores import count_usable_cores
 from chess_cxr.records import ChessError
 
 WORKER_DIED = "its worker died, most likely for want of memory"
@@ -92,7 +93,7 @@ class CellRunner:
     def _open_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # the store's library does not survive a fork
-            threads = max(1, (os.cpu_count() or 1) // self._workers)
+            threads = max(1, count_usable_cores() // self._workers)
             self._pool = ProcessPoolExecutor(
                 self._workers, mp_context=context, initializer=start_worker, initargs=(threads,)
             )

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import get_encoder
+from pydicom.pixels.encoders import RLELosslessEncoder
 
 from chess_cxr.doctor.check import Finding, Request, Step, tell
 from chess_cxr.doctor.packages import advise_reinstall
@@ -47,8 +47,8 @@ class Syntax:
 
 
 def encode_rle(stored: np.ndarray) -> bytes:
-    """RLE Lossless (PS3.5 annex G), by pydicom's own encoder."""
-    frame: bytes = get_encoder(uid.RLELossless).encode(
+    """RLE Lossless (PS3.5 annex G), by pydicom's own encoder, which needs no other package."""
+    frame: bytes = RLELosslessEncoder.encode(
         stored,
         encoding_plugin="pydicom",
         rows=stored.shape[0],

@@ -74,6 +74,7 @@ def look_at_threads() -> Finding:
 
     asked, usable = os.environ.get("OMP_NUM_THREADS"), count_usable_cores()
     facts = {"torch": torch.get_num_threads(), "opencv": cv2.getNumThreads(), "OMP_NUM_THREADS": asked}
+    facts["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY")
     value = f"torch {facts['torch']}, OpenCV {facts['opencv']}, OMP_NUM_THREADS {asked or 'not set'}"
     if torch.get_num_threads() > usable:
         return Finding("optional", f"{value}; {usable} cores are usable", f"set OMP_NUM_THREADS={usable}", facts)

@@ -63,7 +63,7 @@ def recognise(path: str) -> Kind:
         return "model"
     if "chess_cxr" in config or "architecture" in config:
         return "encoder"
-    if is_run(folder / "run") or "task" in read_json(folder / "run" / "config.json"):
+    if (folder / "run" / "config.json").exists():
         return "interrupted"
     return "unknown"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chess_cxr.cores import count_usable_cores
 from chess_cxr.ingest.duplicates import find_near_hashes, unpack_hashes
 from chess_cxr.ingest.matching import FilmDetail, FilmMatch, compute_detail, find_by_points, match_films
 
@@ -62,7 +62,7 @@ def find_alike(
     )
     poses = (near.first, near.second, near.mirrored, near.inverted)
     candidates = set(zip(*(column.tolist() for column in poses), strict=True))
-    details = _Details(read_films, options.threads or os.cpu_count() or 1)
+    details = _Details(read_films, options.threads or count_usable_cores())
     if thorough:
         every: list[FilmDetail] = []
         for start in range(0, len(hashes), FILMS_AT_ONCE):

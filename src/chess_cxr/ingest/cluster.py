@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import Executor
 
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, UsageError, import_extra
 
 CONNECT_SECONDS = 10
 # Host (IPv6 in brackets) and port, which Dask itself takes a minute to miss.
@@ -25,15 +25,12 @@ def connect_cluster(address: str) -> Iterator[tuple[Executor, int]]:
     seconds or no worker is there.
     """
     check_address(address)
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UsageError("--cluster needs Dask: pip install 'chess-cxr[cluster]'") from None
+    distributed = import_extra("distributed", "cluster", "--cluster")
     try:
         # A Client that could not connect would take another minute to go, and complain while it does.
         with _silence():
             asyncio.run(_greet(address))
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except Exception:  # what it is depends on who listens there instead
         raise ChessError(f"no Dask scheduler answers at {address}") from None
     with client:
@@ -56,10 +53,9 @@ def check_address(address: str) -> None:
 
 
 async def _greet(address: str) -> None:
-    from distributed.comm import connect
-    from distributed.security import Security
-
-    asked = connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
+    distributed = import_extra("distributed", "cluster", "--cluster")
+    arguments = distributed.Security().get_connection_args("client")
+    asked = distributed.comm.connect(address, timeout=CONNECT_SECONDS, **arguments)
     comm = await asyncio.wait_for(asked, CONNECT_SECONDS)  # to shake hands may take longer than to connect
     await comm.close()
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chess_cxr.ingest.decoded import DecodedFilm, Undecodable, check_size, scale_8_bits, stretch_between_percentiles
+from chess_cxr.records import UsageError, import_extra
 
 _GZIP = b"\x1f\x8b\x08"
 _NIFTI_HEADER = 348
@@ -159,17 +160,17 @@ def _check_meta_is_whole(content: bytes, claim: _Claim, is_packed: bool) -> None
 def _read_with_itk(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
     """Return the one 2-D image, and its spacing where two dimensions are longer than one pixel."""
     try:
-        import SimpleITK
-    except ImportError:
-        raise Undecodable("MetaImage needs SimpleITK: pip install 'chess-cxr[volumes]'") from None
+        itk = import_extra("SimpleITK", "volumes", "MetaImage")
+    except UsageError as error:
+        raise Undecodable(str(error)) from None
     with _lend_path(content) as path:
-        reader = SimpleITK.ImageFileReader()
+        reader = itk.ImageFileReader()
         reader.SetImageIO("MetaImageIO")  # otherwise the ending of the path decides
         reader.SetFileName(path)
         reader.SetGlobalWarningDisplay(False)
         image = reader.Execute()
     spacing = tuple(s for s, side in zip(image.GetSpacing(), image.GetSize(), strict=True) if side > 1)
-    return _squeeze(SimpleITK.GetArrayFromImage(image)), spacing
+    return _squeeze(itk.GetArrayFromImage(image)), spacing
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import multiprocessing
 import operator
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from chess_cxr.cores import count_usable_cores
 from chess_cxr.ingest.child import (
     ChildDied,
     ChildGone,
@@ -37,7 +37,7 @@ Done = TypeVar("Done")
 
 def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
     """Return a pool of spawned processes, one a core by default: the store's library does not survive a fork."""
-    return ProcessPoolExecutor(workers or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(workers or count_usable_cores(), mp_context=multiprocessing.get_context("spawn"))
 
 
 def build_ingest_pool(workers: int | None = None) -> ThreadPoolExecutor:
@@ -45,7 +45,7 @@ def build_ingest_pool(workers: int | None = None) -> ThreadPoolExecutor:
 
     Where its `with` is left by an error or Ctrl-C, the children are killed at once, whatever film they are at.
     """
-    return _ChildPool(workers or os.cpu_count() or 1)
+    return _ChildPool(workers or count_usable_cores())
 
 
 class _ChildPool(ThreadPoolExecutor):

@@ -5,7 +5,8 @@ Shapes: B batch, D embedding, K queue.
 BatchNorm lets a network cheat: query and key of one film share their batch's statistics, the queue's
 negatives do not.  As in the paper, keys are therefore normalised in other company than their queries:
 the batch is shuffled over all groups of all ranks before the key encoder sees it, and put back after.
-One process acts as `norm_groups` such groups, each passed through the network by itself.
+A step's films form `norm_groups` such groups over all ranks; a rank passes each of its own through the network by
+itself.  So one process with eight groups computes what eight ranks with one group each do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
@@ -33,7 +35,7 @@ class MoCoConfig:
 
     key_momentum: share of the key encoder that survives a step.  key_momentum_end: what it rises to by the end of the
     run, along half a cosine; None keeps it.
-    norm_groups: groups into which one process splits its batch for BatchNorm.
+    norm_groups: groups into which the films of a step are split for BatchNorm, over all ranks; a rank has at least one.
     symmetric: both views are queries, each against the other's key; the queue takes the keys of the second.
     mask_unfilled: only keys count as negatives, not the random unit vectors that fill the queue at the start.
     """
@@ -44,10 +46,19 @@ class MoCoConfig:
     queue: int = 65_536
     key_momentum: float = 0.999
     temperature: float = 0.2
-    norm_groups: int = 1
+    norm_groups: int = 8
     symmetric: bool = False
     key_momentum_end: float | None = None
     mask_unfilled: bool = False
+
+
+def check_norm_groups(method: nn.Module, config: MoCoConfig, world: int) -> None:
+    """Raise UsageError where BatchNorm would normalise every key together with its own query."""
+    if config.norm_groups * world == 1 and any(isinstance(layer, _BatchNorm) for layer in method.modules()):
+        raise UsageError(
+            "moco: one norm_group on one process normalises each key together with its query, and BatchNorm then gives "
+            "the answer away; set method.norm_groups to 8"
+        )
 
 
 def compute_info_nce(query_BD: Tensor, key_BD: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
@@ -140,9 +151,12 @@ class MoCo(nn.Module):
         return normalise(self.head(self._encode_in_groups(self.encoder, view_B1HW)))
 
     def _encode_in_groups(self, encoder: nn.Module, view_B1HW: Tensor) -> Tensor:
-        count = self.config.norm_groups
+        count = max(1, self.config.norm_groups // get_world())
         if len(view_B1HW) % count:
-            raise UsageError(f"moco: {len(view_B1HW)} films of one rank cannot be split into {count} equal norm_groups")
+            raise UsageError(
+                f"moco: {len(view_B1HW)} films of one rank cannot be split into {count} equal groups; change "
+                "method.norm_groups or training.batch"
+            )
         if 1 < count == len(view_B1HW):
             raise UsageError("moco: norm_groups of one film have no statistics; choose fewer, or a larger batch")
         groups = view_B1HW.chunk(count)

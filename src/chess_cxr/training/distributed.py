@@ -21,7 +21,7 @@ LONGEST_WAIT_SECONDS = 300
 
 def join_ranks() -> tuple[int, int]:
     """Join the process group that `torchrun` describes, if any; return (rank, world size)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = count_ranks()
     if world > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -32,6 +32,11 @@ def join_ranks() -> tuple[int, int]:
             dist.init_process_group(backend)
         atexit.register(leave_ranks)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def count_ranks() -> int:
+    """Return how many ranks the run has, also before they are joined."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _open_store() -> TCPStore:

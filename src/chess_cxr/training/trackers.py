@@ -15,11 +15,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, UsageError, import_extra
 from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.events import EventFile
 
@@ -139,10 +138,9 @@ def check_tracking(config: TrackingConfig) -> None:
 def _import_service(name: str) -> Any:
     for variable, value in _SURROUNDINGS.items():
         os.environ.setdefault(variable, value)
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UsageError(f"the package {name} is missing; install it with: pip install 'chess-cxr[{name}]'") from None
+    if name == "wandb":
+        return import_extra("wandb", "wandb", "the tracker wandb")
+    return import_extra("mlflow", "mlflow", "the tracker mlflow")
 
 
 class _TensorBoard:
