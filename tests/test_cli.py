@@ -58,7 +58,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = PRESETS["demo"]()
     training = replace(demo.training, steps=3, batch=8, log_every=1, checkpoint_every=3)
     tiny = replace(
-        demo, method=MoCoConfig("test_resnet", 16, 32), views=replace(demo.views, size=32), training=training
+        demo,
+        method=MoCoConfig("test_resnet", 16, 32, norm_groups=2),
+        views=replace(demo.views, size=32),
+        training=training,
     )
     path = tmp_path_factory.mktemp("config") / "tiny.json"
     path.write_text(json.dumps(asdict(tiny)))

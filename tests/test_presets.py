@@ -2,6 +2,7 @@
 
 import pytest
 
+from chess_cxr.methods.moco import count_own_groups
 from chess_cxr.models.encoder import build_encoder
 from chess_cxr.presets import PRESETS, chess_paper, read_pretrain_config
 from chess_cxr.records import UsageError
@@ -19,6 +20,18 @@ def test_the_paper_preset_has_the_published_numbers() -> None:
     assert training.steps == 200 * 18_750
     assert (config.views.size, config.views.crop_area, config.views.flip_p) == (512, (1.0, 1.0), 0.0)
     assert (config.pixels.mean, config.pixels.std) == (0.658, 0.221)
+
+
+def test_the_paper_preset_normalises_groups_of_32_films_on_any_number_of_ranks_up_to_8() -> None:
+    config = chess_paper()
+    groups = {world: count_own_groups(config.method, world) for world in (1, 2, 4, 8, 16)}
+    assert groups == {1: 8, 2: 4, 4: 2, 8: 1, 16: 1}  # on 8 ranks the published layout: each rank is one group
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_lets_batch_norm_give_the_answer_away_on_one_process(name: str) -> None:
+    method = PRESETS[name]().method
+    assert method.norm_groups == 8 and PRESETS[name]().training.batch % method.norm_groups == 0
 
 
 def test_the_paper_network_has_one_input_channel_and_torchvisions_strides() -> None:

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from chess_cxr.api import continue_from, export, pretrain, read_metrics, write_run_page
+from chess_cxr.api import build_config, continue_from, export, pretrain, read_metrics, write_run_page
 from chess_cxr.film_jpeg import encode_film
-from chess_cxr.methods import METHODS
-from chess_cxr.presets import PretrainConfig, read_pretrain_config
+from chess_cxr.methods import METHODS, build_method
+from chess_cxr.presets import PRESETS, PretrainConfig, read_pretrain_config
 from chess_cxr.records import ChessError, ImageRecord, UsageError
-from chess_cxr.store import StoredFilm, write_store
+from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.loop import StepReport
+from chess_cxr.training.pretraining import RunPlan, pretrain_run
 from chess_cxr.training.run import describe, read_run_config
 from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import ViewConfig
@@ -38,7 +39,8 @@ def read_weights(encoder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_a_configuration_away(name: str, small_store: Path, tmp_path: Path) -> None:
     tiny = build_tiny_config(2)
-    method = METHODS[name][0](architecture="test_resnet", embedding=16)
+    groups = {"norm_groups": 2} if name == "moco_v2" else {}
+    method = METHODS[name][0](architecture="test_resnet", embedding=16, **groups)
     config = replace(tiny, method=method, training=replace(tiny.training, probe_every=2))
     assert read_pretrain_config(describe(config)) == config
     run = pretrain(small_store, tmp_path / "run", config)
@@ -147,6 +149,53 @@ def test_collapse_can_end_the_run_with_its_checkpoint_written(one_picture: Path,
     assert error.value.exit_code == 1
     newest = find_checkpoint(tmp_path / "run" / "checkpoints")
     assert newest is not None and newest.name == "step_00000003.safetensors"
+
+
+# BatchNorm's groups
+
+
+def test_one_process_that_would_normalise_keys_with_their_queries_is_refused_before_it_begins(
+    small_store: Path, tmp_path: Path
+) -> None:
+    tiny = build_tiny_config()
+    one_group = replace(tiny, method=replace(tiny.method, norm_groups=1))
+    with pytest.raises(UsageError, match=r"set method\.norm_groups to 8"):
+        pretrain(small_store, tmp_path / "run", one_group)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_begun_with_one_group_still_continues(small_store: Path, tmp_path: Path) -> None:
+    tiny = build_tiny_config(4)
+    config = replace(tiny, method=replace(tiny.method, norm_groups=1))
+    method = build_method(config.method, steps=4)
+    plan = RunPlan(config.training, config.views, config.pixels)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(report: StepReport, _probe: object) -> None:
+        if report.step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pretrain_run(
+            tmp_path / "run", method, [open_store(small_store)], plan, describe(config), stop_after_two
+        )  # fmt: skip
+    assert find_checkpoint(tmp_path / "run" / "checkpoints") is not None
+    assert read_metrics(pretrain(small_store, tmp_path / "run", config))[-1]["step"] == 4
+
+
+def test_a_preset_continues_a_run_that_an_earlier_version_of_it_began(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = build_tiny_config()
+    earlier = replace(tiny, method=replace(tiny.method, norm_groups=4))
+    run = pretrain(small_store, tmp_path / "run", replace(earlier, preset="demo"))
+    monkeypatch.setitem(PRESETS, "demo", lambda: tiny)
+    assert build_config("demo", run) == earlier and build_config("demo", tmp_path / "other") == tiny
+    assert pretrain(small_store, run, "demo") == run
+    with pytest.raises(UsageError, match=r"method\.norm_groups was 4, is 2"):
+        pretrain(small_store, run, tiny)
 
 
 # Where numbers go

@@ -22,7 +22,7 @@ from chess_cxr.views import ViewConfig
 
 TINY = PretrainConfig(
     preset="tiny",
-    method=MoCoConfig(architecture="test_efficientnet", embedding=8, queue=20, key_momentum=0.9),
+    method=MoCoConfig(architecture="test_efficientnet", embedding=8, queue=20, key_momentum=0.9, norm_groups=2),
     views=ViewConfig(size=32, crop_area=(0.5, 1.0)),
     training=TrainingConfig(steps=12, batch=8, learning_rate=0.01, log_every=1, probe_every=6, checkpoint_every=5),
     pixels=PixelScale(0.5, 0.25),

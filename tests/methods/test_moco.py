@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from chess_cxr.methods.full_precision import normalise
-from chess_cxr.methods.moco import MoCo, MoCoConfig, compute_info_nce
+from chess_cxr.methods.moco import MoCo, MoCoConfig, check_norm_groups, compute_info_nce
 from chess_cxr.records import UsageError
 
 TINY = MoCoConfig("resnet10t", embedding=16, queue=40, key_momentum=0.9, temperature=0.2, norm_groups=2)
-WITHOUT_NORM = MoCoConfig("test_efficientnet_gn", embedding=16, queue=40, key_momentum=0.9)
+WITHOUT_NORM = MoCoConfig("test_efficientnet_gn", embedding=16, queue=40, key_momentum=0.9, norm_groups=1)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_queue_takes_the_newest_keys_and_wraps_around(method: MoCo) -> None:
 
 
 def test_a_queue_shorter_than_the_batch_keeps_the_last_keys() -> None:
-    method = MoCo(MoCoConfig("resnet10t", embedding=16, queue=5))
+    method = MoCo(MoCoConfig("resnet10t", embedding=16, queue=5, norm_groups=2))
     list(method.losses(make_batch()))
     keys = method._new_keys_BD
     assert keys is not None
@@ -172,6 +172,48 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
         MoCo(MoCoConfig("resnet10t", queue=0))
     with pytest.raises(UsageError, match="no network named 'resnet9000'"):
         MoCo(MoCoConfig("resnet9000"))
+
+
+def test_one_process_with_one_group_is_refused_where_batch_norm_would_give_the_answer_away() -> None:
+    one = MoCoConfig("resnet10t", embedding=16, queue=8, norm_groups=1)
+    with pytest.raises(UsageError, match=r"set method\.norm_groups to 8"):
+        check_norm_groups(MoCo(one), one, world=1)
+    check_norm_groups(MoCo(one), one, world=2)
+    check_norm_groups(MoCo(WITHOUT_NORM), WITHOUT_NORM, world=1)
+    two = replace(one, norm_groups=2)
+    check_norm_groups(MoCo(two), two, world=1)
+
+
+def test_keys_rarely_share_their_group_with_their_query() -> None:
+    """Count, of a batch of 64, how much of its query's company a key meets again: see docs/decisions/0002."""
+    method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=8, norm_groups=1))
+    shares = {}
+    for groups in (1, 2, 8):
+        method.config = replace(method.config, norm_groups=groups)
+        seen: list[set[int]] = []
+        method.key_encoder = Remember(seen)
+        method.key_head = torch.nn.Identity()
+        company = [set(range(first, first + 64 // groups)) for first in range(0, 64, 64 // groups)]
+        shared = []
+        for _ in range(60):
+            seen.clear()
+            method._embed_keys(torch.arange(64.0).reshape(64, 1, 1, 1))
+            shared += [len(mine & keys) ** 2 for mine in company for keys in seen]
+        shares[groups] = sum(shared) / 60 / 64 / (64 // groups)
+    assert shares[1] == 1.0
+    assert shares[2] == pytest.approx(0.5, abs=0.03) and shares[8] == pytest.approx(0.23, abs=0.03)
+
+
+class Remember(torch.nn.Module):
+    """Stands where the key encoder stands and notes which films come together."""
+
+    def __init__(self, seen: list[set[int]]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, view_B1HW: torch.Tensor) -> torch.Tensor:
+        self.seen.append({int(film) for film in view_B1HW.flatten().tolist()})
+        return view_B1HW.flatten(1).expand(-1, 8)
 
 
 def test_the_published_numbers_are_the_defaults() -> None:

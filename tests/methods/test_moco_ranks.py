@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from children import run_ranks
 
 from chess_cxr.methods.moco import MoCo, MoCoConfig
+from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 
 PROGRAM = """
 import sys
@@ -21,7 +22,7 @@ from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 
 rank, world = join_ranks()
 torch.manual_seed(rank)  # ranks that start apart must be brought together
-method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9))
+method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9, norm_groups=2))
 copy_from_first_rank(method)
 
 films = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -79,7 +80,7 @@ def test_keys_come_back_to_the_rank_and_place_of_their_queries(ranks: list[dict]
 
 def test_keys_are_normalised_in_the_company_that_rank_0_drew_over_all_ranks(ranks: list[dict]) -> None:
     torch.manual_seed(0)
-    method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9))
+    method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9, norm_groups=2))
     films = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(7))
     torch.manual_seed(100)
     order = torch.randperm(16)
@@ -90,6 +91,20 @@ def test_keys_are_normalised_in_the_company_that_rank_0_drew_over_all_ranks(rank
             expected[company] = F.normalize(method.key_head(method.key_encoder(films[company])), dim=1)
     found = torch.cat([rank["in_company"] for rank in ranks])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_two_ranks_of_one_group_learn_what_one_process_of_two_groups_learns(ranks: list[dict]) -> None:
+    torch.manual_seed(0)
+    method = MoCo(MoCoConfig("test_resnet", embedding=8, queue=24, key_momentum=0.9, norm_groups=2))
+    films = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(7))
+    torch.manual_seed(100)
+    method.train()._embed_keys(films)  # draws the same company as the ranks did before they trained
+    batches = (torch.randn(2, 16, 1, 32, 32, generator=torch.Generator().manual_seed(step)) for step in range(3))
+    config = TrainingConfig(steps=3, batch=16, learning_rate=0.05)
+    reports = list(train(method, batches, build_optimizers(method, config), config))
+    assert reports[-1].losses["encoder"] == pytest.approx(ranks[0]["loss"], rel=1e-4)
+    for name, tensor in ranks[0]["state"].items():
+        torch.testing.assert_close(method.state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
 
 
 def test_gathering_keeps_every_element_in_its_place_whatever_the_memory_layout(ranks: list[dict]) -> None:

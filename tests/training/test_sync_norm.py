@@ -11,14 +11,15 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from chess_cxr.api import read_metrics
+from chess_cxr.methods.simclr import SimCLRConfig
 from chess_cxr.training.distributed import average_gradients, join_ranks
 from chess_cxr.training.sync_norm import synchronise_batch_norm
 
 FINAL = "checkpoints/step_00000006.safetensors"
-# the keys of a whole batch have the same company wherever they are computed
+# its films are normalised over the whole batch; MoCo's are on purpose not
 WHOLE = replace(
     TINY,
-    method=replace(TINY.method, norm_groups=1),
+    method=SimCLRConfig("test_efficientnet", embedding=8),
     training=replace(TINY.training, sync_batch_norm=True, steps=6, optimizer="sgd", learning_rate=0.01),
 )
 

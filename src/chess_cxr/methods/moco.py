@@ -52,6 +52,11 @@ class MoCoConfig:
     mask_unfilled: bool = False
 
 
+def count_own_groups(config: MoCoConfig, world: int) -> int:
+    """Return into how many of the run's groups each of `world` ranks splits its own films."""
+    return max(1, config.norm_groups // world)
+
+
 def check_norm_groups(method: nn.Module, config: MoCoConfig, world: int) -> None:
     """Raise UsageError where BatchNorm would normalise every key together with its own query."""
     if config.norm_groups * world == 1 and any(isinstance(layer, _BatchNorm) for layer in method.modules()):
@@ -151,7 +156,7 @@ class MoCo(nn.Module):
         return normalise(self.head(self._encode_in_groups(self.encoder, view_B1HW)))
 
     def _encode_in_groups(self, encoder: nn.Module, view_B1HW: Tensor) -> Tensor:
-        count = max(1, self.config.norm_groups // get_world())
+        count = count_own_groups(self.config, get_world())
         if len(view_B1HW) % count:
             raise UsageError(
                 f"moco: {len(view_B1HW)} films of one rank cannot be split into {count} equal groups; change "
