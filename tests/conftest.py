@@ -3,13 +3,18 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.records import ImageRecord
-from chess_cxr.store import StoredFilm, write_store
+from chess_cxr.store import Store, StoredFilm, open_store, write_store
+from tiny_runs import build_tiny_config
+
+if TYPE_CHECKING:
+    from chess_cxr.weights import Encoder
 
 REAL_FILMS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -45,6 +50,37 @@ def _draw_small_films() -> Iterator[StoredFilm]:
         split = ("train", "train", "train", "val", "test")[patient % 5]
         record = ImageRecord(uid=f"{number:032x}", patient=f"p{patient:03d}", split=split, labels=labels)
         yield StoredFilm(record, *encode_film(pixels, 48))
+
+
+@pytest.fixture(scope="session")
+def store(small_store: Path) -> Store:
+    """The small store, opened."""
+    return open_store(small_store)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> "Encoder":
+    """An untrained RegNet for films of 64 pixels."""
+    from chess_cxr.weights import load_encoder
+
+    return load_encoder("random:regnetx_002@64")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder() -> "Encoder":
+    """An untrained network of a few thousand weights for films of 32 pixels."""
+    from chess_cxr.models.contract import PixelContract
+    from chess_cxr.weights import build_random_encoder
+
+    return build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,)))
+
+
+@pytest.fixture(scope="session")
+def pretrained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `build_tiny_config()` on the small store; no test may change it."""
+    from chess_cxr.api import pretrain
+
+    return pretrain(small_store, tmp_path_factory.mktemp("runs") / "first", build_tiny_config())
 
 
 @pytest.fixture(scope="session")

@@ -19,44 +19,22 @@ from chess_cxr.api import (
     read_metrics,
     write_features,
 )
-from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.models.contract import PixelContract
-from chess_cxr.presets import PRESETS, PretrainConfig
+from chess_cxr.presets import PRESETS
 from chess_cxr.records import ImageRecord, UsageError
 from chess_cxr.store import Store, StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
-from chess_cxr.weights import Encoder, build_random_encoder, load_encoder
-
-
-def build_tiny_config(steps: int = 4) -> PretrainConfig:
-    demo = PRESETS["demo"]()
-    training = replace(demo.training, steps=steps, batch=8, log_every=2, probe_every=4, checkpoint_every=2)
-    views = replace(demo.views, size=32)
-    return replace(demo, method=MoCoConfig("test_resnet", 16, queue=32, norm_groups=2), views=views, training=training)
+from chess_cxr.weights import Encoder, load_encoder
+from tiny_runs import build_tiny_config
 
 
 @pytest.fixture(scope="module")
-def store(small_store: Path) -> Store:
-    return open_store(small_store)
+def exported(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(pretrained, tmp_path_factory.mktemp("encoders") / "first", "Apache-2.0", "Small pictures. SYNTHETIC.")
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,)))
-
-
-@pytest.fixture(scope="module")
-def run(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrain(store, tmp_path_factory.mktemp("runs") / "first", build_tiny_config())
-
-
-@pytest.fixture(scope="module")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(run, tmp_path_factory.mktemp("encoders") / "first", "Apache-2.0", "Small pictures. SYNTHETIC.")
-
-
-def test_an_exported_encoder_is_the_query_network_of_the_newest_checkpoint(run: Path, exported: Path) -> None:
-    newest = find_checkpoint(run / "checkpoints")
+def test_an_exported_encoder_is_the_query_network_of_the_newest_checkpoint(pretrained: Path, exported: Path) -> None:
+    newest = find_checkpoint(pretrained / "checkpoints")
     assert newest is not None
     step, _, tensors = read_checkpoint(newest)
     assert step == 4
@@ -65,7 +43,7 @@ def test_an_exported_encoder_is_the_query_network_of_the_newest_checkpoint(run: 
     assert all(torch.equal(tensor, tensors[f"method.encoder.{name}"]) for name, tensor in state.items())
 
 
-def test_an_exported_encoder_says_what_it_was_trained_on(run: Path, exported: Path, store: Store) -> None:
+def test_an_exported_encoder_says_what_it_was_trained_on(pretrained: Path, exported: Path, store: Store) -> None:
     encoder = load_encoder(exported)
     assert encoder.contract == PixelContract(32, (0.5,), (0.25,))
     assert encoder.training_uids == set(store.films.loc[store.films["split"] == "train", "uid"])
@@ -75,12 +53,12 @@ def test_an_exported_encoder_says_what_it_was_trained_on(run: Path, exported: Pa
     assert config == json.loads(json.dumps(asdict(build_tiny_config())))
 
 
-def test_the_same_call_again_continues_and_another_configuration_is_refused(run: Path, store: Store) -> None:
-    before = (run / "metrics.jsonl").read_bytes()
-    assert pretrain([store], run, build_tiny_config()) == run
-    assert (run / "metrics.jsonl").read_bytes() == before
+def test_the_same_call_again_continues_and_another_configuration_is_refused(pretrained: Path, store: Store) -> None:
+    before = (pretrained / "metrics.jsonl").read_bytes()
+    assert pretrain([store], pretrained, build_tiny_config()) == pretrained
+    assert (pretrained / "metrics.jsonl").read_bytes() == before
     with pytest.raises(UsageError, match=r"training\.steps was 4, is 5"):
-        pretrain(store, run, build_tiny_config(5))
+        pretrain(store, pretrained, build_tiny_config(5))
 
 
 def test_progress_tells_every_step(store: Store, tmp_path: Path) -> None:
@@ -90,9 +68,9 @@ def test_progress_tells_every_step(store: Store, tmp_path: Path) -> None:
     assert {"loss/encoder", "embedding_std"} <= set(read_metrics(tmp_path / "run")[-1])
 
 
-def test_a_half_written_last_line_is_not_read(run: Path, tmp_path: Path) -> None:
-    whole = read_metrics(run)
-    (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + '{"step": 5, "lo')
+def test_a_half_written_last_line_is_not_read(pretrained: Path, tmp_path: Path) -> None:
+    whole = read_metrics(pretrained)
+    (tmp_path / "metrics.jsonl").write_text((pretrained / "metrics.jsonl").read_text() + '{"step": 5, "lo')
     assert read_metrics(tmp_path) == whole
 
 
@@ -103,11 +81,11 @@ def test_pixels_are_an_encoder_like_any_other(store: Store) -> None:
     np.testing.assert_allclose(feature_ND[0], film.ravel() / 255, atol=1e-6)
 
 
-def test_embedding_keeps_the_order_of_the_rows(store: Store, encoder: Encoder) -> None:
-    whole = embed(encoder, store.path)
-    assert whole.shape == (96, encoder.feature_count)
-    np.testing.assert_allclose(embed(encoder, store, [7, 3, 7]), whole[[7, 3, 7]], atol=1e-5)
-    expected = encoder.embed([film.astype(np.float32) / 255 for film in store.read_films([3])])
+def test_embedding_keeps_the_order_of_the_rows(store: Store, tiny_encoder: Encoder) -> None:
+    whole = embed(tiny_encoder, store.path)
+    assert whole.shape == (96, tiny_encoder.feature_count)
+    np.testing.assert_allclose(embed(tiny_encoder, store, [7, 3, 7]), whole[[7, 3, 7]], atol=1e-5)
+    expected = tiny_encoder.embed([film.astype(np.float32) / 255 for film in store.read_films([3])])
     np.testing.assert_allclose(whole[3], expected[0], atol=1e-5)
 
 
@@ -127,11 +105,11 @@ def test_features_are_written_beside_their_uids(store: Store, tmp_path: Path) ->
         write_features("pixels:4", store, path)
 
 
-def test_encoders_are_compared_on_the_labelled_films(store: Store, encoder: Encoder) -> None:
+def test_encoders_are_compared_on_the_labelled_films(store: Store, tiny_encoder: Encoder) -> None:
     seen: list[tuple[str, int, int]] = []
     comparison = evaluate(
         store,
-        {"ours": encoder, "pixels": "pixels:12"},
+        {"ours": tiny_encoder, "pixels": "pixels:12"},
         fractions=(0.5, 1.0),
         draws=2,
         replicates=40,
@@ -183,9 +161,9 @@ def test_a_column_that_marks_nothing_is_refused(small_store: Path, tmp_path: Pat
         evaluate(store, ["pixels:4"], ("stripes", "spots"), first_draw="one_percent")
 
 
-def test_pre_training_on_scored_films_is_said_under_every_table(store: Store, encoder: Encoder) -> None:
+def test_pre_training_on_scored_films_is_said_under_every_table(store: Store, tiny_encoder: Encoder) -> None:
     test_uids = store.films.loc[store.films["split"] == "test", "uid"].tolist()
-    seen = replace(encoder, read_uids=lambda: frozenset(test_uids[:2]))
+    seen = replace(tiny_encoder, read_uids=lambda: frozenset(test_uids[:2]))
     comparison = evaluate(store, {"ours": seen, "pixels": "pixels:4"}, fractions=(1.0,), replicates=10)
     scored = len(comparison.patient_M)
     assert comparison.notes == (f"ours was pre-trained, without labels, on 2 of these {scored} films.",)

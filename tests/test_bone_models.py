@@ -20,15 +20,9 @@ from chess_cxr.film_pairs import read_pairs
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.models.embedding import Encoder
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.weights import load_encoder
 
 TINY = BonesConfig(size=64, crop=64, decoder="tiny", perceptual="none", steps=4, batch=2, checkpoint_every=2)
 PLACES = ["phantom:8@64#2"]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder("random:regnetx_002@64")
 
 
 @pytest.fixture(scope="module")

@@ -36,11 +36,6 @@ from chess_cxr.weights import load_encoder
 TINY = BonesConfig(size=64, crop=64, decoder="tiny", steps=6, batch=2, checkpoint_every=2)
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder("random:regnetx_002@64")
-
-
 @cache
 def draw_pairs() -> tuple[FilmPair, ...]:
     return tuple(read_pairs("phantom:6@64#2"))

@@ -9,9 +9,10 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    ComputedRadiographyImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -25,6 +26,7 @@ from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import Undecodable
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.phantom import write_phantom_films
+from dicom_files import write_dicom
 
 REAL = (
     "966_fixed",
@@ -36,6 +38,11 @@ REAL = (
     "siim_850819",
     "siim_850819_fake_MONOCHROME1",
 )
+RADIOGRAPH = {
+    "SOPClassUID": ComputedRadiographyImageStorage, "SOPInstanceUID": "1.2.3.1", "StudyInstanceUID": "1.2.3.2",
+    "SeriesInstanceUID": "1.2.3.3", "FrameOfReferenceUID": "1.2.3.4", "PatientName": "Doe^Jane", "PatientID": "MRN-1",
+    "Modality": "CR", "Manufacturer": "Maker", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+}  # fmt: skip
 SUPPRESSED, NODULE = "bone-suppressed", "synthetic nodule"
 
 
@@ -50,28 +57,9 @@ def draw_ramp(height: int = 64, width: int = 80, top: int = 4095) -> np.ndarray:
     return ramp[:, ::-1].astype(np.uint16 if top > 255 else np.uint8)
 
 
-def write_dicom(path: Path, stored: np.ndarray, syntax: str = ExplicitVRLittleEndian, **tags: object) -> Path:
-    film = Dataset()
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = syntax
-    film.SOPClassUID = film.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = "1.2.3.1"
-    film.StudyInstanceUID, film.SeriesInstanceUID, film.FrameOfReferenceUID = "1.2.3.2", "1.2.3.3", "1.2.3.4"
-    film.PatientName, film.PatientID, film.Modality, film.Manufacturer = "Doe^Jane", "MRN-1", "CR", "Maker"
-    film.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    film.Rows, film.Columns = stored.shape[:2]
-    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
-    film.BitsAllocated = 8 * stored.dtype.itemsize
-    film.BitsStored = 12 if stored.dtype.itemsize == 2 else 8
-    film.PixelRepresentation = int(stored.dtype.kind == "i")
-    order = ">" if syntax == ExplicitVRBigEndian else "<"
-    film.PixelData = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
-    for name, value in tags.items():
-        setattr(film, name, value)
-    film.HighBit = film.BitsStored - 1
-    film["PixelData"].VR = "OW" if film.BitsAllocated > 8 else "OB"
-    film.save_as(path, enforce_file_format=True)
-    return path
+def write_radiograph(path: Path, stored: np.ndarray, syntax: str = ExplicitVRLittleEndian, **tags: object) -> Path:
+    """Write a computed radiograph that names its series and its maker."""
+    return write_dicom(path, stored, syntax, **(RADIOGRAPH | tags))
 
 
 def read_stored(path: Path) -> np.ndarray:
@@ -173,7 +161,7 @@ def test_values_are_those_that_a_search_through_all_of_them_finds(dark_bone: boo
     ],
 )
 def test_every_kind_of_window_is_turned_around(tmp_path: Path, syntax: str, tags: dict[str, object]) -> None:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp(), syntax, **tags)
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp(), syntax, **tags)
     change = draw_change((64, 80), 0.2)
     derived = write_derived_film(source, change, tmp_path / "out", kind=NODULE)
     wanted = np.clip(decode_film(source).pixels + change, 0, 1)
@@ -185,7 +173,7 @@ def test_lookup_tables_are_turned_around_too(tmp_path: Path) -> None:
     table = Dataset()
     table.add_new(0x00283002, "US", [4096, 0, 16])
     table.add_new(0x00283006, "OW", (65_535 * np.linspace(0, 1, 4096) ** 2).astype("<u2").tobytes())
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp(), VOILUTSequence=Sequence([table]))
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp(), VOILUTSequence=Sequence([table]))
     change = draw_change((64, 80), -0.2)
     derived = write_derived_film(source, change, tmp_path / "out", kind=SUPPRESSED)
     wanted = np.clip(decode_film(source).pixels + change, 0, 1)
@@ -194,7 +182,7 @@ def test_lookup_tables_are_turned_around_too(tmp_path: Path) -> None:
 
 def test_signed_values_keep_their_sign(tmp_path: Path) -> None:
     stored = draw_ramp().astype(np.int16) - 2048
-    source = write_dicom(tmp_path / "a.dcm", stored, WindowCenter=-300, WindowWidth=3000)
+    source = write_radiograph(tmp_path / "a.dcm", stored, WindowCenter=-300, WindowWidth=3000)
     change = draw_change((64, 80), -0.4)
     derived = write_derived_film(source, change, tmp_path / "out", kind=SUPPRESSED)
     np.testing.assert_allclose(
@@ -206,7 +194,7 @@ def test_signed_values_keep_their_sign(tmp_path: Path) -> None:
 
 def test_a_film_without_a_window_keeps_the_percentiles_of_its_source(tmp_path: Path) -> None:
     stored = draw_ramp()
-    source = write_dicom(tmp_path / "a.dcm", stored, RescaleSlope="2", RescaleIntercept="-50", WindowWidth=0)
+    source = write_radiograph(tmp_path / "a.dcm", stored, RescaleSlope="2", RescaleIntercept="-50", WindowWidth=0)
     change = np.full(stored.shape, -0.5, np.float32)  # own percentiles would hide this change
     change[:8] = 0
     derived = write_derived_film(source, change, tmp_path / "out", kind=SUPPRESSED)
@@ -224,7 +212,7 @@ def test_padding_is_no_part_of_the_film_and_stays(tmp_path: Path, syntax: str) -
     stored = draw_ramp() // 2 + 1000
     stored[20:40, 30:50] = 1234
     stored[stored == 1235] = 1236
-    source = write_dicom(
+    source = write_radiograph(
         tmp_path / "a.dcm", stored, syntax, WindowCenter=2000, WindowWidth=2400, PixelPaddingValue=1234
     )
     change = np.full(stored.shape, -0.05, np.float32)
@@ -238,7 +226,7 @@ def test_bits_that_are_no_part_of_the_value_are_left_behind(tmp_path: Path, high
     ramp = draw_ramp()
     overlay = 1 << 15 if high_bit == 11 else 1
     stored = (ramp << (high_bit - 11)) | (overlay * (ramp % 7 == 0)).astype(np.uint16)
-    source = write_dicom(tmp_path / "a.dcm", stored, WindowCenter=2000, WindowWidth=3000)
+    source = write_radiograph(tmp_path / "a.dcm", stored, WindowCenter=2000, WindowWidth=3000)
     film = pydicom.dcmread(source)
     film.HighBit = high_bit
     film.add_new(0x60000010, "US", 64)
@@ -265,7 +253,7 @@ def test_a_source_compressed_with_loss_is_said_to_be(real_films: Path, tmp_path:
     made = pydicom.dcmread(write_derived_film(source, np.zeros((1024, 1024), "f"), tmp_path / "out", kind=SUPPRESSED))
     assert (made.LossyImageCompression, made.LossyImageCompressionMethod) == ("01", "ISO_10918_1")
     assert 5 < made.LossyImageCompressionRatio < 20
-    plain = write_dicom(tmp_path / "b.dcm", draw_ramp())
+    plain = write_radiograph(tmp_path / "b.dcm", draw_ramp())
     made = pydicom.dcmread(write_derived_film(plain, np.zeros((64, 80), "f"), tmp_path / "out", kind=SUPPRESSED))
     assert "LossyImageCompression" not in made
 
@@ -274,7 +262,7 @@ def test_a_source_compressed_with_loss_is_said_to_be(real_films: Path, tmp_path:
 
 
 def derive(tmp_path: Path, kind: str = SUPPRESSED, seed: int | None = 1, **tags: object) -> pydicom.Dataset:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp(), **tags)
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp(), **tags)
     return pydicom.dcmread(write_derived_film(source, draw_change((64, 80)), tmp_path / "out", kind=kind, seed=seed))
 
 
@@ -311,7 +299,7 @@ def test_nothing_of_the_source_is_kept_that_is_untrue_now(tmp_path: Path) -> Non
     inner = Dataset()
     inner.CodeValue = "kept"
     inner.private_block(0x0011, "MAKER", create=True).add_new(1, "LO", "hidden")
-    film = pydicom.dcmread(write_dicom(tmp_path / "b.dcm", draw_ramp()))
+    film = pydicom.dcmread(write_radiograph(tmp_path / "b.dcm", draw_ramp()))
     film.ViewCodeSequence = Sequence([inner])
     film.private_block(0x0019, "MAKER", create=True).add_new(1, "LO", "hidden")
     film.IconImageSequence, film.InstanceCreationDate = Sequence([Dataset()]), "20200101"
@@ -325,7 +313,7 @@ def test_nothing_of_the_source_is_kept_that_is_untrue_now(tmp_path: Path) -> Non
 
 
 def test_one_seed_gives_one_file_and_no_seed_or_another_gives_others(tmp_path: Path) -> None:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp())
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp())
     change = draw_change((64, 80))
 
     def write(seed: int | None, strength: float = 1.0) -> Path:
@@ -373,7 +361,7 @@ def test_another_toolkit_shows_the_same_film(tmp_path: Path) -> None:
 def test_text_is_white_on_black_in_a_corner_only_if_asked_for(tmp_path: Path, photometric: str, bits: int) -> None:
     stored = draw_ramp(400, 500, 2**bits - 1)
     window = {} if bits == 8 else {"WindowCenter": 2048, "WindowWidth": 3000}
-    source = write_dicom(tmp_path / "a.dcm", stored, PhotometricInterpretation=photometric, **window)
+    source = write_radiograph(tmp_path / "a.dcm", stored, PhotometricInterpretation=photometric, **window)
     none = np.zeros(stored.shape, np.float32)
     plain = write_derived_film(source, none, tmp_path / "out", kind=SUPPRESSED)
     np.testing.assert_array_equal(read_stored(plain), stored)
@@ -402,7 +390,7 @@ def test_letters_do_not_run_together(tmp_path: Path, side: int) -> None:
 
 
 def test_text_that_could_not_be_read_is_refused(tmp_path: Path) -> None:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp(64, 80))
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp(64, 80))
     for text in ("BONE-SUPPRESSED, DERIVED", "Knochen gelöscht", "two\nlines", "x" * 65):
         with pytest.raises((UsageError, Undecodable), match="text"):
             write_derived_film(source, np.zeros((64, 80), "f"), tmp_path / "out", kind=SUPPRESSED, text=text)
@@ -488,7 +476,7 @@ def test_what_cannot_be_derived_from_is_refused_in_one_line(
         table.add_new(0x00283006, "OW", (np.abs(np.arange(4096) - 2000) + 1).astype("<u2").tobytes())
         tags = tags | {"VOILUTSequence": Sequence([table])}
     pixels = np.zeros((64, 80, 3), np.uint8) if "SamplesPerPixel" in tags else draw_ramp()
-    source = write_dicom(tmp_path / "a.dcm", pixels, **({"PlanarConfiguration": 0} | tags))
+    source = write_radiograph(tmp_path / "a.dcm", pixels, **({"PlanarConfiguration": 0} | tags))
     check_refusal(source, tmp_path / "out", reason)
 
 
@@ -501,7 +489,9 @@ def check_refusal(source: Path, out: Path, reason: str) -> None:
 
 
 def test_big_endian_volumes_and_what_is_no_film_are_refused_in_one_line(tmp_path: Path) -> None:
-    check_refusal(write_dicom(tmp_path / "a.dcm", draw_ramp(), ExplicitVRBigEndian), tmp_path / "out", "big-endian")
+    check_refusal(
+        write_radiograph(tmp_path / "a.dcm", draw_ramp(), ExplicitVRBigEndian), tmp_path / "out", "big-endian"
+    )
     (tmp_path / "b.mha").write_bytes(b"ObjectType = Image\nNDims = 2\n")
     check_refusal(tmp_path / "b.mha", tmp_path / "out", "MetaImage")
     (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
@@ -534,7 +524,7 @@ def test_hostile_files_give_a_film_or_one_line(real_films: Path, tmp_path: Path)
     [np.zeros((80, 64), np.float32), np.zeros((64, 80), np.int16), np.full((64, 80), np.nan), np.zeros((1, 64, 80))],
 )
 def test_a_change_that_does_not_fit_is_refused(tmp_path: Path, change: np.ndarray) -> None:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp())
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp())
     Image.fromarray(draw_ramp()).save(tmp_path / "a.png")
     for given in (source, tmp_path / "a.png"):
         with pytest.raises(UsageError, match="change"):
@@ -542,7 +532,7 @@ def test_a_change_that_does_not_fit_is_refused(tmp_path: Path, change: np.ndarra
 
 
 def test_no_file_is_ever_overwritten_and_names_stay_inside(tmp_path: Path) -> None:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp())
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp())
     before = source.read_bytes()
     (tmp_path / "a-2.dcm").symlink_to(tmp_path / "nowhere")
     change = draw_change((64, 80))
@@ -551,14 +541,14 @@ def test_no_file_is_ever_overwritten_and_names_stay_inside(tmp_path: Path) -> No
     assert source.read_bytes() == before and not (tmp_path / "nowhere").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     (tmp_path / "sub").mkdir()
-    long = write_dicom(tmp_path / "sub" / f"{'ü' * 120}.dcm", draw_ramp())
+    long = write_radiograph(tmp_path / "sub" / f"{'ü' * 120}.dcm", draw_ramp())
     made = [write_derived_film(long, change, tmp_path / "out", kind=SUPPRESSED) for _ in range(2)]
     assert [path.name for path in made] == [f"{'ü' * 100}.dcm", f"{'ü' * 100}-2.dcm"]
     assert all(path.parent == tmp_path / "out" for path in made)
 
 
 def test_an_out_that_is_a_file_is_named(tmp_path: Path) -> None:
-    source = write_dicom(tmp_path / "a.dcm", draw_ramp())
+    source = write_radiograph(tmp_path / "a.dcm", draw_ramp())
     (tmp_path / "out").write_text("x")
     with pytest.raises(UsageError, match="is not a folder"):
         write_derived_film(source, np.zeros((64, 80), "f"), tmp_path / "out", kind=SUPPRESSED)

@@ -22,6 +22,7 @@ from chess_cxr.film_pairs import (
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.records import UsageError
+from shared_child import share_pool
 
 
 @cache
@@ -255,7 +256,7 @@ def test_a_broken_film_is_told_in_one_line_with_its_folder(
     (tmp_path / side / "film 7.png").unlink()
     shutil.copyfile(real_films / "nasty" / "image" / nasty, tmp_path / side / f"film 7{Path(nasty).suffix}")
     with pytest.raises(UsageError) as caught:
-        read_pairs(str(tmp_path))
+        read_pairs(str(tmp_path), executor=share_pool())
     line = str(caught.value)
     assert line.startswith(f"film 7: {side}/film 7{Path(nasty).suffix}: ") and "\n" not in line and len(line) < 250
 
@@ -277,7 +278,7 @@ def test_no_hostile_file_passes_for_the_target_of_a_film_or_takes_the_program_do
         copy = tmp_path / "target" / f"film 7{path.suffix}"
         shutil.copyfile(path, copy)
         with pytest.raises(UsageError) as caught:
-            read_pairs(str(tmp_path), Limits(film_seconds=10, film_gib=1))
+            read_pairs(str(tmp_path), Limits(film_seconds=10, film_gib=1), share_pool())
         copy.unlink()
         assert str(caught.value).startswith("film 7: ") and "\n" not in str(caught.value), path.name
 

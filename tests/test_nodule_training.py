@@ -23,15 +23,10 @@ from chess_cxr.records import UsageError
 from chess_cxr.tasks.generate_nodules import GenerateNodules
 from chess_cxr.tasks.nodule_region import compute_region
 from chess_cxr.training.loop import build_optimizers
-from chess_cxr.weights import Encoder, load_encoder
+from chess_cxr.weights import Encoder
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=4, batch=2)
 MODES = ("inpaint", "film")
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder("random:regnetx_002@64")
 
 
 @pytest.fixture(scope="module")

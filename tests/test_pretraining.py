@@ -23,13 +23,12 @@ from chess_cxr.training.run import describe, read_run_config
 from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import ViewConfig
 from chess_cxr.weights import load_encoder
-from test_api import build_tiny_config
+from tiny_runs import build_tiny_config
 
 
 @pytest.fixture(scope="module")
-def encoder(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("first")
-    return export(pretrain(small_store, folder / "run", build_tiny_config()), folder / "encoder")
+def encoder(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(pretrained, tmp_path_factory.mktemp("first") / "encoder")
 
 
 def read_weights(encoder: Path) -> dict[str, torch.Tensor]:

@@ -8,40 +8,15 @@ import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from chess_cxr.ingest.decode import Undecodable, decode_film
-
-NAME, NUMBER = "DOE^JANE", "MRN-4711"
+from dicom_files import NAME, NUMBER
 
 
 def make_grey(height: int = 48, width: int = 64, top: int = 255) -> np.ndarray:
     """A film whose grey values differ at every turn and mirroring."""
     y, x = np.mgrid[:height, :width]
     return (top * (0.7 * y / (height - 1) + 0.3 * x / (width - 1))).astype(np.uint16 if top > 255 else np.uint8)
-
-
-def write_dicom(path: Path, stored: np.ndarray, syntax: str = ExplicitVRLittleEndian, **tags: object) -> Path:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    dataset.StudyInstanceUID, dataset.PatientName, dataset.PatientID = "1.2.3", NAME, NUMBER
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated = 8 * stored.dtype.itemsize
-    dataset.BitsStored = 12 if stored.dtype.itemsize == 2 else 8
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    order = ">" if syntax == ExplicitVRBigEndian else "<"
-    dataset.PixelData = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.HighBit = tags.get("HighBit", dataset.BitsStored - 1)
-    dataset["PixelData"].VR = "OW" if dataset.BitsAllocated == 16 else "OB"
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def write_image(path: Path, image: Image.Image, kind: str, **options: object) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import simplejpeg
-from film_files import NUMBER, make_grey, refuse, stretch_slowly, window_slowly, write_dicom, write_image
+from film_files import make_grey, refuse, stretch_slowly, window_slowly, write_image
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -23,6 +23,7 @@ from pydicom.uid import (
 )
 
 from chess_cxr.ingest.decode import DecodedFilm, Undecodable, decode_film
+from dicom_files import NUMBER, write_dicom
 
 UPRIGHT = {  # EXIF 2.32, 4.6.5.1.6
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -8,7 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
-from film_files import NAME, NUMBER, make_grey, write_dicom
+from film_files import make_grey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from chess_cxr.ingest.decode import Undecodable, decode_film
+from dicom_files import NAME, NUMBER, write_dicom
 
 STORED = make_grey(64, 80, top=4000)
 GREY = (STORED >> 4).astype(np.uint8)

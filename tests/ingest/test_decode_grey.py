@@ -7,7 +7,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from film_files import encode_lossless_jpeg, make_grey, refuse, stretch_slowly, window_slowly, write_dicom
+from film_files import encode_lossless_jpeg, make_grey, refuse, stretch_slowly, window_slowly
 from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -16,6 +16,7 @@ from pydicom.tag import Tag
 
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decode_dicom import read_film_header
+from dicom_files import write_dicom
 
 
 def build_lut(entries: list[int], first: int, bits: int, vr: str = "US") -> Dataset:

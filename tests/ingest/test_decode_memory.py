@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from film_files import encode_lossless_jpeg, make_grey, refuse, write_dicom, write_image
+from film_files import encode_lossless_jpeg, make_grey, refuse, write_image
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
+
+from dicom_files import write_dicom
 
 SIDE = 2200
 # Reads a small film of the same kind first, so that the libraries are loaded, and then the large one.

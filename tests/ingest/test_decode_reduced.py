@@ -8,12 +8,12 @@ import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
-from film_files import write_dicom
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
 from chess_cxr.ingest.decode import DecodedFilm, decode_film
+from dicom_files import write_dicom
 
 HEIGHT, WIDTH = 1030, 903
 

@@ -13,13 +13,14 @@ import numpy as np
 import pydicom
 import pytest
 import simplejpeg
-from film_files import encode_lossless_jpeg, make_grey, refuse, stretch_slowly, write_dicom
+from film_files import encode_lossless_jpeg, make_grey, refuse, stretch_slowly
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 
 from chess_cxr.ingest.decode import decode_film
+from dicom_files import write_dicom
 
 
 def encode_rle(stored: np.ndarray) -> bytes:

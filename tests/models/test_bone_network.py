@@ -27,11 +27,6 @@ NETWORKS = ["resnet18", "tf_efficientnet_lite0", "regnetx_002"]
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return load_encoder("random:regnetx_002@64")
-
-
-@pytest.fixture(scope="module")
 def network(encoder: Encoder) -> BoneNetwork:
     return build_bone_network(encoder, "tiny", seed=1).eval()
 

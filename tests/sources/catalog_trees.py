@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
+
+from dicom_files import write_dicom
 
 
 def name_columns(text: str) -> list[str]:
@@ -40,21 +41,11 @@ def write_picture(path: Path, bits: int = 8) -> None:
     Image.fromarray(pixels).save(path, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
 
 
-def write_dicom(path: Path, photometric: str = "MONOCHROME2", patient: str = "", **header: str) -> None:
+def write_film(path: Path, photometric: str = "MONOCHROME2", patient: str = "", **header: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    film = Dataset()
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    film.SOPClassUID = film.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    film.Modality, film.PatientID, film.PhotometricInterpretation = "DX", patient, photometric
-    for name, value in header.items():
-        setattr(film, name, value)
-    film.Rows = film.Columns = 40
-    film.SamplesPerPixel, film.PixelRepresentation = 1, 0
-    film.BitsAllocated, film.BitsStored, film.HighBit = 16, 12, 11
-    film.PixelData = (draw(sum(path.name.encode())) * 4095).astype("<u2").tobytes()
-    film.save_as(path, enforce_file_format=True)
+    told = {"SOPClassUID": ComputedRadiographyImageStorage, "SOPInstanceUID": generate_uid(), "StudyInstanceUID": ""}
+    told |= {"PatientName": "", "PatientID": patient, "Modality": "DX", "PhotometricInterpretation": photometric}
+    write_dicom(path, (draw(sum(path.name.encode())) * 4095).astype(np.uint16), **(told | header))
 
 
 def write_mha(path: Path) -> None:
@@ -295,9 +286,9 @@ def write_vindr(parent: Path) -> Path:
     )
     box = ["image_id", "class_name", "x_min", "y_min", "x_max", "y_max"]
     write_csv(root / "annotations/annotations_test.csv", box, [("bbb1", "COPD", "", "", "", "")])
-    write_dicom(root / "train/aaa1.dicom", "MONOCHROME1", PatientSex="F", PatientAge="054Y")
-    write_dicom(root / "train/aaa2.dicom")
-    write_dicom(root / "test/bbb1.dicom")
+    write_film(root / "train/aaa1.dicom", "MONOCHROME1", PatientSex="F", PatientAge="054Y")
+    write_film(root / "train/aaa2.dicom")
+    write_film(root / "test/bbb1.dicom")
     return root
 
 
@@ -320,8 +311,8 @@ def write_rsna(parent: Path) -> Path:
         + [("00569f44", "Normal")],
     )
     for name in ("0004cfab", "00436515", "00569f44"):
-        write_dicom(root / "stage_2_train_images" / f"{name}.dcm", PatientID=name, ViewPosition="AP", PatientAge="051Y")
-    write_dicom(root / "stage_2_test_images/0000a175.dcm")
+        write_film(root / "stage_2_train_images" / f"{name}.dcm", PatientID=name, ViewPosition="AP", PatientAge="051Y")
+    write_film(root / "stage_2_test_images/0000a175.dcm")
     mapping = [
         {"subset_img_id": "0004cfab", "img_id": "00000001_000.png", "orig_labels": ["Mass"]},
         {"subset_img_id": "00436515", "img_id": "00000001_001.png", "orig_labels": []},
@@ -346,9 +337,9 @@ def write_siim(parent: Path) -> Path:
         ],
     )
     for number in (1, 2, 3, 4):
-        write_dicom(root / f"dicom-images-train/st.{number}/se.{number}" / f"{stem.format(number)}.dcm", patient="p7")
-    write_dicom(root / "dicom-images-test/st.5/se.5" / f"{stem.format(5)}.DCM")
-    write_dicom(root / "sample images" / f"{stem.format(1)}.dcm")  # a copy of a training film
+        write_film(root / f"dicom-images-train/st.{number}/se.{number}" / f"{stem.format(number)}.dcm", patient="p7")
+    write_film(root / "dicom-images-test/st.5/se.5" / f"{stem.format(5)}.DCM")
+    write_film(root / "sample images" / f"{stem.format(1)}.dcm")  # a copy of a training film
     return root
 
 

@@ -15,7 +15,7 @@ from catalog_trees import (
     write_chexpert,
     write_chexpert_plus,
     write_csv,
-    write_dicom,
+    write_film,
     write_jsrt,
     write_mimic,
     write_montgomery,
@@ -113,7 +113,7 @@ def test_chexpert_plus_takes_the_pictures_that_are_there_and_chexberts_labels(tm
 def test_chexpert_plus_takes_dicom_where_only_that_is_there(tmp_path: Path) -> None:
     root = write_chexpert_plus(tmp_path)
     (root / "PNG").rename(root / "elsewhere")
-    write_dicom(root / "train/patient42140/study5/view1_frontal.dcm")
+    write_film(root / "train/patient42140/study5/view1_frontal.dcm")
     films = list(read("chexpert-plus", root).values())
     assert films[0].path == root / "train/patient42140/study5/view1_frontal.dcm"
 
@@ -335,7 +335,7 @@ def test_brax_rows_are_read_with_ages_in_words(tmp_path: Path) -> None:
 def test_brax_takes_dicom_where_the_pictures_are_not_there(tmp_path: Path) -> None:
     root = write_brax(tmp_path)
     (root / "images").rename(root / "elsewhere")
-    write_dicom(root / "Anonymized_DICOMs/id_0/Study_1.0/Series_1.0/image-1.0.dcm")
+    write_film(root / "Anonymized_DICOMs/id_0/Study_1.0/Series_1.0/image-1.0.dcm")
     assert next(iter(read("brax", root).values())).path.suffix == ".dcm"
 
 

@@ -26,11 +26,6 @@ VIEWS = ViewConfig(size=24, crop_area=(0.5, 1.0), flip_p=0.5, noise=(1.0, 8.0), 
 
 
 @pytest.fixture(scope="module")
-def store(small_store: Path) -> Store:
-    return open_store(small_store)
-
-
-@pytest.fixture(scope="module")
 def pool(store: Store) -> FilmPool:
     return build_film_pool([store], ["train", ""])
 
