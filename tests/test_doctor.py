@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from chess_cxr import cli
-from chess_cxr.doctor import child, codecs, device, packages, places
+from chess_cxr.doctor import child, codecs, device, machine, packages, places
 from chess_cxr.doctor.check import Check, Finding, Request, Step, take
 from chess_cxr.doctor.machine import look_at_disk, read_memory_limit
 from chess_cxr.doctor.packages import Requirement, is_too_old, judge, judge_extra, read_requirements
@@ -151,12 +152,14 @@ def test_one_decoder_that_crashes_costs_no_other(tmp_path: Path, monkeypatch: py
     code = "import os, sys\nsys.path.pop(0)\ndel sys.modules['imagecodecs']\nimport imagecodecs\n"
     code += "imagecodecs.jpegls_decode\n"  # loads it, or it would load itself over the next line
     code += "imagecodecs.jpegls_decode = lambda frame: os.abort()\n"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", hide(tmp_path / "stub", "imagecodecs", code))
     checks = list(child.examine(Request(), ("DICOM decoders",)))
     assert [check.name for check in checks] == [syntax.name for syntax in codecs.SYNTAXES]
     broken = get_broken(checks)
     assert list(broken) == ["JPEG-LS", "JPEG-LS near-lossless"]
     assert broken["JPEG-LS"].value == "the process was ended by SIGABRT here"
+    assert [path.name for path in tmp_path.iterdir()] == ["stub"]  # nothing is left of the films that were tried
     assert broken["JPEG-LS"].advice.startswith("pip install --force-reinstall 'imagecodecs>=")
 
 
@@ -171,6 +174,14 @@ def test_a_process_that_cannot_begin_is_an_error_in_one_line(tmp_path: Path, mon
     monkeypatch.setenv("PYTHONPATH", hide(tmp_path / "stub", "json", "raise SystemExit(3)"))
     with pytest.raises(ChessError, match="ended with code 3 before it began"):
         list(child.examine(Request(), ("machine",)))
+
+
+def test_without_a_temporary_folder_what_needs_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/self")
+    temporary = look(machine.list_steps)["temporary disk"]
+    assert (temporary.status, temporary.advice) == ("broken", "set TMPDIR to another folder")
+    assert {finding.status for finding in look(codecs.list_image_steps).values()} == {"broken"}
+    assert len(list(child.examine(Request(), ("machine",)))) == 5
 
 
 # Decoders
