@@ -18,10 +18,12 @@ from chess_cxr.doctor.check import Check, Finding, Request, Step, take
 from chess_cxr.doctor.machine import look_at_disk, read_memory_limit
 from chess_cxr.doctor.packages import Requirement, is_too_old, judge, judge_extra, read_requirements
 from chess_cxr.doctor.render import render
+from chess_cxr.finetuning import finetune
 from chess_cxr.ingest import dicom_decoders
 from chess_cxr.ingest.frame_headers import find_rle_segments, read_frame_header
 from chess_cxr.models.contract import PixelContract
 from chess_cxr.records import ChessError
+from chess_cxr.store import open_store
 from chess_cxr.weights import build_random_encoder, write_encoder
 
 CHECKOUT = Path(__file__).parents[1]
@@ -322,6 +324,24 @@ def test_a_run_with_a_broken_checkpoint_is_found(tmp_path: Path) -> None:
     (run / "checkpoints" / "step_00000010.safetensors").write_bytes(b"half")
     [finding] = look(places.list_steps, run).values()
     assert finding.status == "broken" and "step_00000010.safetensors cannot be read" in finding.value
+
+
+def test_an_interrupted_fine_tuning_is_no_model_yet(tmp_path: Path) -> None:
+    (tmp_path / "model" / "run").mkdir(parents=True)
+    (tmp_path / "model" / "run" / "config.json").write_text("{}")
+    [finding] = look(places.list_steps, tmp_path / "model").values()
+    assert (finding.status, finding.advice) == ("broken", "the same finetune command continues it")
+
+
+def test_a_classifier_tells_its_labels(small_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    finetune(build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,))), open_store(small_store), out)
+    [finding] = look(places.list_network_steps, out).values()
+    assert finding == Finding(
+        "ok",
+        "classifier of stripes, spots; loads on cpu",
+        facts={"task": "classify", "device": "cpu", "labels": ("stripes", "spots")},
+    )
 
 
 # Packages
