@@ -858,7 +858,7 @@ def finetune_bones(
     with StageBars(quiet) as bars, build_ingest_pool(workers) as pool:
         result = finetune(
             encoder, pairs, out, config, val, test, limits, pool, bars.show,
-            lambda report, _: bars.show("train", report.step, steps),
+            lambda report, _: bars.show_step("train", report.step, steps),
         )  # fmt: skip
     print_result(result.as_json() if json else result.as_text(), json)
 
@@ -936,7 +936,14 @@ def finetune_nodules(
     )
     with StageBars(quiet) as bars:
         result = finetune(
-            encoder, films, out, config, val, test, bars.show, lambda report, _: bars.show("train", report.step, steps)
+            encoder,
+            films,
+            out,
+            config,
+            val,
+            test,
+            bars.show,
+            lambda report, _: bars.show_step("train", report.step, steps),
         )
     print_result(result.as_json() if json else result.as_text(), json)
 
