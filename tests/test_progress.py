@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from chess_cxr.progress import ProgressBar, StageBars, say_seconds, build_step_note
+from chess_cxr.progress import ProgressBar, StageBars, build_step_note, say_seconds
 from chess_cxr.training.loop import StepReport
 
 
