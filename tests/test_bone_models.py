@@ -16,6 +16,8 @@ import safetensors.torch
 
 from chess_cxr.bone_models import BonesResult, finetune_bones, load_bone_suppressor, suppress_files
 from chess_cxr.bone_training import BonesConfig, BoneSuppressor
+from chess_cxr.doctor.check import Request, take
+from chess_cxr.doctor.places import list_network_steps
 from chess_cxr.film_pairs import read_pairs
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.models.embedding import Encoder
@@ -283,6 +285,17 @@ def test_weights_that_are_not_finite_are_refused(trained: tuple[Path, BonesResul
     safetensors.torch.save_file(tensors, file)
     with pytest.raises(ChessError, match=f"{name} holds numbers that are not finite"):
         load_bone_suppressor(tmp_path / "model")
+
+
+def test_the_doctor_opens_the_model_and_finds_one_that_is_cut_off(
+    trained: tuple[Path, BonesResult], tmp_path: Path
+) -> None:
+    shutil.copytree(trained[0], tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    whole, cut = map(take, list_network_steps(Request((str(trained[0]), str(tmp_path / "model")))))
+    assert (whole.name, whole.finding.status) == (f"model {trained[0]}", "ok")
+    assert cut.finding.status == "broken" and "does not hold this model" in cut.finding.value
 
 
 def test_weights_that_are_a_pipe_are_not_waited_for(trained: tuple[Path, BonesResult], tmp_path: Path) -> None:

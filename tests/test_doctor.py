@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -12,15 +13,17 @@ import numpy as np
 import pytest
 
 from chess_cxr import cli
-from chess_cxr.doctor import child, codecs, device, packages, places
+from chess_cxr.doctor import child, codecs, device, machine, packages, places
 from chess_cxr.doctor.check import Check, Finding, Request, Step, take
 from chess_cxr.doctor.machine import look_at_disk, read_memory_limit
 from chess_cxr.doctor.packages import Requirement, is_too_old, judge, judge_extra, read_requirements
 from chess_cxr.doctor.render import render
+from chess_cxr.finetuning import finetune
 from chess_cxr.ingest import dicom_decoders
 from chess_cxr.ingest.frame_headers import find_rle_segments, read_frame_header
 from chess_cxr.models.contract import PixelContract
 from chess_cxr.records import ChessError
+from chess_cxr.store import open_store
 from chess_cxr.weights import build_random_encoder, write_encoder
 
 CHECKOUT = Path(__file__).parents[1]
@@ -151,12 +154,14 @@ def test_one_decoder_that_crashes_costs_no_other(tmp_path: Path, monkeypatch: py
     code = "import os, sys\nsys.path.pop(0)\ndel sys.modules['imagecodecs']\nimport imagecodecs\n"
     code += "imagecodecs.jpegls_decode\n"  # loads it, or it would load itself over the next line
     code += "imagecodecs.jpegls_decode = lambda frame: os.abort()\n"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", hide(tmp_path / "stub", "imagecodecs", code))
     checks = list(child.examine(Request(), ("DICOM decoders",)))
     assert [check.name for check in checks] == [syntax.name for syntax in codecs.SYNTAXES]
     broken = get_broken(checks)
     assert list(broken) == ["JPEG-LS", "JPEG-LS near-lossless"]
     assert broken["JPEG-LS"].value == "the process was ended by SIGABRT here"
+    assert [path.name for path in tmp_path.iterdir()] == ["stub"]  # nothing is left of the films that were tried
     assert broken["JPEG-LS"].advice.startswith("pip install --force-reinstall 'imagecodecs>=")
 
 
@@ -171,6 +176,14 @@ def test_a_process_that_cannot_begin_is_an_error_in_one_line(tmp_path: Path, mon
     monkeypatch.setenv("PYTHONPATH", hide(tmp_path / "stub", "json", "raise SystemExit(3)"))
     with pytest.raises(ChessError, match="ended with code 3 before it began"):
         list(child.examine(Request(), ("machine",)))
+
+
+def test_without_a_temporary_folder_what_needs_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/self")
+    temporary = look(machine.list_steps)["temporary disk"]
+    assert (temporary.status, temporary.advice) == ("broken", "set TMPDIR to another folder")
+    assert {finding.status for finding in look(codecs.list_image_steps).values()} == {"broken"}
+    assert len(list(child.examine(Request(), ("machine",)))) == 5
 
 
 # Decoders
@@ -311,6 +324,24 @@ def test_a_run_with_a_broken_checkpoint_is_found(tmp_path: Path) -> None:
     (run / "checkpoints" / "step_00000010.safetensors").write_bytes(b"half")
     [finding] = look(places.list_steps, run).values()
     assert finding.status == "broken" and "step_00000010.safetensors cannot be read" in finding.value
+
+
+def test_an_interrupted_fine_tuning_is_no_model_yet(tmp_path: Path) -> None:
+    (tmp_path / "model" / "run").mkdir(parents=True)
+    (tmp_path / "model" / "run" / "config.json").write_text("{}")
+    [finding] = look(places.list_steps, tmp_path / "model").values()
+    assert (finding.status, finding.advice) == ("broken", "the same finetune command continues it")
+
+
+def test_a_classifier_tells_its_labels(small_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    finetune(build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,))), open_store(small_store), out)
+    [finding] = look(places.list_network_steps, out).values()
+    assert finding == Finding(
+        "ok",
+        "classifier of stripes, spots; loads on cpu",
+        facts={"task": "classify", "device": "cpu", "labels": ("stripes", "spots")},
+    )
 
 
 # Packages

@@ -11,6 +11,8 @@ import pydicom
 import pytest
 from PIL import Image
 
+from chess_cxr.doctor import places
+from chess_cxr.doctor.check import Request, take
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.nodule_films import read_nodule_films
 from chess_cxr.nodule_finetuning import finetune_nodules
@@ -100,6 +102,11 @@ def test_predict_says_where_a_generator_is_used(model: Path, tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------- finetune nodules
+
+
+def test_the_doctor_opens_the_generator(model: Path) -> None:
+    [check] = map(take, places.list_network_steps(Request((str(model),))))
+    assert (check.finding.status, check.finding.value) == ("ok", "nodule generator; loads on cpu")
 
 
 def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path) -> None:

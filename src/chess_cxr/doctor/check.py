@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -64,11 +66,19 @@ class Check:
 class Request:
     """What the user wants examined.
 
-    paths: stores, encoder folders, model folders, run folders.  out: folder whose disk is looked at.
+    paths: stores, encoder folders, model folders, run folders.  out: folder whose disk is looked at.  scratch: folder
+    for what is written and read back, by default the system's; whoever names it removes it.
     """
 
     paths: tuple[str, ...] = ()
     out: Path = Path()
+    scratch: Path | None = None
+
+    @contextmanager
+    def open_folder(self) -> Iterator[Path]:
+        """Make a folder and remove it afterwards."""
+        with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-", dir=self.scratch) as folder:
+            yield Path(folder)
 
 
 def take(step: Step) -> Check:

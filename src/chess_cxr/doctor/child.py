@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence, Set
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from pkgutil import resolve_name
@@ -54,12 +55,16 @@ def examine(request: Request, stages: Sequence[str] = tuple(STAGES)) -> Iterator
     Raises ChessError where no child can be started.
     """
     progress = _Progress(stages)
-    while (fate := (yield from _examine_in_child(request, progress))) is not None:
-        if progress.current is None:
-            raise ChessError(f"the process that examines this machine {fate} before it began")
-        stage, group, name = progress.current
-        yield Check(name or stage, group, Finding("broken", f"the process {fate} here", progress.advice))
-        progress.passed.append(progress.current)
+    with ExitStack() as stack:
+        with suppress(OSError):  # without a temporary folder what needs one says so
+            made = tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-", ignore_cleanup_errors=True)
+            request = replace(request, scratch=Path(stack.enter_context(made)))
+        while (fate := (yield from _examine_in_child(request, progress))) is not None:
+            if progress.current is None:
+                raise ChessError(f"the process that examines this machine {fate} before it began")
+            stage, group, name = progress.current
+            yield Check(name or stage, group, Finding("broken", f"the process {fate} here", progress.advice))
+            progress.passed.append(progress.current)
 
 
 def _examine_in_child(request: Request, progress: _Progress) -> Generator[Check, None, str | None]:
@@ -77,6 +82,7 @@ def _examine_in_child(request: Request, progress: _Progress) -> Generator[Check,
         progress.current = None
         try:
             asked: dict[str, Any] = {"paths": request.paths, "out": str(request.out)}
+            asked |= {"scratch": request.scratch and str(request.scratch)}
             asked |= {"stages": progress.stages, "passed": progress.passed}
             connection.send_bytes(json.dumps(asked).encode("ascii"))
             while connection.poll(SECONDS_A_STEP if progress.current else STARTING_SECONDS):
@@ -147,7 +153,7 @@ def _serve(descriptor: int) -> None:
 
         asked = json.loads(connection.recv_bytes())
         run_stages(
-            Request(tuple(asked["paths"]), Path(asked["out"])),
+            Request(tuple(asked["paths"]), Path(asked["out"]), asked["scratch"] and Path(asked["scratch"])),
             asked["stages"],
             {(stage, group, name) for stage, group, name in asked["passed"]},
             lambda key, advice: tell(begin=key, advice=advice),

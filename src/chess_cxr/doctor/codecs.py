@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -185,13 +184,13 @@ FORMATS = (
 def list_dicom_steps(request: Request) -> Iterator[Step]:
     """List every transfer syntax that is read."""
     for each in SYNTAXES:
-        yield Step(each.name, partial(try_syntax, each), "DICOM decoders", advise_reinstall(each.package))
+        yield Step(each.name, partial(try_syntax, each, request), "DICOM decoders", advise_reinstall(each.package))
 
 
 def list_image_steps(request: Request) -> Iterator[Step]:
     """List every image format that is read."""
     for each in FORMATS:
-        yield Step(each.name, partial(try_format, each), "image decoders", advise_reinstall(each.package))
+        yield Step(each.name, partial(try_format, each, request), "image decoders", advise_reinstall(each.package))
 
 
 def draw_picture(bits: int) -> np.ndarray:
@@ -208,7 +207,7 @@ def draw_picture(bits: int) -> np.ndarray:
     return stored
 
 
-def try_syntax(syntax: Syntax) -> Finding:
+def try_syntax(syntax: Syntax, request: Request) -> Finding:
     """Write the picture in a transfer syntax, read it as the ingest does, and compare."""
     stored, frame = draw_picture(syntax.bits), None
     if syntax.encode is not None:
@@ -218,16 +217,16 @@ def try_syntax(syntax: Syntax) -> Finding:
             frame = syntax.encode(stored)
         except ImportError as error:
             return Finding("optional", f"not tried: no encoder is here ({tell(error)}); the decoder itself loads")
-    with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-") as folder:
-        path = write_dicom(Path(folder) / "picture.dcm", stored, syntax, frame)
+    with request.open_folder() as folder:
+        path = write_dicom(folder / "picture.dcm", stored, syntax, frame)
         return compare(stored, decode(path), syntax.bits, syntax.lossy, syntax.package)
 
 
-def try_format(kind: Format) -> Finding:
+def try_format(kind: Format, request: Request) -> Finding:
     """Write the picture in an image format, read it as the ingest does, and compare."""
     stored = draw_picture(kind.bits)
-    with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-") as folder:
-        path = kind.write(Path(folder) / "picture", stored)
+    with request.open_folder() as folder:
+        path = kind.write(folder / "picture", stored)
         return compare(stored, decode(path), kind.bits, kind.lossy, kind.package)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from chess_cxr.cores import count_usable_cores
@@ -23,7 +23,7 @@ def list_steps(request: Request) -> Iterator[Step]:
     yield Step("device", look_at_device, advice=advice)
     yield Step("threads", look_at_threads, advice=advice)
     yield Step("GEMM peak", measure_peak, advice=advice)
-    yield Step("encoder folder", try_encoder_folder, advice=advise_reinstall("timm"))
+    yield Step("encoder folder", partial(try_encoder_folder, request), advice=advise_reinstall("timm"))
 
 
 def look_at_torch() -> Finding:
@@ -97,7 +97,7 @@ def measure_peak() -> Finding:
     return Finding("ok", f"{value} ({where})", facts={"gflops": peaks, "threads": threads})
 
 
-def try_encoder_folder() -> Finding:
+def try_encoder_folder(request: Request) -> Finding:
     """Write an encoder folder, load it with timm alone and with its checks, on the device."""
     import timm
     import torch
@@ -107,8 +107,8 @@ def try_encoder_folder() -> Finding:
     from chess_cxr.weights import build_random_encoder, load_encoder, write_encoder
 
     made = build_random_encoder(NETWORK, PixelContract(SIDE, (0.5,), (0.25,)))
-    with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-") as folder:
-        out = Path(folder) / "encoder"
+    with request.open_folder() as folder:
+        out = folder / "encoder"
         write_encoder(out, made.module.state_dict(), NETWORK, made.contract, made.licence, made.training)
         load_encoder(out, device=str(choose_device()))
         alone = timm.create_model(f"local-dir:{out}", pretrained=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,12 +32,12 @@ def list_steps(request: Request) -> Iterator[Step]:
         "generated DICOM": (try_generated_films, "imagecodecs"),
     }
     for name, (attempt, package) in tried.items():
-        yield Step(name, partial(_in_folder, attempt), "writers", advise_reinstall(package))
+        yield Step(name, partial(_in_folder, attempt, request), "writers", advise_reinstall(package))
 
 
-def _in_folder(attempt: Callable[[Path], Finding]) -> Finding:
-    with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-") as folder:
-        return attempt(Path(folder))
+def _in_folder(attempt: Callable[[Path], Finding], request: Request) -> Finding:
+    with request.open_folder() as folder:
+        return attempt(folder)
 
 
 def try_film_jpeg(folder: Path) -> Finding:
