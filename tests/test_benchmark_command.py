@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from command_line import run
+
 SUITE = """
 fractions = [0.1, 0.5, 1.0]
 draws = 6
@@ -24,6 +26,7 @@ coarse = "pixels:4"
 store = "small.lance"
 labels = ["stripes", "spots"]
 """
+COMMAND = ("benchmark", "suite.toml", "--out", "out", "--workers", "1")
 CELLS = 2 * 1 + 2 * 13 + 2 * 3  # features, probes, resampled metrics
 
 
@@ -35,7 +38,7 @@ def folder(small_store: Path, tmp_path: Path) -> Path:
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "chess_cxr", "benchmark", "suite.toml", "--out", "out", "--workers", "1", *words]
+    command = [sys.executable, "-m", "chess_cxr", *COMMAND, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
@@ -55,6 +58,7 @@ def wait_for_cells(folder: Path, process: subprocess.Popen[str], count: int) -> 
     return list_cells(folder)
 
 
+@pytest.mark.long
 def test_killed_and_interrupted_it_goes_on_and_computes_no_cell_twice(folder: Path) -> None:
     first = start(folder)
     wait_for_cells(folder, first, 6)
@@ -89,12 +93,11 @@ def test_a_broken_encoder_is_reported_with_exit_code_1_and_the_rest_is_written(f
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{}")
     (folder / "suite.toml").write_text(SUITE.format(more='broken = "broken"'))
-    process = start(folder, "--quiet")
-    out, said = process.communicate()
-    assert process.returncode == 1
-    assert said.startswith("chess-cxr: 1 part of the benchmark failed, out/failures.csv says why")
-    assert len(said.splitlines()) == 1
-    assert "| pixels |" in out and (folder / "out" / "results.parquet").is_file()
+    answer = run(*COMMAND, "--quiet", cwd=folder)
+    assert answer.code == 1
+    assert answer.err.startswith("chess-cxr: 1 part of the benchmark failed, out/failures.csv says why")
+    assert len(answer.err.splitlines()) == 1
+    assert "| pixels |" in answer.out and (folder / "out" / "results.parquet").is_file()
     assert "no pixel contract" in (folder / "out" / "failures.csv").read_text()
 
 
@@ -107,7 +110,6 @@ def test_a_broken_encoder_is_reported_with_exit_code_1_and_the_rest_is_written(f
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(folder: Path, words: tuple[str, ...], said: str) -> None:
-    process = start(folder, *words)
-    out, error = process.communicate()
-    assert process.returncode == 2 and out == "" and said in error and len(error.splitlines()) == 1
+    answer = run(*COMMAND, *words, cwd=folder)
+    assert answer.code == 2 and answer.out == "" and said in answer.err and len(answer.err.splitlines()) == 1
     assert not (folder / "out.cells").exists()

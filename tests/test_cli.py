@@ -1,4 +1,4 @@
-"""The command line as its users meet it: child processes, exit codes, what stands on which stream."""
+"""The command line as its users meet it: exit codes, what stands on which stream, and what only a process shows."""
 
 import csv
 import json
@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -24,32 +23,10 @@ from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.presets import PRESETS
 from chess_cxr.records import UsageError
 from chess_cxr.store import open_store
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
+from command_line import Answer, run, run_process
 
 # The drawn pictures of these tests are no chest films, and the ingest would see it.
 ANY_PICTURE = ("--quality.no-quarantine-not-chest", "--workers", "1")
-
-
-def run(*words: object, cwd: Path | None = None, program: Sequence[str] = ("-m", "chess_cxr"), **env: str) -> Answer:
-    """Run one command line in a process of its own; no escape codes may ever reach a pipe."""
-    environment = {"CHESS_CXR_ID_KEY": "sixteen bytes or more", "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *program, *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment | env,
-        timeout=300,
-    )
-    assert "\x1b" not in done.stdout + done.stderr
-    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def assert_refused(answer: Answer, code: int, *parts: str) -> None:
@@ -103,8 +80,9 @@ def encoder(small_store: Path, config: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_main_page_lists_every_command_with_a_line_and_is_short() -> None:
-    answer = run("--help")
+    answer = run_process("--help")
     assert answer.code == 0 and answer.err == "" and answer.out == render_usage() + "\n"
+    assert answer == run("--help")
     lines = answer.out.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 115
     for name, function in COMMANDS.items():
@@ -154,6 +132,13 @@ def test_the_example_of_every_command_is_understood(name: str) -> None:
 def test_wrong_use_is_told_in_one_line_with_code_2(words: str, part: str, tmp_path: Path) -> None:
     assert_refused(run(*words.split(), cwd=tmp_path), 2, part)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_use_ends_a_process_as_it_does_here(tmp_path: Path) -> None:
+    words = ["weights", "import", "nowhere", "--out", "a"]
+    answer = run_process(*words, cwd=tmp_path)
+    assert_refused(answer, 2, "nowhere is not a file")
+    assert answer == run(*words, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +200,8 @@ def test_a_complaint_in_a_box_becomes_one_line() -> None:
 )
 def test_what_nobody_foresaw_is_one_line_too(fault: str, code: int, line: str) -> None:
     program = f"from chess_cxr import cli\ndef fail() -> None: raise {fault}\ncli.COMMANDS['fail'] = fail\ncli.main()"
-    assert run("fail", program=("-c", program)) == Answer(code, "", f"{line}\n")
-    loud = run("fail", program=("-c", program), CHESS_CXR_TRACEBACK="1")
+    assert run_process("fail", program=("-c", program)) == Answer(code, "", f"{line}\n")
+    loud = run_process("fail", program=("-c", program), CHESS_CXR_TRACEBACK="1")
     assert ("Traceback" in loud.err) == (code == 1)
 
 

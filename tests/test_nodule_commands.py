@@ -3,10 +3,6 @@
 import csv
 import hashlib
 import json
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -15,38 +11,16 @@ import pydicom
 import pytest
 from PIL import Image
 
-from chess_cxr.cli import run as run_line
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.nodule_films import read_nodule_films
 from chess_cxr.nodule_finetuning import finetune_nodules
 from chess_cxr.nodule_training import NodulesConfig
 from chess_cxr.sources.phantom import write_phantom_films
+from command_line import Answer, run
 
 ENCODER = "random:regnetx_002@64"
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=1, batch=2)
 SPACING = ("--spacing-mm", "2.7")
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process: the library of tensors takes seconds to load in a new one."""
-
-    def call(*words: object) -> Answer:
-        capsys.readouterr()
-        code = run_line([*map(str, words)])
-        return Answer(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +94,7 @@ def assert_refused(answer: Answer, *parts: str) -> None:
     assert line.startswith("chess-cxr: ") and all(part in line for part in parts), line
 
 
-def test_predict_says_where_a_generator_is_used(model: Path, run: Run, tmp_path: Path) -> None:
+def test_predict_says_where_a_generator_is_used(model: Path, tmp_path: Path) -> None:
     assert_refused(run("predict", model, tmp_path / "film.png"), f"use it with: chess-cxr generate {model}")
     assert_refused(run("predict", model, tmp_path / "film.png", "--out", tmp_path / "out"), "is a nodule generator")
 
@@ -131,11 +105,9 @@ def test_predict_says_where_a_generator_is_used(model: Path, run: Run, tmp_path:
 def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path) -> None:
     words = ("finetune", "nodules", ENCODER, "phantom:12@128", "--out", tmp_path / "model", "--width", "4")
     rest = ("--steps", "1", "--batch", "2", "--film-size", "128", "--quiet")
-    done = subprocess.run(
-        [sys.executable, "-m", "chess_cxr", *map(str, words), *rest], capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "contrast_made" in done.stdout and "phantom (SYNTHETIC)" in done.stdout
+    done = run(*words, *rest)
+    assert (done.code, done.err) == (0, "")
+    assert "contrast_made" in done.out and "phantom (SYNTHETIC)" in done.out
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {"model.safetensors", "config.json", "result.json", "test_films.png", "metrics.jsonl"}
 
@@ -150,12 +122,12 @@ def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path
         ((), "name a folder of films with marked nodules"),
     ],
 )
-def test_training_that_cannot_be_is_refused(words: tuple[str, ...], part: str, run: Run, tmp_path: Path) -> None:
+def test_training_that_cannot_be_is_refused(words: tuple[str, ...], part: str, tmp_path: Path) -> None:
     assert_refused(run("finetune", "nodules", ENCODER, *words, "--out", tmp_path / "model", "--quiet"), part)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_with_a_model_is_not_overwritten(model: Path, run: Run) -> None:
+def test_a_folder_with_a_model_is_not_overwritten(model: Path) -> None:
     before = read_all(model)
     assert_refused(run("finetune", "nodules", ENCODER, "phantom:12@128", "--out", model), "exists already")
     assert read_all(model) == before
@@ -165,7 +137,7 @@ def test_a_folder_with_a_model_is_not_overwritten(model: Path, run: Run) -> None
 
 
 def test_random_nodules_come_with_mask_box_and_provenance_and_come_again(
-    model: Path, data: Path, run: Run, tmp_path: Path
+    model: Path, data: Path, tmp_path: Path
 ) -> None:
     words = ("generate", model, "--films", data / "films", "--random", "3", "--size-mm", "20-30", *SPACING, "--quiet")
     answer = run(*words, "--seed", "5", "--out", tmp_path / "a")
@@ -185,7 +157,7 @@ def test_random_nodules_come_with_mask_box_and_provenance_and_come_again(
 
 
 def test_masks_of_a_file_or_a_folder_are_painted_where_they_are(
-    model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     lungs = ("--lungs", data / "lungs", "--quiet")
     one = run(
@@ -208,7 +180,7 @@ def test_masks_of_a_file_or_a_folder_are_painted_where_they_are(
     assert (tmp_path / "many" / film.name).read_bytes() == (tmp_path / "one" / film.name).read_bytes()
 
 
-def test_dicom_becomes_synthetic_dicom_and_tells_its_own_spacing(model: Path, run: Run, tmp_path: Path) -> None:
+def test_dicom_becomes_synthetic_dicom_and_tells_its_own_spacing(model: Path, tmp_path: Path) -> None:
     write_phantom_films(tmp_path / "in", 1, 1, seed=3, size=128)
     [source] = (tmp_path / "in").rglob("*.dcm")
     words = ("generate", model, "--films", source, "--random", "1", "--size-mm", "25-30", "--quiet")
@@ -225,7 +197,7 @@ def test_dicom_becomes_synthetic_dicom_and_tells_its_own_spacing(model: Path, ru
     assert found[mask > 0].any() and not found[~near].any()
 
 
-def test_film_mode_writes_whole_films_with_their_mask(data: Path, run: Run, tmp_path: Path) -> None:
+def test_film_mode_writes_whole_films_with_their_mask(data: Path, tmp_path: Path) -> None:
     config = NodulesConfig(mode="film", size=64, width=4, latent=8, steps=1, batch=2)
     finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "model", config)
     words = ("--random", "2", "--size-mm", "20-30", *SPACING, "--lungs", data / "lungs", "--quiet")
@@ -238,7 +210,7 @@ def test_film_mode_writes_whole_films_with_their_mask(data: Path, run: Run, tmp_
 
 
 def test_masks_of_films_that_share_a_name_are_not_overwritten(
-    model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     write_phantom_films(tmp_path / "in", 1, 1, seed=3, size=128)
     [dicom] = (tmp_path / "in").rglob("*.dcm")
@@ -252,9 +224,7 @@ def test_masks_of_films_that_share_a_name_are_not_overwritten(
 
 
 @pytest.mark.real_films
-def test_a_real_film_is_painted_into_its_lung_which_is_found(
-    model: Path, real_films: Path, run: Run, tmp_path: Path
-) -> None:
+def test_a_real_film_is_painted_into_its_lung_which_is_found(model: Path, real_films: Path, tmp_path: Path) -> None:
     source = real_films / "jsrt" / "images" / "JPCNN002.png"
     words = ("--random", "1", "--size-mm", "20-30", "--spacing-mm", "0.7", "--quiet")
     answer = run("generate", model, "--films", source, *words, "--out", tmp_path / "out")
@@ -282,7 +252,7 @@ def test_a_real_film_is_painted_into_its_lung_which_is_found(
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(
-    words: tuple[str, ...], part: str, model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    words: tuple[str, ...], part: str, model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     places = {"MASK": data / "masks" / film.name, "EMPTY": tmp_path / "empty"}
@@ -292,7 +262,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(
 
 
 def test_one_mask_for_many_films_no_model_and_an_out_that_is_used_are_refused(
-    model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     mask, out = data / "masks" / film.name, tmp_path / "out"
     assert_refused(run("generate", model, "--films", data / "films", "--mask", mask, "--out", out), "one mask is given")
@@ -321,7 +291,7 @@ def draw_disc(row: int, column: int, radius: int, side: int = 128) -> np.ndarray
     ids=["empty", "size", "grey", "outside", "giant"],
 )
 def test_a_mask_that_nothing_can_be_made_for_has_its_reason_in_its_row(
-    mask: np.ndarray, part: str, model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    mask: np.ndarray, part: str, model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     place = write_png(tmp_path / "mask.png", mask)
     words = ("--mask", place, "--lungs", data / "lungs", "--quiet")
@@ -347,14 +317,14 @@ def assert_failed(answer: Answer, failed: int, count: int, part: str) -> None:
     ],
 )
 def test_a_random_nodule_that_cannot_be_has_its_reason_in_its_row(
-    words: tuple[str, ...], part: str, model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    words: tuple[str, ...], part: str, model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     given = ("--random", "1", "--lungs", data / "lungs", *words, "--quiet")
     assert_failed(run("generate", model, "--films", film, *given, "--out", tmp_path / "out"), 1, 1, part)
 
 
 def test_a_broken_film_among_good_ones_costs_the_good_ones_nothing(
-    model: Path, data: Path, film: Path, run: Run, tmp_path: Path
+    model: Path, data: Path, film: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(film.read_bytes()[:200])

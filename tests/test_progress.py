@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from chess_cxr.progress import ProgressBar, StageBars, _say_seconds, build_step_note
+from chess_cxr.progress import ProgressBar, StageBars, say_seconds, build_step_note
 from chess_cxr.training.loop import StepReport
 
 
@@ -72,7 +72,7 @@ def test_a_terminal_gets_a_live_bar() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (7325, "2:02:05")])
 def test_durations_are_read_like_a_clock(seconds: float, text: str) -> None:
-    assert _say_seconds(seconds) == text
+    assert say_seconds(seconds) == text
 
 
 def test_a_step_that_was_skipped_has_no_loss_to_show(capsys: pytest.CaptureFixture[str]) -> None:

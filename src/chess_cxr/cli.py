@@ -10,6 +10,7 @@ import contextlib
 import csv
 import functools
 import io
+import itertools
 import json as json_text
 import os
 import re
@@ -37,6 +38,7 @@ Sources = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC…")
 Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
 RunPaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN…")]
 StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
+Examined = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…")]
 EncoderName = Annotated[Positional[str], tyro.conf.arg(metavar="ENCODER")]
 
 
@@ -856,7 +858,7 @@ def finetune_bones(
     with StageBars(quiet) as bars, build_ingest_pool(workers) as pool:
         result = finetune(
             encoder, pairs, out, config, val, test, limits, pool, bars.show,
-            lambda report, _: bars.show("train", report.step, steps),
+            lambda report, _: bars.show_step("train", report.step, steps),
         )  # fmt: skip
     print_result(result.as_json() if json else result.as_text(), json)
 
@@ -934,7 +936,14 @@ def finetune_nodules(
     )
     with StageBars(quiet) as bars:
         result = finetune(
-            encoder, films, out, config, val, test, bars.show, lambda report, _: bars.show("train", report.step, steps)
+            encoder,
+            films,
+            out,
+            config,
+            val,
+            test,
+            bars.show,
+            lambda report, _: bars.show_step("train", report.step, steps),
         )
     print_result(result.as_json() if json else result.as_text(), json)
 
@@ -1129,8 +1138,38 @@ def print_films(columns: Sequence[str], records: Iterator[dict[str, Any]], as_js
     return failed
 
 
+def doctor(paths: Examined = (), out: Path = Path(), json: bool = False) -> None:
+    """Say what works on this machine, what does not, and what to do about it.
+
+    Looks at Python, packages, cores, memory, disk, decoders, writers, torch and its device.  A line each: a tick, a
+    dash for what is optional, a cross for what the core needs and lacks.  Stores, encoders, models and runs that are
+    named as PATH are opened and checked.  The exit code is 1 if there is a cross.
+
+    Example: chess-cxr doctor films.lance encoders/first
+
+    Args:
+        paths: stores, encoder folders, model folders and run folders.
+        out: a folder on the disk that results will go to.
+        json: print everything as JSON.
+    """
+    from chess_cxr.doctor.check import Request
+    from chess_cxr.doctor.child import examine
+    from chess_cxr.doctor.render import render
+
+    found, kept = itertools.tee(examine(Request(paths, out)))
+    for line in () if json else render(found, sys.stdout.encoding or "utf-8"):
+        print(line, flush=True)
+    checks = list(kept)
+    broken = sum(check.finding.status == "broken" for check in checks)
+    if json:
+        print_result({"ok": not broken, "checks": [check.as_json() for check in checks]}, json)
+    if broken:
+        raise ChessError(f"{broken} of {len(checks)} checks found something broken")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "doctor": doctor,
     "ingest": ingest,
     "audit": audit,
     "deidentify": deidentify,

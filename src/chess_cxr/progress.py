@@ -73,16 +73,19 @@ class ProgressBar:
         spent = max(self._printed - self._started, 1e-9)
         rate = (self._done - self._first) / spent
         counted = f"{self._done}/{self._total} {self._unit}".rstrip()
-        left = f", {_say_seconds((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
-        line = f"{self._title}: {counted}, {rate:.1f}/s, {_say_seconds(spent)}{left}"
+        left = f", {say_seconds((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
+        line = f"{self._title}: {counted}, {rate:.1f}/s, {say_seconds(spent)}{left}"
         print(f"{line}  {self._note}".rstrip(), file=sys.stderr, flush=True)
 
 
 class StageBars:
-    """One progress bar after another, for work that names its stages itself; used as a context manager."""
+    """One progress bar after another, for work that names its stages itself; used as a context manager.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
+    prefix: stands before the name of each stage.
+    """
+
+    def __init__(self, quiet: bool = False, prefix: str = "") -> None:
+        self._quiet, self._prefix = quiet, prefix
         self._title = ""
         self._done = 0
         self._bar: ProgressBar | None = None
@@ -96,12 +99,24 @@ class StageBars:
 
     def show(self, title: str, done: int, total: int) -> None:
         """Show that `done` of `total` pieces of the stage `title` are finished; a new title ends the stage before."""
+        self._open(title, total).advance(done - self._done)
+        self._done = done
+
+    def show_step(self, title: str, step: int, total: int) -> None:
+        """Show that step `step` of `total` is made; steps before the first one shown were made by an earlier call."""
+        is_new = self._bar is None or title != self._title
+        bar = self._open(title, total)
+        if is_new:
+            bar.start_from(step - 1)
+            self._done = step - 1
+        self.show(title, step, total)
+
+    def _open(self, title: str, total: int) -> ProgressBar:
         if self._bar is None or title != self._title:
             self.__exit__(None, None, None)
             self._title, self._done = title, 0
-            self._bar = ProgressBar(title, total, "", self._quiet).__enter__()
-        self._bar.advance(done - self._done)
-        self._done = done
+            self._bar = ProgressBar(self._prefix + title, total, "", self._quiet).__enter__()
+        return self._bar
 
 
 def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], None]:
@@ -134,7 +149,8 @@ def build_count(bar: ProgressBar) -> Callable[[int, int], None]:
     return on_count
 
 
-def _say_seconds(seconds: float) -> str:
+def say_seconds(seconds: float) -> str:
+    """Say seconds as m:ss or h:mm:ss."""
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d}"

@@ -1,5 +1,6 @@
 """The same ingest on a real Dask cluster: a scheduler and two workers, each a process of its own."""
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import open_store
+from command_line import Answer, run, run_process
 
 KEY = b"a key of more than sixteen bytes"
 OPTIONS = IngestOptions(id_key=KEY, longest_side=64)
@@ -35,16 +37,27 @@ class Cluster:
         return "".join(log.read_text() for log in self.folder.glob("*.log"))
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    folder = tmp_path / "cluster"
-    folder.mkdir()
+@contextlib.contextmanager
+def run_cluster(folder: Path) -> Iterator[Cluster]:
     scheduler, address = start_scheduler(folder)
     running = Cluster(address, folder, [start_worker(folder, address, number) for number in range(2)])
     yield running
     for process in (*running.workers, scheduler):
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with run_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def dying_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of one test's own, which may kill its workers."""
+    with run_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
 
 
 def start_scheduler(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -87,7 +100,9 @@ def write_films(folder: Path, count: int) -> list[SourceFilm]:
     return films
 
 
-def test_a_worker_killed_in_the_middle_costs_no_film_and_doubles_none(tmp_path: Path, cluster: Cluster) -> None:
+@pytest.mark.long
+def test_a_worker_killed_in_the_middle_costs_no_film_and_doubles_none(tmp_path: Path, dying_cluster: Cluster) -> None:
+    cluster = dying_cluster
     films = write_films(tmp_path / "raw", 120)
     done: list[int] = []
 
@@ -108,7 +123,9 @@ def test_a_worker_killed_in_the_middle_costs_no_film_and_doubles_none(tmp_path: 
     assert "SECRET" not in cluster.read_logs()
 
 
-def test_when_all_workers_are_lost_the_ingest_goes_on_later(tmp_path: Path, cluster: Cluster) -> None:
+@pytest.mark.long
+def test_when_all_workers_are_lost_the_ingest_goes_on_later(tmp_path: Path, dying_cluster: Cluster) -> None:
+    cluster = dying_cluster
     films = write_films(tmp_path / "raw", 60)
     done: list[int] = []
 
@@ -129,12 +146,11 @@ def test_when_all_workers_are_lost_the_ingest_goes_on_later(tmp_path: Path, clus
 
 def test_the_command_takes_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
     write_films(tmp_path / "raw", 12)
-    command = [sys.executable, "-m", "chess_cxr", "ingest", str(tmp_path / "raw"), "--out", str(tmp_path / "s.lance")]
-    done = subprocess.run([*command, "--cluster", cluster.address], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "11 films of 11 patients stored" in done.stdout
+    done = run("ingest", tmp_path / "raw", "--out", tmp_path / "s.lance", "--cluster", cluster.address)
+    assert done.code == 1
+    assert "11 films of 11 patients stored" in done.out
     assert len(open_store(tmp_path / "s.lance")) == 11
-    assert "SECRET" not in done.stdout + done.stderr + cluster.read_logs()
+    assert "SECRET" not in done.out + done.err + cluster.read_logs()
 
 
 @pytest.mark.parametrize(
@@ -155,20 +171,10 @@ def test_where_no_scheduler_answers_one_line_says_so_after_ten_seconds(tmp_path:
         if listens:  # and says nothing
             other.listen()
         address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
-        command = [
-            sys.executable,
-            "-m",
-            "chess_cxr",
-            "ingest",
-            str(tmp_path / "raw"),
-            "--out",
-            str(tmp_path / "s.lance"),
-        ]
         started = time.monotonic()
-        done = subprocess.run([*command, "--cluster", address], capture_output=True, text=True, timeout=120)
+        done = run_process("ingest", tmp_path / "raw", "--out", tmp_path / "s.lance", "--cluster", address)
     assert time.monotonic() - started < 25
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"chess-cxr: no Dask scheduler answers at {address}\n"
+    assert done == Answer(1, "", f"chess-cxr: no Dask scheduler answers at {address}\n")
 
 
 def test_an_address_without_a_scheme_is_tcp(cluster: Cluster) -> None:

@@ -13,12 +13,14 @@ import pydicom
 import pytest
 from dicom_films import DIGITS, WORD, build_film, find_canaries, write_film
 
+from chess_cxr.ingest import dicom_copies
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.deidentify import hash_id, hash_uid
-from chess_cxr.ingest.dicom_copies import DeidentifyOptions, check_apart, deidentify_files
+from chess_cxr.ingest.dicom_copies import DeidentifyOptions, check_apart
 from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
 from chess_cxr.locations import list_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
+from shared_child import deidentify_files
 
 KEY = b"a key of more than sixteen bytes"
 OPTIONS = DeidentifyOptions(KEY)
@@ -67,7 +69,7 @@ def test_each_film_has_its_copy_where_its_hashes_say_and_a_row_in_the_report(tmp
 def test_copies_are_the_same_in_an_executor_and_without(tmp_path: Path, build: Callable[[], Executor]) -> None:
     films = write_films(tmp_path / "raw", 20)
     (tmp_path / "raw" / "05.dcm").write_bytes(b"text")
-    deidentify_files(films, tmp_path / "one", OPTIONS)
+    dicom_copies.deidentify_files(films, tmp_path / "one", OPTIONS)
     with build() as pool:
         deidentify_files(iter(films), tmp_path / "other", replace(OPTIONS, in_flight=8), pool)
     assert read_tree(tmp_path / "one") == read_tree(tmp_path / "other")
@@ -114,7 +116,8 @@ def test_names_of_files_and_folders_reach_neither_copies_nor_report_nor_output(
     films.append(SourceFilm(raw / f"{WORD}.dcm", f"{WORD}.dcm"))
     (raw / f"{WORD}.txt").write_text(WORD)
     films.append(SourceFilm(raw / f"{WORD}.txt", f"{WORD}.txt", patient=WORD))
-    summary = deidentify_files(films, tmp_path / "out", OPTIONS)
+    # its child is started here, so that all it prints would be seen
+    summary = dicom_copies.deidentify_files(films, tmp_path / "out", OPTIONS)
     assert (summary.copied, sum(summary.refused.values())) == (2, 2)
     said = capfd.readouterr()
     assert find_canaries((summary.as_text() + said.out + said.err).encode()) == []

@@ -1,9 +1,6 @@
 """Films and store on a real S3 server."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from chess_cxr.ingest.workers import build_ingest_pool
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.store import begin_store, is_store, open_store
+from command_line import run
 from object_store import ObjectStore, run_object_store
 
 KEY = b"a key of more than sixteen bytes"
@@ -89,23 +87,18 @@ def test_what_is_taken_back_leaves_no_object(store: ObjectStore) -> None:
     assert not is_store("s3://archive/out/c.lance")
 
 
-def run_command(environment: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "chess_cxr", "ingest", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
-
-
 def test_the_command_takes_urls(store: ObjectStore) -> None:
-    done = run_command(store.environment, "s3://archive/films", "--out", "s3://archive/out/d.lance", "--workers", "1")
-    assert (done.returncode, done.stdout.splitlines()[0][:29]) == (0, "5 films of 5 patients stored ")
+    done = run("ingest", "s3://archive/films", "--out", "s3://archive/out/d.lance", "--workers", "1")
+    assert (done.code, done.out.splitlines()[0][:29]) == (0, "5 films of 5 patients stored ")
     assert len(open_store("s3://archive/out/d.lance")) == 5
 
 
 @pytest.mark.parametrize("out", ["s3://nowhere/a.lance", "s3:///a.lance"])
 def test_a_bucket_that_is_not_there_is_one_line(store: ObjectStore, out: str) -> None:
-    done = run_command(store.environment, "s3://archive/films", "--out", out)
-    assert done.returncode in (1, 2)
-    assert done.stderr.splitlines()[-1].startswith("chess-cxr: ")
-    assert "unexpected" not in done.stderr
+    done = run("ingest", "s3://archive/films", "--out", out)
+    assert done.code in (1, 2)
+    assert done.err.splitlines()[-1].startswith("chess-cxr: ")
+    assert "unexpected" not in done.err
 
 
 def test_a_store_that_stops_answering_ends_the_work_and_quarantines_nothing(

@@ -16,14 +16,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from chess_cxr.ingest import pipeline
 from chess_cxr.ingest.child import Limits
 from chess_cxr.ingest.deidentify import hash_id
-from chess_cxr.ingest.pipeline import BYTES_A_ROW, IngestOptions, ingest_films
+from chess_cxr.ingest.pipeline import BYTES_A_ROW, IngestOptions
 from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import StoreWriter, open_store
+from shared_child import ingest_films
 
 KEY = b"a key of more than sixteen bytes"
 OPTIONS = IngestOptions(id_key=KEY, dataset="made", longest_side=64)
@@ -71,7 +73,7 @@ def test_films_end_in_the_store_in_their_order_with_their_labels(tmp_path: Path)
 
 def test_the_executor_changes_nothing_in_the_store(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 10)
-    ingest_films(films, tmp_path / "here.lance", OPTIONS)
+    pipeline.ingest_films(films, tmp_path / "here.lance", OPTIONS)
     with build_ingest_pool(2) as pool:
         ingest_films(films, tmp_path / "there.lance", OPTIONS, pool)
     here, there = (open_store(tmp_path / name) for name in ("here.lance", "there.lance"))
@@ -375,6 +377,7 @@ with build_ingest_pool(1) as pool:
 """
 
 
+@pytest.mark.long
 def test_an_ingest_killed_at_random_moments_ends_with_the_same_store(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 120)
     for number in (5, 50, 51, 119):
@@ -619,6 +622,7 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [60, 260])
 def test_a_disk_that_is_too_small_is_one_clear_line_with_the_space_it_takes(small_disk: Path, count: int) -> None:
     random = np.random.default_rng(0)

@@ -296,8 +296,15 @@ def link_films(film: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["ingest", "deidentify"])
-@pytest.mark.parametrize("seconds", [0.1, 2.5])
+@pytest.mark.parametrize(
+    ("seconds", "command"),
+    [
+        (0.1, "deidentify"),
+        (2.5, "ingest"),
+        pytest.param(0.1, "ingest", marks=pytest.mark.long),
+        pytest.param(2.5, "deidentify", marks=pytest.mark.long),
+    ],
+)
 def test_ctrl_c_ends_a_command_at_once_though_its_films_hang(tmp_path: Path, command: str, seconds: float) -> None:
     (tmp_path / "film").write_bytes(write_film(build_film()))
     folder = link_films(tmp_path / "film", tmp_path / "films", 3000)
@@ -321,7 +328,7 @@ def test_ctrl_c_ends_a_command_at_once_though_its_films_hang(tmp_path: Path, com
     assert not alive
 
 
-@pytest.mark.parametrize("command", ["ingest", "deidentify"])
+@pytest.mark.parametrize("command", ["ingest", pytest.param("deidentify", marks=pytest.mark.long)])
 def test_no_child_outlives_a_command_that_is_killed(tmp_path: Path, command: str) -> None:
     (tmp_path / "film").write_bytes(write_film(build_film()))
     folder = link_films(tmp_path / "film", tmp_path / "films", 3000)

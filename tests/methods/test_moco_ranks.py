@@ -1,12 +1,12 @@
 """MoCo on two real processes that talk over gloo."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from children import run_ranks
 
 from chess_cxr.methods.moco import MoCo, MoCoConfig
 
@@ -58,16 +58,16 @@ leave_ranks()
 """
 
 
+def run_program(code: str, folder: str) -> None:
+    sys.argv = ["program.py", folder]
+    exec(compile(code, "program.py", "exec"), {"__name__": "__main__"})
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What two ranks saved after three steps."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "program.py").write_text(PROGRAM)
-    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(folder / "program.py"), str(folder)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(run_program, 2, PROGRAM, str(folder))
     return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

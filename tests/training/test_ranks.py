@@ -136,6 +136,14 @@ def two_ranks(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return outs
 
 
+@pytest.fixture(scope="module")
+def alone(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the same run by one process with the whole batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert train_in_child(small_store, folder, WITHOUT_BATCH_NORM) == (0, "")
+    return folder
+
+
 def test_ranks_share_weights_gradients_and_numbers() -> None:
     first, second = run_ranks(agree, 2, 2)
     torch.manual_seed(0)
@@ -168,12 +176,9 @@ def check_nearly_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Non
             torch.testing.assert_close(tensor, theirs[name], atol=2e-3, rtol=1e-2, msg=name)
 
 
-def test_two_ranks_end_where_one_with_the_whole_batch_ends(
-    small_store: Path, two_ranks: tuple[Path, Path], tmp_path: Path
-) -> None:
-    assert train_in_child(small_store, tmp_path, WITHOUT_BATCH_NORM) == (0, "")
-    check_nearly_same(load_file(two_ranks[0] / FINAL), load_file(tmp_path / FINAL))
-    losses = [[line["loss/encoder"] for line in read_metrics(run)] for run in (tmp_path, two_ranks[0])]
+def test_two_ranks_end_where_one_with_the_whole_batch_ends(two_ranks: tuple[Path, Path], alone: Path) -> None:
+    check_nearly_same(load_file(two_ranks[0] / FINAL), load_file(alone / FINAL))
+    losses = [[line["loss/encoder"] for line in read_metrics(run)] for run in (alone, two_ranks[0])]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-5)
 
@@ -202,6 +207,7 @@ def test_a_batch_that_two_ranks_cannot_share_is_one_line_and_leaves_nothing(smal
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_two_ranks_with_batch_norm_that_are_killed_again_and_again_end_with_the_same_weights(
     small_store: Path, tmp_path: Path
 ) -> None:
@@ -233,7 +239,7 @@ def test_films_their_views_and_random_numbers_go_on_to_the_bit_when_the_ranks_ch
 
 
 def test_weights_queue_and_moments_go_on_to_float_tolerance_when_the_ranks_change(
-    small_store: Path, two_ranks: tuple[Path, Path], tmp_path: Path
+    small_store: Path, alone: Path, tmp_path: Path
 ) -> None:
     for world, stop in ((1, 7), (2, 18), (1, 0)):
         signals = {0: {"signal_at": (stop - 1, signal.SIGTERM)}} if stop else {}
@@ -241,9 +247,8 @@ def test_weights_queue_and_moments_go_on_to_float_tolerance_when_the_ranks_chang
         assert [code for code, _ in ends] == [143 if stop else 0] * world
         newest = find_checkpoint(tmp_path / "run" / "checkpoints")
         assert newest is not None and int(newest.stem[5:]) == (stop or 30)
-    assert train_in_child(small_store, tmp_path / "alone", WITHOUT_BATCH_NORM) == (0, "")
-    check_nearly_same(load_file(tmp_path / "run" / FINAL), load_file(tmp_path / "alone" / FINAL))
-    losses = [[line["loss/encoder"] for line in read_metrics(tmp_path / name)] for name in ("run", "alone")]
+    check_nearly_same(load_file(tmp_path / "run" / FINAL), load_file(alone / FINAL))
+    losses = [[line["loss/encoder"] for line in read_metrics(run)] for run in (tmp_path / "run", alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    rates = [[line["learning_rate"] for line in read_metrics(tmp_path / name)] for name in ("run", "alone")]
+    rates = [[line["learning_rate"] for line in read_metrics(run)] for run in (tmp_path / "run", alone)]
     assert rates[0] == rates[1]

@@ -16,6 +16,7 @@ import torch
 from children import TINY, find_rank, train_in_ranks
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
 FINAL = "checkpoints/step_00000030.safetensors"
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,16 @@ NOT_REPEATABLE = ("time", "images_per_second", "data_wait_share", "gflop_per_sec
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of runs that nothing disturbed."""
-    runs = {name: tmp_path_factory.mktemp("uninterrupted") / name for name in CONFIGS}
-    for name, run in runs.items():
-        assert train_in_child(small_store, run, CONFIGS[name]) == (0, "")
-    return runs
+def uninterrupted(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Run folders of runs that nothing disturbed, each made when it is first asked for."""
+
+    class Runs(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            self[name] = run = tmp_path_factory.mktemp("uninterrupted") / name
+            assert train_in_child(small_store, run, CONFIGS[name]) == (0, "")
+            return run
+
+    return Runs()
 
 
 def check_same_end(run: Path, expected: Path) -> None:
@@ -58,12 +63,20 @@ def read_folder_bytes(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "steps"),
+    [
+        # before the first checkpoint, and between two
+        ("adamw", (3, 15)),
+        # before the first checkpoint; while a checkpoint is due; just after one; between two
+        pytest.param("adamw", (3, 9, 10, 15, 25), marks=pytest.mark.long),
+        pytest.param("sgd", (3, 9, 10, 15, 25), marks=pytest.mark.long),
+    ],
+)
 def test_a_run_killed_again_and_again_ends_with_the_same_weights_and_metrics(
-    optimizer: str, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    optimizer: str, steps: tuple[int, ...], small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    # before the first checkpoint; while a checkpoint is due; just after one; between two
-    for step in (3, 9, 10, 15, 25):
+    for step in steps:
         code, _ = train_in_child(small_store, tmp_path, CONFIGS[optimizer], signal_at=(step, signal.SIGKILL))
         assert code == -signal.SIGKILL
         assert read_metrics(tmp_path)[-1]["step"] == step
@@ -71,9 +84,10 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights_and_metrics(
     check_same_end(tmp_path, uninterrupted[optimizer])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", range(4))
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_and_metrics(
-    first: int, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    first: int, small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     """Five moments each: at a step, at any time from outside, before, inside and after the writing of a checkpoint."""
     rng, run, killed = random.Random(first), tmp_path / "run", 0
@@ -115,7 +129,7 @@ def train_until_killed(kind: str, store: Path, run: Path, rng: random.Random, si
     return code
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.long), "float16"])
 def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
     precision: Precision, small_store: Path, tmp_path: Path
 ) -> None:
@@ -128,8 +142,9 @@ def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
     assert ("loop.scaling.encoder.scale" in state) == (precision == "float16")
 
 
+@pytest.mark.long
 def test_a_run_killed_from_outside_ends_the_same(
-    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     for lines in (1, 12):
         process, _ = start_training(small_store, tmp_path, TINY)
@@ -141,9 +156,9 @@ def test_a_run_killed_from_outside_ends_the_same(
     check_same_end(tmp_path, uninterrupted["adamw"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
 def test_a_stopped_run_keeps_the_step_it_finished_and_goes_on_from_there(
-    number: signal.Signals, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    number: signal.Signals, small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     said = train_in_child(small_store, tmp_path, TINY, signal_at=(13, number))
     assert said == (128 + number, "stopped at step 14 of 30; the same command continues it")
@@ -153,9 +168,11 @@ def test_a_stopped_run_keeps_the_step_it_finished_and_goes_on_from_there(
     check_same_end(tmp_path, uninterrupted["adamw"])
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long)]
+)
 def test_a_pre_empted_command_says_one_line_and_by_its_code_that_the_same_command_continues(
-    number: signal.Signals, exit_code: int, small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    number: signal.Signals, exit_code: int, small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     described, run = tmp_path / "tiny.json", tmp_path / "run"
     described.write_text(json.dumps(asdict(TINY)))
@@ -184,7 +201,7 @@ def wait_for_first_line(path: Path, command: "subprocess.Popen[str]") -> None:
         time.sleep(0.001)
 
 
-def test_a_finished_run_is_left_as_it_is(small_store: Path, uninterrupted: dict[str, Path]) -> None:
+def test_a_finished_run_is_left_as_it_is(small_store: Path, uninterrupted: Mapping[str, Path]) -> None:
     run = uninterrupted["adamw"]
     before, steps = read_folder_bytes(run), []
     assert pretrain(small_store, run, TINY, lambda report, probe: steps.append(report.step)) == run
@@ -203,7 +220,7 @@ def test_a_finished_run_is_left_as_it_is(small_store: Path, uninterrupted: dict[
     ],
 )
 def test_another_configuration_is_refused_by_name_and_nothing_is_touched(
-    changed: PretrainConfig, difference: str, small_store: Path, uninterrupted: dict[str, Path]
+    changed: PretrainConfig, difference: str, small_store: Path, uninterrupted: Mapping[str, Path]
 ) -> None:
     before = read_folder_bytes(uninterrupted["adamw"])
     with pytest.raises(UsageError, match=difference) as caught:
@@ -222,7 +239,7 @@ def test_another_configuration_is_refused_before_the_first_checkpoint_too(small_
 
 
 def test_a_store_of_the_same_name_and_size_with_other_films_to_train_on_is_refused(
-    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     """Otherwise a film that was held out before would be trained on."""
     old = open_store(small_store)
@@ -246,7 +263,7 @@ def test_a_store_of_the_same_name_and_size_with_other_films_to_train_on_is_refus
 
 
 def test_a_cut_checkpoint_is_named_and_the_older_one_still_leads_to_the_same_end(
-    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     train_in_child(small_store, tmp_path, TINY, signal_at=(20, signal.SIGKILL))
     newest = find_checkpoint(tmp_path / "checkpoints")
@@ -262,8 +279,9 @@ def test_a_cut_checkpoint_is_named_and_the_older_one_still_leads_to_the_same_end
     assert left == ["step_00000027.safetensors", "step_00000030.safetensors"]
 
 
+@pytest.mark.long
 def test_a_full_disk_says_one_line_keeps_the_old_checkpoint_and_later_ends_the_same(
-    small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
 ) -> None:
     train_in_child(small_store, tmp_path, TINY, signal_at=(11, signal.SIGKILL))
     checkpoints = read_folder_bytes(tmp_path / "checkpoints")
@@ -274,7 +292,9 @@ def test_a_full_disk_says_one_line_keeps_the_old_checkpoint_and_later_ends_the_s
     check_same_end(tmp_path, uninterrupted["adamw"])
 
 
-def test_no_room_for_metrics_is_one_line_too(small_store: Path, uninterrupted: dict[str, Path], tmp_path: Path) -> None:
+def test_no_room_for_metrics_is_one_line_too(
+    small_store: Path, uninterrupted: Mapping[str, Path], tmp_path: Path
+) -> None:
     room = (uninterrupted["adamw"] / "training_uids.txt").stat().st_size + 200
     code, line = train_in_child(small_store, tmp_path, TINY, largest_file=room)
     assert code == 1 and line.startswith("no space left for ") and "the same command continues it" in line
@@ -293,7 +313,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(small_store: Path
     assert kept is None or all(bool(tensor.isfinite().all()) for tensor in load_file(kept).values())
 
 
-def test_a_run_folder_tells_what_it_was_made_of(small_store: Path, uninterrupted: dict[str, Path]) -> None:
+def test_a_run_folder_tells_what_it_was_made_of(small_store: Path, uninterrupted: Mapping[str, Path]) -> None:
     run = uninterrupted["adamw"]
     described: dict[str, Any] = json.loads((run / "config.json").read_text())
     assert described.pop("data")["films"] == 60
@@ -315,7 +335,7 @@ def test_tensorboard_reads_what_metrics_say_each_step_once(small_store: Path, tm
     assert [event.step for event in events.Scalars("probe/effective_rank")] == [7, 14, 21, 28, 30]
 
 
-def test_metrics_show_loss_collapse_signals_and_probe(uninterrupted: dict[str, Path]) -> None:
+def test_metrics_show_loss_collapse_signals_and_probe(uninterrupted: Mapping[str, Path]) -> None:
     lines = read_repeatable(uninterrupted["adamw"])
     always = {"loss/encoder", "gradient_norm/encoder", "embedding_std", "positive_similarity", "learning_rate"}
     assert all(always <= line.keys() for line in lines)

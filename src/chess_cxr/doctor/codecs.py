@@ -1,0 +1,281 @@
+"""Decoders: a picture in every transfer syntax and image format that is read, written, read back and compared."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders import RLELosslessEncoder
+
+from chess_cxr.doctor.check import Finding, Request, Step, tell
+from chess_cxr.doctor.packages import advise_reinstall
+from chess_cxr.ingest.decode import Undecodable, decode_film
+from chess_cxr.records import ChessError
+
+HEIGHT, WIDTH = 48, 64
+LOSSY_LEVELS = 8  # of 255: further from what was written no lossy codec comes at the qualities used here
+_CORNER = 5
+
+_Encode = Callable[[np.ndarray], bytes]
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """A transfer syntax and how to write it.
+
+    encode: one frame of the bits given, None for native pixels.  codec: of imagecodecs, which decodes it, empty where
+    another package does.  package: to be reinstalled where it fails.
+    """
+
+    name: str
+    uid: uid.UID
+    bits: int
+    encode: _Encode | None
+    package: str
+    codec: str = ""
+    lossy: bool = False
+
+
+def encode_rle(stored: np.ndarray) -> bytes:
+    """RLE Lossless (PS3.5 annex G), by pydicom's own encoder, which needs no other package."""
+    frame: bytes = RLELosslessEncoder.encode(
+        stored,
+        encoding_plugin="pydicom",
+        rows=stored.shape[0],
+        columns=stored.shape[1],
+        samples_per_pixel=1,
+        number_of_frames=1,
+        bits_allocated=16,
+        bits_stored=16,
+        pixel_representation=0,
+        photometric_interpretation="MONOCHROME2",
+    )
+    return frame
+
+
+def encode_lossless_jpeg(stored: np.ndarray, predictor: int) -> bytes:
+    """JPEG Lossless (PS3.5 A.4.2) with one of the seven predictors."""
+    return bytes(imagecodecs.jpeg8_encode(stored, lossless=True, predictor=predictor, bitspersample=16))
+
+
+def encode_jpeg_2000(stored: np.ndarray, lossy: bool = False) -> bytes:
+    """JPEG 2000 (PS3.5 A.4.4), a bare codestream."""
+    level = 60 if lossy else 0  # decibels; 0: nothing is cut
+    return bytes(imagecodecs.jpeg2k_encode(stored, level, codecformat="j2k", reversible=not lossy))
+
+
+SYNTAXES = (
+    Syntax("implicit little endian", uid.ImplicitVRLittleEndian, 16, None, "pydicom"),
+    Syntax("explicit little endian", uid.ExplicitVRLittleEndian, 16, None, "pydicom"),
+    Syntax("explicit big endian", uid.ExplicitVRBigEndian, 16, None, "pydicom"),
+    Syntax("deflated", uid.DeflatedExplicitVRLittleEndian, 16, None, "pydicom"),
+    Syntax("RLE", uid.RLELossless, 16, encode_rle, "imagecodecs", "DICOMRLE"),
+    Syntax(
+        "JPEG baseline",
+        uid.JPEGBaseline8Bit,
+        8,
+        lambda stored: bytes(simplejpeg.encode_jpeg(stored[..., None], 95, "GRAY")),
+        "simplejpeg",
+        lossy=True,
+    ),
+    Syntax(
+        "JPEG extended",
+        uid.JPEGExtended12Bit,
+        12,
+        lambda stored: bytes(imagecodecs.jpeg8_encode(stored, 95, bitspersample=12)),
+        "imagecodecs",
+        "JPEG8",
+        lossy=True,
+    ),
+    Syntax(
+        "JPEG lossless", uid.JPEGLossless, 16, lambda stored: encode_lossless_jpeg(stored, 6), "imagecodecs", "JPEG8"
+    ),
+    Syntax(
+        "JPEG lossless SV1",
+        uid.JPEGLosslessSV1,
+        16,
+        lambda stored: encode_lossless_jpeg(stored, 1),
+        "imagecodecs",
+        "JPEG8",
+    ),
+    Syntax(
+        "JPEG-LS",
+        uid.JPEGLSLossless,
+        16,
+        lambda stored: bytes(imagecodecs.jpegls_encode(stored)),
+        "imagecodecs",
+        "JPEGLS",
+    ),
+    Syntax(
+        "JPEG-LS near-lossless",
+        uid.JPEGLSNearLossless,
+        16,
+        lambda stored: bytes(imagecodecs.jpegls_encode(stored, level=100)),
+        "imagecodecs",
+        "JPEGLS",
+        lossy=True,
+    ),
+    Syntax("JPEG 2000 lossless", uid.JPEG2000Lossless, 16, encode_jpeg_2000, "imagecodecs", "JPEG2K"),
+    Syntax(
+        "JPEG 2000",
+        uid.JPEG2000,
+        16,
+        lambda stored: encode_jpeg_2000(stored, lossy=True),
+        "imagecodecs",
+        "JPEG2K",
+        lossy=True,
+    ),
+    Syntax(
+        "HTJ2K lossless",
+        uid.HTJ2KLossless,
+        16,
+        lambda stored: bytes(imagecodecs.htj2k_encode(stored, reversible=True)),
+        "imagecodecs",
+        "JPEG2K",
+    ),
+    Syntax(
+        "HTJ2K",
+        uid.HTJ2K,
+        16,
+        lambda stored: bytes(imagecodecs.htj2k_encode(stored, level=0.0001, reversible=False)),
+        "imagecodecs",
+        "JPEG2K",
+        lossy=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """An image format, as Pillow names it, with the bits to try it with."""
+
+    name: str
+    kind: str
+    bits: int
+    package: str
+    lossy: bool = False
+
+    def write(self, path: Path, stored: np.ndarray) -> Path:
+        """Write a picture, without loss where the format can."""
+        options = {"quality": 95} if self.lossy else {"lossless": True} if self.kind == "WEBP" else {}
+        Image.fromarray(stored).save(path, self.kind, **options)
+        return path
+
+
+FORMATS = (
+    Format("PNG", "PNG", 8, "imagecodecs"),
+    Format("PNG of 16 bits", "PNG", 16, "imagecodecs"),
+    Format("JPEG", "JPEG", 8, "simplejpeg", lossy=True),
+    Format("TIFF", "TIFF", 8, "pillow"),
+    Format("TIFF of 16 bits", "TIFF", 16, "pillow"),
+    Format("WebP", "WEBP", 8, "pillow"),
+)
+
+
+def list_dicom_steps(request: Request) -> Iterator[Step]:
+    """List every transfer syntax that is read."""
+    for each in SYNTAXES:
+        yield Step(each.name, partial(try_syntax, each), "DICOM decoders", advise_reinstall(each.package))
+
+
+def list_image_steps(request: Request) -> Iterator[Step]:
+    """List every image format that is read."""
+    for each in FORMATS:
+        yield Step(each.name, partial(try_format, each), "image decoders", advise_reinstall(each.package))
+
+
+def draw_picture(bits: int) -> np.ndarray:
+    """Draw a ramp with noise of so many bits, uint8 or uint16 [H, W]; no turn or mirror leaves it alike.
+
+    One corner is 0 and another the largest value.  Each is 0.8 % of the picture, so that the percentiles that deep
+    image files are stretched between leave every value where it is.
+    """
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    ramp = 0.05 + 0.6 * y / (HEIGHT - 1) + 0.25 * x / (WIDTH - 1)
+    noise = np.random.default_rng(0).uniform(0, 0.02, ramp.shape)
+    stored: np.ndarray = np.rint((ramp + noise) * ((1 << bits) - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    stored[:_CORNER, :_CORNER], stored[-_CORNER:, -_CORNER:] = 0, (1 << bits) - 1
+    return stored
+
+
+def try_syntax(syntax: Syntax) -> Finding:
+    """Write the picture in a transfer syntax, read it as the ingest does, and compare."""
+    stored, frame = draw_picture(syntax.bits), None
+    if syntax.encode is not None:
+        if syntax.codec and not getattr(imagecodecs, syntax.codec).available:
+            return Finding("broken", f"imagecodecs comes without {syntax.codec}", advise_reinstall("imagecodecs"))
+        try:
+            frame = syntax.encode(stored)
+        except ImportError as error:
+            return Finding("optional", f"not tried: no encoder is here ({tell(error)}); the decoder itself loads")
+    with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-") as folder:
+        path = write_dicom(Path(folder) / "picture.dcm", stored, syntax, frame)
+        return compare(stored, decode(path), syntax.bits, syntax.lossy, syntax.package)
+
+
+def try_format(kind: Format) -> Finding:
+    """Write the picture in an image format, read it as the ingest does, and compare."""
+    stored = draw_picture(kind.bits)
+    with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-") as folder:
+        path = kind.write(Path(folder) / "picture", stored)
+        return compare(stored, decode(path), kind.bits, kind.lossy, kind.package)
+
+
+def write_dicom(path: Path, stored: np.ndarray, syntax: Syntax, frame: bytes | None) -> Path:
+    """Write the picture as DICOM whose window shows each stored value as its share of the largest one.
+
+    PS3.3 C.11.2.1.2.1, LINEAR: (value - (center - 0.5)) / (width - 1) + 0.5.
+    """
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax.uid
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid(entropy_srcs=[syntax.name])
+    dataset.StudyInstanceUID = uid.generate_uid(entropy_srcs=["study"])
+    dataset.SeriesInstanceUID = uid.generate_uid(entropy_srcs=["series"])
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored = 8 * stored.itemsize, syntax.bits
+    dataset.HighBit, dataset.PixelRepresentation = syntax.bits - 1, 0
+    dataset.WindowCenter, dataset.WindowWidth = 1 << (syntax.bits - 1), 1 << syntax.bits
+    ordered = stored.astype(stored.dtype.newbyteorder(">" if syntax.uid == uid.ExplicitVRBigEndian else "<"))
+    content = ordered.tobytes() if frame is None else encapsulate([frame])
+    dataset.add_new(0x7FE00010, "OB" if syntax.bits == 8 or frame is not None else "OW", content)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def decode(path: Path) -> np.ndarray:
+    """Decode a film as the ingest does, float32 [H, W]; errors come with the words of the library that raised them.
+
+    Such words may quote a film's header, so that messages of the ingest leave them out; this film is the doctor's own.
+    """
+    try:
+        return decode_film(path).pixels
+    except Undecodable as error:
+        cause = error.__context__
+        raise ChessError(f"{error} [{tell(cause)}]" if cause else str(error)) from None
+
+
+def compare(stored: np.ndarray, film_HW: np.ndarray, bits: int, lossy: bool, package: str) -> Finding:
+    """Say whether a decoded film, float [H, W] in [0, 1], holds what was stored."""
+    if film_HW.shape != stored.shape:
+        return Finding("broken", f"comes back as {film_HW.shape}, not {stored.shape}", advise_reinstall(package))
+    top = (1 << bits) - 1
+    levels = float(np.abs(film_HW.astype(np.float64) - stored / top).max() * 255)
+    facts = {"lossy": lossy, "largest_difference_of_255": round(levels, 4)}
+    if lossy and levels <= LOSSY_LEVELS:
+        return Finding("ok", f"within {levels:.1f} of 255 grey levels", facts=facts)
+    if not lossy and np.array_equal(np.rint(film_HW.astype(np.float64) * top).astype(stored.dtype), stored):
+        return Finding("ok", "to the bit", facts=facts)
+    return Finding("broken", f"comes back other than written, by {levels:.2g} of 255", advise_reinstall(package), facts)
