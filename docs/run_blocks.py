@@ -11,7 +11,7 @@ A fenced block says by its language what becomes of it:
 
 HTML comments right above a fence, which no rendered page shows, say what a block needs:
 
-    <!-- with: films labels.csv -->               lay these generated things (docs/block_material.py) into the page's folder
+    <!-- with: films labels.csv -->               lay these generated things into the page's folder: block_material.py
     <!-- before: mkdir new -->                    run this first, with bash
     <!-- run with: --steps 300 -> --steps 3 -->   run it with small values; both are printed
     <!-- file: suite.toml -->                     write the block to this file, for the blocks that follow
@@ -132,8 +132,8 @@ def _find_fence_end(lines: Sequence[str], start: int, fence: str) -> int:
 
 
 def _check_block(block: Block, closed: bool) -> Iterator[str]:
-    if not closed:
-        yield f"{block.place}: the fence is never closed"
+    if not closed or re.search(r"^ *(`{3,}|~{3,})\w", block.text, re.MULTILINE):
+        yield f"{block.place}: the fence is not closed before the next one, or the end"
     if not block.language:
         yield f"{block.place}: a block without a language; say what it is, such as sh, console, python or text"
     elif block.language not in SHELL + PYTHON + CONSOLE + NOT_RUN:
@@ -256,7 +256,10 @@ class Bench:
     def call(self, words: Sequence[str], folder: Path, apart: bool = False) -> Outcome:
         """Run a program; its output is stdout and stderr together, or, apart, stdout with stderr in the fault."""
         started, cpu_started = time.monotonic(), compute_cpu_seconds()
-        with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as out,
+            tempfile.TemporaryFile("w+", errors="replace") as err,
+        ):
             child = subprocess.Popen(
                 words,
                 cwd=folder,
