@@ -29,7 +29,7 @@ docs: $(VENV)/.installed-dev
 
 # The commands and the Python of README.md and docs, with the core dependencies alone.
 docs-blocks: $(VENV)/.installed
-	$(BIN)/python docs/run_blocks.py
+	$(BIN)/python docs/run_blocks.py --jobs 2
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chess-cxr needs Python 3.11 or newer: make PYTHON=python3.11 …")'

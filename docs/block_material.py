@@ -122,10 +122,11 @@ def write_masks(folder: Path) -> None:
     """Write a round mask in the widest place of the lungs of each healthy film."""
     import cv2
     import numpy as np
+    from PIL import Image
 
     folder.mkdir()
     for lung in sorted(Path("lungs").iterdir()):
-        depth = cv2.distanceTransform(cv2.imread(str(lung), cv2.IMREAD_GRAYSCALE), cv2.DIST_L2, 5)
+        depth = cv2.distanceTransform(np.asarray(Image.open(lung)), cv2.DIST_L2, 5)
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         y, x = np.mgrid[: depth.shape[0], : depth.shape[1]]
         write_png(folder / lung.name, ((y - row) ** 2 + (x - column) ** 2 <= 16) * 255)
@@ -143,6 +144,8 @@ def write_bse_jsrt(folder: Path) -> None:
 
 def write_jsrt(folder: Path) -> None:
     """Write films with a nodule and without, with masks of nodules and lungs."""
+    import numpy as np
+
     from chess_cxr.nodule_films import read_nodule_films
 
     rows: list[tuple[Any, ...]] = [("file", "case", "nodule", "state", "low_contrast")]
@@ -150,7 +153,7 @@ def write_jsrt(folder: Path) -> None:
         has = bool(film.mask_HW.any())
         rows.append((f"images/{film.name}.png", film.name, int(has), "malignant" if has else "", 0))
         write_png(folder / "images" / f"{film.name}.png", film.film_HW * 255)
-        write_png(folder / "masks" / f"{film.name}.png", film.lung_HW * 1)
+        write_png(folder / "masks" / f"{film.name}.png", np.asarray(film.lung_HW, int))
         if has:
             write_png(folder / "nodule_masks" / f"{film.name}.png", film.mask_HW * 255)
     with (folder / "cases.csv").open("w", newline="") as file:

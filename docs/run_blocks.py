@@ -39,8 +39,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,6 +192,7 @@ class Bench:
     """The folders that blocks are run in: material made once, one folder a page, a home."""
 
     root: Path
+    material_lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         for name in ("material", "pages", "home", "scripts"):
@@ -222,6 +225,10 @@ class Bench:
 
     def make(self, name: str) -> Outcome | None:
         """Make a piece of material unless it is there; return how it went where that was not well."""
+        with self.material_lock:
+            return self._make(name)
+
+    def _make(self, name: str) -> Outcome | None:
         folder = self.root / "material"
         if (folder / name).exists():
             return None
@@ -255,7 +262,7 @@ class Bench:
 
     def call(self, words: Sequence[str], folder: Path, apart: bool = False) -> Outcome:
         """Run a program; its output is stdout and stderr together, or, apart, stdout with stderr in the fault."""
-        started, cpu_started = time.monotonic(), compute_cpu_seconds()
+        started = time.monotonic()
         with (
             tempfile.TemporaryFile("w+", errors="replace") as out,
             tempfile.TemporaryFile("w+", errors="replace") as err,
@@ -269,21 +276,16 @@ class Bench:
                 stderr=err if apart else out,
                 start_new_session=True,
             )
-            try:
-                code = child.wait(LIMIT_SECONDS)
-                fault = f"exit code {code}" if code else ""
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            code, cpu_seconds = wait(child, LIMIT_SECONDS)
+            fault = f"exit code {code}" if code else ""
+            if time.monotonic() - started >= LIMIT_SECONDS:
                 fault = f"longer than {LIMIT_SECONDS} s"
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # what the block left behind in the background
             out.seek(0), err.seek(0)
             output, errors = out.read(), err.read()
         if apart and errors.strip():
             output_of_errors = "\n".join(errors.rstrip().splitlines()[-SHOWN_LINES:])
             fault = f"{fault}\n{output_of_errors}" if fault else ""
-        return Outcome(fault, output, time.monotonic() - started, compute_cpu_seconds() - cpu_started)
+        return Outcome(fault, output, time.monotonic() - started, cpu_seconds)
 
     def build_environment(self) -> dict[str, str]:
         """Return the environment: this Python's commands first, an own home, one thread a process, no downloads."""
@@ -299,10 +301,21 @@ class Bench:
         }
 
 
-def compute_cpu_seconds() -> float:
-    """Return the CPU seconds of all processes that were started and have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def wait(child: subprocess.Popen[bytes], limit_seconds: float) -> tuple[int, float]:
+    """Wait for a process, or kill it; return its exit code and the CPU seconds of it and of those it waited for.
+
+    What it leaves behind in the background is killed too.
+    """
+    until = time.monotonic() + limit_seconds
+    while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.killpg(child.pid, signal.SIGKILL)
+        time.sleep(0.05)
+    _, status, used = ended
+    child.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    return child.returncode, used.ru_utime + used.ru_stime
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -359,27 +372,35 @@ def find_reason(block: Block, with_extras: bool) -> str:
     return "; ".join([*block.get("not run"), *extras])
 
 
-def run_pages(pages: Sequence[Page], bench: Bench, with_extras: bool) -> int:
+def run_pages(pages: Sequence[Page], bench: Bench, with_extras: bool, jobs: int) -> int:
     """Run the blocks of pages, print a line each and a summary; return the number of failed ones."""
-    run, failed, skipped = 0, [], []
-    for block in (block for page in pages for block in page.blocks if block.runs):
-        if reason := find_reason(block, with_extras):
-            skipped.append((block, reason))
-            continue
-        run += 1
-        done = bench.run_block(block)
-        print(f"{block.place:<34} {done.cost}  {'FAILED' if done.fault else 'ok'}", flush=True)
-        for value in block.get("run with"):
-            print(f"    run with: {value}")
-        if done.fault:
-            failed.append(block)
-            tail = "\n".join([*done.output.rstrip().splitlines()[-SHOWN_LINES:], done.fault])
-            print("\n".join(f"    | {line}" for line in tail.splitlines()), flush=True)
+    blocks = [block for page in pages for block in page.blocks if block.runs]
+    skipped = [(block, reason) for block in blocks if (reason := find_reason(block, with_extras))]
+
+    def run_page(page: Page) -> list[tuple[Block, Outcome]]:
+        chosen = [block for block in page.blocks if block.runs and not find_reason(block, with_extras)]
+        return [(block, run_and_tell(block, bench)) for block in chosen]
+
+    with ThreadPoolExecutor(jobs) as pool:
+        run = [each for page in pool.map(run_page, pages) for each in page]
+    failed = [block for block, done in run if done.fault]
     print_skipped(skipped)
-    print(f"{run} blocks run, {len(failed)} failed, {len(skipped)} not run")
+    print(f"{len(run)} blocks run, {len(failed)} failed, {len(skipped)} not run")
     for block in failed:
         print(f"failed: {block.place}")
     return len(failed)
+
+
+def run_and_tell(block: Block, bench: Bench) -> Outcome:
+    """Run a block and print how it went, in one piece."""
+    done = bench.run_block(block)
+    lines = [f"{block.place:<34} {done.cost}  {'FAILED' if done.fault else 'ok'}"]
+    lines += [f"    run with: {value}" for value in block.get("run with")]
+    if done.fault:
+        tail = "\n".join([*done.output.rstrip().splitlines()[-SHOWN_LINES:], done.fault])
+        lines += [f"    | {line}" for line in tail.splitlines()]
+    print("\n".join(lines), flush=True)
+    return done
 
 
 def print_skipped(skipped: Sequence[tuple[Block, str]]) -> None:
@@ -405,6 +426,7 @@ def main() -> int:
     parser.add_argument("--with-extras", action="store_true", help="run the blocks that need an extra, too")
     parser.add_argument("--only-extras", action="store_true", help="only pages with a block that needs an extra")
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it; material there is used again")
+    parser.add_argument("--jobs", type=int, default=1, help="pages at once")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help="folder of README.md")
     options = parser.parse_args()
     with_extras = options.with_extras or options.only_extras
@@ -423,8 +445,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="blocks-") as temporary:
         if options.keep:
             shutil.rmtree(options.keep / "pages", ignore_errors=True)
-        failed = run_pages(pages, Bench((options.keep or Path(temporary)).resolve()), with_extras)
-    print(f"{time.monotonic() - started:.0f} s, {compute_cpu_seconds():.0f} s of CPU")
+        failed = run_pages(pages, Bench((options.keep or Path(temporary)).resolve()), with_extras, options.jobs)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{time.monotonic() - started:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU")
     return 1 if failed else 0
 
 
