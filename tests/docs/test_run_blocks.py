@@ -127,5 +127,5 @@ def test_a_page_has_a_folder_and_a_home_of_its_own(tmp_path: Path) -> None:
 
 
 def test_nothing_that_a_block_starts_outlives_it(tmp_path: Path) -> None:
-    page = fence("sh", "(sleep 4; touch ~/late) &", "true") + fence("sh", "sleep 6; test ! -e ~/late")
+    page = fence("sh", "(sleep 1; touch ~/late) &", "true") + fence("sh", "sleep 2; test ! -e ~/late")
     assert run(tmp_path, page).returncode == 0
