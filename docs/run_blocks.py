@@ -52,7 +52,7 @@ SHELL, PYTHON, CONSOLE = ("sh", "bash", "shell"), ("python",), ("console",)
 NOT_RUN = ("text", "json", "toml", "csv", "yaml", "bibtex")
 MARKERS = ("with", "before", "run with", "file", "in", "needs extra", "not run")
 RECORDS = "docs/proof/*/**/*.md"  # tables and model cards as commands wrote them
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 1200
 SHOWN_LINES = 25
 BOUNDARY = "end of command 7f3a"  # between the outputs of a console's commands
 
