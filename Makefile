@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint types docs clean
+.PHONY: demo test test-long lint types docs docs-blocks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chess-cxr demo --out demo
@@ -26,6 +26,10 @@ types: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/mkdocs build --strict --site-dir site
+
+# The commands and the Python of README.md and docs, with the core dependencies alone.
+docs-blocks: $(VENV)/.installed
+	$(BIN)/python docs/run_blocks.py --jobs 2
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chess-cxr needs Python 3.11 or newer: make PYTHON=python3.11 …")'

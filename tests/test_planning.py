@@ -121,6 +121,11 @@ def test_more_gpus_are_faster_and_send_more() -> None:
     assert many.gradient_bytes + many.gathered_bytes > eight.gradient_bytes + eight.gathered_bytes > 0
 
 
+def test_ranks_with_as_few_films_as_there_are_norm_groups_can_be_planned() -> None:
+    planned = plan(chess_paper(), 4_800_000, "4x8xA100")
+    assert planned.batch // planned.ranks == chess_paper().method.norm_groups == 8
+
+
 def test_a_slow_network_makes_more_gpus_no_faster() -> None:
     config = choose_half_resnet18()
     fast, slow = (plan(config, 10**6, "4x8xH100", network_gbit=gbit) for gbit in (100, 10))

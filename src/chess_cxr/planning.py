@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from chess_cxr.calibration import Calibration, build_weightless, get_batch_shape
+from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.records import UsageError
 from chess_cxr.training.loop import Method, TrainingConfig
@@ -248,7 +249,7 @@ def plan(
     if not fleet and not calibration:
         raise UsageError("name GPUs with --gpus, or measure this machine first: chess-cxr plan --calibrate")
     steps = math.ceil(epochs * images / batch) if epochs else config.training.steps
-    method, shape = build_weightless(config), get_batch_shape(config, ranks)
+    method, shape = build_weightless(_take_rank(config, ranks)), get_batch_shape(config, ranks)
     cost = count_step_cost(method, shape, config.training.precision)
     memory = estimate_step_memory(method, shape, config.training, cost)
     gradients, gathered = count_sent_bytes(config, memory.gradients, ranks)
@@ -279,6 +280,13 @@ def plan(
         loader_cores=batch / step_seconds / get_pairs_a_core(config, calibration),
         gpu_hours=gpu_hours, price_per_gpu_hour=price, cost=gpu_hours * price, notes=notes,
     )  # fmt: skip
+
+
+def _take_rank(config: PretrainConfig, ranks: int) -> PretrainConfig:
+    """Return the configuration of one rank of many: the plan is made by one process, which has no ranks to count."""
+    if not isinstance(config.method, MoCoConfig):
+        return config
+    return replace(config, method=replace(config.method, norm_groups=max(1, config.method.norm_groups // ranks)))
 
 
 def check_plan_numbers(images: int, price: float, network_gbit: float, film_bytes: float, epochs: float) -> None:
