@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint types docs docs-blocks clean
+.PHONY: demo wheel wheel-check test test-long lint types docs docs-blocks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chess-cxr demo --out demo
@@ -31,6 +31,18 @@ docs: $(VENV)/.installed-dev
 docs-blocks: $(VENV)/.installed
 	$(BIN)/python docs/run_blocks.py --jobs 2
 
+wheel: $(BIN)/python
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Install the wheel where nothing else is, and let it show what it can do.
+wheel-check: wheel
+	rm -rf build/wheel-check
+	$(PYTHON) -m venv build/wheel-check/venv
+	build/wheel-check/venv/bin/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) dist/*.whl
+	cd build/wheel-check && venv/bin/chess-cxr doctor && venv/bin/chess-cxr demo --quick
+	rm -rf build/wheel-check
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chess-cxr needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
@@ -46,4 +58,4 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build dist site

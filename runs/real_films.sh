@@ -28,7 +28,8 @@ if [ ! -e "$out/pool.lance" ]; then
     --columns path=file patient=patient split=split class=label age=age sex=sex view=view labels=one_percent,$findings \
     | tee "$out/ingest.txt"
 fi
-chess-cxr pretrain "$out/pool.lance" --preset cpu_small --out "$out/run"
+# `cpu_small` as it was then, with four norm_groups; the preset has eight now.
+chess-cxr pretrain "$out/pool.lance" --config "$here/../docs/proof/run/config.json" --out "$out/run"
 [ -e "$out/encoder" ] || chess-cxr export "$out/run" --out "$out/encoder" --licence "$licence" --data "$films"
 
 encoders=("ours=$out/encoder" "random=random:regnetx_002@64" "imagenet=imagenet:tf_efficientnet_lite0" "pixels=pixels:32")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,18 @@ class DemoSize:
     nodule_patients: int = 60
     nodule_steps: int = 200
     judged_nodules: int = 100
+
+
+QUICK = DemoSize(
+    patients=30, films_per_patient=2, film_size=128, fractions=(0.25, 1.0), draws=2, replicates=100, bone_pairs=10,
+    bone_steps=20, nodule_patients=10, nodule_steps=20, judged_nodules=20,
+)  # fmt: skip
+
+
+def shorten_config() -> PretrainConfig:
+    """Return the pre-training of the quick demo."""
+    config = demo_preset()
+    return replace(config, training=replace(config.training, steps=60, probe_every=30))
 
 
 class Stations:

@@ -1,0 +1,70 @@
+"""Draw docs/pictures/readme.png: generated films, the same without bone, and the label efficiency on real films.
+
+usage: python docs/pictures/draw_readme.py BONES      BONES: a bone model, such as demo/bones/pre-trained
+
+The curve is read from docs/proof/kermany3/results.csv.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from chess_cxr.bone_models import load_bone_suppressor
+from chess_cxr.film_pairs import draw_phantom_pair
+from chess_cxr.report.plots import COLOURS, MARKERS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+HERE = Path(__file__).parent
+PATIENTS = (90_001, 90_007)  # seeds of films that no bone model of the demo or the docs learns from
+NAMES = {
+    "ours": "pre-trained here, without labels",
+    "imagenet": "ImageNet, EfficientNet-Lite0",
+    "pixels": "bare pixels",
+    "random": "the same network, untrained",
+}
+
+
+def main() -> None:
+    """Draw two pairs of films and the curve in a row."""
+    suppressor = load_bone_suppressor(sys.argv[1])
+    films = [draw_phantom_pair(patient, 4, 512, "normal").film_HW for patient in PATIENTS]
+    table = pd.read_csv(HERE.parent / "proof/kermany3/results.csv")
+    figure, axes = plt.subplots(1, 5, figsize=(13, 2.9), layout="constrained", width_ratios=[1, 1, 1, 1, 1.7])
+    for place, film_HW in enumerate(films):
+        draw_film(axes[2 * place], film_HW, "generated film")
+        draw_film(axes[2 * place + 1], suppressor.suppress(film_HW), "without bone")
+    draw_curve(axes[4], table[table["metric"] == "auroc"])
+    figure.savefig(HERE / "readme.png", dpi=100)
+
+
+def draw_film(axis: plt.Axes, film_HW: np.ndarray, title: str) -> None:
+    """Draw one film under its title."""
+    axis.imshow(film_HW, cmap="gray", vmin=0, vmax=1)
+    axis.set_title(title, fontsize=10)
+    axis.axis("off")
+
+
+def draw_curve(axis: plt.Axes, table: pd.DataFrame) -> None:
+    """Draw AUROC against the number of labelled films, with intervals."""
+    for place, (encoder, name) in enumerate(NAMES.items()):
+        rows = table[table["encoder"] == encoder].sort_values("n_train_films")
+        films = rows["n_train_films"] * 1.05 ** (place - 1.5)
+        axis.vlines(films, rows["low"], rows["high"], color=COLOURS[place], alpha=0.5)
+        axis.plot(films, rows["value"], color=COLOURS[place], marker=MARKERS[place], markersize=4, label=name)
+    axis.set_xscale("log")
+    counts = sorted(set(table["n_train_films"]))
+    axis.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+    axis.minorticks_off()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title("pneumonia of children, real films: AUROC", fontsize=10)
+    axis.set_xlabel("labelled films", fontsize=9)
+    axis.legend(frameon=False, fontsize=7.5, loc="lower right")
+
+
+if __name__ == "__main__":
+    main()
