@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import math
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
+from torch import Tensor
 
 from chess_cxr.derived_films import write_new_file
 from chess_cxr.ingest.child import Limits, check_limits
@@ -147,13 +149,21 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
     if max(planned.margin, planned.margin_px) > film_size:
         raise ChessError(f"{folder}: a generator has margins of {film_size} at most")
     file = folder / "model.safetensors"
-    with torch.device("meta"):  # without memory behind it, until the file is known to fit
-        expected = GenerateNodules(planned).averaged.state_dict()
-    tensors = read_tensors(file, expected)
+    tensors = read_tensors(file, _list_expected_tensors(planned))
     task = GenerateNodules(planned)
     task.averaged.load_state_dict(tensors)
     task.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return NoduleGenerator(task, film_size, compute_sha256(file))
+
+
+@functools.lru_cache(8)
+def _list_expected_tensors(planned: GenerateConfig) -> Mapping[str, Tensor]:
+    """Return a generator's tensors without memory behind them, until a file is known to fit.
+
+    Kept for the next model of the same kind: the power iterations of the spectral norms take seconds even so.
+    """
+    with torch.device("meta"):
+        return GenerateNodules(planned).averaged.state_dict()
 
 
 @dataclass(frozen=True)
