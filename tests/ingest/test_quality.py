@@ -158,9 +158,9 @@ def test_no_film_of_another_site_is_left_out_and_hardly_any_is_flagged(real_film
 
 
 def draw_blank(letter: str) -> np.ndarray:
-    x = np.linspace(0, 0.1, 450, dtype=np.float32)
-    blank = np.random.default_rng(0).normal(0.5, 0.01, (600, 450)).astype(np.float32) + x
-    return np.clip(cv2.putText(blank, letter, (40, 120), cv2.FONT_HERSHEY_SIMPLEX, 2, 1, 5), 0, 1)
+    field = np.random.default_rng(0).normal(125, 3, (600, 450)) + np.linspace(0, 25, 450)
+    grey = np.clip(field, 0, 255).astype(np.uint8)
+    return cv2.putText(grey, letter, (40, 120), cv2.FONT_HERSHEY_SIMPLEX, 2, 250, 5).astype(np.float32) / 255
 
 
 @pytest.mark.parametrize("letter", ["L", "R"])
