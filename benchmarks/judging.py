@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROUNDS = 7
+ROUNDS = 3
 TIMED = """
 import time, cv2, numpy as np
 from chess_cxr.ingest.decoded import FilmHeader
