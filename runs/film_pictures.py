@@ -14,7 +14,23 @@ from sklearn.datasets import load_sample_images
 from chess_cxr.ingest.decode import decode_film
 
 SIDE = 128  # what films are kept at: what the first step of compute_thumbnail makes of them, so nothing is lost
-MADE_UP = 150  # pictures of each kind that is made up
+# How many pictures of each kind are made up.
+MADE_UP = {
+    "photograph": 300,
+    "page": 150,
+    "noise": 150,
+    "ramp": 200,
+    "leaves": 400,
+    "drawn slice": 600,
+    "drawn limb": 450,
+}
+FROM_FILMS = {"jumble": 40, "piece": 60, "contact sheet": 30, "warped": 30}  # ... out of the films of each set
+# Stored with bone dark by their source, as anybody can see: turned as they are read.
+NEGATIVES = (
+    "nih_adult/images/00017625_000.jpg",
+    "nih_adult/images/00017999_000.jpg",
+    "rsna_normal/images/rsna_normal_07771.jpg",
+)
 # Slices and films of one patient, as far as the pictures tell: they leave the fit together.
 CT_PATIENTS = (("00", "02", "04"), ("06",), ("08", "10", "12"), ("14",), ("16",), ("18",), ("20",))
 LATERAL_PATIENTS = (("00",), ("02",), ("04",), ("06",), ("08", "10"))
@@ -22,7 +38,10 @@ LATERAL_PATIENTS = (("00",), ("02",), ("04",), ("06",), ("08", "10"))
 
 @dataclass(frozen=True)
 class Picture:
-    """One film or other picture, [H, W] float32 with the longest side at most `SIDE`; group: patient or kind."""
+    """One film or other picture, [H, W] float32 with the longest side at most `SIDE`.
+
+    group: patient or kind; of pictures made out of films, the set of these films.  part: "fit" or "test".
+    """
 
     pixels: np.ndarray
     kind: int
@@ -46,20 +65,37 @@ def read_film(path: Path) -> np.ndarray:
 
 
 def deal_part(patient: str) -> str:
-    """Deal a patient to one of the three parts."""
+    """Deal a patient to one of the two parts."""
     position = int(hashlib.sha256(patient.encode()).hexdigest()[:8], 16) / 2**32
-    return "fit" if position < 0.4 else "tune" if position < 0.6 else "test"
+    return "fit" if position < 0.6 else "test"
 
 
 def read_pool(data: Path) -> list[Picture]:
-    """Read the films of pool.csv without the near duplicates that it lists."""
+    """Read the films of pool_wide.csv without the near duplicates that it lists."""
     pictures = []
-    with (data / "pool.csv").open(encoding="utf-8", newline="") as file:
+    with (data / "pool_wide.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if not row["near_duplicate_of"]:
                 patient = f"{row['set']}/{row['patient'] or row['file']}"
-                pictures.append(Picture(read_film(data / row["file"]), 0, row["set"], patient, deal_part(patient)))
+                pixels = read_film(data / row["file"])
+                pixels = 1 - pixels if row["file"] in NEGATIVES else pixels
+                pictures.append(Picture(pixels, 0, row["set"], patient, deal_part(patient)))
     return pictures
+
+
+def read_other_films(data: Path) -> list[Picture]:
+    """Read the real chest films outside of the pool, only measured; part: the set to leave out with them.
+
+    bone_jsrt and most of bone_pairs show films of jsrt, image_ext comes with covid_cxnet; the dicom films are no set's.
+    """
+    chests = [data / f"dicom/{name}.dcm" for name in ("siim_850819", "966_fixed", "RG1_J2KI", "RG1_JLSN")]
+    found = {
+        "bone_jsrt": ("jsrt", sorted((data / "bone_jsrt/JSRT").glob("*.png"))),
+        "bone_pairs": ("jsrt", sorted((data / "bone_pairs/source").glob("*.png"))),
+        "dicom": ("tuberculosis", chests),
+        "nasty/image_ext": ("covid_cxnet", sorted((data / "nasty/image_ext").iterdir())),
+    }
+    return [Picture(read_film(path), 0, name, name, like) for name, (like, paths) in found.items() for path in paths]
 
 
 def read_rare(data: Path) -> list[Picture]:
@@ -74,7 +110,7 @@ def read_rare(data: Path) -> list[Picture]:
 
 
 def draw_made_up(rng: np.random.Generator, films: Sequence[Picture]) -> list[Picture]:
-    """Draw what is certainly no chest film: photographs, pages of text, noise, ramps, jumbled films, sketches."""
+    """Draw what is certainly no chest film: photographs, text, noise, shapes, sketches, and films taken to pieces."""
     photographs = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in load_sample_images().images]
     hopper = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
     photographs.append(cv2.imread(str(hopper), cv2.IMREAD_GRAYSCALE))
@@ -83,12 +119,21 @@ def draw_made_up(rng: np.random.Generator, films: Sequence[Picture]) -> list[Pic
         "page": lambda: _draw_page(rng),
         "noise": lambda: _draw_noise(rng),
         "ramp": lambda: _draw_ramp(rng),
-        "jumble": lambda: _jumble(rng, films[rng.integers(len(films))].pixels),
-        "drawn slice": lambda: _draw_slice(rng),
+        "leaves": lambda: _draw_leaves(rng),
+        "drawn slice": lambda: _crop_slice(rng, _draw_slice(rng)),
         "drawn limb": lambda: _draw_limb(rng),
     }
-    counts = {name: MADE_UP * (2 if name.startswith("drawn") else 1) for name in makers}
-    return [Picture(shrink(makers[name]()), 2, name, name) for name, count in counts.items() for _ in range(count)]
+    drawn = [Picture(shrink(makers[name]()), 2, name, name) for name, count in MADE_UP.items() for _ in range(count)]
+    for source in sorted({film.source for film in films}):
+        mine = [film.pixels for film in films if film.source == source]
+        spoil: dict[str, Callable[[], np.ndarray]] = {
+            "jumble": lambda mine=mine: _jumble(rng, mine[rng.integers(len(mine))]),
+            "piece": lambda mine=mine: _cut_piece(rng, mine[rng.integers(len(mine))]),
+            "contact sheet": lambda mine=mine: _lay_out(rng, [mine[i] for i in rng.integers(len(mine), size=4)]),
+            "warped": lambda mine=mine: _warp(rng, mine[rng.integers(len(mine))]),
+        }
+        drawn += [Picture(shrink(spoil[name]()), 2, name, source) for name, n in FROM_FILMS.items() for _ in range(n)]
+    return drawn
 
 
 def _crop_photograph(rng: np.random.Generator, photographs: Sequence[np.ndarray]) -> np.ndarray:
@@ -127,6 +172,73 @@ def _jumble(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
     tiles = square.reshape(pieces, 30, pieces, 30).swapaxes(1, 2).reshape(-1, 30, 30)
     tiles = tiles[rng.permutation(len(tiles))].reshape(pieces, pieces, 30, 30)
     return np.ascontiguousarray(tiles.swapaxes(1, 2).reshape(square.shape))
+
+
+def _cut_piece(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """Enlarge a small square of a film: texture without anatomy."""
+    side = max(12, int(min(pixels.shape) * rng.uniform(0.1, 0.24)))
+    top, left = rng.integers(0, pixels.shape[0] - side), rng.integers(0, pixels.shape[1] - side)
+    piece = cv2.resize(pixels[top : top + side, left : left + side], (64, 64), interpolation=cv2.INTER_CUBIC)
+    return np.clip((piece - piece.min()) / max(float(np.ptp(piece)), 1e-3), 0, 1).astype(np.float32)
+
+
+def _lay_out(rng: np.random.Generator, films: Sequence[np.ndarray]) -> np.ndarray:
+    """Lay several films on one sheet."""
+    down, across, gap = int(rng.integers(1, 4)), int(rng.integers(2, 5)), int(rng.integers(0, 4))
+    tiles = [cv2.resize(film, (48, 48), interpolation=cv2.INTER_AREA) for film in films]
+    tiles = [cv2.copyMakeBorder(t, *[gap] * 4, cv2.BORDER_CONSTANT, value=float(rng.integers(0, 2))) for t in tiles]
+    rows = [np.hstack([tiles[rng.integers(len(tiles))] for _ in range(across)]) for _ in range(down)]
+    return np.ascontiguousarray(np.vstack(rows))
+
+
+def _warp(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """Bend a film until no anatomy is left."""
+    height, width = pixels.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    reach = rng.uniform(8, 25)
+    shifts = [cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), reach) for _ in range(2)]
+    dx, dy = (shift / shift.std() * np.float32(reach * rng.uniform(0.9, 1.6)) for shift in shifts)
+    return np.clip(cv2.remap(pixels, x + dx, y + dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101), 0, 1)
+
+
+def _draw_leaves(rng: np.random.Generator) -> np.ndarray:
+    """Drop shaded shapes of all sizes onto each other, which has the statistics of photographs (dead leaves)."""
+    height, width = (int(side) for side in rng.integers(80, SIDE, 2))
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    picture = np.full((height, width), rng.uniform(0, 1), np.float32)
+    smallest, steepness = rng.uniform(1.5, 8), rng.uniform(1, 2.5)
+    for _ in range(int(np.exp(rng.uniform(2, 5.5)))):
+        radius = min(smallest * (1 - rng.random()) ** (-1 / steepness), 70)
+        centre = rng.uniform(0, width), rng.uniform(0, height)
+        if rng.random() < 0.5:
+            radii = radius, radius * rng.uniform(0.2, 1)
+            leaf = _draw_oval((height, width), centre, radii, rng.uniform(0, 180))
+        else:
+            corners = int(rng.integers(3, 7))
+            turn, reach = np.sort(rng.uniform(0, 2 * np.pi, corners)), radius * rng.uniform(0.6, 1.2, corners)
+            points = np.stack([centre[0] + reach * np.cos(turn), centre[1] + reach * np.sin(turn)], 1).astype(np.int32)
+            filled = cv2.fillPoly(np.zeros((height, width), np.uint8), [points], 255, cv2.LINE_AA)
+            leaf = filled.astype(np.float32) / 255
+        slope_x, slope_y = rng.normal(0, 0.1, 2) / max(radius, 4)
+        grey = rng.uniform(0, 1) + slope_x * (x - centre[0]) + slope_y * (y - centre[1])
+        picture = picture * (1 - leaf) + np.clip(grey, -0.2, 1.2) * leaf
+    picture = cv2.GaussianBlur(picture, (0, 0), float(np.exp(rng.uniform(-1, 1.2))))
+    if rng.random() < 0.3:
+        picture = np.concatenate([picture, picture[:, ::-1]], 1)  # symmetry alone makes no chest
+    return np.clip(picture, 0, 1).astype(np.float32)
+
+
+def _crop_slice(rng: np.random.Generator, drawn: np.ndarray) -> np.ndarray:
+    """Cut a slice down to the lungs, saturate it, add grain: as slices stand in publications."""
+    height, width = drawn.shape
+    if rng.random() < 0.5:
+        top, bottom, left, right = (rng.uniform(0, 0.22, 4) * (height, height, width, width)).astype(int)
+        drawn = drawn[top : height - bottom, left : width - right]
+    if rng.random() < 0.4:
+        drawn = drawn / np.float32(rng.uniform(0.4, 1))
+    if rng.random() < 0.3:
+        drawn = drawn + rng.normal(0, rng.uniform(0.03, 0.15), drawn.shape)
+    return np.ascontiguousarray(np.clip(drawn, 0, 1), np.float32)
 
 
 def _draw_slice(rng: np.random.Generator) -> np.ndarray:
@@ -214,6 +326,52 @@ def _draw_limb(rng: np.random.Generator) -> np.ndarray:
         shutter = int(width * u(0.05, 0.25))
         grey[:, :shutter] = grey[:, width - shutter :] = u(0, 1)
     return np.clip(grey, 0, 1).astype(np.float32)
+
+
+def widen(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Show a film in a wider field: air beside a narrow trunk, more neck, more abdomen.
+
+    Without it, thin patients in a wide field are what the judge of films takes for something else than a chest.
+    """
+    height, width = pixels.shape
+    wide = pixels
+    if rng.random() < 0.8:
+        left, right = (int(side) for side in rng.uniform(0, 0.28, 2) * width * rng.uniform(0, 1))
+        left, right = ((left + right) // 2,) * 2 if rng.random() < 0.5 else (left, right)
+        wide = cv2.copyMakeBorder(pixels, 0, 0, left, right, cv2.BORDER_REPLICATE)
+        if rng.random() < 0.75:
+            air = float(np.percentile(pixels, rng.uniform(0, 3)) * rng.uniform(0.5, 1))
+            x, y = np.arange(wide.shape[1])[None], np.linspace(-1, 1, height)[:, None]
+            lean, bow = rng.normal(0, 0.06, 2) * width, rng.uniform(-0.06, 0.1, 2) * width
+            start = left * rng.uniform(0, 1.3) + lean[0] * y + bow[0] * y * y
+            stop = wide.shape[1] - right * rng.uniform(0, 1.3) + lean[1] * y + bow[1] * y * y
+            soft = rng.uniform(1, 10)
+            inside = np.clip((x - start) / soft, 0, 1) * np.clip((stop - x) / soft, 0, 1)
+            wide = (air + (wide - air) * inside * inside * (3 - 2 * inside)).astype(np.float32)
+    if rng.random() < 0.6:
+        above, below = int(rng.uniform(0, 0.12) * height), int(rng.uniform(0, 0.3) * height)
+        edge = cv2.BORDER_REPLICATE if rng.random() < 0.5 else cv2.BORDER_REFLECT_101
+        wide = cv2.copyMakeBorder(wide, above, below, 0, 0, edge)
+    return np.ascontiguousarray(shrink(np.clip(wide, 0, 1)))
+
+
+def process(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Flatten or sharpen a picture, lay a veil or grain over it: what detectors and publishers do to films."""
+    choice = rng.random()
+    if choice < 0.2:
+        smooth = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(4, 25))
+        pixels = pixels - np.float32(rng.uniform(0.2, 0.9)) * smooth
+    elif choice < 0.3:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.5, 2.5))
+    elif choice < 0.45:
+        veil = cv2.GaussianBlur(rng.normal(0, 1, pixels.shape).astype(np.float32), (0, 0), rng.uniform(15, 40))
+        pixels = pixels + veil / veil.std() * np.float32(rng.uniform(0.02, 0.15))
+    elif choice < 0.55:
+        pixels = pixels + rng.normal(0, rng.uniform(0.01, 0.08), pixels.shape)
+    else:
+        return pixels
+    low, high = np.percentile(pixels, (0.2, 99.8))
+    return np.clip((pixels - low) / max(high - low, 1e-3), 0, 1).astype(np.float32)
 
 
 def distort(pixels: np.ndarray, rng: np.random.Generator, angle: float | None = None) -> np.ndarray:

@@ -1,119 +1,60 @@
-"""Fit the classifiers of chess_cxr.ingest.film_classifier on real films, and measure them on films of other patients.
+"""Fit the classifiers of chess_cxr.ingest.film_classifier on real films, and measure them on films not seen.
 
 usage: python fit_film_classifier.py DATA MEASURED.json [PHOTOGRAPHS]
 
-DATA holds pool.csv, nasty/not_frontal and dicom.  Films are dealt to three parts by patient: 40 % fit the weights, 20 %
-chose the constants below and the thresholds of QualityOptions, 40 % are only measured.  Near duplicates that pool.csv
+DATA holds pool_wide.csv, nasty, dicom, bone_jsrt, bone_pairs and ct_nodules.  Films are dealt to two parts by patient:
+60 % fit the weights, 40 % are only measured.  The same fit is repeated without each data set, and all films of that set
+are judged by it; the thresholds of QualityOptions were chosen on these scores.  Near duplicates that pool_wide.csv
 lists are left out.  No disease label is read.  The weights go where the package keeps them.  PHOTOGRAPHS: a folder of
-pictures that are no films, only measured.
+pictures that are no films, only measured, such as the data of scikit-image.
 """
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from film_pictures import SIDE, Picture, distort, draw_made_up, read_film, read_pool, read_rare, shrink
+from film_fits import KindFitter, Sample, Scores, draw_samples, fit_polarity
+from film_pictures import (
+    SIDE,
+    Picture,
+    distort,
+    draw_made_up,
+    read_film,
+    read_other_films,
+    read_pool,
+    read_rare,
+    shrink,
+)
 from pydicom.data import get_testdata_file
 from scipy.stats import binomtest
-from sklearn.linear_model import LogisticRegression
+from screen_pictures import draw_blanks, draw_screens
 
 from chess_cxr.ingest import film_classifier
 from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import FilmHeader
 from chess_cxr.ingest.film_classifier import (
-    KINDS,
     FilmClassifier,
-    compute_kind_features,
     compute_kinds,
     compute_polarity_logit,
     compute_thumbnail,
-    shrink_ranks,
+    load_film_classifier,
 )
 from chess_cxr.ingest.quality import QualityOptions, judge_film
 from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
 
 WEIGHTS = Path(film_classifier.__file__).with_suffix(".npz")
-POLARITY_C, KIND_C = 1e-3, 1e-2  # inverse strength of the ridge penalty
-DRAWS = 3  # distorted copies of a film that is fitted
-DRAWS_RARE = 60  # ... of a lateral film, a CT slice or a limb, of which there are few
+DRAWS, DRAWS_SMALL = 2, 4  # copies of a film that is fitted: of a set of thousands, of a smaller set
+DRAWS_RARE = 40  # ... of a lateral film, a CT slice or a limb, of which there are few
 DRAWS_MADE_UP = 2
+SMALL_SET = 1000
+REJECT_MARGIN = 0.5  # log odds between the highest score of a chest film and the threshold
+NIH = ("nih_adult", "nih_covid", "rsna_normal")  # one hospital's films, in three sets
 # Never fitted: slices and an ultrasound that come with pydicom, and its small pictures.
 OTHER_DICOM = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "examples_jpeg2k.dcm")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One distorted picture as the classifiers see it."""
-
-    rank_YX: np.ndarray
-    picture: Picture
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Log odds of bright bone, probability of a lateral film, of no chest film; [N] each."""
-
-    polarity: np.ndarray
-    lateral: np.ndarray
-    not_chest: np.ndarray
-
-
-def draw_samples(pictures: Iterable[Picture], draws: int, rng: np.random.Generator) -> list[Sample]:
-    """Distort each picture `draws` times."""
-    return [Sample(compute_thumbnail(distort(p.pixels, rng)).rank_YX, p) for p in pictures for _ in range(draws)]
-
-
-def balance(names: np.ndarray) -> np.ndarray:
-    """Weights with which every name counts the same, mean 1."""
-    found, at, counts = np.unique(names, return_inverse=True, return_counts=True)
-    weights: np.ndarray = len(names) / len(found) / counts[at]
-    return weights
-
-
-def fit_polarity(frontal: Sequence[Sample]) -> np.ndarray:
-    """Weights [P] that tell a film from its negative, data sets counting the same."""
-    rank_BP = np.stack([shrink_ranks(s.rank_YX, 32).ravel() for s in frontal])
-    weight_B = balance(np.array([s.picture.source for s in frontal]))
-    model = LogisticRegression(C=POLARITY_C, fit_intercept=False, max_iter=500)
-    bright = np.repeat([1, 0], len(rank_BP))
-    model.fit(np.concatenate([rank_BP, -rank_BP]), bright, sample_weight=np.tile(weight_B, 2))
-    return model.coef_[0].astype(np.float32)
-
-
-@dataclass(frozen=True)
-class KindFitter:
-    """Features of every sample, computed once, for fits that leave some of them out."""
-
-    polarity_P: np.ndarray
-    feature_BF: np.ndarray
-    kind_B: np.ndarray
-    source_B: np.ndarray
-    group_B: np.ndarray
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample], polarity_P: np.ndarray) -> "KindFitter":
-        """Compute the features of samples."""
-        feature_BF = np.stack([compute_kind_features(s.rank_YX, polarity_P) for s in samples])
-        pictures = [s.picture for s in samples]
-        columns = (np.array([getattr(p, name) for p in pictures]) for name in ("kind", "source", "group"))
-        return cls(polarity_P, feature_BF, *columns)
-
-    def fit(self, kept_B: np.ndarray) -> FilmClassifier:
-        """Tell frontal films, lateral films and others apart; each kind, and each source in it, counts the same."""
-        kind_B, source_B, feature_BF = self.kind_B[kept_B], self.source_B[kept_B], self.feature_BF[kept_B]
-        weight_B = np.zeros(len(kind_B))
-        for kind in range(len(KINDS)):
-            of_kind = kind_B == kind
-            weight_B[of_kind] = balance(source_B[of_kind]) * len(kind_B) / len(KINDS) / of_kind.sum()
-        center_F, scale_F = feature_BF[kind_B == 0].mean(0), feature_BF[kind_B == 0].std(0) + 1e-6
-        model = LogisticRegression(C=KIND_C, max_iter=1000)
-        model.fit((feature_BF - center_F) / scale_F, kind_B, sample_weight=weight_B)
-        kind_CF, kind_C = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
-        return FilmClassifier(self.polarity_P, center_F, scale_F, kind_CF, kind_C)
 
 
 def score(pictures: Iterable[np.ndarray], classifier: FilmClassifier) -> Scores:
@@ -153,46 +94,116 @@ def measure_polarity(test: Sequence[Picture], classifier: FilmClassifier, rng: n
     return {"all": count_wrong([p.pixels for p in test])} | by_source | distorted
 
 
-def measure_other_sets(pool: Sequence[Picture], samples: Sequence[Sample]) -> dict:
-    """Fit the polarity without one data set, measure it on all films of that set."""
-    measured = {}
-    for source in sorted({p.source for p in pool}):
-        polarity_P = fit_polarity([s for s in samples if s.picture.source != source])
-        thumbnails = [compute_thumbnail(p.pixels) for p in pool if p.source == source]
-        logit = np.array([compute_polarity_logit(t.rank_YX, polarity_P) for t in thumbnails])
-        negatives = [compute_thumbnail(1 - p.pixels) for p in pool if p.source == source]
-        negative = np.array([compute_polarity_logit(t.rank_YX, polarity_P) for t in negatives])
-        measured[f"{source} (not fitted)"] = {"as they are": rate(logit < 0), "negatives": rate(negative >= 0)}
+@dataclass(frozen=True)
+class LeftOut:
+    """How films of sets that were not fitted, and their negatives, are judged by the fit without these sets."""
+
+    as_they_are: Scores
+    negatives: Scores
+
+    @property
+    def not_chest(self) -> np.ndarray:
+        """The worse of the two scores of each film."""
+        return np.maximum(self.as_they_are.not_chest, self.negatives.not_chest)
+
+
+def judge_sets(
+    fitter: KindFitter, frontal: Sequence[Sample], pool: Sequence[Picture], data: Path
+) -> dict[str, LeftOut]:
+    """Judge each set by the fit without it; NIH's also without all of NIH; other films without what they resemble.
+
+    Left out with a set are the pictures that were made of its films.
+    """
+    films, judged = [*pool, *read_other_films(data)], {}
+    stack = KindFitter.of(draw_samples(films, 1, np.random.default_rng(0)))
+    negatives = [replace(film, pixels=1 - film.pixels) for film in films]
+    negative = KindFitter.of(draw_samples(negatives, 1, np.random.default_rng(0)))
+    like_B = np.array([film.source if film.part in ("fit", "test") else film.part for film in films])
+    for left in (*((name,) for name in sorted({p.source for p in pool})), NIH):
+        polarity_P = fit_polarity([s for s in frontal if s.picture.source not in left])
+        classifier = fitter.fit(~np.isin(fitter.source_B, left) & ~np.isin(fitter.group_B, left), polarity_P)
+        for source in sorted(set(stack.source_B[np.isin(like_B, left)])):
+            mine_B = stack.source_B == source
+            name = source if len(left) == 1 else f"{source} (all NIH films left out)"
+            judged[name] = LeftOut(stack.choose(mine_B).score(classifier), negative.choose(mine_B).score(classifier))
+        print("judged", *left, file=sys.stderr, flush=True)
+    return judged
+
+
+def measure_sets(judged: dict[str, LeftOut], options: QualityOptions) -> dict:
+    """Polarity errors and false alarms by set; as they are and negatives, the worse of the two in alarms."""
+    return {
+        name: {
+            "polarity wrong": rate(films.as_they_are.polarity < 0),
+            "polarity of negatives wrong": rate(films.negatives.polarity >= 0),
+            "called lateral": rate(films.as_they_are.lateral >= options.lateral_flag),
+            "flagged not_chest": rate(films.as_they_are.not_chest >= options.not_chest_flag),
+            "left out": rate(films.as_they_are.not_chest >= options.not_chest_reject),
+            "flagged not_chest, film or negative": rate(films.not_chest >= options.not_chest_flag),
+            "left out, film or negative": rate(films.not_chest >= options.not_chest_reject),
+            "highest not_chest": [round(float(v), 4) for v in np.sort(films.not_chest)[:-6:-1]],
+        }
+        for name, films in judged.items()
+    }
+
+
+def measure_nested(judged: dict[str, LeftOut], sources: Sequence[str]) -> dict:
+    """Judge each set by thresholds that only the other sets chose: at most 0.5 % of any of them flagged, none
+    of them within REJECT_MARGIN of being left out.
+    """
+    logit = {name: to_logit(judged[name].not_chest) for name in sources}
+    nested = {}
+    for name in sources:
+        others = [logit[other] for other in sources if other != name]
+        flag = max(float(np.sort(v)[::-1][int(0.005 * len(v))]) for v in others)
+        reject = max(float(v.max()) for v in others) + REJECT_MARGIN
+        nested[name] = {
+            "chosen flag": round(to_share(flag), 4),
+            "chosen reject": round(to_share(reject), 4),
+            "flagged not_chest": rate(logit[name] > flag),
+            "left out": rate(logit[name] > reject),
+        }
+    return nested
+
+
+def to_logit(probability: np.ndarray) -> np.ndarray:
+    """Log odds, of float32 probabilities that may be 1."""
+    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    logit: np.ndarray = np.log(p / (1 - p))
+    return logit
+
+
+def to_share(logit: float) -> float:
+    """Probability of log odds."""
+    return float(1 / (1 + np.exp(-logit)))
+
+
+def measure_rare(fitter: KindFitter, polarity_P: np.ndarray, rare: Sequence[Picture], options: QualityOptions) -> dict:
+    """What is found of lateral films, CT slices and limbs when their patient, or all their kind, was not fitted.
+
+    One patient of each kind is left out at a time.
+    """
+    sources = ("lateral", "ct", "limb")
+    patients = {source: sorted({p.group for p in rare if p.source == source}) for source in sources}
+    found: dict[str, list[tuple[float, float]]] = {source: [] for source in sources}
+    for number in range(max(map(len, patients.values()))):
+        left = [groups[number] for groups in patients.values() if number < len(groups)]
+        classifier = fitter.fit(~np.isin(fitter.group_B, left), polarity_P)
+        for picture in (p for p in rare if p.group in left):
+            scores = score([picture.pixels], classifier)
+            found[picture.source].append((float(scores.lateral[0]), float(scores.not_chest[0])))
+    measured = {f"{source}, patient not fitted": _count_found(found[source], source, options) for source in sources}
+    classifier = fitter.fit(~np.isin(fitter.source_B, ["ct", "limb"]), polarity_P)
+    for source in ("ct", "limb"):
+        scores = score([p.pixels for p in rare if p.source == source], classifier)
+        pairs = list(zip(scores.lateral, scores.not_chest, strict=True))
+        measured[f"{source}, kind not fitted"] = _count_found(pairs, source, options)
     return measured
 
 
-def measure_rare(fitter: KindFitter, rare: Sequence[Picture], options: QualityOptions) -> dict:
-    """What is found of lateral films, CT slices and limbs when their patient, or all their kind, was not fitted."""
-    measured: dict[str, dict] = {}
-    for source in ("lateral", "ct", "limb"):
-        of_source = [p for p in rare if p.source == source]
-        found = [_score_left_out(fitter, p, fitter.group_B != p.group) for p in of_source]
-        measured[f"{source}, patient not fitted"] = _count_found(found, source, options)
-        if source != "lateral":
-            found = [_score_left_out(fitter, p, fitter.source_B != source) for p in of_source]
-            measured[f"{source}, kind not fitted"] = _count_found(found, source, options)
-    return measured
-
-
-_fits: dict[bytes, FilmClassifier] = {}
-
-
-def _score_left_out(fitter: KindFitter, picture: Picture, kept_B: np.ndarray) -> Scores:
-    key = np.packbits(kept_B).tobytes()
-    if key not in _fits:
-        _fits[key] = fitter.fit(kept_B)
-    return score([picture.pixels], _fits[key])
-
-
-def _count_found(found: Sequence[Scores], source: str, options: QualityOptions) -> dict:
-    lateral = np.array([s.lateral[0] for s in found])
-    other = np.array([s.not_chest[0] for s in found])
-    counts = {"scores": [round(float(v), 3) for v in (lateral if source == "lateral" else other)]}
+def _count_found(found: Sequence[tuple[float, float]], source: str, options: QualityOptions) -> dict:
+    lateral, other = np.array(found).T
+    counts = {"scores": [round(float(v), 4) for v in (lateral if source == "lateral" else other)]}
     if source == "lateral":
         return counts | {"called lateral": rate(lateral >= options.lateral_flag)}
     return counts | {
@@ -208,6 +219,8 @@ def measure_unseen(data: Path, photographs: Path | None, classifier: FilmClassif
     kinds = {
         "slices and pictures of pydicom": [read_film(Path(name)) for name in dicoms if name],
         "pieces of projected CT": [read_film(path) for path in sorted((data / "ct_nodules/proj").glob("*.png"))],
+        "screenshots": [shrink(screen) for screen in draw_screens()],
+        "blank films": [shrink(blank) for blank in draw_blanks(np.random.default_rng(7))],
     }
     if photographs is not None:
         kinds["photographs"] = [
@@ -286,23 +299,29 @@ def main() -> None:
     photographs = Path(sys.argv[3]) if len(sys.argv) > 3 else None
     rng, options = np.random.default_rng(0), QualityOptions()
     pool, rare = read_pool(data), read_rare(data)
-    part = {name: [p for p in pool if p.part == name] for name in ("fit", "tune", "test")}
-    frontal = draw_samples(part["fit"], DRAWS, rng)
+    sources = sorted({p.source for p in pool})
+    part = {name: [p for p in pool if p.part == name] for name in ("fit", "test")}
+    small = {source for source in sources if sum(p.source == source for p in pool) < SMALL_SET}
+    frontal = draw_samples([p for p in part["fit"] if p.source not in small], DRAWS, rng)
+    frontal += draw_samples([p for p in part["fit"] if p.source in small], DRAWS_SMALL, rng)
     others = draw_samples(rare, DRAWS_RARE, rng) + draw_samples(draw_made_up(rng, part["fit"]), DRAWS_MADE_UP, rng)
+    fitter = KindFitter.of([*frontal, *others])
     polarity_P = fit_polarity(frontal)
-    fitter = KindFitter.of([*frontal, *others], polarity_P)
-    classifier = fitter.fit(np.ones(len(fitter.kind_B), dtype=bool))
+    classifier = fitter.fit(np.ones(len(fitter.kind_B), dtype=bool), polarity_P)
     np.savez_compressed(WEIGHTS, **asdict(classifier))
+    classifier = load_film_classifier()
+    print("fitted", file=sys.stderr, flush=True)
+    judged = judge_sets(fitter, frontal, pool, data)
     measured = {
         "films": {name: len(pictures) for name, pictures in part.items()},
-        "side of the pictures": SIDE,
+        "thresholds": {name: getattr(options, name) for name in ("not_chest_flag", "not_chest_reject", "lateral_flag")},
+        "sets not fitted": measure_sets(judged, options),
+        "sets not fitted, thresholds from the other sets": measure_nested(judged, sources),
         "polarity": measure_polarity(part["test"], classifier, rng),
-        "polarity across data sets": measure_other_sets(pool, frontal),
-        "false alarms, tune": measure_alarms(part["tune"], classifier, options),
         "false alarms, test": measure_alarms(part["test"], classifier, options),
-        "flags, fit and tune": measure_flags([*part["fit"], *part["tune"]], options),
+        "flags, fit": measure_flags(part["fit"], options),
         "flags, test": measure_flags(part["test"], options),
-        "found": measure_rare(fitter, rare, options),
+        "found": measure_rare(fitter, polarity_P, rare, options),
         "found, never fitted": measure_unseen(data, photographs, classifier, options),
         "phantom (SYNTHETIC)": measure_phantom(classifier, options),
         "inverted, single files": measure_marked(data),

@@ -1,10 +1,12 @@
-"""Join pool.csv with the label tables of its sets into one table for `chess-cxr ingest`.
+"""Join a pool of films with the label tables of its sets into one table for `chess-cxr ingest`.
 
-usage: python make_pool_table.py DATA OUT.csv
+usage: python make_pool_table.py DATA OUT.csv [pool_wide.csv]
 
-Patients are named by set, so that no two sets share one by accident.  kermany3 keeps its own split; the NIH films
-of nih_covid get theirs from the ingest; all other films may be trained on.  A training film that pool.csv calls a
-near duplicate of a held-out one is left out.
+Without the last argument the pool is pool.csv.  Patients are named by set, so that no two sets share one by accident;
+only NIH patients are named alike in nih_covid and nih_adult, where some of them have films in both.  kermany3,
+nih_adult and tuberculosis keep their own splits.  The NIH films of nih_covid get theirs from the ingest in pool.csv; in
+pool_wide.csv they are trained on, as adults are tested on nih_adult.  All other films may be trained on.  A training
+film that the pool calls a near duplicate of a held-out one is left out.
 """
 
 import sys
@@ -13,25 +15,38 @@ from pathlib import Path
 import pandas as pd
 
 FINDINGS = ("Atelectasis", "Edema", "Effusion", "Infiltration", "Pneumonia")
+PATIENT = ("age", "sex", "view")
 
 
-def build_pool_table(data: Path) -> pd.DataFrame:
-    """Return one row a film: file, patient, split, class, one_percent and five NIH findings."""
-    pool = pd.read_csv(data / "pool.csv", dtype=str)
-    kermany = pd.read_csv(data / "kermany3/labels.csv").assign(file=lambda t: "kermany3/" + t["file"])
-    nih = pd.read_csv(data / "nih_covid/labels.csv").assign(file=lambda t: "nih_covid/" + t["file"])
+def build_pool_table(data: Path, name: str = "pool.csv") -> pd.DataFrame:
+    """Return one row a film: file, patient, split, class, one_percent, NIH findings; in a wide pool tuberculosis."""
+    pool = pd.read_csv(data / name, dtype=str)
+    wide = "nih_adult" in set(pool["set"])
+    kermany, nih = read_labels(data, "kermany3"), read_labels(data, "nih_covid")
     nih = nih[nih["class3"] != "covid"]
     table = pool.merge(kermany[["file", "label", "split", "one_percent"]], on="file", how="left")
-    table = table.merge(nih[["file", "age", "sex", "view", *FINDINGS]], on="file", how="left")
-    is_nih = table["file"].isin(nih["file"])
-    table["split"] = table["split"].where(table["split"].notna() | is_nih, "train")
-    table["patient"] = (table["set"] + "/" + table["patient"]).where(table["patient"].notna())
-    held_out = table["split"].isin(["val", "test"]) | is_nih
+    if wide:
+        adults, tuberculosis = read_labels(data, "nih_adult"), read_labels(data, "tuberculosis")
+        nih = pd.concat([nih, adults])
+        table = table.merge(tuberculosis[["file", "tuberculosis"]], on="file", how="left")
+        own = pd.concat([adults, tuberculosis]).set_index("file")["split"]
+        table["split"] = table["split"].fillna(table["file"].map(own))
+    table = table.merge(nih[["file", *PATIENT, *FINDINGS]], on="file", how="left")
+    from_ingest = table["file"].isin(nih["file"]) & (not wide)
+    table["split"] = table["split"].where(table["split"].notna() | from_ingest, "train")
+    named = table["set"].replace("nih_adult", "nih_covid") + "/" + table["patient"]
+    table["patient"] = named.where(table["patient"].notna())
+    held_out = table["split"].isin(["val", "test"]) | from_ingest
     twins = set(table.loc[held_out, "file"]), set(table.loc[held_out, "near_duplicate_of"].dropna())
     leaks = ~held_out & (table["near_duplicate_of"].isin(twins[0]) | table["file"].isin(twins[1]))
     print(f"{len(table)} films, {leaks.sum()} left out as near duplicates of held-out films", file=sys.stderr)
     return table[~leaks].drop(columns="near_duplicate_of")
 
 
+def read_labels(data: Path, name: str) -> pd.DataFrame:
+    """Read the labels of a set, its files named as in the pool."""
+    return pd.read_csv(data / name / "labels.csv").assign(file=lambda table: f"{name}/" + table["file"])
+
+
 if __name__ == "__main__":
-    build_pool_table(Path(sys.argv[1])).to_csv(sys.argv[2], index=False)
+    build_pool_table(Path(sys.argv[1]), *sys.argv[3:]).to_csv(sys.argv[2], index=False)

@@ -6,6 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from chess_cxr.ingest import film_classifier
@@ -13,6 +15,7 @@ from chess_cxr.ingest.decode import decode_film
 from chess_cxr.ingest.decoded import FilmHeader
 from chess_cxr.ingest.film_classifier import (
     compute_kind_features,
+    compute_kinds,
     compute_thumbnail,
     find_content,
     load_film_classifier,
@@ -136,6 +139,42 @@ def test_ct_slices_are_flagged_and_frontal_films_are_not_left_out(real_films: Pa
     assert len(flagged) >= 10
     films = list_some_films(real_films, 20)
     assert [name for name, pixels in films if judge(pixels).reject] == []
+
+
+@pytest.mark.real_films
+def test_no_film_of_another_site_is_left_out_and_hardly_any_is_flagged(real_films: Path) -> None:
+    # Thin patients in a wide field: an earlier judge flagged all of the named films and left out two of them.
+    once_flagged = (
+        "155 210 453 065 060 054 061 051 130 147 156 319 146 364 194 258 508 035 341 024 136 073 300 005 371 023 481 "
+        "211 114 608 003 552 049 227 192 247"
+    )
+    names = {f"CHNCXR_0{number}.jpg" for number in once_flagged.split()}
+    folder = real_films / "tuberculosis/images"
+    names |= {path.name for path in sorted(folder.iterdir())[::8]}
+    judged = {name: judge(decode_film(folder / name).pixels) for name in sorted(names)}
+    assert 110 < len(judged) <= 150
+    assert [name for name, quality in judged.items() if quality.reject] == []
+    assert [name for name, quality in judged.items() if "not_chest" in quality.flags] == []
+
+
+def draw_blank(letter: str) -> np.ndarray:
+    field = np.random.default_rng(0).normal(125, 3, (600, 450)) + np.linspace(0, 25, 450)
+    grey = np.clip(field, 0, 255).astype(np.uint8)
+    return cv2.putText(grey, letter, (40, 120), cv2.FONT_HERSHEY_SIMPLEX, 2, 250, 5).astype(np.float32) / 255
+
+
+@pytest.mark.parametrize("letter", ["L", "R"])
+def test_an_exposure_without_a_patient_is_flagged(letter: str) -> None:
+    assert "not_chest" in judge(draw_blank(letter)).flags
+
+
+def test_a_screenshot_of_a_plot_is_left_out() -> None:
+    figure = Figure(figsize=(6.4, 4.8))
+    figure.subplots().plot(np.sin(np.arange(300) / 20))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    grey = np.asarray(canvas.buffer_rgba())[..., 0].astype(np.float32) / 255
+    assert judge(grey).reject == "not a chest radiograph (judged from the picture)"
 
 
 @pytest.mark.real_films
@@ -323,7 +362,20 @@ def test_the_weights_are_small_and_hold_no_pickle() -> None:
     path = Path(film_classifier.__file__).with_suffix(".npz")
     assert path.stat().st_size < 100_000
     with np.load(path, allow_pickle=False) as stored:
-        assert all(stored[name].dtype == np.float32 and np.isfinite(stored[name]).all() for name in stored.files)
+        kinds = {name: stored[name].dtype for name in stored.files}
+        assert kinds.pop("hidden_HF") == np.float16
+        assert set(kinds.values()) == {np.dtype(np.float32)}
+        assert all(np.isfinite(stored[name]).all() for name in stored.files)
+
+
+def test_the_weights_fit_the_features(phantom: np.ndarray) -> None:
+    classifier = load_film_classifier()
+    hidden, features = classifier.hidden_HF.shape
+    ranks = compute_thumbnail(phantom).rank_YX
+    assert features == len(compute_kind_features(ranks, classifier.polarity_P))
+    assert classifier.kind_CH.shape == (3, hidden)
+    assert classifier.hidden_HF.dtype == np.float32
+    assert compute_kinds(ranks, classifier).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_judging_a_film_of_512_pixels_takes_less_than_two_milliseconds(phantom: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""A film as a thumbnail of grey ranks, and the two linear classifiers that read it.
+"""A film as a thumbnail of grey ranks, and the two small classifiers that read it.
 
 Ranks keep the order of the greys and nothing else: no window and no gamma changes them, and the negative of a film has
 the same ranks with the opposite sign.  The weights in `film_classifier.npz` are fitted and measured by
@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-# Suffixes: H, W film; Y, X thumbnail; P the pixels of a halved thumbnail; F features of the kind; C = len(KINDS).
+# Suffixes: H, W film; Y, X thumbnail; P the pixels of a halved thumbnail; F features of the kind; H hidden units;
+# C = len(KINDS).
 Floats = npt.NDArray[np.float32]
 
 KINDS = ("frontal", "lateral", "other")
@@ -48,14 +49,14 @@ class FilmClassifier:
 
     Polarity: polarity_P on the ranks halved to 32 x 32 gives the log odds that bone is bright; there is no offset, so
     the negative of a film scores the opposite and neither polarity is preferred.
-    Kind: softmax over `KINDS` of kind_CF on `compute_kind_features`, shifted by center_F and divided by scale_F, plus
-    kind_C.
+    Kind: softmax over `KINDS` of kind_CH @ max(0, hidden_HF @ features + hidden_H) + kind_C, with the features of
+    `compute_kind_features`; their scaling is part of the hidden weights.  These are stored as float16.
     """
 
     polarity_P: Floats
-    center_F: Floats
-    scale_F: Floats
-    kind_CF: Floats
+    hidden_HF: Floats
+    hidden_H: Floats
+    kind_CH: Floats
     kind_C: Floats
 
 
@@ -110,7 +111,8 @@ def compute_polarity_logit(rank_YX: Floats, polarity_P: Floats) -> float:
 def compute_kinds(rank_YX: Floats, classifier: FilmClassifier) -> Floats:
     """Return the probability of each of `KINDS` [C], the three taken to be equally frequent; either polarity."""
     feature_F = compute_kind_features(rank_YX, classifier.polarity_P)
-    logit_C = classifier.kind_CF @ ((feature_F - classifier.center_F) / classifier.scale_F) + classifier.kind_C
+    hidden_H = np.maximum(classifier.hidden_HF @ feature_F + classifier.hidden_H, 0)
+    logit_C = classifier.kind_CH @ hidden_H + classifier.kind_C
     odds_C: Floats = np.exp(logit_C - logit_C.max())
     odds_C /= odds_C.sum()
     return odds_C

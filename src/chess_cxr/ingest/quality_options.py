@@ -27,7 +27,7 @@ class QualityOptions:
 
     quarantine_not_chest: bool = True
     not_chest_reject: float = 0.99
-    not_chest_flag: float = 0.5
+    not_chest_flag: float = 0.8
     quarantine_lateral: bool = False
     lateral_flag: float = 0.9
     quarantine_inverted: bool = False
