@@ -28,6 +28,6 @@ def write_dicom(path: Path, stored: np.ndarray, syntax: str = ExplicitVRLittleEn
     film.file_meta = FileMetaDataset()
     film.file_meta.TransferSyntaxUID = syntax
     film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID
-    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
+    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID or "1.2.3.4"  # never empty
     film.save_as(path, enforce_file_format=True)
     return path
