@@ -33,9 +33,12 @@ def _draw(name: str, *needs: str) -> Recipe:
     return Recipe(f"{sys.executable} {Path(__file__).resolve()} {name}", needs)
 
 
+DEMO = Path(__file__).resolve().parents[1] / "demo"  # what `make demo` leaves in the checkout
+TAKE_DEMO = f"mkdir demo && cp -r {DEMO}/films {DEMO}/encoder demo/"
 INGEST = "chess-cxr ingest --quiet {0}/ --out {0}.lance --table {1} --columns patient=PatientID class=Diagnosis"
 RECIPES = {
     "films": _draw("films"),  # DICOM
+    "demo": Recipe(TAKE_DEMO if (DEMO / "report.html").exists() else "chess-cxr demo --quiet --out demo"),
     "labels.csv": _draw("labels.csv", "films"),  # path, PatientID, Diagnosis, Split
     "film.dcm": Recipe("cp healthy/patient0000_film01.dcm film.dcm", ("healthy",)),
     "new": Recipe("mkdir new && cp healthy/patient000*.dcm new/", ("healthy",)),

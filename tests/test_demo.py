@@ -28,7 +28,7 @@ from chess_cxr.demo import run_demo
 if __name__ == "__main__":  # its pools import this file again
     print(run_demo(Path(__import__("sys").argv[1]), size=SMALL, config=build_small_config()))
 """
-NUMBER = r"(?:\d+\.\d{2,3}|nan)"
+NUMBER = r"(?:-?\d+\.\d{2,3}|nan)"
 
 
 def build_small_config() -> PretrainConfig:
@@ -92,13 +92,13 @@ def test_the_last_table_has_all_four_tasks_with_and_without_pre_training(folder:
         ("bone suppression", "PSNR, dB"),
         ("bone suppression", "SSIM"),
         ("bone suppression", "RMSE, of 255"),
-        ("nodule generation", "Fréchet distance"),
+        ("nodule generation", "Fréchet distance × 1000"),
     ]
     assert all(re.fullmatch(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]", cell) for row in rows for cell in row[2:])
     scored = json.loads((folder / "bones" / "pre-trained" / "result.json").read_text())["metrics"]["psnr"]
     assert rows[4][3] == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**scored)
     told = json.loads((folder / "nodules" / "distances.json").read_text())["distances"]["none"]
-    assert rows[7][2] == "{value:.2f} [{low:.2f}, {high:.2f}]".format(**told)
+    assert rows[7][2] == "{:.2f} [{:.2f}, {:.2f}]".format(*(1000 * told[key] for key in ("value", "low", "high")))
 
 
 def test_the_distances_name_their_judge_and_what_chance_leaves(folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_distances_name_their_judge_and_what_chance_leaves(folder: Path) -> 
     assert "random:resnet18@64#7" in section and "untrained network" in section
     told = json.loads((folder / "nodules" / "distances.json").read_text())
     assert told["count"] == SMALL.judged_nodules
-    assert len(set(json.dumps(found) for found in told["distances"].values())) == 3
+    assert len(set(json.dumps(found) for found in told["distances"].values())) == 4
 
 
 def test_the_report_loads_nothing_from_elsewhere(folder: Path) -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from chess_cxr.api import evaluate, export, pretrain
 from chess_cxr.bone_models import finetune_bones, load_bone_suppressor
 from chess_cxr.bone_training import BonesConfig
-from chess_cxr.demo_page import REAL, DemoResults, Examples, write_demo_page
+from chess_cxr.demo_page import HEALTHY, REAL, DemoResults, Examples, write_demo_page
 from chess_cxr.evaluation.compare import Comparison
 from chess_cxr.evaluation.frechet import compute_frechet_interval
 from chess_cxr.feature_networks import crop_around, load_feature_network
@@ -60,7 +62,7 @@ class DemoSize:
     bone_pairs: int = 80
     bone_steps: int = 200
     nodule_patients: int = 60
-    nodule_steps: int = 200
+    nodule_steps: int = 150
     judged_nodules: int = 100
 
 
@@ -131,6 +133,7 @@ def run_demo(
     size, config: how much of everything, by default a few minutes' worth.  Returns the path of `report.html`.
     """
     started = time.monotonic()
+    torch.set_num_threads(1)  # networks this small lose more by waking a second thread than they gain by it
     size, config = size or DemoSize(), config or demo_preset()
     is_new = not out.exists() or not any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
@@ -252,9 +255,9 @@ def _judge_nodules(folder: Path, size: DemoSize, show: Callable[[str, int, int],
     if file.exists():
         return read_json(file)
     judge = load_feature_network(JUDGE)
-    asked, real = (_draw_sick_films(size.judged_nodules, SEED + more, show) for more in (1, 2))
+    (asked, healthy), (real, _) = (_draw_films(size.judged_nodules, SEED + more, show) for more in (1, 2))
     generators = {name: load_nodule_generator(folder / name) for name in PERCEPTUAL}
-    painted = {REAL: [film.film_HW for film in asked]}
+    painted = {REAL: [film.film_HW for film in asked], HEALTHY: [film.film_HW for film in healthy]}
     for name, generator in generators.items():
         painted[name] = []
         for number, film in enumerate(asked):
@@ -271,11 +274,14 @@ def _judge_nodules(folder: Path, size: DemoSize, show: Callable[[str, int, int],
     return told
 
 
-def _draw_sick_films(patients: int, seed: int, show: Callable[[str, int, int], None]) -> list[NoduleFilm]:
+def _draw_films(
+    patients: int, seed: int, show: Callable[[str, int, int], None]
+) -> tuple[list[NoduleFilm], list[NoduleFilm]]:
+    """Return a film with a nodule and one without of each of some new patients."""
     films = read_nodule_films(
         f"phantom:{patients}@128#{seed}", on_film=lambda done, total: show(f"draw films #{seed}", done, total)
     )
-    return [film for film in films if film.mask_HW.any()]
+    return [film for film in films if film.mask_HW.any()], [film for film in films if not film.mask_HW.any()]
 
 
 def _draw_examples(out: Path) -> Examples:

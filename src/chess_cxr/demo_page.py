@@ -25,7 +25,8 @@ from chess_cxr.store import Store
 from chess_cxr.views import draw_view_pairs, resize_film
 
 FILM_WIDTH, EXAMPLE_WIDTH = 9, 15  # of a drawn film on the page, in letters
-REAL = "real nodules of other patients"
+REAL, HEALTHY = "nodules of other patients", "the same places without a nodule"
+DISTANCE = "Fréchet distance × 1000"
 BONE_METRICS = {"psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"), "rmse": ("RMSE, of 255", "lower")}
 
 
@@ -153,7 +154,7 @@ def _build_nodule_section(results: DemoResults) -> Section:
     half = max(24, *(int(np.ptp(found)) for found in rows))
     here = tuple(slice(max(0, at - half), at + half) for at in middle)
     table = pd.DataFrame(
-        [{"": name, "Fréchet distance": _say(found, 2)} for name, found in told["distances"].items()]
+        [{"": name, DISTANCE: _say(_scale(found), 2)} for name, found in told["distances"].items()]
     ).replace({"none": "made, no perceptual loss", "pre-trained": "made, pre-trained perceptual loss"})
     return Section(
         "Nodule generation",
@@ -174,7 +175,8 @@ def _build_nodule_section(results: DemoResults) -> Section:
 def _describe_distances(told: Mapping[str, Any]) -> str:
     return (
         f"Squares around {told['count']} made nodules against squares around {told['count']} nodules that the phantom "
-        f"rendered in other patients. Lower is more alike; the first row is what chance alone leaves. Judge: "
+        "rendered in other patients. Lower is more alike: the first row is what chance leaves between two sets of "
+        "rendered nodules, the second what a distance looks like where there is a difference. Judge: "
         f"{told['judge']}, {told['dimension']} features: an untrained network, since the demo's own encoder took part "
         "in the training. 95 % bootstrap intervals over films. SYNTHETIC."
     )
@@ -196,10 +198,8 @@ def _build_paper_section(results: DemoResults, seed: int) -> Section:
     for name, (title, better) in BONE_METRICS.items():
         without, with_it = (results.bones[which]["metrics"][name] for which in ("none", "pre-trained"))
         rows.append(_build_row("bone suppression", f"{title} ({better} is better)", without, with_it))
-    made = results.distances["distances"]
-    rows.append(
-        _build_row("nodule generation", "Fréchet distance (lower is better)", made["none"], made["pre-trained"], 2)
-    )
+    made = {name: _scale(found) for name, found in results.distances["distances"].items()}
+    rows.append(_build_row("nodule generation", f"{DISTANCE} (lower is better)", made["none"], made["pre-trained"], 2))
     return Section(
         "All four tasks",
         "The form of the paper's results (Cho et al. 2023): each task with and without the pre-trained encoder.",
@@ -225,6 +225,11 @@ def _build_row(
 def _find(table: pd.DataFrame, encoder: str, subset: str, metric: str) -> Mapping[str, Any]:
     wanted = (table["encoder"] == encoder) & (table["subset"] == subset) & (table["metric"] == metric)
     return {str(key): value for key, value in table.loc[wanted].iloc[0].items()}
+
+
+def _scale(found: Mapping[str, float]) -> dict[str, float]:
+    """An untrained network has small features, and so small distances."""
+    return {key: 1000 * value for key, value in found.items()}
 
 
 def _say(found: Mapping[str, Any], digits: int = 3) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from chess_cxr.calibration import Calibration, build_weightless, get_batch_shape
-from chess_cxr.methods.moco import MoCoConfig
+from chess_cxr.methods.moco import MoCoConfig, count_own_groups
 from chess_cxr.presets import PretrainConfig
 from chess_cxr.records import UsageError
 from chess_cxr.training.loop import Method, TrainingConfig
@@ -286,7 +286,7 @@ def _take_rank(config: PretrainConfig, ranks: int) -> PretrainConfig:
     """Return the configuration of one rank of many: the plan is made by one process, which has no ranks to count."""
     if not isinstance(config.method, MoCoConfig):
         return config
-    return replace(config, method=replace(config.method, norm_groups=max(1, config.method.norm_groups // ranks)))
+    return replace(config, method=replace(config.method, norm_groups=count_own_groups(config.method, ranks)))
 
 
 def check_plan_numbers(images: int, price: float, network_gbit: float, film_bytes: float, epochs: float) -> None:
