@@ -15,6 +15,7 @@ HTML comments right above a fence, which no rendered page shows, say what a bloc
     <!-- before: mkdir new -->                    run this first, with bash
     <!-- run with: --steps 300 -> --steps 3 -->   run it with small values; both are printed
     <!-- file: suite.toml -->                     write the block to this file, for the blocks that follow
+    <!-- within: 0.1 -->                          numbers with a decimal point may differ by so much from those shown
     <!-- in: elsewhere -->                        run it in this sub-folder of the page's folder, which is made
     <!-- needs extra: saliency -->                run only by --with-extras
     <!-- not run: needs a GPU -->                 do not run, for this reason
@@ -50,7 +51,7 @@ from block_material import RECIPES
 
 SHELL, PYTHON, CONSOLE = ("sh", "bash", "shell"), ("python",), ("console",)
 NOT_RUN = ("text", "json", "toml", "csv", "yaml", "bibtex")
-MARKERS = ("with", "before", "run with", "file", "in", "needs extra", "not run")
+MARKERS = ("with", "before", "run with", "file", "within", "in", "needs extra", "not run")
 RECORDS = "docs/proof/*/**/*.md"  # tables and model cards as commands wrote them
 LIMIT_SECONDS = 1200
 SHOWN_LINES = 25
@@ -147,6 +148,8 @@ def _check_block(block: Block, closed: bool) -> Iterator[str]:
             yield f"{block.place}: the marker {name!r} says nothing; " + (
                 "give the reason" if name == "not run" else "give what it is about"
             )
+        elif name == "within" and not re.fullmatch(r"\d+(\.\d+)?", value):
+            yield f"{block.place}: 'within: {value}' is no number"
         elif name == "run with":
             old, arrow, new = value.partition(" -> ")
             if not arrow or not new or old not in block.text:
@@ -216,7 +219,7 @@ class Bench:
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
             return Outcome("", "", 0.0)
         if block.language in CONSOLE:
-            return self.run_console(text, folder)
+            return self.run_console(text, folder, float((block.get("within") or ["0"])[0]))
         if block.language in SHELL:
             return self.call(["bash", "-euo", "pipefail", "-c", text], folder)
         script = self.root / "scripts" / f"{page}_{block.line}.py"
@@ -241,7 +244,7 @@ class Bench:
         print(f"{'material ' + name:<34} {done.cost}", flush=True)
         return None
 
-    def run_console(self, text: str, folder: Path) -> Outcome:
+    def run_console(self, text: str, folder: Path, within: float) -> Outcome:
         """Run the commands of a console one after the other in one shell, and compare their outputs."""
         commands = split_console(text)
         lines = [f"{command}\ncode=$?; printf '\\n{BOUNDARY} %s\\n' $code; (exit $code)" for command, _ in commands]
@@ -256,7 +259,7 @@ class Bench:
             asked = number + 1 < len(commands) and commands[number + 1][0] == "echo $?"
             if code and not asked:
                 faults.append(f"$ {command}: exit code {code}")
-            if not matches(expected, output):
+            if not matches(expected, output, within):
                 faults.append(f"$ {command}: prints something else than the page says:\n{output.rstrip()}")
         return Outcome("\n".join(faults), done.output if done.fault else "", done.seconds, done.cpu_seconds)
 
@@ -293,6 +296,7 @@ class Bench:
         bin_folder = str(Path(sys.executable).parent)
         return kept | {
             "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),
+            "CHESS_CXR_ID_KEY": "generated films of the docs",  # which patients are in which split hangs on it
             "HOME": str(self.root / "home"),
             "XDG_CONFIG_HOME": str(self.root / "home" / ".config"),
             "OMP_NUM_THREADS": "1",
@@ -353,14 +357,23 @@ def split_console(text: str) -> list[tuple[str, str]]:
     return [("\n".join(command), "\n".join(output)) for command, output in commands]
 
 
-def matches(expected: str, output: str) -> bool:
-    """Return whether an output is as a page shows it, where … stands for anything."""
-    lines = expected.strip("\n").splitlines()
+def matches(expected: str, output: str, within: float = 0.0) -> bool:
+    """Return whether an output is as a page shows it, where … stands for anything.
+
+    within: how far numbers with a decimal point may lie from those of the page.
+    """
+    lines, decimal = expected.strip("\n").splitlines(), r"-?\d+\.\d+"
     patterns = [
         r"(?:[^\n]*\n)*?" if line.strip() == "…" else re.escape(line.rstrip()).replace("…", r"[^\n]*?") + r"[^\S\n]*\n"
         for line in lines
     ]
-    return re.fullmatch("".join(patterns), output.strip("\n") + "\n" if output.strip("\n") else "") is not None
+    shown = re.findall(decimal, expected) if within else []
+    if within:
+        patterns = [re.sub(r"(?:\\-)?\d+\\\.\d+", lambda _: f"({decimal})", pattern) for pattern in patterns]
+    found = re.fullmatch("".join(patterns), output.strip("\n") + "\n" if output.strip("\n") else "")
+    return found is not None and all(
+        abs(float(ours) - float(theirs)) <= within for ours, theirs in zip(shown, found.groups(), strict=True)
+    )
 
 
 # ---------------------------------------------------------------- the command

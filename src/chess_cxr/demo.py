@@ -60,10 +60,10 @@ class DemoSize:
     draws: int = 3
     replicates: int = 300
     bone_pairs: int = 80
-    bone_steps: int = 200
+    bone_steps: int = 150
     nodule_patients: int = 60
-    nodule_steps: int = 150
-    judged_nodules: int = 100
+    nodule_steps: int = 120
+    judged_nodules: int = 80
 
 
 QUICK = DemoSize(

@@ -129,3 +129,17 @@ def test_a_page_has_a_folder_and_a_home_of_its_own(tmp_path: Path) -> None:
 def test_nothing_that_a_block_starts_outlives_it(tmp_path: Path) -> None:
     page = fence("sh", "(sleep 1; touch ~/late) &", "true") + fence("sh", "sleep 2; test ! -e ~/late")
     assert run(tmp_path, page).returncode == 0
+
+
+@pytest.mark.parametrize(("printed", "code"), [("0.55 of 3", 0), ("0.45 of 3", 0), ("0.65 of 3", 1), ("0.55 of 4", 1)])
+def test_decimal_numbers_may_differ_within_what_the_page_says_and_counts_may_not(
+    printed: str, code: int, tmp_path: Path
+) -> None:
+    block = fence("console", f"$ echo {printed}", "0.50 of 3")
+    assert run(tmp_path, block).returncode == 1
+    assert run(tmp_path, f"<!-- within: 0.1 -->\n{block}").returncode == code
+
+
+def test_a_tolerance_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, "<!-- within: a little -->\n" + fence("console", "$ echo 1.0", "1.0"))
+    assert done.returncode != 0 and "is no number" in done.stdout + done.stderr
