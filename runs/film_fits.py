@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from film_pictures import Picture, distort, process, widen
+from film_pictures import Picture, distort, widen
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -42,7 +42,7 @@ def draw_samples(pictures: Iterable[Picture], draws: int, rng: np.random.Generat
             pixels = picture.pixels
             if picture.kind or draw:
                 pixels = widen(pixels, rng) if picture.kind == 0 and rng.random() < 0.7 else pixels
-                pixels = process(distort(pixels, rng), rng)
+                pixels = distort(pixels, rng)
             rank_YX = compute_thumbnail(pixels).rank_YX
             feature_F = compute_kind_features(rank_YX, upright_P)
             samples.append(Sample(feature_F, shrink_ranks(rank_YX, 32).ravel(), picture))
