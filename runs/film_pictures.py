@@ -26,6 +26,7 @@ MADE_UP = {
     "drawn limb": 450,
 }
 FROM_FILMS = {"jumble": 40, "piece": 60, "contact sheet": 30, "warped": 30}  # ... out of the films of each set
+EARLIER = ("covid_cxnet", "jsrt", "kermany3", "nih_covid")  # the sets that the earlier judge was fitted on
 # Stored with bone dark by their source, as anybody can see: turned as they are read.
 NEGATIVES = (
     "nih_adult/images/00017625_000.jpg",
@@ -41,7 +42,8 @@ LATERAL_PATIENTS = (("00",), ("02",), ("04",), ("06",), ("08", "10"))
 class Picture:
     """One film or other picture, [H, W] float32 with the longest side at most `SIDE`.
 
-    group: patient or kind; of pictures made out of films, the set of these films.  part: "fit" or "test".
+    group: patient or kind; of pictures made out of films, the set of these films.  part: of films of the pool "fit" or
+    "test".
     """
 
     pixels: np.ndarray

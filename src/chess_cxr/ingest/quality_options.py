@@ -26,8 +26,8 @@ class QualityOptions:
     """
 
     quarantine_not_chest: bool = True
-    not_chest_reject: float = 0.99
-    not_chest_flag: float = 0.8
+    not_chest_reject: float = 0.995
+    not_chest_flag: float = 0.88
     quarantine_lateral: bool = False
     lateral_flag: float = 0.9
     quarantine_inverted: bool = False
