@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from film_pictures import Picture, distort, process, widen
+from film_pictures import EARLIER, Picture, distort, widen
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -18,7 +18,7 @@ from chess_cxr.ingest.film_classifier import (
     shrink_ranks,
 )
 
-POLARITY_C = 1e-3  # inverse strength of the ridge penalty
+POLARITY_C = 2e-3  # inverse strength of the ridge penalty
 NETWORKS, HIDDEN, EPOCHS, BATCH = 2, 16, 6, 256  # networks whose logits are averaged, and how they are fitted
 RATE, DECAY = 2e-3, 0.05
 UPRIGHT = slice(512, 768)  # the features that change their sign with the polarity
@@ -34,15 +34,15 @@ class Sample:
 
 
 def draw_samples(pictures: Iterable[Picture], draws: int, rng: np.random.Generator) -> list[Sample]:
-    """Distort each picture `draws` times; films are also shown in wider fields, the first time as they are."""
+    """Draw each picture `draws` times, first as it is, then distorted; films are also shown in wider fields."""
     upright_P = np.zeros(32 * 32, np.float32)  # a log odds of 0 leaves the ranks as they are
     samples = []
     for picture in pictures:
         for draw in range(draws):
             pixels = picture.pixels
-            if picture.kind or draw:
+            if draw:
                 pixels = widen(pixels, rng) if picture.kind == 0 and rng.random() < 0.7 else pixels
-                pixels = process(distort(pixels, rng), rng)
+                pixels = distort(pixels, rng)
             rank_YX = compute_thumbnail(pixels).rank_YX
             feature_F = compute_kind_features(rank_YX, upright_P)
             samples.append(Sample(feature_F, shrink_ranks(rank_YX, 32).ravel(), picture))
@@ -56,17 +56,33 @@ def balance(names: np.ndarray) -> np.ndarray:
     return weights
 
 
-def fit_polarity(frontal: Sequence[Sample]) -> np.ndarray:
-    """Weights [P] that tell a film from its negative, data sets counting the same.
+@dataclass(frozen=True)
+class PolarityFitter:
+    """Ranks at 32 x 32 of distorted films, none of them in a wider field, for fits that leave some of them out."""
 
-    A film and its negative have the same loss, so every second film is fitted as its negative.
-    """
-    rank_BP = np.stack([s.rank_P for s in frontal])
-    bright = np.arange(len(rank_BP)) % 2
-    model = LogisticRegression(C=2 * POLARITY_C, fit_intercept=False, max_iter=500)
-    weight_B = balance(np.array([s.picture.source for s in frontal]))
-    model.fit(rank_BP * (2 * bright - 1)[:, None], bright, sample_weight=weight_B)
-    return model.coef_[0].astype(np.float32)
+    rank_BP: np.ndarray
+    source_B: np.ndarray
+    part_B: np.ndarray
+
+    @classmethod
+    def of(cls, films: Sequence[Picture], draws: int, rng: np.random.Generator) -> "PolarityFitter":
+        """Distort each film `draws` times."""
+        ranks = [compute_thumbnail(distort(film.pixels, rng)).rank_YX for film in films for _ in range(draws)]
+        columns = (np.repeat([getattr(film, name) for film in films], draws) for name in ("source", "part"))
+        return cls(np.stack([shrink_ranks(rank_YX, 32).ravel() for rank_YX in ranks]), *columns)
+
+    def fit(self, kept_B: np.ndarray) -> np.ndarray:
+        """Weights [P] that tell a film from its negative; each earlier set counts the same, and the later ones as one.
+
+        A film and its negative have the same loss, so every second film is fitted as its negative.
+        """
+        rank_BP = self.rank_BP[kept_B]
+        bright = np.arange(len(rank_BP)) % 2
+        model = LogisticRegression(C=2 * POLARITY_C, fit_intercept=False, max_iter=500)
+        source_B = self.source_B[kept_B]
+        weight_B = balance(np.where(np.isin(source_B, EARLIER), source_B, "later"))
+        model.fit(rank_BP * (2 * bright - 1)[:, None], bright, sample_weight=weight_B)
+        return model.coef_[0].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -87,12 +103,14 @@ class KindFitter:
     kind_B: np.ndarray
     source_B: np.ndarray
     group_B: np.ndarray
+    part_B: np.ndarray
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "KindFitter":
         """Stack samples."""
         stacked = (np.stack([getattr(s, name) for s in samples]) for name in ("feature_F", "rank_P"))
-        columns = (np.array([getattr(s.picture, name) for s in samples]) for name in ("kind", "source", "group"))
+        pictures = [s.picture for s in samples]
+        columns = (np.array([getattr(p, name) for p in pictures]) for name in ("kind", "source", "group", "part"))
         return cls(*stacked, *columns)
 
     def fit(self, kept_B: np.ndarray, polarity_P: np.ndarray) -> FilmClassifier:

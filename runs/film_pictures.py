@@ -21,10 +21,12 @@ MADE_UP = {
     "noise": 150,
     "ramp": 200,
     "leaves": 400,
-    "drawn slice": 600,
+    "drawn slice": 300,
+    "tight slice": 450,
     "drawn limb": 450,
 }
 FROM_FILMS = {"jumble": 40, "piece": 60, "contact sheet": 30, "warped": 30}  # ... out of the films of each set
+EARLIER = ("covid_cxnet", "jsrt", "kermany3", "nih_covid")  # the sets that the earlier judge was fitted on
 # Stored with bone dark by their source, as anybody can see: turned as they are read.
 NEGATIVES = (
     "nih_adult/images/00017625_000.jpg",
@@ -40,7 +42,8 @@ LATERAL_PATIENTS = (("00",), ("02",), ("04",), ("06",), ("08", "10"))
 class Picture:
     """One film or other picture, [H, W] float32 with the longest side at most `SIDE`.
 
-    group: patient or kind; of pictures made out of films, the set of these films.  part: "fit" or "test".
+    group: patient or kind; of pictures made out of films, the set of these films.  part: of films of the pool "fit" or
+    "test".
     """
 
     pixels: np.ndarray
@@ -120,7 +123,8 @@ def draw_made_up(rng: np.random.Generator, films: Sequence[Picture]) -> list[Pic
         "noise": lambda: _draw_noise(rng),
         "ramp": lambda: _draw_ramp(rng),
         "leaves": lambda: _draw_leaves(rng),
-        "drawn slice": lambda: _crop_slice(rng, _draw_slice(rng)),
+        "drawn slice": lambda: _draw_slice(rng),
+        "tight slice": lambda: _crop_slice(rng, _draw_slice(rng)),
         "drawn limb": lambda: _draw_limb(rng),
     }
     drawn = [Picture(shrink(makers[name]()), 2, name, name) for name, count in MADE_UP.items() for _ in range(count)]
@@ -353,25 +357,6 @@ def widen(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         edge = cv2.BORDER_REPLICATE if rng.random() < 0.5 else cv2.BORDER_REFLECT_101
         wide = cv2.copyMakeBorder(wide, above, below, 0, 0, edge)
     return np.ascontiguousarray(shrink(np.clip(wide, 0, 1)))
-
-
-def process(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Flatten or sharpen a picture, lay a veil or grain over it: what detectors and publishers do to films."""
-    choice = rng.random()
-    if choice < 0.2:
-        smooth = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(4, 25))
-        pixels = pixels - np.float32(rng.uniform(0.2, 0.9)) * smooth
-    elif choice < 0.3:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.5, 2.5))
-    elif choice < 0.45:
-        veil = cv2.GaussianBlur(rng.normal(0, 1, pixels.shape).astype(np.float32), (0, 0), rng.uniform(15, 40))
-        pixels = pixels + veil / veil.std() * np.float32(rng.uniform(0.02, 0.15))
-    elif choice < 0.55:
-        pixels = pixels + rng.normal(0, rng.uniform(0.01, 0.08), pixels.shape)
-    else:
-        return pixels
-    low, high = np.percentile(pixels, (0.2, 99.8))
-    return np.clip((pixels - low) / max(high - low, 1e-3), 0, 1).astype(np.float32)
 
 
 def distort(pixels: np.ndarray, rng: np.random.Generator, angle: float | None = None) -> np.ndarray:

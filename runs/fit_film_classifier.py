@@ -2,11 +2,11 @@
 
 usage: python fit_film_classifier.py DATA MEASURED.json [PHOTOGRAPHS]
 
-DATA holds pool_wide.csv, nasty, dicom, bone_jsrt, bone_pairs and ct_nodules.  Films are dealt to two parts by patient:
-60 % fit the weights, 40 % are only measured.  The same fit is repeated without each data set, and all films of that set
-are judged by it; the thresholds of QualityOptions were chosen on these scores.  Near duplicates that pool_wide.csv
-lists are left out.  No disease label is read.  The weights go where the package keeps them.  PHOTOGRAPHS: a folder of
-pictures that are no films, only measured, such as the data of scikit-image.
+DATA holds pool_wide.csv, nasty, dicom, bone_jsrt, bone_pairs and ct_nodules.  All films fit the weights.  The same fit
+is repeated without each data set, and all films of that set are judged by it; the thresholds of QualityOptions were
+chosen on these scores.  It is repeated once more on 60 % of the patients, and the films of the other 40 % are measured.
+Near duplicates that pool_wide.csv lists are left out.  No disease label is read.  The weights go where the package
+keeps them.  PHOTOGRAPHS: a folder of pictures that are no films, only measured, such as the data of scikit-image.
 """
 
 import json
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from film_fits import KindFitter, Sample, Scores, draw_samples, fit_polarity
+from film_fits import KindFitter, PolarityFitter, Scores, draw_samples
 from film_pictures import (
+    EARLIER,
     SIDE,
     Picture,
     distort,
@@ -47,9 +48,10 @@ from chess_cxr.ingest.quality import QualityOptions, judge_film
 from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
 
 WEIGHTS = Path(film_classifier.__file__).with_suffix(".npz")
-DRAWS, DRAWS_SMALL = 2, 4  # copies of a film that is fitted: of a set of thousands, of a smaller set
-DRAWS_RARE = 40  # ... of a lateral film, a CT slice or a limb, of which there are few
+DRAWS, DRAWS_SMALL = 3, 7  # copies of a film that is fitted: of a set of thousands, of a smaller set
+DRAWS_RARE = 60  # ... of a lateral film, a CT slice or a limb, of which there are few
 DRAWS_MADE_UP = 2
+DRAWS_POLARITY = 6  # ... of a film whose polarity is fitted
 SMALL_SET = 1000
 REJECT_MARGIN = 0.5  # log odds between the highest score of a chest film and the threshold
 NIH = ("nih_adult", "nih_covid", "rsna_normal")  # one hospital's films, in three sets
@@ -76,22 +78,24 @@ def rate(hits: np.ndarray) -> dict[str, float]:
 
 def measure_polarity(test: Sequence[Picture], classifier: FilmClassifier, rng: np.random.Generator) -> dict:
     """Errors on films of patients that were not fitted, as they are, as negatives, and on their way mistreated."""
+    source_B = np.array([p.source for p in test])
+    earlier_B = np.isin(source_B, EARLIER)
 
-    def count_wrong(pictures: Sequence[np.ndarray]) -> dict:
+    def count_wrong(pictures: Sequence[np.ndarray], chosen: dict[str, np.ndarray]) -> dict:
         right, turned = score(pictures, classifier), score([1 - p for p in pictures], classifier)
-        return {"as they are": rate(right.polarity < 0), "negatives": rate(turned.polarity >= 0)}
+        return {
+            name: {"as they are": rate(right.polarity[of_B] < 0), "negatives": rate(turned.polarity[of_B] >= 0)}
+            for name, of_B in chosen.items()
+        }
 
-    by_source = {
-        source: count_wrong([p.pixels for p in test if p.source == source])
-        for source in sorted({p.source for p in test})
-    }
-    distorted = {
-        f"cropped, marked, bordered, turned {angle} degrees": count_wrong(
-            [distort(p.pixels, rng, angle + rng.uniform(-10, 10)) for p in test]
-        )
-        for angle in (0, 90, 180)
-    }
-    return {"all": count_wrong([p.pixels for p in test])} | by_source | distorted
+    all_B = np.ones(len(test), dtype=bool)
+    by_source = {source: source_B == source for source in sorted(set(source_B))}
+    measured = count_wrong([p.pixels for p in test], {"all": all_B} | by_source)
+    for angle in (0, 90, 180):
+        name = f"cropped, marked, bordered, turned {angle} degrees"
+        mistreated = [distort(p.pixels, rng, angle + rng.uniform(-10, 10)) for p in test]
+        measured |= count_wrong(mistreated, {name: all_B, f"{name}, the four earlier sets": earlier_B})
+    return measured
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,7 @@ class LeftOut:
         return np.maximum(self.as_they_are.not_chest, self.negatives.not_chest)
 
 
-def judge_sets(
-    fitter: KindFitter, frontal: Sequence[Sample], pool: Sequence[Picture], data: Path
-) -> dict[str, LeftOut]:
+def judge_sets(fitter: KindFitter, polarity: PolarityFitter, pool: Sequence[Picture], data: Path) -> dict[str, LeftOut]:
     """Judge each set by the fit without it; NIH's also without all of NIH; other films without what they resemble.
 
     Left out with a set are the pictures that were made of its films.
@@ -120,7 +122,7 @@ def judge_sets(
     negative = KindFitter.of(draw_samples(negatives, 1, np.random.default_rng(0)))
     like_B = np.array([film.source if film.part in ("fit", "test") else film.part for film in films])
     for left in (*((name,) for name in sorted({p.source for p in pool})), NIH):
-        polarity_P = fit_polarity([s for s in frontal if s.picture.source not in left])
+        polarity_P = polarity.fit(~np.isin(polarity.source_B, left))
         classifier = fitter.fit(~np.isin(fitter.source_B, left) & ~np.isin(fitter.group_B, left), polarity_P)
         for source in sorted(set(stack.source_B[np.isin(like_B, left)])):
             mine_B = stack.source_B == source
@@ -302,25 +304,25 @@ def main() -> None:
     sources = sorted({p.source for p in pool})
     part = {name: [p for p in pool if p.part == name] for name in ("fit", "test")}
     small = {source for source in sources if sum(p.source == source for p in pool) < SMALL_SET}
-    frontal = draw_samples([p for p in part["fit"] if p.source not in small], DRAWS, rng)
-    frontal += draw_samples([p for p in part["fit"] if p.source in small], DRAWS_SMALL, rng)
+    frontal = draw_samples([p for p in pool if p.source not in small], DRAWS, rng)
+    frontal += draw_samples([p for p in pool if p.source in small], DRAWS_SMALL, rng)
     others = draw_samples(rare, DRAWS_RARE, rng) + draw_samples(draw_made_up(rng, part["fit"]), DRAWS_MADE_UP, rng)
     fitter = KindFitter.of([*frontal, *others])
-    polarity_P = fit_polarity(frontal)
-    classifier = fitter.fit(np.ones(len(fitter.kind_B), dtype=bool), polarity_P)
-    np.savez_compressed(WEIGHTS, **asdict(classifier))
+    polarity = PolarityFitter.of(pool, DRAWS_POLARITY, rng)
+    polarity_P = polarity.fit(np.ones(len(polarity.part_B), dtype=bool))
+    np.savez_compressed(WEIGHTS, **asdict(fitter.fit(np.ones(len(fitter.kind_B), dtype=bool), polarity_P)))
     classifier = load_film_classifier()
     print("fitted", file=sys.stderr, flush=True)
-    judged = judge_sets(fitter, frontal, pool, data)
+    judged = judge_sets(fitter, polarity, pool, data)
+    without_test = fitter.fit(fitter.part_B != "test", polarity.fit(polarity.part_B != "test"))
     measured = {
         "films": {name: len(pictures) for name, pictures in part.items()},
         "thresholds": {name: getattr(options, name) for name in ("not_chest_flag", "not_chest_reject", "lateral_flag")},
         "sets not fitted": measure_sets(judged, options),
         "sets not fitted, thresholds from the other sets": measure_nested(judged, sources),
-        "polarity": measure_polarity(part["test"], classifier, rng),
-        "false alarms, test": measure_alarms(part["test"], classifier, options),
-        "flags, fit": measure_flags(part["fit"], options),
-        "flags, test": measure_flags(part["test"], options),
+        "polarity": measure_polarity(part["test"], without_test, rng),
+        "false alarms, test": measure_alarms(part["test"], without_test, options),
+        "flags as shipped, all films fitted": measure_flags(pool, options),
         "found": measure_rare(fitter, polarity_P, rare, options),
         "found, never fitted": measure_unseen(data, photographs, classifier, options),
         "phantom (SYNTHETIC)": measure_phantom(classifier, options),

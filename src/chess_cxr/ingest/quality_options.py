@@ -26,10 +26,10 @@ class QualityOptions:
     """
 
     quarantine_not_chest: bool = True
-    not_chest_reject: float = 0.99
-    not_chest_flag: float = 0.8
+    not_chest_reject: float = 0.994
+    not_chest_flag: float = 0.88
     quarantine_lateral: bool = False
-    lateral_flag: float = 0.9
+    lateral_flag: float = 0.93
     quarantine_inverted: bool = False
     inverted_flag: float = 0.5
     correct_polarity: bool = False
