@@ -51,6 +51,7 @@ class DemoSize:
     labelled.  draws: label draws a fraction.  replicates: of the bootstrap.
     bone_pairs, bone_steps: of each bone network.  nodule_patients, nodule_steps: of each nodule generator.
     judged_nodules: how many made nodules are held against as many others.
+    planned_share: of `PLANNED_SECONDS`, until the first stations have shown the pace.
     """
 
     patients: int = 250
@@ -64,11 +65,13 @@ class DemoSize:
     nodule_patients: int = 60
     nodule_steps: int = 120
     judged_nodules: int = 80
+    planned_share: float = 1.0
 
 
 QUICK = DemoSize(
     patients=30, films_per_patient=2, film_size=128, fractions=(0.25, 1.0), draws=2, replicates=100, bone_pairs=10,
     bone_steps=20, nodule_patients=10, nodule_steps=20, judged_nodules=20,
+    planned_share=0.2,
 )  # fmt: skip
 
 
@@ -113,15 +116,15 @@ class Stations:
 
 
 PLANNED_SECONDS = {
-    "generate DICOM films": 40.0,
-    "ingest": 15.0,
-    "pre-train": 150.0,
-    "classify": 25.0,
-    "suppress bones, no perceptual loss": 30.0,
-    "suppress bones, pre-trained perceptual loss": 35.0,
-    "generate nodules, no perceptual loss": 45.0,
-    "generate nodules, pre-trained perceptual loss": 50.0,
-    "judge the nodules": 15.0,
+    "generate DICOM films": 45.0,
+    "ingest": 6.0,
+    "pre-train": 155.0,
+    "classify": 12.0,
+    "suppress bones, no perceptual loss": 28.0,
+    "suppress bones, pre-trained perceptual loss": 33.0,
+    "generate nodules, no perceptual loss": 42.0,
+    "generate nodules, pre-trained perceptual loss": 46.0,
+    "judge the nodules": 40.0,
 }
 
 
@@ -137,7 +140,7 @@ def run_demo(
     size, config = size or DemoSize(), config or demo_preset()
     is_new = not out.exists() or not any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
-    stations = Stations(PLANNED_SECONDS, quiet)
+    stations = Stations({name: size.planned_share * planned for name, planned in PLANNED_SECONDS.items()}, quiet)
     store = _make_store(out, size, stations)
     encoder = _make_encoder(out, store, config, stations)
     comparison = _classify(store, encoder, config, size, stations)
