@@ -17,12 +17,15 @@ from PIL import Image
 from chess_cxr.ingest.cluster import connect_cluster
 from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import open_store
 from command_line import Answer, run, run_process
 
 KEY = b"a key of more than sixteen bytes"
-OPTIONS = IngestOptions(id_key=KEY, longest_side=64)
+# The films below are no chest films, and are to be stored all the same.
+KEEP_ALL = QualityOptions(quarantine_not_chest=False)
+OPTIONS = IngestOptions(id_key=KEY, longest_side=64, quality=KEEP_ALL)
 
 
 @dataclass
@@ -146,7 +149,8 @@ def test_when_all_workers_are_lost_the_ingest_goes_on_later(tmp_path: Path, dyin
 
 def test_the_command_takes_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
     write_films(tmp_path / "raw", 12)
-    done = run("ingest", tmp_path / "raw", "--out", tmp_path / "s.lance", "--cluster", cluster.address)
+    keep_all = "--quality.no-quarantine-not-chest"
+    done = run("ingest", tmp_path / "raw", "--out", tmp_path / "s.lance", "--cluster", cluster.address, keep_all)
     assert done.code == 1
     assert "11 films of 11 patients stored" in done.out
     assert len(open_store(tmp_path / "s.lance")) == 11

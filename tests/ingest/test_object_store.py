@@ -8,6 +8,7 @@ import pytest
 
 from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.workers import build_ingest_pool
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
@@ -16,7 +17,9 @@ from command_line import run
 from object_store import ObjectStore, run_object_store
 
 KEY = b"a key of more than sixteen bytes"
-OPTIONS = IngestOptions(id_key=KEY, longest_side=64, films_a_commit=2)
+# The films below are no chest films, and are to be stored all the same.
+KEEP_ALL = QualityOptions(quarantine_not_chest=False)
+OPTIONS = IngestOptions(id_key=KEY, longest_side=64, films_a_commit=2, quality=KEEP_ALL)
 NAMES = [f"JPCLN{number:03d}.png" for number in (2, 4, 6, 7, 8)]
 
 

@@ -28,7 +28,9 @@ from chess_cxr.store import StoreWriter, open_store
 from shared_child import ingest_films
 
 KEY = b"a key of more than sixteen bytes"
-OPTIONS = IngestOptions(id_key=KEY, dataset="made", longest_side=64)
+# The films below are ramps, which the judge rightly takes for no chest films: they are to be stored all the same.
+KEEP_ALL = QualityOptions(quarantine_not_chest=False)
+OPTIONS = IngestOptions(id_key=KEY, dataset="made", longest_side=64, quality=KEEP_ALL)
 
 
 def write_films(folder: Path, count: int, patients: int = 0) -> list[SourceFilm]:
@@ -367,10 +369,12 @@ def test_two_ingests_into_one_store_do_not_meet(tmp_path: Path) -> None:
 STEADY = """
 import sys
 from pathlib import Path
+from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
 from chess_cxr.sources.folder import read_folder
-options = IngestOptions(id_key=bytes(16), longest_side=64, films_a_commit=5)
+keep_all = QualityOptions(quarantine_not_chest=False)
+options = IngestOptions(id_key=bytes(16), longest_side=64, films_a_commit=5, quality=keep_all)
 films = read_folder([Path(sys.argv[1])])
 with build_ingest_pool(1) as pool:
     ingest_films(films, Path(sys.argv[2]), options, pool)
@@ -587,10 +591,13 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.records import ChessError
 from chess_cxr.sources.folder import read_folder
 try:
-    ingest_films(read_folder([Path(sys.argv[1])]), Path(sys.argv[2]), IngestOptions(id_key=bytes(16), longest_side=64))
+    keep_all = QualityOptions(quarantine_not_chest=False)
+    options = IngestOptions(id_key=bytes(16), longest_side=64, quality=keep_all)
+    ingest_films(read_folder([Path(sys.argv[1])]), Path(sys.argv[2]), options)
 except ChessError as error:
     sys.exit(f"{type(error).__name__} {error}")
 """
