@@ -87,6 +87,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert answer.stdout == f"chess-cxr {version('chess-cxr')}\n"
 
 
+@pytest.mark.long  # `make docs-blocks` runs it too, with the core's packages
 def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
     example = re.search(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     assert example

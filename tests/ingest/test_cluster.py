@@ -167,7 +167,7 @@ def test_what_is_no_address_is_wrong_use_at_once(address: str) -> None:
     assert time.monotonic() - started < 1
 
 
-@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.parametrize("listens", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_where_no_scheduler_answers_one_line_says_so_after_ten_seconds(tmp_path: Path, listens: bool) -> None:
     write_films(tmp_path / "raw", 8)
     with socket.socket() as other:

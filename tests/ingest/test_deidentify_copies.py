@@ -290,7 +290,9 @@ def test_a_disk_that_takes_no_more_is_one_clear_line_and_the_run_can_go_on(tmp_p
 
 
 FULL = """
-import resource, signal
+import os, resource, signal, sys
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would leave the first half of a module's bytecode, for all to read
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 """

@@ -587,8 +587,10 @@ def test_no_film_is_wrong_use(tmp_path: Path) -> None:
 
 
 FILL_UP = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would leave the first half of a module's bytecode, for all to read
+sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.quality_options import QualityOptions

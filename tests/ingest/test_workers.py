@@ -17,6 +17,7 @@ from PIL import Image
 
 from chess_cxr.ingest.child import STARTS, Limits, drop_child, get_child
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
+from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.workers import (
     FILMS_A_TASK,
     WORKER_DIED,
@@ -28,7 +29,7 @@ from chess_cxr.ingest.workers import (
 from chess_cxr.records import ChessError, SourceFilm
 
 HERE = Path(__file__).parent
-OPTIONS = EncodeOptions()
+OPTIONS = EncodeOptions(quality=QualityOptions(quarantine_not_chest=False))  # ramps are no chest films
 LIMITS = Limits()
 
 

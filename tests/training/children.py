@@ -146,6 +146,7 @@ def _train(
     if die_writing[0]:
         _die_writing(*die_writing)
     if largest_file:
+        sys.dont_write_bytecode = True  # half of a module's bytecode would stay, for all to read
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if rank:
         _join(rank)

@@ -129,7 +129,8 @@ def train_until_killed(kind: str, store: Path, run: Path, rng: random.Random, si
     return code
 
 
-@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.long), "float16"])
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_run_in_half_precision_goes_on_to_the_bit_with_its_scale(
     precision: Precision, small_store: Path, tmp_path: Path
 ) -> None:

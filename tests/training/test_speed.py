@@ -90,7 +90,8 @@ def test_a_real_step_of_moco_with_groups_has_the_counted_flops() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_counted_and_stays_as_it_was(name: str) -> None:
     config, build = METHODS[name]
-    method = build(config(architecture="test_resnet"))
+    groups = {"norm_groups": 2} if name == "moco_v2" else {}
+    method = build(config(architecture="test_resnet", **groups))
     before = {key: value.clone() for key, value in method.state_dict().items()}
     random = torch.get_rng_state()
     few, many = (count_step_cost(method, (2, films, 1, 32, 32)) for films in (8, 16))

@@ -140,7 +140,7 @@ def test_a_missing_package_is_one_line_with_the_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=re.escape(f"install it with: pip install 'chess-cxr[{name}]'")):
+    with pytest.raises(UsageError, match=re.escape(f"needs the package {name}: pip install 'chess-cxr[{name}]'")):
         open_trackers(tmp_path / "run", TrackingConfig(("tensorboard", name)), {}, 0)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
