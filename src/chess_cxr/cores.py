@@ -25,9 +25,9 @@ def count_usable_cores(root: Path = _ROOT) -> int:
 def share_cores() -> None:
     """Make torch's threads sleep while they wait for each other, and start no more of them than there are usable cores.
 
-    A thread that spins at a barrier burns the time slice that the thread it waits for needs: beside other work,
-    training fell to a tenth of its share (`benchmarks/busy_machine.py`).  OpenMP reads these variables when torch is
-    imported, so this has to come first.  What the user has set stays.
+    A thread that spins at a barrier burns the time slice that the thread it waits for needs, so that training beside
+    other work falls far below its share (`benchmarks/busy_machine.py` measures it).  OpenMP reads these variables when
+    torch is imported, so this has to come first.  What the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux" and "OMP_NUM_THREADS" not in os.environ:
