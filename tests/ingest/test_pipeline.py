@@ -396,11 +396,12 @@ def test_an_ingest_killed_at_random_moments_ends_with_the_same_store(tmp_path: P
         begun = count_versions(out)
         while process.poll() is None and count_versions(out) < begun + 2:
             time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.05))
+        # Later kills come later, so that a slow machine, too, gets past the last commit.
+        time.sleep(random.uniform(0, 0.02 * (1 + kills)))
         kills += process.poll() is None
         process.kill()
         process.wait()
-        assert kills < 40
+        assert kills < 80
     assert kills >= 4
     killed, whole = (open_store(tmp_path / name) for name in ("s.lance", "whole.lance"))
     assert killed.films.equals(whole.films)
