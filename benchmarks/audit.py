@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from chess_cxr.ingest.duplicates import POSES, compute_hashes, find_near_hashes, pose_hashes, unpack_hashes
-from chess_cxr.sources.phantom import draw_exposure, render_film
-from chess_cxr.sources.phantom_anatomy import draw_anatomy
+from chess_cxr.audit.near import POSES, find_near_hashes, pose_hashes, unpack_hashes
+from chess_cxr.ingest.hashes import compute_hashes
+from chess_cxr.sources.phantom.anatomy import draw_anatomy
+from chess_cxr.sources.phantom.film import draw_exposure, render_film
 from chess_cxr.store import open_store
 
 COPIES = 500

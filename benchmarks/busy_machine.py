@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chess_cxr.cores import count_usable_cores
+from chess_cxr.workers.cores import count_usable_cores
 
 TRAIN = """
 import os, sys, time
@@ -25,7 +25,7 @@ from dataclasses import replace
 if sys.argv[4] == "spinning":  # what torch does where nobody tells it to sleep
     import torch
 import chess_cxr
-from chess_cxr.presets import PRESETS
+from chess_cxr.pretraining.presets import PRESETS
 
 def on_step(report, probe):
     at.append(time.perf_counter())

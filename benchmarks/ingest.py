@@ -39,12 +39,12 @@ from pydicom.uid import (
     JPEGLosslessSV1,
 )
 
-from chess_cxr.ingest.child import ENVIRONMENT
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.workers import build_ingest_pool
 from chess_cxr.records import SourceFilm
 from chess_cxr.sources.folder import read_folder
+from chess_cxr.workers.child import ENVIRONMENT
+from chess_cxr.workers.pool import build_ingest_pool
 
 SIDE = 2048
 

@@ -39,8 +39,8 @@ def read_peak_megabytes() -> float:
 def ingest_tree(folder: Path, workers: int) -> None:
     """Ingest the tree and print films, seconds and this process's own peak memory in MB."""
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-    from chess_cxr.ingest.workers import build_ingest_pool
     from chess_cxr.sources.folder import read_folder
+    from chess_cxr.workers.pool import build_ingest_pool
 
     started = time.monotonic()
     with build_ingest_pool(workers) as pool:

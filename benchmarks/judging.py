@@ -12,9 +12,9 @@ from pathlib import Path
 ROUNDS = 3
 TIMED = """
 import time, cv2, numpy as np
-from chess_cxr.ingest.decoded import FilmHeader
+from chess_cxr.decode.decoded import FilmHeader
 from chess_cxr.ingest.quality import QualityOptions, judge_film
-from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 cv2.setNumThreads(1)
 film = (render_film(draw_anatomy(3), draw_exposure(3), size=512).pixels / 4095).astype(np.float32)
 milliseconds = []

@@ -33,10 +33,7 @@ from torch import Tensor
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.methods.moco import MoCo
-from chess_cxr.presets import PretrainConfig, cpu_small
-from chess_cxr.records import SourceFilm
-from chess_cxr.store import compute_batch, open_store
-from chess_cxr.training.batches import (
+from chess_cxr.pretraining.films import (
     HELD_BYTES,
     OVERSAMPLING,
     FilmPool,
@@ -44,6 +41,9 @@ from chess_cxr.training.batches import (
     build_reader,
     read_view_batches,
 )
+from chess_cxr.pretraining.presets import PretrainConfig, cpu_small
+from chess_cxr.records import SourceFilm
+from chess_cxr.store import compute_batch, open_store
 from chess_cxr.training.loop import build_optimizers, train
 
 SPLITS = ("train", "val", "test", "")

@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from chess_cxr.api import build_config, pretrain
-from chess_cxr.calibration import calibrate
-from chess_cxr.planning import estimate_machine_seconds, plan
+from chess_cxr.pretraining.calibrate import calibrate
+from chess_cxr.pretraining.plan import estimate_machine_seconds, plan
+from chess_cxr.pretraining.presets import build_config
+from chess_cxr.pretraining.pretrain import pretrain
 from chess_cxr.store import open_store
 from chess_cxr.training.loop import StepReport
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from chess_cxr.methods.moco import MoCo, MoCoConfig
-from chess_cxr.planning import estimate_step_memory
+from chess_cxr.pretraining.plan import estimate_step_memory
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 from chess_cxr.training.precision import Precision
 

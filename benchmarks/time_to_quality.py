@@ -26,16 +26,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from chess_cxr.api import read_beginning
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.methods import build_method
-from chess_cxr.presets import PRESETS, PretrainConfig, read_pretrain_config
+from chess_cxr.pretraining.films import build_film_pool, read_view_batches
+from chess_cxr.pretraining.presets import PRESETS, PretrainConfig, read_pretrain_config
+from chess_cxr.pretraining.pretrain import read_beginning
+from chess_cxr.pretraining.probe import embed_films
 from chess_cxr.store import Store, open_store
-from chess_cxr.training.batches import build_film_pool, read_view_batches
 from chess_cxr.training.loop import build_optimizers, train
-from chess_cxr.training.probe import embed_films
 from chess_cxr.views import resize_film
 
 CLASSES = ["bacteria", "normal", "virus"]

@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 warnings.filterwarnings("ignore")  # of albumentations, about its age
 import albumentations as A  # noqa: E402
 
-from chess_cxr.presets import chess_paper  # noqa: E402
-from chess_cxr.sources.phantom import MAX_PIXEL, draw_anatomy, draw_exposure, render_film  # noqa: E402
+from chess_cxr.pretraining.presets import chess_paper  # noqa: E402
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film  # noqa: E402
 from chess_cxr.views import BORDERS, ViewConfig, draw_view  # noqa: E402
 
 MODERN = int(A.__version__.split(".")[0]) >= 2

@@ -80,7 +80,7 @@ RECIPES = {
 
 def write_films(folder: Path) -> None:
     """Write DICOM films of a few patients, six classes."""
-    from chess_cxr.sources.phantom import write_phantom_films
+    from chess_cxr.sources.phantom.film import write_phantom_films
 
     write_phantom_films(folder, PATIENTS, FILMS_PER_PATIENT, seed=0, size=SIDE)
 
@@ -114,7 +114,7 @@ def write_healthy(folder: Path) -> None:
 def write_lungs(folder: Path) -> None:
     """Write a lung mask for each healthy film."""
     from chess_cxr import decode_film
-    from chess_cxr.models.lung_fields import find_lung_fields
+    from chess_cxr.tasks.nodules.lungs import find_lung_fields
 
     folder.mkdir()
     for film in sorted(Path("healthy").iterdir()):
@@ -137,7 +137,7 @@ def write_masks(folder: Path) -> None:
 
 def write_bse_jsrt(folder: Path) -> None:
     """Write pairs of films with and without bone."""
-    from chess_cxr.film_pairs import draw_phantom_pair
+    from chess_cxr.tasks.bones.pairs import draw_phantom_pair
 
     for number in range(10):
         pair = draw_phantom_pair(number, 100 + number, SIDE)
@@ -149,7 +149,7 @@ def write_jsrt(folder: Path) -> None:
     """Write films with a nodule and without, with masks of nodules and lungs."""
     import numpy as np
 
-    from chess_cxr.nodule_films import read_nodule_films
+    from chess_cxr.tasks.nodules.films import read_nodule_films
 
     rows: list[tuple[Any, ...]] = [("file", "case", "nodule", "state", "low_contrast")]
     for film in read_nodule_films(f"phantom:10@{SIDE}#1"):
@@ -165,7 +165,7 @@ def write_jsrt(folder: Path) -> None:
 
 def write_nih(folder: Path) -> None:
     """Write a few films in the folders and with the table of NIH ChestX-ray14."""
-    from chess_cxr.film_pairs import draw_phantom_pair
+    from chess_cxr.tasks.bones.pairs import draw_phantom_pair
 
     header = (
         "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -207,7 +207,7 @@ def write_chess_checkpoint(path: Path) -> None:
     """Write an untrained ResNet-50 under the names that the published checkpoint has."""
     import torch
 
-    from chess_cxr.models.embedding import build_network
+    from chess_cxr.encoders.encoder import build_network
 
     head = {"fc.0.weight": (2048, 2048), "fc.0.bias": (2048,), "fc.2.weight": (128, 2048), "fc.2.bias": (128,)}
     weights = build_network("resnet50", 1, seed=0).state_dict()

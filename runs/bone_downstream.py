@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from nodule_crops import compare_auroc, cut_crops, embed_crops, fit_and_score, measure_auroc, place_crops, say
 
-from chess_cxr.bone_training import BonesConfig, BoneSuppressor, shrink_pair, train_bone_network
+from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.label_fractions import assign_folds
-from chess_cxr.evaluation.nodule_fidelity import measure_nodule
-from chess_cxr.film_pairs import read_pairs
-from chess_cxr.nodule_films import read_nodule_films
-from chess_cxr.report.suppression_picture import draw_suppression_sheet
-from chess_cxr.weights import load_encoder
+from chess_cxr.tasks.bones.fit import BonesConfig, BoneSuppressor, shrink_pair, train_bone_network
+from chess_cxr.tasks.bones.pairs import read_pairs
+from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
+from chess_cxr.tasks.nodules.films import read_nodule_films
+from chess_cxr.tasks.nodules.score import measure_nodule
 
 
 def main() -> None:

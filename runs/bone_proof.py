@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 from perceptual_strength import measure_strength
 
-from chess_cxr.bone_training import (
+from chess_cxr.encoders.load import load_encoder
+from chess_cxr.tasks.bones.fit import (
     BonesConfig,
     BoneSuppressor,
     score_pair,
@@ -26,10 +27,9 @@ from chess_cxr.bone_training import (
     shrink_pair,
     train_bone_network,
 )
-from chess_cxr.film_pairs import FilmPair, fold_pairs, read_pairs
-from chess_cxr.report.suppression_picture import draw_suppression_sheet
+from chess_cxr.tasks.bones.pairs import FilmPair, fold_pairs, read_pairs
+from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.perceptual import PerceptualConfig
-from chess_cxr.weights import load_encoder
 
 Recipe = tuple[str, str, str, float | None]
 RECIPES: tuple[Recipe, ...] = (

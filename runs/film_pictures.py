@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from chess_cxr.ingest.decode import decode_film
+from chess_cxr.decode.film import decode_film
 
 SIDE = 128  # what films are kept at: what the first step of compute_thumbnail makes of them, so nothing is lost
 # How many pictures of each kind are made up.

@@ -34,9 +34,9 @@ from pydicom.data import get_testdata_file
 from scipy.stats import binomtest
 from screen_pictures import draw_blanks, draw_screens
 
+from chess_cxr.decode.decoded import FilmHeader
+from chess_cxr.decode.film import decode_film
 from chess_cxr.ingest import film_classifier
-from chess_cxr.ingest.decode import decode_film
-from chess_cxr.ingest.decoded import FilmHeader
 from chess_cxr.ingest.film_classifier import (
     FilmClassifier,
     compute_kinds,
@@ -45,7 +45,7 @@ from chess_cxr.ingest.film_classifier import (
     load_film_classifier,
 )
 from chess_cxr.ingest.quality import QualityOptions, judge_film
-from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 
 WEIGHTS = Path(film_classifier.__file__).with_suffix(".npz")
 DRAWS, DRAWS_SMALL = 3, 7  # copies of a film that is fitted: of a set of thousands, of a smaller set

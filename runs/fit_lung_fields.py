@@ -1,4 +1,4 @@
-"""Fit the lung network of chess_cxr.models.lung_fields on SYNTHETIC films, and measure it on real JSRT films.
+"""Fit the lung network of chess_cxr.tasks.nodules.lungs on SYNTHETIC films, and measure it on real JSRT films.
 
 usage: python fit_lung_fields.py JSRT [--measure]
 
@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from scipy.stats import bootstrap
 
-from chess_cxr.ingest.decode import decode_film
-from chess_cxr.models import lung_fields
-from chess_cxr.models.lung_fields import SIDE, LungNet, compute_grey_ranks, find_lung_fields
-from chess_cxr.sources.phantom import CLASSES, draw_anatomy, draw_exposure, render_film
+from chess_cxr.decode.film import decode_film
+from chess_cxr.sources.phantom.film import CLASSES, draw_anatomy, draw_exposure, render_film
+from chess_cxr.tasks.nodules import lungs as lung_fields
+from chess_cxr.tasks.nodules.lungs import SIDE, LungNet, compute_grey_ranks, find_lung_fields
 
 FILMS = 500
 STEPS = 300

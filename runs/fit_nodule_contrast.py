@@ -2,8 +2,8 @@
 
 usage: python fit_nodule_contrast.py JSRT CT_NODULES
 
-The constants of chess_cxr.nodule_insertion are read off the nodules of the train films (seed 0, 15 % val, 25 % test by
-patient); nothing is fitted on the others.  Contrast: median inside half of the radius less the mean of the lung between
+The constants of chess_cxr.tasks.nodules.insertion are read off the nodules of the train films (seed 0, 15 % val, 25 %
+test by patient); nothing is fitted on the others.  Contrast: median inside half of the radius less the mean of the lung between
 1.2 and 1.7 radii, as a share of the 5th to 95th percentile of the lung's greys.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chess_cxr.nodule_films import NoduleFilm, read_nodule_films, split_nodule_films
-from chess_cxr.nodule_insertion import (
+from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, split_nodule_films
+from chess_cxr.tasks.nodules.insertion import (
     CtNodule,
     choose_ct_nodule,
     draw_contrast,
@@ -22,7 +22,7 @@ from chess_cxr.nodule_insertion import (
     read_ct_nodules,
     split_ct_nodules,
 )
-from chess_cxr.nodule_requests import draw_random_request
+from chess_cxr.tasks.nodules.masks import draw_random_request
 
 SPLIT = {"seed": 0, "val": 0.15, "test": 0.25}
 INSERTIONS = 400

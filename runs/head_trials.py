@@ -14,13 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from chess_cxr.api import get_store
+from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.label_fractions import draw_label_fraction
 from chess_cxr.evaluation.metrics import compute_multiclass
-from chess_cxr.fitting import FinetuneConfig, fit_classifier
-from chess_cxr.labelled import LabelledRows, select_labelled
-from chess_cxr.store import Store
-from chess_cxr.weights import load_encoder
+from chess_cxr.store import Store, get_store
+from chess_cxr.tasks.classify.fit import FinetuneConfig, fit_classifier
+from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
 
 CLASSES = ("bacteria", "normal", "virus")
 TRIALS = {

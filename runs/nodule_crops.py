@@ -11,10 +11,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.intervals import Difference, Interval, bootstrap_by_patient, paired_bootstrap_by_patient
 from chess_cxr.evaluation.label_fractions import assign_folds
-from chess_cxr.models.embedding import Encoder
-from chess_cxr.nodule_films import NoduleFilm, read_nodule_films
+from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
 
 FOLDS = 3
 SIDE = 48  # pixels at 256 a film: 67 mm of JSRT

@@ -27,15 +27,15 @@ from nodule_crops import (
     say,
 )
 
-from chess_cxr.evaluation.nodule_fidelity import measure_nodule
-from chess_cxr.nodule_films import NoduleFilm
-from chess_cxr.nodule_finetuning import draw_films
-from chess_cxr.nodule_insertion import choose_ct_nodule, draw_contrast, insert_ct_nodule, read_ct_nodules
-from chess_cxr.nodule_models import NoduleGenerator
-from chess_cxr.nodule_requests import NoduleRequest, draw_random_request
-from chess_cxr.nodule_training import NodulesConfig, train_nodule_generator
+from chess_cxr.encoders.load import load_encoder
 from chess_cxr.records import UsageError
-from chess_cxr.weights import load_encoder
+from chess_cxr.tasks.nodules.films import NoduleFilm
+from chess_cxr.tasks.nodules.fit import NodulesConfig, train_nodule_generator
+from chess_cxr.tasks.nodules.insertion import choose_ct_nodule, draw_contrast, insert_ct_nodule, read_ct_nodules
+from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
+from chess_cxr.tasks.nodules.model import NoduleGenerator
+from chess_cxr.tasks.nodules.score import measure_nodule
+from chess_cxr.tasks.nodules.train import draw_films
 
 MADE_PER_FILM = 2
 

@@ -20,18 +20,18 @@ from nodule_gain import insert
 from nodule_proof import RECIPES
 from perceptual_strength import measure_strength
 
-from chess_cxr.evaluation.frechet import measure_feature_distance
-from chess_cxr.evaluation.nodule_fidelity import measure_nodule
-from chess_cxr.feature_networks import FeatureNetwork, crop_around, load_feature_network
-from chess_cxr.nodule_films import NoduleFilm
-from chess_cxr.nodule_finetuning import draw_films
-from chess_cxr.nodule_insertion import read_ct_nodules
-from chess_cxr.nodule_models import NoduleGenerator
-from chess_cxr.nodule_requests import NoduleRequest, draw_random_request
-from chess_cxr.nodule_training import NodulesConfig, train_nodule_generator
+from chess_cxr.encoders.load import load_encoder
+from chess_cxr.judges.frechet import measure_feature_distance
+from chess_cxr.judges.networks import FeatureNetwork, crop_around, load_feature_network
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodules.films import NoduleFilm
+from chess_cxr.tasks.nodules.fit import NodulesConfig, train_nodule_generator
+from chess_cxr.tasks.nodules.insertion import read_ct_nodules
+from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
+from chess_cxr.tasks.nodules.model import NoduleGenerator
+from chess_cxr.tasks.nodules.score import measure_nodule
+from chess_cxr.tasks.nodules.train import draw_films
 from chess_cxr.tasks.perceptual import PerceptualConfig
-from chess_cxr.weights import load_encoder
 
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
 PER_FILM = 2

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from chess_cxr.models.embedding import Encoder
-from chess_cxr.perceptual import build_perceptual
-from chess_cxr.tasks.perceptual import PerceptualConfig
+from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.tasks.perceptual import PerceptualConfig, build_perceptual
 
 NOISE = 0.05
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.intervals import bootstrap_draws_by_patient
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import build_binary_statistic
-from chess_cxr.evaluation.pointing import compute_pointing_score, draw_disc
-from chess_cxr.report.saliency_picture import SaliencyRow, draw_saliency_sheet
-from chess_cxr.saliency import HowToLook, build_probe_network, compute_saliency
-from chess_cxr.sources.phantom import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
-from chess_cxr.weights import load_encoder
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.tasks.classify.pointing import compute_pointing_score, draw_disc
+from chess_cxr.tasks.classify.saliency import HowToLook, build_probe_network, compute_saliency
+from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_saliency_sheet
 
 TOLERANCE_MM = 10.0
 PHANTOM_FILMS, PHANTOM_SIZE = 240, 256

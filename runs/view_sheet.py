@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from chess_cxr.presets import chess_strong
-from chess_cxr.sources.phantom import CLASSES, MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.pretraining.presets import chess_strong
+from chess_cxr.sources.phantom.film import CLASSES, MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs, resize_film
 
 STRONG = replace(chess_strong().views, size=224)

@@ -10,9 +10,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from chess_cxr.api import continue_from
 from chess_cxr.methods.moco import MoCoConfig
-from chess_cxr.presets import PretrainConfig, cpu_small
+from chess_cxr.pretraining.presets import PretrainConfig, cpu_small
+from chess_cxr.pretraining.pretrain import continue_from
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import describe
 from chess_cxr.views import ViewConfig

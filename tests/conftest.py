@@ -14,7 +14,7 @@ from chess_cxr.store import Store, StoredFilm, open_store, write_store
 from tiny_runs import build_tiny_config
 
 if TYPE_CHECKING:
-    from chess_cxr.weights import Encoder
+    from chess_cxr.encoders.folder import Encoder
 
 REAL_FILMS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -61,7 +61,7 @@ def store(small_store: Path) -> Store:
 @pytest.fixture(scope="session")
 def encoder() -> "Encoder":
     """An untrained RegNet for films of 64 pixels."""
-    from chess_cxr.weights import load_encoder
+    from chess_cxr.encoders.load import load_encoder
 
     return load_encoder("random:regnetx_002@64")
 
@@ -69,8 +69,8 @@ def encoder() -> "Encoder":
 @pytest.fixture(scope="session")
 def tiny_encoder() -> "Encoder":
     """An untrained network of a few thousand weights for films of 32 pixels."""
-    from chess_cxr.models.contract import PixelContract
-    from chess_cxr.weights import build_random_encoder
+    from chess_cxr.encoders.contract import PixelContract
+    from chess_cxr.encoders.load import build_random_encoder
 
     return build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,)))
 
@@ -78,7 +78,7 @@ def tiny_encoder() -> "Encoder":
 @pytest.fixture(scope="session")
 def pretrained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `build_tiny_config()` on the small store; no test may change it."""
-    from chess_cxr.api import pretrain
+    from chess_cxr.pretraining.pretrain import pretrain
 
     return pretrain(small_store, tmp_path_factory.mktemp("runs") / "first", build_tiny_config())
 
@@ -86,7 +86,7 @@ def pretrained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def vgg16_file() -> Path:
     """The file of VGG16, which an optional package brings."""
-    from chess_cxr.models.vgg16 import find_vgg16_file
+    from chess_cxr.judges.vgg16 import find_vgg16_file
     from chess_cxr.records import UsageError
 
     try:

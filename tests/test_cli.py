@@ -18,9 +18,10 @@ import lance
 import numpy as np
 import pytest
 
-from chess_cxr.cli import COMMANDS, describe, flatten_box, parse_command, parse_encoders, parse_pairs, render_usage
+from chess_cxr.cli import COMMANDS, describe, flatten_box, parse_command, render_usage
+from chess_cxr.commands.words import parse_encoders, parse_pairs
 from chess_cxr.methods.moco import MoCoConfig
-from chess_cxr.presets import PRESETS
+from chess_cxr.pretraining.presets import PRESETS
 from chess_cxr.records import UsageError
 from chess_cxr.store import open_store
 from command_line import Answer, run, run_process

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import chess_cxr
+from places import CHECKOUT
 
 PACKAGE = Path(chess_cxr.__file__).parent
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 # What runs find by a name in a string: network families of timm and the codecs behind pydicom's decoders.
 PLUGINS = {"imagecodecs", "simplejpeg", "Pillow", "timm", "segmentation-models-pytorch"}
 

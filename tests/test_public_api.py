@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import chess_cxr
+from places import CHECKOUT
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = CHECKOUT / "README.md"
 NAMES = [
     "PRESETS",
     "AuditOptions",

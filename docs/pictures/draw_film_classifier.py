@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from chess_cxr.ingest.film_classifier import compute_polarity_logit, compute_thumbnail, load_film_classifier
-from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

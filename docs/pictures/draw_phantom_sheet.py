@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 from matplotlib.figure import Figure
 
-from chess_cxr.sources.phantom import CLASSES, MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import CLASSES, MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 
 PATIENTS = (26, 22, 35, 47)
 

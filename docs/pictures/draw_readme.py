@@ -12,9 +12,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from chess_cxr.bone_models import load_bone_suppressor
-from chess_cxr.film_pairs import draw_phantom_pair
 from chess_cxr.report.plots import COLOURS, MARKERS
+from chess_cxr.tasks.bones.model import load_bone_suppressor
+from chess_cxr.tasks.bones.pairs import draw_phantom_pair
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

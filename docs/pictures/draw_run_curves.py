@@ -9,7 +9,7 @@ import math
 import sys
 from pathlib import Path
 
-from chess_cxr.api import read_metrics
+from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.report.plots import draw_training_curves
 from chess_cxr.training.run import read_run_config
 

@@ -8,27 +8,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from chess_cxr.cores import share_cores
+from chess_cxr.workers.cores import share_cores
 
 if TYPE_CHECKING:
-    from chess_cxr.api import continue_from, embed, evaluate, export, pretrain, write_run_page
-    from chess_cxr.audit import AuditOptions, audit_stores, write_audit
-    from chess_cxr.bone_models import finetune_bones, load_bone_suppressor
-    from chess_cxr.bone_training import BonesConfig
-    from chess_cxr.classifiers import load_classifier
-    from chess_cxr.finetuning import FinetuneConfig, finetune
-    from chess_cxr.ingest.decode import decode_film
+    from chess_cxr.audit.audit import AuditOptions, audit_stores, write_audit
+    from chess_cxr.benchmarking.evaluate import evaluate
+    from chess_cxr.decode.film import decode_film
+    from chess_cxr.encoders.embed import embed
+    from chess_cxr.encoders.load import import_chess, load_encoder
     from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-    from chess_cxr.nodule_finetuning import finetune_nodules
-    from chess_cxr.nodule_models import load_nodule_generator
-    from chess_cxr.nodule_training import NodulesConfig
-    from chess_cxr.presets import PRESETS
+    from chess_cxr.pretraining.export import export
+    from chess_cxr.pretraining.page import write_run_page
+    from chess_cxr.pretraining.presets import PRESETS
+    from chess_cxr.pretraining.pretrain import continue_from, pretrain
     from chess_cxr.records import ChessError, UsageError
     from chess_cxr.sources.folder import read_folder
-    from chess_cxr.sources.phantom import write_phantom_films
+    from chess_cxr.sources.phantom.film import write_phantom_films
     from chess_cxr.store import open_store
+    from chess_cxr.tasks.bones.fit import BonesConfig
+    from chess_cxr.tasks.bones.model import finetune_bones, load_bone_suppressor
+    from chess_cxr.tasks.classify.model import load_classifier
+    from chess_cxr.tasks.classify.train import FinetuneConfig, finetune
+    from chess_cxr.tasks.nodules.fit import NodulesConfig
+    from chess_cxr.tasks.nodules.model import load_nodule_generator
+    from chess_cxr.tasks.nodules.train import finetune_nodules
     from chess_cxr.training.trackers import TrackingConfig
-    from chess_cxr.weights import import_chess, load_encoder
 
 __all__ = [
     "PRESETS",
@@ -64,36 +68,36 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PRESETS": "presets",
-    "AuditOptions": "audit",
-    "BonesConfig": "bone_training",
+    "PRESETS": "pretraining.presets",
+    "AuditOptions": "audit.audit",
+    "BonesConfig": "tasks.bones.fit",
     "ChessError": "records",
-    "FinetuneConfig": "finetuning",
+    "FinetuneConfig": "tasks.classify.train",
     "IngestOptions": "ingest.pipeline",
-    "NodulesConfig": "nodule_training",
+    "NodulesConfig": "tasks.nodules.fit",
     "TrackingConfig": "training.trackers",
     "UsageError": "records",
-    "audit_stores": "audit",
-    "continue_from": "api",
-    "decode_film": "ingest.decode",
-    "embed": "api",
-    "evaluate": "api",
-    "export": "api",
-    "finetune": "finetuning",
-    "finetune_bones": "bone_models",
-    "finetune_nodules": "nodule_finetuning",
-    "import_chess": "weights",
+    "audit_stores": "audit.audit",
+    "continue_from": "pretraining.pretrain",
+    "decode_film": "decode.film",
+    "embed": "encoders.embed",
+    "evaluate": "benchmarking.evaluate",
+    "export": "pretraining.export",
+    "finetune": "tasks.classify.train",
+    "finetune_bones": "tasks.bones.model",
+    "finetune_nodules": "tasks.nodules.train",
+    "import_chess": "encoders.load",
     "ingest_films": "ingest.pipeline",
-    "load_bone_suppressor": "bone_models",
-    "load_classifier": "classifiers",
-    "load_encoder": "weights",
-    "load_nodule_generator": "nodule_models",
+    "load_bone_suppressor": "tasks.bones.model",
+    "load_classifier": "tasks.classify.model",
+    "load_encoder": "encoders.load",
+    "load_nodule_generator": "tasks.nodules.model",
     "open_store": "store",
-    "pretrain": "api",
+    "pretrain": "pretraining.pretrain",
     "read_folder": "sources.folder",
-    "write_audit": "audit",
-    "write_phantom_films": "sources.phantom",
-    "write_run_page": "api",
+    "write_audit": "audit.audit",
+    "write_phantom_films": "sources.phantom.film",
+    "write_run_page": "pretraining.page",
 }
 
 share_cores()

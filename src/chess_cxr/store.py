@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -24,10 +25,11 @@ import lance
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 from lance.fragment import write_fragments
 
+from chess_cxr.files.locations import find_kind, is_url, remove_folder
 from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.locations import find_kind, is_url, remove_folder
 from chess_cxr.records import FLAGS, SCORES, UNCERTAIN, ChessError, ImageRecord, UsageError
 
 STORE_VERSION = 3
@@ -422,3 +424,16 @@ def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndar
         chosen = epoch_B == epoch
         film_B[chosen] = compute_epoch_order(films, seed, int(epoch))[position_B[chosen] % films]
     return film_B, position_B
+
+
+StoreLike = Store | Path | str
+
+
+def get_store(store: StoreLike) -> Store:
+    """Return the store itself, or open the one at this path."""
+    return store if isinstance(store, Store) else open_store(store)
+
+
+def hash_uids(uids: Sequence[str]) -> str:
+    """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
+    return hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()

@@ -344,3 +344,14 @@ def _draw_bytes(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw a byte a pixel from the generator's raw stream, which NumPy promises to keep as it is."""
     raw = rng.bit_generator.random_raw(view.size // 8 + 1).astype("<u8", copy=False)
     return raw.view(np.uint8)[: view.size].reshape(view.shape)
+
+
+def resize_longest(film_HW: np.ndarray, size: int) -> np.ndarray:
+    """Resample a film so that its longest side is `size`: area means when it shrinks, bilinear when it grows."""
+    scale = size / max(film_HW.shape)
+    height, width = (max(1, round(side * scale)) for side in film_HW.shape)
+    if (height, width) == film_HW.shape:
+        return film_HW.astype(np.float32, copy=False)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized: np.ndarray = cv2.resize(film_HW.astype(np.float32), (width, height), interpolation=method)
+    return resized

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from chess_cxr.benchmark.suite import read_suite
+from chess_cxr.benchmarking.suite import read_suite
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

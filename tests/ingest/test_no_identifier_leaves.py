@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_films import CANARIES, DAY, DIGITS, WORD, build_film, find_canaries, plant_canaries, write_film
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from chess_cxr.ingest.dicom_profile import VITAL
-from chess_cxr.sources.phantom import draw_exposure, render_film
-from chess_cxr.sources.phantom_anatomy import draw_anatomy
+from chess_cxr.deidentify.profile import VITAL
+from chess_cxr.sources.phantom.anatomy import draw_anatomy
+from chess_cxr.sources.phantom.film import draw_exposure, render_film
 from chess_cxr.store import open_store
 from command_line import Answer, run
+from dicom_films import CANARIES, DAY, DIGITS, WORD, build_film, find_canaries, plant_canaries, write_film
 
 WRITTEN = {"pairs.csv", "patients.csv", "lists.csv", "report.html"}
 NEEDED = VITAL | {"SOPClassUID", "PixelData", "BurnedInAnnotation", "Modality", "BodyPartExamined"}

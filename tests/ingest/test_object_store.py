@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from chess_cxr.ingest.deidentify import hash_id
+from chess_cxr.deidentify.identity import hash_id
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.ingest.quality_options import QualityOptions
-from chess_cxr.ingest.workers import build_ingest_pool
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.store import begin_store, is_store, open_store
+from chess_cxr.workers.pool import build_ingest_pool
 from command_line import run
 from object_store import ObjectStore, run_object_store
 

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from chess_cxr.deidentify.identity import hash_id
 from chess_cxr.ingest import pipeline
-from chess_cxr.ingest.child import Limits
-from chess_cxr.ingest.deidentify import hash_id
 from chess_cxr.ingest.pipeline import BYTES_A_ROW, IngestOptions
 from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.split import assign_split
-from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import StoreWriter, open_store
+from chess_cxr.workers.child import Limits
+from chess_cxr.workers.pool import WORKER_DIED, build_ingest_pool
 from shared_child import ingest_films
 
 KEY = b"a key of more than sixteen bytes"
@@ -371,7 +371,7 @@ import sys
 from pathlib import Path
 from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.workers import WORKER_DIED, build_ingest_pool
+from chess_cxr.workers.pool import WORKER_DIED, build_ingest_pool
 from chess_cxr.sources.folder import read_folder
 keep_all = QualityOptions(quarantine_not_chest=False)
 options = IngestOptions(id_key=bytes(16), longest_side=64, films_a_commit=5, quality=keep_all)

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
+from chess_cxr.decode.decoded import FilmHeader
+from chess_cxr.decode.film import decode_film
 from chess_cxr.ingest import film_classifier
-from chess_cxr.ingest.decode import decode_film
-from chess_cxr.ingest.decoded import FilmHeader
 from chess_cxr.ingest.film_classifier import (
     compute_kind_features,
     compute_kinds,
@@ -22,7 +22,7 @@ from chess_cxr.ingest.film_classifier import (
 )
 from chess_cxr.ingest.quality import FilmQuality, QualityOptions, judge_film
 from chess_cxr.records import FLAGS, SCORES
-from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 
 OPTIONS = QualityOptions()
 

@@ -1,16 +1,10 @@
-"""Films for all methods, and the way to the processes of tests/training."""
-
-import sys
-from pathlib import Path
+"""Films for all methods."""
 
 import pytest
 import torch
 
-from chess_cxr.sources.phantom import draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 from chess_cxr.views import ViewConfig, draw_view_pairs
-
-# run_ranks and the programs it starts live there, also when only this folder's tests are collected
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 VIEWS = ViewConfig(size=32, crop_area=(0.6, 1.0), contrast=(-0.2, 0.2), brightness=(-0.1, 0.1), tone_p=1.0)
 

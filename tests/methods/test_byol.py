@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_methods import build_tiny
 
 from chess_cxr.methods.byol import BYOL, BYOLConfig, compute_prediction_error
 from chess_cxr.records import UsageError
+from tiny_methods import build_tiny
 
 
 def sum_errors(predicted: torch.Tensor, target: torch.Tensor) -> float:

@@ -7,17 +7,17 @@ import pytest
 import timm
 import torch
 from pydantic import TypeAdapter
-from tiny_methods import CONFIGS, STEPS, TRUNK, build_tiny
 from torch import nn
 
+from chess_cxr.encoders.backbone import build_encoder
 from chess_cxr.methods import METHODS, AnyMethod, MethodConfig, build_method
 from chess_cxr.methods.full_precision import normalise
 from chess_cxr.methods.moco import MoCo
 from chess_cxr.methods.simclr import SimCLRConfig
-from chess_cxr.models.encoder import build_encoder
 from chess_cxr.records import UsageError
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 from chess_cxr.training.precision import compute_losses
+from tiny_methods import CONFIGS, STEPS, TRUNK, build_tiny
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from children import run_ranks
 
 from chess_cxr.methods.moco import MoCo, MoCoConfig
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
+from children import run_ranks
 
 PROGRAM = """
 import sys

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny_methods import build_tiny
 from torch import nn
 
 from chess_cxr.methods.full_precision import normalise
 from chess_cxr.methods.moco_v3 import MoCoV3, MoCoV3Config, compute_contrast
 from chess_cxr.records import UsageError
+from tiny_methods import build_tiny
 
 
 def sum_contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> float:

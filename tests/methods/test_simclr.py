@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny_methods import build_tiny
 
 from chess_cxr.methods.full_precision import normalise
 from chess_cxr.methods.simclr import SimCLR, SimCLRConfig, compute_nt_xent
 from chess_cxr.records import UsageError
+from tiny_methods import build_tiny
 
 
 def sum_nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> float:

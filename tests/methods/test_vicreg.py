@@ -5,10 +5,10 @@ from statistics import fmean, variance
 
 import pytest
 import torch
-from tiny_methods import build_tiny
 
 from chess_cxr.methods.vicreg import VICReg, VICRegConfig, compute_covariance_loss, compute_variance_loss
 from chess_cxr.records import UsageError
+from tiny_methods import build_tiny
 
 
 def sum_variance(views: torch.Tensor) -> float:

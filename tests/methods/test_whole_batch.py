@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from chess_cxr.methods.heads import BatchNormOverRanks
+from chess_cxr.methods.ranks import gather_ranks_with_gradient
+from chess_cxr.training.distributed import join_ranks
 from children import run_ranks
 from tiny_methods import CONFIGS, train_tiny
-
-from chess_cxr.methods.ranks import gather_ranks_with_gradient
-from chess_cxr.models.heads import BatchNormOverRanks
-from chess_cxr.training.distributed import join_ranks
 
 Numbers = dict[str, Any]
 

@@ -9,21 +9,22 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from chess_cxr.ingest.decode import decode_film
-from chess_cxr.models.contract import PixelContract
-from chess_cxr.models.embedding import Encoder
-from chess_cxr.perceptual import build_perceptual, check_perceptual
+from chess_cxr.decode.film import decode_film
+from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.load import build_random_encoder, load_encoder
 from chess_cxr.records import UsageError
-from chess_cxr.sources.phantom import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.tasks.perceptual import (
     STAGE_WEIGHTS,
     PerceptualConfig,
     PerceptualLoss,
+    build_perceptual,
     build_stages,
+    check_perceptual,
     find_window,
     prepare_pictures,
 )
-from chess_cxr.weights import build_random_encoder, load_encoder
 
 CONTRACT = PixelContract(64, (0.4,), (0.3,))
 

@@ -14,14 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from chess_cxr.files.whole import hold_folder, write_atomically
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     find_checkpoint,
-    hold_folder,
     name_checkpoint,
     read_checkpoint,
     restore_checkpoint,
-    write_atomically,
     write_checkpoint,
 )
 
@@ -153,7 +152,7 @@ def test_a_failure_other_than_space_is_not_called_one(tmp_path: Path) -> None:
 
 HOLD = """
 import pathlib, sys, time
-from chess_cxr.training.checkpoint import hold_folder
+from chess_cxr.files.whole import hold_folder
 with hold_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

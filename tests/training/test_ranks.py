@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import TINY, WITHOUT_BATCH_NORM, run_ranks, train_in_child, train_in_ranks
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from chess_cxr.api import read_metrics
+from chess_cxr.pretraining.pretrain import RunPlan, pretrain_run
+from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.store import open_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.distributed import (
@@ -27,8 +27,8 @@ from chess_cxr.training.distributed import (
     join_ranks,
 )
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
-from chess_cxr.training.pretraining import RunPlan, pretrain_run
 from chess_cxr.training.stop import Stopped
+from children import TINY, WITHOUT_BATCH_NORM, run_ranks, train_in_child, train_in_ranks
 
 FINAL = "checkpoints/step_00000030.safetensors"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import TINY, find_rank, train_in_ranks
 from safetensors.torch import load_file
+
+from children import TINY, find_rank, train_in_ranks
 
 pytestmark = pytest.mark.long
 FINAL = "checkpoints/step_00000030.safetensors"

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import TINY, TINY_SGD, TINY_WARM, start_training, train_in_child, wait_for_lines
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from chess_cxr.api import pretrain, read_metrics
 from chess_cxr.film_jpeg import encode_film
-from chess_cxr.presets import PretrainConfig
+from chess_cxr.pretraining.presets import PretrainConfig
+from chess_cxr.pretraining.pretrain import pretrain
+from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.records import ChessError, ImageRecord, UsageError
 from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.precision import Precision
+from children import TINY, TINY_SGD, TINY_WARM, start_training, train_in_child, wait_for_lines
 
 CONFIGS = {"adamw": TINY, "sgd": TINY_SGD, "warm": TINY_WARM}
 FINAL = "checkpoints/step_00000030.safetensors"

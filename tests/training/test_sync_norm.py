@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import TINY, run_ranks, train_in_child, train_in_ranks
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from chess_cxr.api import read_metrics
 from chess_cxr.methods.simclr import SimCLRConfig
+from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.training.distributed import average_gradients, join_ranks
 from chess_cxr.training.sync_norm import synchronise_batch_norm
+from children import TINY, run_ranks, train_in_child, train_in_ranks
 
 FINAL = "checkpoints/step_00000006.safetensors"
 # its films are normalised over the whole batch; MoCo's are on purpose not

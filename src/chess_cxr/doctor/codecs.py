@@ -16,9 +16,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 
+from chess_cxr.decode.film import Undecodable, decode_film
 from chess_cxr.doctor.check import Finding, Request, Step, tell
 from chess_cxr.doctor.packages import advise_reinstall
-from chess_cxr.ingest.decode import Undecodable, decode_film
 from chess_cxr.records import ChessError
 
 HEIGHT, WIDTH = 48, 64

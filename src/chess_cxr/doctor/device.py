@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from chess_cxr.cores import count_usable_cores
 from chess_cxr.doctor.check import Finding, Request, Step
 from chess_cxr.doctor.machine import GIB
 from chess_cxr.doctor.packages import advise_reinstall
+from chess_cxr.workers.cores import count_usable_cores
 
 GEMM_SECONDS = 1.5  # for each number format
 NETWORK, SIDE = "test_resnet", 32
@@ -102,9 +102,10 @@ def try_encoder_folder(request: Request) -> Finding:
     import timm
     import torch
 
-    from chess_cxr.models.contract import PixelContract
+    from chess_cxr.encoders.contract import PixelContract
+    from chess_cxr.encoders.folder import write_encoder
+    from chess_cxr.encoders.load import build_random_encoder, load_encoder
     from chess_cxr.training.distributed import choose_device
-    from chess_cxr.weights import build_random_encoder, load_encoder, write_encoder
 
     made = build_random_encoder(NETWORK, PixelContract(SIDE, (0.5,), (0.25,)))
     with request.open_folder() as folder:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from chess_cxr.cores import count_usable_cores
 from chess_cxr.doctor.check import Finding, Request, Step
 from chess_cxr.doctor.packages import DISTRIBUTION, is_too_old
+from chess_cxr.workers.cores import count_usable_cores
 
 GIB = 1 << 30
 LEAST_FREE_BYTES = GIB  # at --out: a store of 25,000 films of 512 x 512 pixels takes about as much

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from chess_cxr.doctor.check import Finding, Request, Step, tell
-from chess_cxr.locations import is_url, simplify_location
+from chess_cxr.files.locations import is_url, simplify_location
+from chess_cxr.files.whole import read_json
+from chess_cxr.pretraining.runs import is_run, read_run
 from chess_cxr.records import SPLITS
-from chess_cxr.runs import is_run, read_json, read_run
 
 if TYPE_CHECKING:
     from chess_cxr.store import Store
@@ -113,8 +114,9 @@ def _find_broken_films(store: Store, rows: list[int]) -> list[str]:
 
 def look_at_encoder(folder: Path) -> Finding:
     """Load an encoder: contract, SHA-256, embedding of the golden film on this device, list of training films."""
+    from chess_cxr.encoders.folder import show_encoder
+    from chess_cxr.encoders.load import load_encoder
     from chess_cxr.training.distributed import choose_device
-    from chess_cxr.weights import load_encoder, show_encoder
 
     device = choose_device()
     encoder = load_encoder(folder, device=str(device))
@@ -136,16 +138,16 @@ def look_at_model(folder: Path) -> Finding:
     config, device = read_json(folder / "config.json"), str(choose_device())
     facts = {"task": config["task"], "device": device}
     if config["task"] == "classify":
-        from chess_cxr.classifiers import load_classifier
+        from chess_cxr.tasks.classify.model import load_classifier
 
         labels = load_classifier(folder, device).labels
         return Finding("ok", f"classifier of {', '.join(labels)}; loads on {device}", facts=facts | {"labels": labels})
     if config["task"] == "bones":
-        from chess_cxr.bone_models import load_bone_suppressor
+        from chess_cxr.tasks.bones.model import load_bone_suppressor
 
         bones = load_bone_suppressor(folder, device)
         return Finding("ok", f"bone suppression, films of {bones.size} pixels; loads on {device}", facts=facts)
-    from chess_cxr.nodule_models import load_nodule_generator
+    from chess_cxr.tasks.nodules.model import load_nodule_generator
 
     load_nodule_generator(folder, device)
     return Finding("ok", f"nodule generator; loads on {device}", facts=facts)

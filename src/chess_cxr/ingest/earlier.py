@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chess_cxr.ingest.deidentify import HASH_CHARACTERS, hash_id
+from chess_cxr.deidentify.identity import HASH_CHARACTERS, hash_id
 from chess_cxr.records import SPLITS, SourceFilm, UsageError
 from chess_cxr.store import StoreWriter
 

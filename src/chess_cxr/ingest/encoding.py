@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from chess_cxr.decode.decoded import FilmHeader
+from chess_cxr.decode.film import decode_film
 from chess_cxr.film_jpeg import encode_film, shrink_film
-from chess_cxr.ingest.decode import decode_film
-from chess_cxr.ingest.decoded import FilmHeader, Undecodable
-from chess_cxr.ingest.duplicates import compute_hashes
+from chess_cxr.ingest.hashes import compute_hashes
 from chess_cxr.ingest.quality import QualityOptions, judge_film
+from chess_cxr.records import SourceFilm, Undecodable
+from chess_cxr.workers.child import (
+    Limits,
+)
+from chess_cxr.workers.pool import call_in_child, run_in_order
 
 JUDGED_SIDE = 512  # a film of this many pixels is judged as its original is
 
@@ -83,3 +93,28 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
         pixel_hash=hashes.pixel,
         perceptual_hash=hashes.perceptual,
     )
+
+
+def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits) -> EncodedFilm:
+    """Encode one film in this thread's child; a film that kills it or takes too long is a reason like any other.
+
+    Raises `ChessError` where no child can be started or the films' store cannot be reached.
+    """
+    try:
+        return call_in_child(encode_film_file, limits, location, options)
+    except Undecodable as error:
+        return EncodedFilm(reason=str(error))
+
+
+def encode_in_order(
+    films: Iterable[SourceFilm], options: EncodeOptions, limits: Limits, executor: Executor | None, in_flight: int
+) -> Generator[tuple[SourceFilm, EncodedFilm], None, None]:
+    """Yield every film with its result in the order given, with about `in_flight` of them under way.
+
+    Raises `ChessError` where the executor itself is lost.
+    """
+    films, sent = itertools.tee(films)
+    locations = map(operator.attrgetter("path"), sent)  # all that a worker needs to know of a patient's film
+    encode = partial(encode_in_child, options=options, limits=limits)
+    with contextlib.closing(run_in_order(locations, encode, executor, in_flight)) as encoded:
+        yield from zip(films, encoded, strict=True)

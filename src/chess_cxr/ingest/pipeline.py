@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from chess_cxr.ingest.child import Limits, check_limits
-from chess_cxr.ingest.deidentify import (
+from chess_cxr.deidentify.id_map import check_id_map, open_id_map
+from chess_cxr.deidentify.identity import (
     cap_age,
     hash_id,
     limit_spacing,
@@ -29,6 +29,7 @@ from chess_cxr.ingest.deidentify import (
     read_year,
     shift_day,
 )
+from chess_cxr.files.locations import is_url
 from chess_cxr.ingest.earlier import (
     LISTED_BITS,
     NOTHING,
@@ -38,15 +39,14 @@ from chess_cxr.ingest.earlier import (
     read_earlier,
     read_left_out,
 )
-from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions
+from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_in_order
 from chess_cxr.ingest.quality import QualityOptions
-from chess_cxr.ingest.side_files import check_id_map, lock_store, open_id_map, write_quarantine
+from chess_cxr.ingest.side_files import find_quarantine, lock_store, write_quarantine
 from chess_cxr.ingest.split import assign_split, assign_stratified_splits, check_fractions, find_given_splits
 from chess_cxr.ingest.summary import IngestSummary, summarise_store
-from chess_cxr.ingest.workers import encode_in_order
-from chess_cxr.locations import is_url
 from chess_cxr.records import ChessError, FilmListing, ImageRecord, SourceFilm, UsageError, list_label_names
 from chess_cxr.store import StoredFilm, StoreWriter, begin_store
+from chess_cxr.workers.child import Limits, check_limits
 
 # Fewer than the first commit holds, so that all the space is still to be taken.
 FILMS_TO_JUDGE_SPACE = 200
@@ -218,7 +218,7 @@ def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: 
     for name, threshold in asdict(options.quality).items():
         if not (math.isfinite(threshold) and threshold >= 0):
             raise UsageError(f"quality.{name} {threshold} is no threshold; give a number of 0 or more")
-    check_id_map(options.id_map, out)
+    check_id_map(options.id_map, out, find_quarantine(out))
     for written in (out, options.id_map):
         if isinstance(written, Path) and written.parent.is_file():
             raise UsageError(f"{written.parent} is a file, not a folder; choose another place")

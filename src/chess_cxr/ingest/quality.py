@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chess_cxr.ingest.decoded import FilmHeader
+from chess_cxr.decode.decoded import FilmHeader
 from chess_cxr.ingest.film_classifier import (
     Floats,
     compute_kinds,

@@ -6,14 +6,11 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from chess_cxr.locations import is_url, write_location
-from chess_cxr.records import ChessError, UsageError
-from chess_cxr.store import is_store
-
-ID_MAP_COLUMNS = ("uid", "path")
+from chess_cxr.files.locations import is_url, write_location
+from chess_cxr.records import ChessError
 
 
 @contextlib.contextmanager
@@ -56,47 +53,3 @@ def write_quarantine(out: Path | str, rows: Iterable[tuple[str, str]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows((("uid", "reason"), *rows))
     write_location(find_quarantine(out), text.getvalue().encode())
-
-
-def check_id_map(id_map: Path | None, out: Path | str) -> None:
-    """Raise `UsageError` where the map would meet the store, what is written beside it or anything that exists."""
-    if id_map is None:
-        return
-    if (id_map.exists() or id_map.is_symlink()) and not (is_store(out) and _is_id_map(id_map)):
-        raise UsageError(f"{id_map} exists already; choose another --id-map or remove it")
-    if isinstance(out, str):
-        return
-    place, store = Path(os.path.realpath(id_map)), Path(os.path.realpath(out))
-    if store in (place, *place.parents) or place == Path(os.path.realpath(find_quarantine(out))):
-        raise UsageError(f"--id-map {id_map} lies where the store is written; choose another place for it")
-
-
-def _is_id_map(path: Path) -> bool:
-    """Whether it is a map: one that an ingest wrote which was stopped at its very end may be written again."""
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                return file.readline(100).rstrip() == ",".join(ID_MAP_COLUMNS)
-    return False
-
-
-@contextlib.contextmanager
-def open_id_map(path: Path | None) -> Iterator[Callable[[Sequence[str]], object] | None]:
-    """Yield what writes one row to the CSV file `path`; it appears (mode 0600) only if all inside succeeds."""
-    if path is None:
-        yield None
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    except OSError as error:
-        raise UsageError(f"--id-map {path} cannot be written ({error.strerror}); choose another place") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(ID_MAP_COLUMNS)
-            yield writer.writerow
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

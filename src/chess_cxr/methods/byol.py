@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.heads import build_normed_head
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.signals import measure_pairs, read_signals
 from chess_cxr.methods.trunk import take_encoder
-from chess_cxr.models.heads import build_normed_head
 
 
 @dataclass(frozen=True)

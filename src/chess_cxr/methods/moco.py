@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.ranks import draw_shared_permutation, gather_ranks, get_world, take_own
 from chess_cxr.methods.signals import measure_pairs, read_signals
 from chess_cxr.methods.trunk import take_encoder
-from chess_cxr.models.heads import build_projection_head
 from chess_cxr.records import UsageError
 
 

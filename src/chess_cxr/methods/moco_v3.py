@@ -15,11 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.heads import build_normed_head
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.ranks import gather_ranks, get_rank
 from chess_cxr.methods.signals import measure_pairs, read_signals
 from chess_cxr.methods.trunk import take_encoder
-from chess_cxr.models.heads import build_normed_head
 from chess_cxr.records import UsageError
 
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.ranks import gather_ranks_with_gradient, get_rank
 from chess_cxr.methods.signals import measure_pairs, read_signals
 from chess_cxr.methods.trunk import take_encoder
-from chess_cxr.models.heads import build_projection_head
 from chess_cxr.records import UsageError
 
 

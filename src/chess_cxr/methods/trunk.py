@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from chess_cxr.models.encoder import build_encoder
+from chess_cxr.encoders.backbone import build_encoder
 from chess_cxr.records import UsageError
 
 

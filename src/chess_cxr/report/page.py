@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+
+from chess_cxr.files.whole import write_atomically
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,5 @@ def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "", 
 
 def write_page(path: Path, page: str) -> Path:
     """Write a rendered page whole or not at all, and return its path."""
-    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        growing.write_text(page, "utf-8")
-        growing.replace(path)
-    finally:
-        growing.unlink(missing_ok=True)
+    write_atomically(path, page.encode())
     return path

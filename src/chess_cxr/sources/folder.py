@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chess_cxr.locations import find_kind, list_location, simplify_location
+from chess_cxr.files.locations import find_kind, list_location, simplify_location
 from chess_cxr.records import ChessError, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.tables import FIELDS, build_table_listing, read_table
 

@@ -20,9 +20,18 @@ from typing import IO, Any, TextIO, cast
 import numpy as np
 import pandas as pd
 
-from chess_cxr.locations import TooLarge, build_link_check, find_kind, is_url, read_location, simplify_location
-from chess_cxr.records import SPLITS, UNCERTAIN, ChessError, FilmListing, SourceFilm, UsageError
-from chess_cxr.sources.demographics import parse_age_years, parse_sex, parse_view
+from chess_cxr.files.locations import TooLarge, build_link_check, find_kind, is_url, read_location, simplify_location
+from chess_cxr.records import (
+    SPLITS,
+    UNCERTAIN,
+    ChessError,
+    FilmListing,
+    SourceFilm,
+    UsageError,
+    parse_age_years,
+    parse_sex,
+    parse_view,
+)
 
 _FILM_FIELDS = ("path", "uid", "patient", "study", "view", "age", "sex", "split")
 FIELDS = (*_FILM_FIELDS, "class", "labels", "study_date", "manufacturer")

@@ -1,1 +1,1 @@
-"""Downstream objectives, one a file."""
+"""The tasks that an encoder is judged by."""

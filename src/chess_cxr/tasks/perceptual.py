@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chess_cxr.models.contract import PixelContract
-from chess_cxr.models.embedding import Encoder
+from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.load import LITE0, build_random_encoder, load_encoder
+from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.records import UsageError
 
 STAGE_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # after the stem and after stages 1 to 4, as CheSS weighs them
@@ -136,3 +138,36 @@ def _fit(picture_B1HW: Tensor, contract: PixelContract) -> Tensor:
     averages = contract.interpolation == "area" and min(picture_B1HW.shape[-2:]) >= contract.size
     side = (contract.size, contract.size)
     return F.interpolate(picture_B1HW, side, mode="bilinear", antialias=averages, align_corners=False)
+
+
+SAME = "same"
+
+
+def check_perceptual(spec: str) -> None:
+    """Raise UsageError, without loading anything, for a name that no perceptual network can have."""
+    if spec == "chess":
+        raise UsageError("chess needs the published file: chess:FILE.pth.tar")
+    if spec.startswith("pixels:"):
+        raise UsageError("bare pixels are no perceptual network; none leaves the perceptual loss out")
+    if spec not in (SAME, "none", "random", "imagenet"):
+        check_encoder_name(spec)
+
+
+def build_perceptual(
+    spec: str, encoder: Encoder, config: PerceptualConfig | None = None, seed: int = 0
+) -> tuple[PerceptualLoss | None, str]:
+    """Build the perceptual loss that a name stands for; return it with a line that says what it is.
+
+    spec: "none"; "same", the given encoder; "random", one like it with weights of its own from the seed; "imagenet";
+    "chess:FILE", the published checkpoint; or whatever `load_encoder` takes.
+    """
+    check_perceptual(spec)
+    if spec == "none":
+        return None, "no perceptual loss"
+    if spec == SAME:
+        found = encoder
+    elif spec == "random":
+        found = build_random_encoder(encoder.architecture, encoder.contract, seed=seed + 1000)
+    else:
+        found = load_encoder(LITE0 if spec == "imagenet" else spec)
+    return PerceptualLoss(found, config), f"{found.name} ({found.architecture} at {found.contract.size}²)"

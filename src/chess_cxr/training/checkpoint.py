@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +12,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.loop import LoopState
 
 CHECKPOINT_VERSION = 1
-_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_checkpoint(
@@ -59,52 +54,6 @@ def write_checkpoint(
 def name_checkpoint(folder: Path, step: int) -> Path:
     """Return where the checkpoint of a step stands."""
     return folder / f"step_{step:08d}.safetensors"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with explain_full_disk(f"{path}: it needs {len(content) / 1e6:.1f} MB (nothing half-written)"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with growing.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            growing.replace(path)
-        finally:
-            growing.unlink(missing_ok=True)
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder meanwhile; a process that is killed holds nothing.
-
-    Raises `UsageError` where another one holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process trains in {folder}; wait for it or choose another --out") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def explain_full_disk(what: str) -> Iterator[None]:
-    """Turn a full disk, a spent quota or a file size limit into one line: "no space left for `what`"."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL_DISK:
-            raise
-        raise ChessError(f"no space left for {what}") from None
 
 
 def find_checkpoint(folder: Path) -> Path | None:

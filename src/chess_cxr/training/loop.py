@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.distributed import agree_on_mean, average_gradients
 from chess_cxr.training.precision import LossScaling, Precision, compute_losses
-from chess_cxr.training.skipping import NormStatistics, SkippedSteps, keep_frozen
+from chess_cxr.training.skipped import NormStatistics, SkippedSteps, keep_frozen
 
 MOST_STEPS = 10**12  # a slip of the keyboard, not a run
 

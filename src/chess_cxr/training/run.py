@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from chess_cxr.files.whole import explain_full_disk, hold_folder
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     check_same_configuration,
-    explain_full_disk,
     find_checkpoint,
-    hold_folder,
     name_checkpoint,
     restore_checkpoint,
     write_checkpoint,

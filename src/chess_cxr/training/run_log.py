@@ -3,107 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
-from chess_cxr.records import UsageError
-from chess_cxr.store import Store
-from chess_cxr.training.checkpoint import write_atomically
-from chess_cxr.training.loop import Method, StepReport, TrainingConfig
-from chess_cxr.training.precision import Precision
-from chess_cxr.training.probe import CollapseAlarm, probe_encoder, read_labelled_films
-from chess_cxr.training.speed import SpeedScale, measure_speed_scale
+from chess_cxr.files.whole import write_atomically
+from chess_cxr.training.loop import StepReport
+from chess_cxr.training.speed import SpeedScale
 from chess_cxr.training.trackers import RunEnd, TrackingConfig, open_trackers
-from chess_cxr.views import ViewConfig
-
-
-class PretrainMethod(Method, Protocol):
-    """A method with an encoder: what a run probes and exports."""
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The network that is pre-trained: normalised [B, 1, H, W] -> [B, D]."""
-
-
-@dataclass(frozen=True)
-class PixelScale:
-    """Mean and standard deviation of the pixels in [0, 1] that training subtracts and divides by."""
-
-    mean: float
-    std: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise UsageError("pixels: mean must be a finite number and std one above 0")
-
-
-class Watch:
-    """The first rank's eye on a run: probes and logs at their steps, and tells a collapse and skipped steps.
-
-    probe: the newest numbers of it.  has_collapsed: whether the alarm has rung.
-    """
-
-    def __init__(
-        self,
-        log: RunLog,
-        method: PretrainMethod,
-        stores: Sequence[Store],
-        training: TrainingConfig,
-        views: ViewConfig,
-        pixels: PixelScale,
-        films_per_rank: int,
-        device: torch.device,
-    ) -> None:
-        self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._pixels = method, training, pixels
-        self._labelled, self._told_skipped = read_labelled_films(stores, views.size, views=views), 0
-        self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
-        shape = (2, films_per_rank, 1, views.size, views.size)
-        self._scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
-
-    @property
-    def has_collapsed(self) -> bool:
-        """Whether the alarm has rung."""
-        return self._alarm.is_ringing
-
-    def look(self, report: StepReport) -> None:
-        """Look at a step that was made."""
-        training, step = self._training, report.step
-        last, values = step == training.steps, dict[str, float]()
-        if report.problem and report.skipped_steps > self._told_skipped:  # too large a scale of float16 is usual
-            self._told_skipped = report.skipped_steps
-            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
-        if last or step % training.log_every == 0:
-            values = self.log.summarise(report, self._method.signals, training.batch, self._scale)
-        if self._labelled and (last or step % training.probe_every == 0):
-            probed = probe_encoder(self._method.encoder, self._labelled, self._pixels.mean, self._pixels.std)
-            self.probe = {f"probe/{name}": value for name, value in probed.items()}
-            values |= self.probe
-        if values:
-            self.log.write(step, values)
-            if line := self._alarm.judge(step, values):
-                self.log.say(line)
-
-
-def find_first_judged_step(training: TrainingConfig) -> int:
-    """Return from which step on a run is judged for collapse: the first ones from scratch may look collapsed."""
-    return max(round(training.warmup * training.steps), training.frozen_steps, training.steps // 50)
-
-
-def choose_peak_kind(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the numbers whose matrix product is the peak that a run is held against."""
-    if precision == "bfloat16":
-        return torch.bfloat16
-    # CPUs compute float16 by way of float32
-    return torch.float16 if precision == "float16" and device.type == "cuda" else torch.float32
 
 
 class RunLog:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import ChessError, UsageError, import_extra
-from chess_cxr.training.checkpoint import write_atomically
 from chess_cxr.training.events import EventFile
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]

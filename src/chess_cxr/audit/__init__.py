@@ -1,0 +1,1 @@
+"""Patients and pictures that splits, stores and published lists share."""

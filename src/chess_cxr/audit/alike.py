@@ -1,0 +1,120 @@
+"""The search for films that show one picture, from hashes over points to pixels, in memory that stays flat."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from chess_cxr.audit.matching import FilmDetail, FilmMatch, compute_detail, find_by_points, match_films
+from chess_cxr.audit.near import find_near_hashes, unpack_hashes
+from chess_cxr.workers.cores import count_usable_cores
+
+FILMS_AT_ONCE = 256
+PAIRS_AT_ONCE = 1024
+DETAILS_KEPT = 4000  # about 0.1 MB each
+
+ReadFilms = Callable[[Sequence[int]], Sequence[np.ndarray]]
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is compared and what is kept.
+
+    hash_similarity: cosine of perceptual hashes from which the pictures of two films are compared, for at most
+    `candidates_per_film` of each film.  similarity: least correlation of fine detail.  points: least number of points
+    in common.  overlap: least part of the second film that the first covers.  threads: 0 for one a core.
+    """
+
+    hash_similarity: float = 0.93
+    candidates_per_film: int = 8
+    similarity: float = 0.7
+    points: int = 12
+    overlap: float = 0.2
+    threads: int = 0
+
+
+def find_alike(
+    hashes: Sequence[bytes],
+    read_films: ReadFilms,
+    thorough: bool,
+    options: SearchOptions,
+    known: Collection[tuple[int, int]],
+    on_progress: OnProgress,
+) -> dict[tuple[int, int], FilmMatch]:
+    """Find pairs of films, first < second, that show the same picture or nearly so.
+
+    hashes: perceptual, one a film.  read_films: film numbers to pictures, uint8 [H, W].  Quarter turns, mirror images
+    and inverted films are found by hash; with `thorough` those with any turn, scale and crop by their points.
+    known: pairs not to look at.
+    """
+    if len(hashes) < 2:
+        return {}
+    near = find_near_hashes(
+        unpack_hashes(hashes),
+        options.hash_similarity,
+        options.candidates_per_film,
+        on_progress=lambda done, total: on_progress("compare hashes", done, total),
+    )
+    poses = (near.first, near.second, near.mirrored, near.inverted)
+    candidates = set(zip(*(column.tolist() for column in poses), strict=True))
+    details = _Details(read_films, options.threads or count_usable_cores())
+    if thorough:
+        every: list[FilmDetail] = []
+        for start in range(0, len(hashes), FILMS_AT_ONCE):
+            some = range(start, min(start + FILMS_AT_ONCE, len(hashes)))
+            every += details.get(some).values()
+            on_progress("find points", len(every), len(hashes))
+        candidates |= set(find_by_points(every, lambda done, total: on_progress("compare points", done, total)))
+    pairs = sorted(pair for pair in candidates if pair[:2] not in known)
+    return _verify(pairs, details, options, on_progress)
+
+
+def _verify(
+    pairs: Sequence[tuple[int, int, bool, bool]], details: _Details, options: SearchOptions, on_progress: OnProgress
+) -> dict[tuple[int, int], FilmMatch]:
+    """Keep the pairs whose pictures agree, each in the pose in which they agree best."""
+    kept: dict[tuple[int, int], FilmMatch] = {}
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        some = pairs[start : start + PAIRS_AT_ONCE]
+        held = details.get(sorted({film for pair in some for film in pair[:2]}))
+        matches = details.pool.map(
+            lambda pair, at=held: match_films(at[pair[0]], at[pair[1]], pair[2], pair[3], options.points), some
+        )
+        for pair, match in zip(some, matches, strict=True):
+            if match and _is_enough(match, options):
+                best = kept.get(pair[:2])
+                kept[pair[:2]] = match if best is None or match.similarity > best.similarity else best
+        on_progress("compare pictures", start + len(some), len(pairs))
+    return kept
+
+
+def _is_enough(match: FilmMatch, options: SearchOptions) -> bool:
+    return match.similarity >= options.similarity and match.overlap >= options.overlap
+
+
+class _Details:
+    """Details of films, computed when asked for and kept for a while."""
+
+    def __init__(self, read_films: ReadFilms, threads: int) -> None:
+        self.pool = ThreadPoolExecutor(threads)
+        self._read_films = read_films
+        self._kept: OrderedDict[int, FilmDetail] = OrderedDict()
+
+    def get(self, films: Iterable[int]) -> dict[int, FilmDetail]:
+        wanted = list(films)
+        held = {film: self._kept[film] for film in wanted if film in self._kept}
+        missing = [film for film in wanted if film not in held]
+        for start in range(0, len(missing), FILMS_AT_ONCE):
+            some = missing[start : start + FILMS_AT_ONCE]
+            held |= zip(some, self.pool.map(compute_detail, self._read_films(some)), strict=True)
+        for film in wanted:
+            self._kept[film] = held[film]
+            self._kept.move_to_end(film)
+        while len(self._kept) > DETAILS_KEPT:
+            self._kept.popitem(last=False)
+        return {film: held[film] for film in wanted}

@@ -1,0 +1,331 @@
+"""The three kinds of cells of a benchmark: features of films, predictions of a head, resampled metrics.
+
+A cell names everything by keys of the cell folder, so that a worker gets a few hundred bytes and maps the rest.
+Networks and stores are imported by the cells that need them: a worker that only fits probes starts in a second.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chess_cxr.benchmarking.cache import CellFolder, compute_code_version, compute_key
+from chess_cxr.benchmarking.predictions import TaskKind
+from chess_cxr.benchmarking.suite import EncoderSource
+from chess_cxr.benchmarking.tables import build_statistic
+from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
+from chess_cxr.evaluation.linear_probe import fit_linear_probe
+from chess_cxr.records import ChessError
+
+if TYPE_CHECKING:
+    from chess_cxr.encoders.embed import EncoderLike
+    from chess_cxr.store import Store
+
+# A multiple of the films that `embed` takes at once: a film's neighbours in a batch do not depend on the chunk.
+FILMS_A_CHUNK = 2048
+EMBED_CODE = ("encoders.embed",)
+FIT_CODE = ("tasks.classify.fit",)
+PROBE_CODE = ("evaluation.linear_probe",)
+REPLICATE_CODE = ("benchmarking.tables",)
+Computed = tuple[Mapping[str, NDArray[np.generic]], dict[str, Any]]
+
+
+class Cell(Protocol):
+    """One piece of work: where its result stands, and how it is computed."""
+
+    @property
+    def size(self) -> int:
+        """How much it counts for in the progress."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The hash of all that the result depends on."""
+        ...
+
+    @abstractmethod
+    def compute(self, cells: CellFolder) -> Computed:
+        """Return the arrays and the facts of the cell."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: `reason` is "" where it stands in the folder."""
+
+    key: str
+    reason: str = ""
+
+
+def run_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
+    """Compute a cell and put it into the folder: the task that an executor is given.
+
+    key: as whoever sends it has computed it.  Never raises an Exception: clusters log a task that raises, with its
+    arguments.
+    """
+    try:
+        if cell.key != key:
+            return Outcome(key, "its worker runs another version of chess-cxr")
+        if not cells.holds(key):
+            started = time.monotonic()
+            arrays, facts = cell.compute(cells)
+            cells.write(key, arrays, facts | {"seconds": time.monotonic() - started})
+    except ChessError as error:
+        return Outcome(key, " ".join(str(error).split()))
+    except MemoryError:
+        return Outcome(key, "not enough memory")
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return Outcome(key, f"unexpected {type(error).__name__}: {first}")
+    return Outcome(key)
+
+
+# ---------------------------------------------------------------- features
+
+
+@dataclass(frozen=True)
+class EmbedCell:
+    """Features, float32 [n, D], of the films rows[start:stop] of a store; `content` is the hash of these films."""
+
+    source: EncoderSource
+    identity: str
+    location: str
+    version: int
+    rows: str
+    content: str
+    start: int
+    stop: int
+    device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        """Its films."""
+        return self.stop - self.start
+
+    @property
+    def key(self) -> str:
+        """Two stores with the same films give the same cell, and so do two paths of one encoder."""
+        described = {"encoder": self.identity, "films": self.content, "start": self.start, "stop": self.stop}
+        described |= {"device": self.device.partition(":")[0], "code": compute_code_version(*EMBED_CODE)}
+        return compute_key({"cell": "embed"} | described)
+
+    def compute(self, cells: CellFolder) -> Computed:
+        """Embed the films.  Raises ChessError where this worker loads another encoder than was asked for."""
+        from chess_cxr.encoders.embed import embed
+
+        encoder = _load_once(self.source, self.identity, self.device)
+        rows = cells.read_array(self.rows)[self.start : self.stop]
+        return {"feature": embed(encoder, _open_once(self.location, self.version), rows)}, {}
+
+
+@lru_cache(maxsize=1)
+def _load_once(source: EncoderSource, identity: str, device: str) -> EncoderLike:
+    from chess_cxr.benchmarking.encoders import compute_identity, load_source
+
+    encoder = load_source(source, device)
+    if compute_identity(encoder) != identity:
+        raise ChessError(f"the encoder {source.name} is not the same on every worker, or was changed while it was used")
+    return encoder
+
+
+@lru_cache(maxsize=2)
+def _open_once(location: str, version: int) -> Store:
+    from chess_cxr.store import open_store
+
+    return open_store(location, version)
+
+
+def read_features(cells: CellFolder, keys: Sequence[str], places: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Gather rows of features that lie in chunks of `FILMS_A_CHUNK` films."""
+    parts = [cells.read_arrays(key)["feature"] for key in keys]
+    gathered = np.empty((len(places), parts[0].shape[1]), np.float32)
+    chunk_N = np.asarray(places) // FILMS_A_CHUNK
+    for number, part in enumerate(parts):
+        mine = np.flatnonzero(chunk_N == number)
+        gathered[mine] = part[places[mine] - number * FILMS_A_CHUNK]
+    return gathered
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@dataclass(frozen=True)
+class ProbeCell:
+    """Probabilities, float32 [M, C], of a head fitted to one label draw; arrays are named by their keys.
+
+    features: of the embed cells, in order.  label, patient: of the N films.  films: places of the draw; val, test:
+    places that are scored.
+    """
+
+    head: str
+    class_names: tuple[str, ...]
+    features: tuple[str, ...]
+    label: str
+    patient: str
+    films: str
+    val: str
+    test: str
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """One fit, or one table cell."""
+        return 1
+
+    @property
+    def key(self) -> str:
+        """The hash of features, labels, draw, settings and code."""
+        described = {name: value for name, value in vars(self).items() if name != "features"}
+        return compute_key(
+            {"cell": "probe", "features": list(self.features), "code": compute_code_version(*PROBE_CODE)}
+            | described
+            | {"class_names": list(self.class_names)}
+        )
+
+    def compute(self, cells: CellFolder) -> Computed:
+        """Fit the head to the draw and predict the val and the test films."""
+        films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
+        label, patient = cells.read_array(self.label), cells.read_array(self.patient)
+        probe = fit_linear_probe(
+            read_features(cells, self.features, films),
+            label[films],
+            patient[films],
+            names=self.class_names,
+            seed=self.seed,
+        )
+        scores = {
+            split: probe.predict_scores(read_features(cells, self.features, places)).astype(np.float32)
+            if len(places)
+            else np.empty((0, len(self.class_names)), np.float32)
+            for split, places in (("val", val), ("test", test))
+        }
+        return scores, {"notes": list(probe.notes)}
+
+
+@dataclass(frozen=True)
+class FitCell:
+    """Probabilities, float32 [M, C], of a head that learns by steps, or of a whole network, from one label draw.
+
+    The films are read from their store: such a head needs more than pooled features.  rows, label, target, patient,
+    films, val, test: keys of arrays as in `ProbeCell`; target: what labels teach.
+    """
+
+    source: EncoderSource
+    identity: str
+    location: str
+    version: int
+    content: str
+    head: str
+    kind: TaskKind
+    class_names: tuple[str, ...]
+    rows: str
+    label: str
+    target: str
+    patient: str
+    films: str
+    val: str
+    test: str
+    seed: int
+    device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        """One fit, or one table cell."""
+        return 1
+
+    @property
+    def key(self) -> str:
+        """The hash of encoder, films, labels, draw, settings and code."""
+        left_out = ("source", "location", "version", "rows", "device")
+        described = {name: value for name, value in vars(self).items() if name not in left_out}
+        described |= {"device": self.device.partition(":")[0], "code": compute_code_version(*FIT_CODE)}
+        return compute_key({"cell": "fit"} | described | {"class_names": list(self.class_names)})
+
+    def compute(self, cells: CellFolder) -> Computed:
+        """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
+        from chess_cxr.encoders.folder import Encoder
+        from chess_cxr.tasks.classify.fit import FinetuneConfig, fit_classifier
+        from chess_cxr.tasks.classify.labels import LabelledRows
+
+        encoder = _load_once(self.source, self.identity, self.device)
+        if not isinstance(encoder, Encoder):
+            raise ChessError(f"{self.source.name} has no network; only linear heads fit it")
+        films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
+        places = np.concatenate([films, val, test])
+        rows, label, target, patient = (
+            cells.read_array(key)[places] for key in (self.rows, self.label, self.target, self.patient)
+        )
+        splits = zip(("train", "val", "test"), (films, val, test), strict=True)
+        split = np.concatenate([np.full(len(part), name, "<U5") for name, part in splits])
+        chosen = LabelledRows(
+            rows, label, self.class_names, patient, split, self.kind, np.full(len(rows), ""), target, np.zeros(1, int)
+        )
+        config = FinetuneConfig(self.head, seed=self.seed)  # type: ignore[arg-type]  # a suite's heads are its modes
+        store = _open_once(self.location, self.version)
+        fitted = fit_classifier(encoder, store, chosen, config, lambda *_: None)
+        return {name: it.astype(np.float32) for name, it in fitted.scores.items()}, {"notes": list(fitted.notes)}
+
+
+# ---------------------------------------------------------------- resampled metrics
+
+
+@dataclass(frozen=True)
+class ReplicateCell:
+    """Every metric of some draws of one head, on all test films and on resamples of their patients."""
+
+    kind: TaskKind
+    class_names: tuple[str, ...]
+    probes: tuple[str, ...]
+    label: str
+    patient: str
+    test: str
+    replicates: int
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """One fit, or one table cell."""
+        return 1
+
+    @property
+    def key(self) -> str:
+        """The hash of predictions, labels, settings and code."""
+        described: dict[str, Any] = {
+            "kind": self.kind,
+            "class_names": list(self.class_names),
+            "probes": list(self.probes),
+        }
+        described |= {"label": self.label, "patient": self.patient, "test": self.test, "seed": self.seed}
+        described |= {"replicates": self.replicates, "code": compute_code_version(*REPLICATE_CODE)}
+        return compute_key({"cell": "replicates"} | described)
+
+    def compute(self, cells: CellFolder) -> Computed:
+        """Evaluate the draws: value_KD and value_KDR for the K metrics that the facts name."""
+        test = cells.read_array(self.test)
+        label, patient = cells.read_array(self.label)[test], cells.read_array(self.patient)[test]
+        statistics = [
+            build_statistic(self.kind, label, cells.read_arrays(probe)["test"], self.class_names)
+            for probe in self.probes
+        ]
+        parts = replicate_draws(patient, statistics, self.replicates, self.seed)
+        arrays = {
+            "value_KD": np.stack([part.value_D for part in parts.values()]),
+            "value_KDR": np.stack([part.value_DR for part in parts.values()]),
+        }
+        return arrays, {"metrics": list(parts)}
+
+
+def read_replicates(cells: CellFolder, key: str) -> dict[str, DrawReplicates]:
+    """Read what a `ReplicateCell` computed."""
+    arrays = cells.read_arrays(key)
+    return {
+        metric: DrawReplicates(arrays["value_KD"][place], arrays["value_KDR"][place])
+        for place, metric in enumerate(cells.read_facts(key)["metrics"])
+    }

@@ -1,0 +1,127 @@
+"""The films of a suite's tasks: labels, splits, label draws, and what is known of the films that are scored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chess_cxr.benchmarking.predictions import EvaluatedFilms, TaskFilms
+from chess_cxr.benchmarking.suite import Suite, TaskSpec
+from chess_cxr.evaluation.compare import LabelDraw, plan_draws
+from chess_cxr.evaluation.subgroups import compute_age_bands
+from chess_cxr.records import SPLITS, UsageError
+from chess_cxr.store import STORE_VERSION, Store, open_store
+from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
+
+_HASH = re.compile(r"[0-9a-f]{16,128}")
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task with its films at hand.
+
+    rows: row numbers in the store [N].  content: SHA-256 of these films.  patient_code_N: numbers that sort like the
+    hashed patients.  val, test: places among the N.  plan: the label draws, of places among the N.
+    """
+
+    spec: TaskSpec
+    store: Store
+    chosen: LabelledRows
+    content: str
+    patient_code_N: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    plan: tuple[LabelDraw, ...]
+    films: TaskFilms
+
+
+def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
+    """Open the store of a task, select its labelled films and draw its label subsets.
+
+    Raises UsageError where the store, a label or a split is missing, or a patient stands in two splits.
+    """
+    store = open_store(spec.store)
+    chosen = select_labelled(store, spec.labels, spec.kind, spec.uncertain)
+    train, val, test = (np.flatnonzero(chosen.split == split) for split in SPLITS)
+    for split, places in (("train", train), ("test", test)):
+        if not len(places):
+            raise UsageError(f"tasks.{name}: {store.path.name} has no labelled film in its {split} split")
+    held_out = np.concatenate([val, test])
+    torn = np.intersect1d(chosen.patient[train], chosen.patient[held_out])
+    if len(torn) or len(np.intersect1d(chosen.patient[val], chosen.patient[test])):
+        raise UsageError(f"tasks.{name}: a patient of {store.path.name} stands in two splits: split by patient first")
+    first = _find_first_draw(store, spec.first_draw, chosen, train) if spec.first_draw else None
+    plan = plan_draws(
+        chosen.patient,
+        chosen.taught,
+        train,
+        suite.fractions if spec.fractions is None else spec.fractions,
+        sorted({*spec.film_counts, *([len(first)] if first is not None else [])}),
+        suite.draws,
+        one_film_per_patient=True,
+        seed=suite.seed,
+        first_draw=first,
+    )
+    return OpenedTask(
+        spec=spec,
+        store=store,
+        chosen=chosen,
+        content=compute_films_hash(store, chosen.rows),
+        patient_code_N=np.unique(chosen.patient, return_inverse=True)[1].astype(np.int64),
+        val=val,
+        test=test,
+        plan=tuple(plan),
+        films=TaskFilms(
+            name=name,
+            data_set=store.dataset_name or store.path.stem,
+            kind=chosen.kind,
+            class_names=chosen.names,
+            val=_describe_films(name, store, chosen, val),
+            test=_describe_films(name, store, chosen, test),
+            train_total=len(train),
+            notes=() if len(val) else (f"{name} has no val film: nothing can be calibrated or chosen on it.",),
+        ),
+    )
+
+
+def compute_films_hash(store: Store, rows: np.ndarray) -> str:
+    """Return the SHA-256 of the stored films at these rows, in this order: what any encoder's features hang on.
+
+    Films that carry the hash of their decoded pixels are known by it and their stored size; others by their bytes.
+    """
+    films = store.films.iloc[rows]
+    pixel_hash_N = store.read_hashes()["pixel_hash"].to_numpy()[rows]
+    digest = hashlib.sha256(f"store {STORE_VERSION}".encode())
+    for row, pixel_hash, height, width in zip(rows, pixel_hash_N, films["height"], films["width"], strict=True):
+        if not pixel_hash:
+            pixel_hash = hashlib.sha256(store.read_jpegs([int(row)])[0]).hexdigest()
+        digest.update(f"{pixel_hash} {height} {width}\n".encode())
+    return digest.hexdigest()
+
+
+def _find_first_draw(store: Store, column: str, chosen: LabelledRows, train: np.ndarray) -> np.ndarray:
+    if column not in store.label_names:
+        raise UsageError(f"{store.path.name} has no column {column!r}; it has {', '.join(store.label_names)}")
+    marked = store.films[column].to_numpy()[chosen.rows] == 1
+    first: np.ndarray = train[marked[train]]
+    if not len(first):
+        raise UsageError(f"column {column!r} of {store.path.name} marks no labelled film of the train split")
+    return first
+
+
+def _describe_films(name: str, store: Store, chosen: LabelledRows, places: np.ndarray) -> EvaluatedFilms:
+    films = store.films.iloc[chosen.rows[places]]
+    uid = _as_text(films["uid"])
+    if wrong := sum(not _HASH.fullmatch(text) for text in uid):
+        raise UsageError(f"tasks.{name}: {wrong} of {len(uid)} uids of {store.path.name} are no keyed hashes")
+    groups = {key: _as_text(films[key]) for key in ("sex", "view", "site")}
+    groups["age_band"] = compute_age_bands(films["age_years"].to_numpy(np.float64))
+    return EvaluatedFilms(uid, chosen.patient[places].astype(str), chosen.label[places], groups)
+
+
+def _as_text(column: Sequence[object]) -> np.ndarray:
+    return np.array([str(value) for value in column], dtype=str)

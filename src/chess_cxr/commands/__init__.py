@@ -1,0 +1,1 @@
+"""The commands: what stands on the command line, checked and handed to the rooms that do the work."""

@@ -1,0 +1,173 @@
+"""Commands that compare encoders: evaluate, benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from chess_cxr.commands.words import (
+    StorePath,
+    check_workers,
+    parse_encoders,
+    print_result,
+    refuse_existing,
+)
+from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.progress import StageBars
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.workers.cores import count_usable_cores
+
+
+def evaluate(
+    store: StorePath,
+    encoders: tuple[str, ...],
+    out: Path | None = None,
+    labels: tuple[str, ...] = (),
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
+    films: tuple[int, ...] = (),
+    draws: int = 10,
+    first_draw: str = "",
+    on: Literal["val", "test"] = "test",
+    metric: str = "auroc",
+    seed: int = 0,
+    replicates: int = 1000,
+    reference: str = "",
+    synthetic: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Compare encoders by linear probes at several label fractions.
+
+    Prints a table with intervals over patients and label draws.
+
+    Example: chess-cxr evaluate films.lance --encoders mine=encoders/first random:regnetx_002@96 pixels:32 --out result
+
+    Args:
+        store: a store with labels.
+        encoders: [NAME=]ENCODER: encoder folders, random:NETWORK@SIZE, imagenet:tf_efficientnet_lite0, pixels:SIDE.
+        out: folder to write, with results.csv, draws.csv, differences.csv, table.md and report.html.
+        labels: names of the labels; all by default.
+        fractions: parts of the training patients that are labelled.
+        films: further label subsets, by number of films, one of each patient.
+        draws: label draws a fraction.
+        first_draw: a 0/1 column that marks the first draw of a subset of its own size.
+        on: the split that is scored.
+        metric: of the printed table.
+        seed: of draws and bootstrap.
+        replicates: of the bootstrap.
+        reference: encoder that differences are taken to; the first by default.
+        synthetic: say on the page that the films were generated.
+        json: print all numbers as JSON, one record for each encoder, subset and metric.
+        quiet: no progress on stderr.
+    """
+    named = parse_encoders(encoders)
+    reference = reference or next(iter(named))
+    if reference not in named:
+        raise UsageError(f"the reference {reference!r} is none of the encoders {', '.join(named)}")
+    if out:
+        refuse_existing(out)
+    for name in named.values():
+        check_encoder_name(name)
+    from chess_cxr.store import open_store
+    from chess_cxr.tasks.classify.labels import METRICS, select_labelled
+
+    opened = open_store(store)
+    known = METRICS[select_labelled(opened, labels).task]
+    if metric not in known:
+        raise UsageError(f"no metric named {metric!r} for these labels; there are {', '.join(known)}")
+    from chess_cxr.benchmarking.evaluate import evaluate as compare
+    from chess_cxr.report.comparison import write_comparison
+
+    with StageBars(quiet) as bars:
+        comparison = compare(
+            opened,
+            named,
+            labels,
+            fractions=fractions,
+            film_counts=films,
+            draws=draws,
+            first_draw=first_draw,
+            evaluate_on=on,
+            seed=seed,
+            replicates=replicates,
+            on_progress=bars.show,
+        )
+    if out:
+        write_comparison(comparison, out, reference, shlex.join(["chess-cxr", *sys.argv[1:]]), synthetic)
+    print(comparison.table().to_json(orient="records", indent=1) if json else comparison.as_markdown(metric).rstrip())
+
+
+def benchmark(
+    suite: Annotated[Positional[str], tyro.conf.arg(metavar="SUITE")],
+    out: Path,
+    stores: tuple[str, ...] = (),
+    encoders: tuple[str, ...] = (),
+    cells: Path | None = None,
+    workers: int | None = None,
+    cluster: str = "",
+    card: str = "",
+    pictures: bool = True,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Compare encoders on several tasks, at several label fractions, and write tables and a page.
+
+    Every cell is computed once and kept in the folder of cells: stopped at any moment, the same command goes on.  A
+    cell that fails is reported and does not stop the others; the exit code is 1 then.
+
+    Example: chess-cxr benchmark suite.toml --out result
+
+    Args:
+        suite: a TOML file, or the name of a preset: paper.
+        out: folder to write, with results.parquet, summary.csv, differences.csv, predictions/, table.md, report.html.
+        stores: for a preset: stores, each a task with all its labels.
+        encoders: for a preset: NAME=ENCODER, such as CheSS=chess:chess.pth.tar ours=encoders/first.
+        cells: folder of finished cells, which suites may share; OUT.cells by default.
+        workers: processes; by default one a core.
+        cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
+        card: encoder that card_section.md is of; the reference by default.
+        pictures: leave films out of the page, so that it may go where they may not.
+        json: print summary, differences and failures as JSON.
+        quiet: no progress on stderr.
+    """
+    refuse_existing(out)
+    check_workers(workers)
+    if workers is not None and cluster:
+        raise UsageError("--workers is for this machine; a --cluster has its own")
+    from chess_cxr.benchmarking.suite import build_suite, read_suite
+
+    if suite.endswith(".toml") or Path(suite).is_file():
+        if stores or encoders:
+            raise UsageError("--stores and --encoders are for presets; a suite file names its own")
+        chosen = read_suite(Path(suite))
+    else:
+        named = parse_encoders(encoders) if encoders else {}
+        chosen = build_suite(suite, {Path(store).stem: store for store in stores}, named)
+    if card and card not in chosen.encoders:
+        raise UsageError(f"--card {card!r} is none of the encoders {', '.join(chosen.encoders)}")
+    from chess_cxr.benchmarking.output import write_benchmark
+    from chess_cxr.benchmarking.run import run_benchmark
+
+    folder = cells or out.with_name(f"{out.name}.cells")
+    with contextlib.ExitStack() as stack:
+        bars = stack.enter_context(StageBars(quiet))
+        executor, count = None, workers or count_usable_cores()
+        if cluster:
+            from chess_cxr.workers.cluster import connect_cluster
+
+            executor, count = stack.enter_context(connect_cluster(cluster))
+        done = run_benchmark(chosen, folder, workers=count, executor=executor, on_progress=bars.show)
+        bars.show("write", 0, 1)
+        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card, pictures)
+        bars.show("write", 1, 1)
+    print_result(written.as_json() if json else written.as_text(), json)
+    if failed := len(done.results.failures):
+        again = f"to try again remove {out}: finished cells are kept"
+        parts = "part" if failed == 1 else "parts"
+        raise ChessError(f"{failed} {parts} of the benchmark failed, {out / 'failures.csv'} says why; {again}")

@@ -1,0 +1,92 @@
+"""Commands about encoders: export, weights, embed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from chess_cxr.commands.words import (
+    EncoderName,
+    StorePath,
+    print_result,
+    refuse_existing,
+)
+from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.progress import ProgressBar, build_count
+from chess_cxr.records import UsageError
+
+
+def export(run: Positional[Path], out: Path, licence: str = "not stated", data: str = "") -> None:
+    """Write a run's encoder as a folder that everybody can load, with timm alone.
+
+    Example: chess-cxr export runs/first --out encoders/first --licence Apache-2.0 --data "5,000 films of hospital A"
+
+    Args:
+        run: a run folder.
+        out: the encoder folder to write.
+        licence: of the weights.
+        data: what the films were, for the model card.
+    """
+    refuse_existing(out)
+    if not (run / "config.json").is_file():
+        raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
+    from chess_cxr.pretraining.export import export as write
+
+    print(write(run, out, licence, data))
+
+
+def import_weights(file: Positional[Path], out: Path) -> None:
+    """Turn a checkpoint in the published CheSS layout into an encoder folder.
+
+    Only plain tensors are read: a file with code in it is refused.
+
+    Example: chess-cxr weights import chess.pth.tar --out encoders/chess
+
+    Args:
+        file: the published .pth.tar file, or an extract of it.
+        out: the encoder folder to write.
+    """
+    refuse_existing(out)
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file")
+    from chess_cxr.encoders.load import import_chess
+
+    print(import_chess(file, out))
+
+
+def show_weights(encoder: Positional[Path]) -> None:
+    """Print what an encoder folder says of itself, as JSON.
+
+    Example: chess-cxr weights show encoders/chess
+
+    Args:
+        encoder: an encoder folder.
+    """
+    if not encoder.is_dir():
+        raise UsageError(f"there is no folder {encoder}")
+    from chess_cxr.encoders.folder import show_encoder
+
+    print_result(show_encoder(encoder), True)
+
+
+def embed(encoder: EncoderName, store: StorePath, out: Path, quiet: bool = False) -> None:
+    """Write the feature vector of every film of a store to a Parquet file.
+
+    Example: chess-cxr embed encoders/first films.lance --out features.parquet
+
+    Args:
+        encoder: an encoder folder, or a name such as imagenet:tf_efficientnet_lite0.
+        store: a store.
+        out: the Parquet file to write.
+        quiet: no progress on stderr.
+    """
+    refuse_existing(out)
+    check_encoder_name(encoder)
+    from chess_cxr.store import open_store
+
+    opened = open_store(store)
+    from chess_cxr.encoders.embed import write_features
+
+    with ProgressBar("embed", len(opened), "films", quiet) as bar:
+        print(write_features(encoder, opened, out, build_count(bar)))

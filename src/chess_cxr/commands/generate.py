@@ -1,0 +1,81 @@
+"""Paint nodules into films: generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from chess_cxr.commands.words import (
+    parse_size_range,
+    print_films,
+)
+from chess_cxr.progress import ProgressBar
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.workers.child import Limits
+
+
+def generate(
+    model: Annotated[Positional[Path], tyro.conf.arg(metavar="MODEL")],
+    films: tuple[str, ...],
+    out: Path,
+    mask: Path | None = None,
+    random: int = 0,
+    size_mm: str = "5-30",
+    spacing_mm: float | None = None,
+    lungs: Path | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+    seed: int = 0,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Paint nodules into films: SYNTHETIC films, each with its mask, box and provenance.
+
+    DICOM becomes derived DICOM with Synthetic Data set, every other film PNG.  OUT's generated.csv has one row a film:
+    box, diameter, hashes of source and model, and seed.  The same command makes the same films.  A film that fails
+    has a reason instead, and the exit code is 1.
+
+    Example: chess-cxr generate models/nodules --films healthy/ --random 20 --size-mm 5-30 --out synthetic
+
+    Args:
+        model: what finetune nodules wrote.
+        films: film files or folders that nodules are painted into.
+        out: folder for what is made.
+        mask: a mask of the film's size, 0 and one other level; or a folder with one of the same name for each film.
+        random: how many films to make with a nodule of random place in the lung and random size.
+        size_mm: smallest and largest diameter of random nodules.
+        spacing_mm: pixel spacing of films that do not say it, as PNG and JPEG never do.
+        lungs: folder with a lung mask for each film; found by a small network without.
+        limits: what one film may take.
+        seed: of everything random; film N has seed + N.
+        json: print JSON, one record for each film.
+        quiet: no progress on stderr.
+    """
+    smallest, largest = parse_size_range(size_mm)
+    if spacing_mm is not None and not 0.01 <= spacing_mm <= 10:
+        raise UsageError("--spacing-mm is a number from 0.01 to 10")
+    if random < 0:
+        raise UsageError("--random is how many films to make: 1 or more")
+    from chess_cxr.sources.folder import read_folder
+
+    for place in map(Path, films):
+        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+            raise UsageError(f"{out} lies inside {place}, where its films would pass for others; choose another --out")
+    listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
+    from chess_cxr.tasks.nodules.model import generate_files, load_nodule_generator, plan_orders
+
+    orders = plan_orders(listed, mask, random, seed)
+    made = generate_files(
+        load_nodule_generator(model), orders, out, (smallest, largest), spacing_mm or float("nan"), lungs, limits
+    )
+    columns = ("source", "film", "mask", "x", "y", "width", "height", "reason")
+    records = (
+        dict(zip(columns, (str(m.order.location), str(m.film or ""), str(m.mask or ""), *m.box, m.reason), strict=True))
+        for m in made
+    )
+    with ProgressBar("generate", len(orders), "films", quiet) as bar:
+        failed = print_films(columns, records, json, bar)
+    if failed:
+        raise ChessError(f"{failed} of {len(orders)} films could not be made; their reasons stand in the table")

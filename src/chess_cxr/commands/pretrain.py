@@ -1,0 +1,202 @@
+"""Commands about pre-training: pretrain, runs, plan."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from chess_cxr.commands.words import (
+    RunPaths,
+    Stores,
+    print_result,
+    refuse_preset_and_config,
+)
+from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.progress import ProgressBar, build_step_note
+from chess_cxr.records import UsageError
+
+
+def pretrain(
+    stores: Stores,
+    out: Path,
+    preset: str = "",
+    config: Path | None = None,
+    begin_from: str = "",
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",),
+    project: str = "chess-cxr",
+    wandb_mode: Literal["offline", "online"] = "offline",
+    mlflow_uri: str = "",
+    quiet: bool = False,
+) -> None:
+    """Pre-train an encoder on the films of some stores, without labels.
+
+    The same command again continues an interrupted run.  Films of the val and test splits are never trained on.
+    Several GPUs or machines: torchrun … -m chess_cxr pretrain …
+
+    Example: chess-cxr pretrain films.lance --preset cpu_small --out runs/first
+
+    Args:
+        stores: stores to train on.
+        out: the run folder.
+        preset: chess_paper, chess_strong, cpu_small or demo; by default cpu_small.
+        config: a JSON file like a run's config.json instead of a preset.
+        begin_from: an encoder to continue from: a folder, or a name such as imagenet:tf_efficientnet_lite0.
+        trackers: where numbers go beside RUN/metrics.jsonl: tensorboard, wandb, mlflow.
+        project: of W&B, and experiment of MLflow.
+        wandb_mode: offline keeps all in RUN/wandb, which "wandb sync" can send later.
+        mlflow_uri: a server, or a database such as sqlite:///mlflow.db; mlflow.db beside the run by default.
+        quiet: no progress on stderr.
+    """
+    refuse_preset_and_config(preset, config)
+    if begin_from:
+        check_encoder_name(begin_from)
+    from chess_cxr.store import open_store
+
+    opened = [open_store(store) for store in stores]
+    from chess_cxr.pretraining.presets import build_config, read_config_file
+    from chess_cxr.pretraining.pretrain import pretrain as run_pretrain
+    from chess_cxr.training.trackers import TrackingConfig
+
+    chosen = read_config_file(config) if config else build_config(preset or "cpu_small", out)
+    tracking = TrackingConfig(trackers, project, wandb_mode, mlflow_uri)
+    is_first = os.environ.get("RANK", "0") == "0"
+    with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
+        run = run_pretrain(
+            opened, out, chosen, build_step_note(bar), begin_from=begin_from, tracking=tracking, say=bar.say
+        )
+    if is_first:
+        print(run)
+
+
+def runs(
+    folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER…")] = (Path(),),
+    sort: str = "started",
+    json: bool = False,
+) -> None:
+    """List pre-training runs: how far they are, how fast, what their encoders are worth.
+
+    Example: chess-cxr runs runs/ --sort knn_auroc_best
+
+    Args:
+        folders: runs, or folders up to two levels above runs.
+        sort: column to sort by, such as started, name, state, step, loss, knn_auroc_best or images_per_second.
+        json: print JSON.
+    """
+    from chess_cxr.pretraining.runs import list_runs
+
+    listed = list_runs(folders, sort)
+    print_result(listed.as_json() if json else listed.as_text(), json)
+
+
+def compare_runs(folders: RunPaths, json: bool = False) -> None:
+    """Put pre-training runs side by side: in what they differ, and their newest numbers.
+
+    Example: chess-cxr runs compare runs/first runs/second
+
+    Args:
+        folders: two runs or more.
+        json: print JSON.
+    """
+    from chess_cxr.pretraining.runs import compare_runs as compare
+
+    compared = compare(folders)
+    print_result(compared.as_json() if json else compared.as_text(), json)
+
+
+def write_run_page(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    store: tuple[Path, ...] = (),
+    films: int = 12,
+    synthetic: bool = False,
+) -> None:
+    """Write a run's page, RUN/report.html, with its curves and a sheet of the view pairs it saw.
+
+    Example: chess-cxr runs page runs/first --store films.lance
+
+    Args:
+        run: a run folder.
+        store: stores it was trained on, for the sheet of views.
+        films: how many on the sheet.
+        synthetic: say on the page that the films were generated.
+    """
+    from chess_cxr.pretraining.runs import is_run
+
+    if not is_run(run):
+        raise UsageError(f"{run} is not a run; chess-cxr runs lists the runs in a folder")
+    from chess_cxr.pretraining.page import write_run_page as write
+
+    print(write(run, store, films, synthetic))
+
+
+def plan_run(
+    images: float = 0,
+    preset: str = "",
+    config: Path | None = None,
+    gpus: str = "",
+    price: float = 0.0,
+    network_gbit: float = 100.0,
+    epochs: float = 0.0,
+    film_kilobytes: float = 0.0,
+    calibrate: bool = False,
+    store: Path | None = None,
+    seconds: float = 40.0,
+    calibration: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Tell what a pre-training run will take: store, steps, hours, memory, traffic, money.
+
+    For named GPUs the numbers are calculated from data sheets, not measured.  Without --gpus they are for this machine,
+    as measured by --calibrate, which trains the preset for a short while.
+
+    Example: chess-cxr plan --images 4.8e6 --preset chess_paper --gpus 8xH100 --price 3
+
+    Args:
+        images: films of the run.
+        preset: what is run; by default chess_paper.
+        config: a JSON configuration instead of a preset.
+        gpus: such as H100, 8xH100 or 4x8xH100 (nodes, GPUs of each).
+        price: of one GPU for an hour.
+        network_gbit: Gbit/s of a node's network, all its cards together.
+        epochs: passes over the films instead of the preset's steps.
+        film_kilobytes: of an encoded film, if you know it.
+        calibrate: measure this machine first and keep that in the calibration file.
+        store: films to calibrate with; generated ones by default.
+        seconds: of the calibration.
+        calibration: file of the calibration; by default one in your configuration folder.
+        json: print JSON.
+    """
+    refuse_preset_and_config(preset, config)
+    if not images and not calibrate:
+        raise UsageError("say how many --images, such as --images 4.8e6, or --calibrate")
+    if not 0 <= images < 1e12 or images != int(images):
+        raise UsageError("--images must be a whole number, such as 4.8e6")
+    from chess_cxr.pretraining.calibrate import calibrate as measure
+    from chess_cxr.pretraining.calibrate import find_calibration, read_calibration, write_calibration
+    from chess_cxr.pretraining.plan import parse_gpus, plan
+    from chess_cxr.pretraining.presets import build_config, read_config_file
+
+    if gpus:
+        parse_gpus(gpus)
+    chosen = read_config_file(config) if config else build_config(preset or "chess_paper")
+    place = calibration or find_calibration()
+    if calibrate:
+        print(f"calibrated: {write_calibration(measure(chosen, store, seconds), place)}", file=sys.stderr)
+        if not images:
+            return
+    known = read_calibration(place) if calibrate or calibration or not gpus or place.exists() else None
+    made = plan(
+        chosen,
+        int(images),
+        gpus,
+        calibration=known,
+        price=price,
+        network_gbit=network_gbit,
+        film_bytes=1000 * film_kilobytes,
+        epochs=epochs,
+    )
+    print_result(made.as_dict() if json else made.as_text(), json)

@@ -1,0 +1,135 @@
+"""What commands share: kinds of arguments, checks, and results as text or JSON."""
+
+from __future__ import annotations
+
+import csv
+import json as json_text
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from chess_cxr.progress import ProgressBar
+from chess_cxr.records import UsageError
+
+Sources = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC…")]
+
+
+Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
+
+
+RunPaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN…")]
+
+
+StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
+
+
+Examined = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…")]
+
+
+EncoderName = Annotated[Positional[str], tyro.conf.arg(metavar="ENCODER")]
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of workers that is none."""
+    if workers is not None and workers < 1:
+        raise UsageError("--workers must be 1 or more")
+
+
+def parse_location(text: str) -> Path | str:
+    """Tell a URL from a path."""
+    from chess_cxr.files.locations import simplify_location
+
+    return simplify_location(text)
+
+
+def parse_size_range(text: str) -> tuple[float, float]:
+    """Parse a range of diameters such as 5-30."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
+    if found is None or not 0 < float(found[1]) <= float(found[2]) <= 200:
+        raise UsageError(f"--size-mm {text!r} should be a range of diameters, such as 5-30")
+    return float(found[1]), float(found[2])
+
+
+def parse_policies(texts: Sequence[str]) -> dict[str, str]:
+    """Parse FINDING=POLICY texts."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        finding, found, policy = text.rpartition("=")
+        if not found or not finding or finding in pairs:
+            raise UsageError(f"{text!r} should be FINDING=POLICY, each finding once, such as Edema=ones")
+        pairs[finding] = policy
+    return pairs
+
+
+def print_films(columns: Sequence[str], records: Iterator[dict[str, Any]], as_json: bool, bar: ProgressBar) -> int:
+    """Print one row a film as it comes, or all as JSON; return how many have a reason."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if not as_json:
+        writer.writerow(columns)
+    kept, failed = list[dict[str, Any]](), 0
+    for record in records:
+        failed += bool(record["reason"])
+        bar.advance()
+        if as_json:
+            kept.append(record)
+        else:
+            cells = (record.get(column, "") for column in columns)
+            writer.writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells])
+    if as_json:
+        print_result(kept, as_json)
+    return failed
+
+
+def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
+    """Parse FIELD=COLUMN texts."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        field, found, column = text.partition("=")
+        if not found or not field:
+            raise UsageError(
+                f"{text!r} should be FIELD=COLUMN, such as patient=PatientID or 'patient=Patient ID'; "
+                "sources come before the options"
+            )
+        if field in pairs:
+            raise UsageError(f"the field {field!r} is mapped twice")
+        pairs[field] = column
+    return pairs
+
+
+def parse_encoders(texts: Sequence[str]) -> dict[str, str]:
+    """Parse [NAME=]ENCODER texts into encoders by name; a path with a = in it needs a name before it."""
+    named: dict[str, str] = {}
+    for text in texts:
+        name, found, encoder = text.partition("=")
+        if not found or "/" in name:
+            name, encoder = text.rstrip("/"), text
+        if not name or not encoder:
+            raise UsageError(f"{text!r} should be [NAME=]ENCODER, such as mine=encoders/first")
+        if name in named:
+            raise UsageError(f"two encoders are named {name!r}")
+        named[name] = encoder
+    if not named:
+        raise UsageError("name at least one encoder with --encoders")
+    return named
+
+
+def refuse_preset_and_config(preset: str, config: Path | None) -> None:
+    """Raise UsageError where both are given: one of them would be passed over in silence."""
+    if preset and config:
+        raise UsageError("give --preset or --config, not both: a configuration names all that a preset does")
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise UsageError where something stands at `out`: nothing is ever overwritten."""
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out} exists already; choose another --out or remove it")
+
+
+def print_result(result: Any, as_json: bool) -> None:
+    """Print a result on stdout, as text or as JSON."""
+    print(json_text.dumps(result, indent=1, default=str) if as_json else result)

@@ -1,0 +1,1 @@
+"""One file of any kind to one film."""

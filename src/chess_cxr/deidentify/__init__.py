@@ -1,0 +1,1 @@
+"""What may leave the archive, and copies that hold nothing else."""

@@ -1,0 +1,1 @@
+"""Derived films: written as DICOM or PNG, in the form of their source."""

@@ -1,0 +1,1 @@
+"""Encoders: loaded by name, written as folders, put to work."""

@@ -1,0 +1,60 @@
+"""The model card of an encoder: Markdown for people, front matter for the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+# Identifiers the Hub knows; any other licence is announced as "other" and told in the text.
+HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-sa-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc-by-4.0")
+POLARITIES = {"bone_bright": "air dark, bone bright", "bone_dark": "air bright, bone dark"}
+FITS = {
+    "squash": "whole film, aspect ratio ignored",
+    "pad": "whole film, short side padded with air",
+    "crop": "central square",
+}
+INTERPOLATIONS = {"area": "area average (bilinear when enlarging)", "bilinear": "bilinear, no smoothing"}
+
+
+def render_card(config: Mapping[str, Any], evaluation: str = "") -> str:
+    """Render the model card from an encoder folder's config and, if there is one, its evaluation as Markdown.
+
+    config: what `config.json` holds.  Text in it is shown as text: it cannot end a table row or add front matter.
+    """
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"cell": _to_cell, "count": _to_count, "quote": json.dumps}
+    template = environment.from_string((files("chess_cxr.encoders") / "card.md").read_text("utf-8"))
+    block = config["chess_cxr"]
+    return template.render(
+        architecture=config["architecture"],
+        block=block,
+        contract=block["contract"],
+        training=block["training"],
+        hub_licence=_find_hub_licence(block["licence"]),
+        polarity=POLARITIES[block["contract"]["polarity"]],
+        fit=FITS[block["contract"]["fit"]],
+        interpolation=INTERPOLATIONS[block["contract"]["interpolation"]],
+        configuration=json.dumps(block["training"]["config"], indent=2),
+        evaluation=evaluation.strip(),
+    )
+
+
+def _find_hub_licence(licence: str) -> str:
+    """Return the Hub's identifier if the text starts with one, else "other"."""
+    text = licence.lower().replace(" ", "-")
+    return next((name for name in HUB_LICENCES if re.match(rf"{re.escape(name)}(?![\w.])", text)), "other")
+
+
+def _to_cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _to_count(value: int) -> str:
+    return f"{value:,}" if value else "not stated"

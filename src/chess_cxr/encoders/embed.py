@@ -1,0 +1,86 @@
+"""Embed the films of a store."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.load import load_encoder
+from chess_cxr.files.whole import write_atomically
+from chess_cxr.records import UsageError
+from chess_cxr.store import StoreLike, get_store
+from chess_cxr.views import resize_film
+
+FILMS_AT_ONCE = 256
+
+
+EncoderLike = Encoder | Path | str
+
+
+def embed(
+    encoder: EncoderLike,
+    store: StoreLike,
+    rows: Sequence[int] | np.ndarray | None = None,
+    on_films: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Embed the films of a store (or some rows of it), float32 [N, D].
+
+    encoder: an `Encoder`, anything `load_encoder` takes, or "pixels:32", the bare pixels of a 32 x 32 film.
+    on_films: called with the number of films done and of all films, now and then.
+    """
+    opened = get_store(store)
+    rows = np.arange(len(opened)) if rows is None else np.asarray(rows)
+    embed_films = _build_embedding(encoder)
+    parts = []
+    for start in range(0, len(rows), FILMS_AT_ONCE):
+        part = rows[start : start + FILMS_AT_ONCE]
+        parts.append(embed_films(opened.read_films(part)))
+        if on_films:
+            on_films(start + len(part), len(rows))
+    if not parts:
+        raise UsageError(f"there is no film of {opened.path.name} to embed")
+    return np.concatenate(parts)
+
+
+def _build_embedding(encoder: EncoderLike) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """Return what turns uint8 films into float32 [N, D]."""
+    if isinstance(encoder, str) and encoder.startswith("pixels:"):
+        side = _parse_side(encoder)
+        return lambda films: np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    return lambda films: loaded.embed([film.astype(np.float32) / 255 for film in films])
+
+
+def _parse_side(name: str) -> int:
+    side = name.removeprefix("pixels:")
+    if not side.isdecimal() or not 1 <= int(side) <= 512:
+        raise UsageError(f"{name!r} should be pixels:SIDE with a side of 1 to 512, such as pixels:32")
+    return int(side)
+
+
+def tell_seen(name: str, encoder: EncoderLike, uids: Sequence[str] | np.ndarray) -> str:
+    """Return a sentence that says how many of these films the encoder was pre-trained on, "" for none."""
+    seen = len(encoder.training_uids.intersection(uids)) if isinstance(encoder, Encoder) else 0
+    return f"{name} was pre-trained, without labels, on {seen} of these {len(uids)} films." if seen else ""
+
+
+def write_features(
+    encoder: EncoderLike, store: StoreLike, out: Path, on_films: Callable[[int, int], None] | None = None
+) -> Path:
+    """Write uid and feature vector of every film to a Parquet file, whole or not at all, and return its path."""
+    if out.exists():
+        raise UsageError(f"{out} exists already; choose another --out or remove it")
+    opened = get_store(store)
+    feature_ND = embed(encoder, opened, on_films=on_films)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.ravel()), feature_ND.shape[1])
+    table = pa.table({"uid": pa.array(opened.films["uid"]), "feature": column})
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(table, content)
+    write_atomically(out, content.getvalue())
+    return out

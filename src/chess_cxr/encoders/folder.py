@@ -1,0 +1,319 @@
+"""Encoder folders: write them, read them, check that they still say what they said.
+
+An encoder folder holds `config.json` and `model.safetensors` as timm's hub format wants them, so timm alone
+loads it, and beside them what timm does not know: the pixel contract (in `config.json`, block `chess_cxr`), the
+embedding of a fixed film (`golden.safetensors`), the hashed uids of the training films (`training_uids.txt`)
+and the model card (`README.md`).  No pickle is ever written; foreign ones are read as plain tensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from chess_cxr.encoders.card import render_card
+from chess_cxr.encoders.contract import PixelContract, draw_golden_film, parse_contract
+from chess_cxr.encoders.encoder import (
+    Encoder,
+    TrainingSummary,
+    build_network,
+    join_encoder,
+    list_expected_tensors,
+    place_encoder,
+)
+from chess_cxr.encoders.published import (
+    compute_sha256,
+    find_layout_problem,
+)
+from chess_cxr.files.whole import write_atomically, write_whole_folder
+from chess_cxr.records import ChessError, UsageError
+
+FORMAT = 1
+CONFIG_FILE, CARD_FILE, UIDS_FILE = "config.json", "README.md", "training_uids.txt"
+WEIGHTS_FILE, GOLDEN_FILE = "model.safetensors", "golden.safetensors"
+MOST_CONFIG_BYTES = 8 << 20
+
+# Share of the golden embedding's length by which a new embedding may miss it.  On the CPU, threads, memory format,
+# convolution library and float64 move a trained network by 1e-6, mean + 0.001 by 1e-3 and std × 1.01 by 6e-3; single
+# weights are the business of the SHA-256.  Other devices may round to TF32 (3e-3, emulated) and get a sanity check.
+CPU_TOLERANCE, DEVICE_TOLERANCE = 2e-4, 2e-2
+
+
+def write_encoder(
+    out: Path,
+    module_state_dict: Mapping[str, Tensor],
+    architecture: str,
+    contract: PixelContract,
+    licence: str,
+    training: TrainingSummary,
+    training_uids: Iterable[str] = (),
+    evaluation: str = "",
+) -> Path:
+    """Write an encoder folder, whole or not at all, and return it.
+
+    module_state_dict: exactly the tensors of timm's `architecture` without a classifier.
+    training_uids: keyed hashes (lower-case hexadecimal); anything that could be an original name is refused.
+    evaluation: Markdown for the card.  Raises UsageError where `out` exists, ChessError where a tensor does not fit.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out} exists; name a new folder")
+    uids = _sort_uids(training_uids)
+    expected = list_expected_tensors(architecture, contract.channels)
+    tensors = _copy_tensors(module_state_dict, expected, f"weights for {architecture}")
+    module = build_network(architecture, contract.channels)
+    module.load_state_dict(tensors)
+    encoder = join_encoder(module, contract, out.name, architecture, licence, training)
+    golden_D = _embed_golden_film(encoder)
+    if not np.isfinite(golden_D).all() or not golden_D.any():
+        raise ChessError(f"{architecture} answers the test film with NaN, infinity or zeros: nothing was written")
+    try:
+        with write_whole_folder(out) as draft:
+            _save_tensors(tensors, draft / WEIGHTS_FILE)
+            _save_tensors({"embedding": torch.from_numpy(golden_D)}, draft / GOLDEN_FILE)
+            (draft / UIDS_FILE).write_text("".join(f"{uid}\n" for uid in uids), "ascii")
+            config = _describe(encoder, len(uids), draft)
+            (draft / CONFIG_FILE).write_text(_dump(config), "utf-8")
+            (draft / CARD_FILE).write_text(render_card(config, evaluation), "utf-8")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ChessError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
+    return out
+
+
+def write_card(folder: Path, evaluation: str) -> Path:
+    """Write the card of an encoder folder anew, now with its evaluation (Markdown), and return the card's path."""
+    card = Path(folder) / CARD_FILE
+    config = _read_config(Path(folder))
+    _parse_facts(config, Path(folder))
+    write_atomically(card, render_card(config, evaluation).encode())
+    return card
+
+
+def show_encoder(path: Path) -> dict[str, Any]:
+    """Return what an encoder folder says of itself, as plain JSON values, without loading the network."""
+    folder = Path(path)
+    config = _read_config(folder)
+    contract, licence, training = _parse_facts(config, folder)
+    block = config["chess_cxr"]
+    return {
+        "architecture": config["architecture"],
+        "feature_count": block["feature_count"],
+        "contract": asdict(contract),
+        "licence": licence,
+        "training": asdict(training),
+        "training_uids": block.get("training_uids"),
+        "sha256": _parse_sha256(config, folder),
+    }
+
+
+# The encoder folder, from the inside
+
+
+def load_folder(folder: Path, device: torch.device, check: bool = True) -> Encoder:
+    """Load an encoder folder; errors as `load_encoder`."""
+    config = _read_config(folder)
+    contract, licence, training = _parse_facts(config, folder)
+    architecture = config["architecture"]
+    if check:
+        sums = _parse_sha256(config, folder)
+        _check_sha256(folder, WEIGHTS_FILE, sums)
+        _check_sha256(folder, GOLDEN_FILE, sums)
+    expected = list_expected_tensors(architecture, contract.channels)
+    tensors = _read_safetensors(folder / WEIGHTS_FILE, expected)
+    module = build_network(architecture, contract.channels)
+    module.load_state_dict(tensors)
+    count = config["chess_cxr"]["feature_count"]
+    encoder = Encoder(module, contract, folder.name, architecture, licence, training, count, device)
+    encoder.read_uids = partial(_read_training_uids, folder)
+    if check:
+        _check_golden(place_encoder(encoder, torch.device("cpu")), folder, CPU_TOLERANCE)
+    place_encoder(encoder, device)
+    if check and device.type != "cpu":
+        _check_golden(encoder, folder, DEVICE_TOLERANCE)
+    return encoder
+
+
+def _read_training_uids(folder: Path) -> frozenset[str]:
+    _check_sha256(folder, UIDS_FILE, _parse_sha256(_read_config(folder), folder))
+    return frozenset((folder / UIDS_FILE).read_text("ascii", "replace").split())
+
+
+def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
+    """Return the config of timm's hub format with our block; timm reads everything but `chess_cxr`."""
+    contract, network = encoder.contract, cast(Any, encoder.module)
+    default = network.pretrained_cfg
+    return {
+        "architecture": encoder.architecture,
+        "num_classes": 0,
+        "num_features": int(network.num_features),
+        "pretrained_cfg": {
+            "tag": "chess_cxr",
+            "custom_load": False,
+            "input_size": [contract.channels, contract.size, contract.size],
+            "fixed_input_size": bool(default.get("fixed_input_size", False)),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": {"squash": "squash", "pad": "border", "crop": "center"}[contract.fit],
+            "mean": list(contract.mean),
+            "std": list(contract.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": default.get("first_conv"),
+            "classifier": default.get("classifier"),
+            "license": encoder.licence,
+        },
+        "model_args": {"in_chans": contract.channels},
+        "chess_cxr": {
+            "format": FORMAT,
+            "feature_count": encoder.feature_count,
+            "contract": asdict(contract),
+            "licence": encoder.licence,
+            "training": asdict(encoder.training),
+            "training_uids": uid_count,
+            "sha256": {name: compute_sha256(folder / name) for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)},
+            "written_with": {name: version(name) for name in ("chess-cxr", "timm", "torch")},
+        },
+    }
+
+
+def _dump(config: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the training summary is not plain JSON: {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UsageError(f"{folder} is not an encoder folder: it has no {CONFIG_FILE}")
+    if path.stat().st_size > MOST_CONFIG_BYTES:
+        raise ChessError(f"{path} is larger than {MOST_CONFIG_BYTES} bytes: not the config of an encoder")
+    try:
+        config: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ChessError(f"{path} is not valid JSON") from error
+    block = config.get("chess_cxr") if isinstance(config, dict) else None
+    if not isinstance(block, dict):
+        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr say what pixels they expect")
+    if block.get("format") != FORMAT:
+        raise ChessError(f"{path} has another format than {FORMAT}: a newer chess-cxr may read it")
+    if not isinstance(config.get("architecture"), str):
+        raise ChessError(f"{path}: architecture is not a name")
+    if type(block.get("feature_count")) is not int or not 1 <= block["feature_count"] <= 65_536:
+        raise ChessError(f"{path}: feature_count is not a number from 1 to 65536")
+    return cast(dict[str, Any], config)
+
+
+def _parse_facts(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, str, TrainingSummary]:
+    """Read contract, licence and training from a config; what timm alone would use must say the same."""
+    path, block = folder / CONFIG_FILE, config["chess_cxr"]
+    try:
+        contract = parse_contract(block.get("contract"))
+    except UsageError as error:
+        raise ChessError(f"{path}: {error}") from error
+    timm_facts = config.get("pretrained_cfg")
+    stated = [timm_facts.get(key) for key in ("input_size", "mean", "std")] if isinstance(timm_facts, dict) else []
+    size = [contract.channels, contract.size, contract.size]
+    if stated != [size, list(contract.mean), list(contract.std)]:
+        raise ChessError(f"{path}: pretrained_cfg and the pixel contract disagree on size, mean or std")
+    training, names = block.get("training"), {item.name for item in fields(TrainingSummary)}
+    if not isinstance(training, dict) or set(training) != names:
+        raise ChessError(f"{path}: the training summary does not hold exactly {', '.join(sorted(names))}")
+    if not isinstance(block.get("licence"), str):
+        raise ChessError(f"{path}: licence is not text")
+    try:
+        return contract, block["licence"], TrainingSummary(**training)
+    except UsageError as error:
+        raise ChessError(f"{path}: {error}") from error
+
+
+def _parse_sha256(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    sums = config["chess_cxr"].get("sha256")
+    names = (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)
+    if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in names):
+        raise ChessError(f"{folder / CONFIG_FILE}: sha256 does not list {', '.join(names)}")
+    return {name: sums[name] for name in names}
+
+
+def _check_sha256(folder: Path, name: str, sums: Mapping[str, str]) -> None:
+    if not (folder / name).is_file():
+        raise ChessError(f"{folder}: {name} is missing")
+    if compute_sha256(folder / name) != sums[name]:
+        raise ChessError(f"{folder / name} is not the file its config.json describes (sha256 differs)")
+
+
+def _read_safetensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ChessError(f"{path} is missing")
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ChessError(f"{path} is not a readable safetensors file") from error
+    problem = find_layout_problem(expected, tensors)
+    if problem:
+        raise ChessError(f"{path} does not fit the architecture in config.json: {problem}")
+    return tensors
+
+
+def _check_golden(encoder: Encoder, folder: Path, tolerance: float) -> None:
+    golden_D = _read_safetensors(
+        folder / GOLDEN_FILE, {"embedding": torch.empty(encoder.feature_count, device="meta")}
+    )["embedding"].numpy()
+    found_D = _embed_golden_film(encoder)
+    miss = float(np.linalg.norm(found_D - golden_D) / max(float(np.linalg.norm(golden_D)), 1e-12))
+    if not miss <= tolerance:
+        raise ChessError(
+            f"{folder}: on {encoder.device} the embedding of the test film is off by {miss:.2g} of its length (at most "
+            f"{tolerance:g}): the pixel contract was changed, or this installation computes something else"
+        )
+
+
+def _embed_golden_film(encoder: Encoder) -> np.ndarray:
+    feature_D: np.ndarray = encoder.embed([draw_golden_film(encoder.contract.size)])[0]
+    return feature_D
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # safetensors writes files that only their owner may read; an empty file gets the mode the user's umask asks for.
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
+def _copy_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Copy to plain contiguous tensors on the CPU, floating point as float32; all must fit and be finite."""
+    detached = {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
+    problem = find_layout_problem(expected, detached)
+    if problem:
+        raise ChessError(f"{what}: {problem}")
+    kinds = {key: torch.float32 if value.is_floating_point() else value.dtype for key, value in detached.items()}
+    copies = {key: value.to(kinds[key], copy=True).contiguous() for key, value in detached.items()}
+    broken = next((key for key, value in copies.items() if not bool(torch.isfinite(value).all())), None)
+    if broken:
+        raise ChessError(f"{what}: {broken} holds NaN or infinity")
+    return copies
+
+
+def _sort_uids(uids: Iterable[str]) -> list[str]:
+    ordered = sorted(set(uids))
+    wrong = sum(not re.fullmatch(r"[0-9a-f]{16,128}", uid) for uid in ordered)
+    if wrong:
+        raise ChessError(f"{wrong} of {len(ordered)} training uids are not keyed hashes: nothing was written")
+    return ordered
+
+
+# Networks and baselines

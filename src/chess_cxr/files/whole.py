@@ -1,0 +1,115 @@
+"""Write files and folders whole or not at all, whatever crashes; hold a folder for one process; read JSON."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from chess_cxr.records import ChessError, UsageError
+
+MOST_JSON_BYTES = 64 << 20
+_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with explain_full_disk(f"{path}: it needs {len(content) / 1e6:.1f} MB (nothing half-written)"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with growing.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            growing.replace(path)
+            flush_folder(path.parent)
+        finally:
+            growing.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_whole_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out` if all inside succeeds, and vanishes otherwise.
+
+    The content of every file reaches the disk before its name does, and the folder's own name comes last: a power cut
+    leaves all of it or nothing.  Raises `UsageError` where `out` exists.
+    """
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out} exists already; choose another --out or remove it")
+    growing = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
+    try:
+        growing.mkdir(parents=True)
+        yield growing
+        for folder, _, names in os.walk(growing, topdown=False):
+            for name in names:
+                flush_file(Path(folder) / name)
+            flush_folder(Path(folder))
+        growing.rename(out)
+        flush_folder(out.parent)
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+
+
+def flush_file(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk; some file systems cannot say."""
+    with suppress(OSError):
+        flush_file(path)
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile; a process that is killed holds nothing.
+
+    Raises `UsageError` where another one holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process trains in {folder}; wait for it or choose another --out") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explain_full_disk(what: str) -> Iterator[None]:
+    """Turn a full disk, a spent quota or a file size limit into one line: "no space left for `what`"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise ChessError(f"no space left for {what}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; what is absent, broken, larger than 64 MiB or something else is empty."""
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_JSON_BYTES:  # a pipe would never end
+            return {}
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

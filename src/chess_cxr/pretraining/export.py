@@ -1,0 +1,44 @@
+"""Write the encoder of a run as an encoder folder."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.encoders.folder import TrainingSummary, write_encoder
+from chess_cxr.methods import METHOD_TITLES
+from chess_cxr.pretraining.presets import read_pretrain_config
+from chess_cxr.records import UsageError
+from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
+from chess_cxr.training.run import read_run_config
+
+
+def export(run: Path | str, out: Path | str, licence: str = "not stated", data: str = "") -> Path:
+    """Write the query encoder of a run's newest checkpoint as an encoder folder, with its pixel contract and card.
+
+    licence: of the weights.  data: what the films were, for the card (Markdown).  Returns `out`.
+    Raises `UsageError` where `run` is no run with a checkpoint or `out` exists.
+    """
+    run = Path(run)
+    described = read_run_config(run)
+    newest = find_checkpoint(run / "checkpoints")
+    if newest is None:
+        raise UsageError(f"{run} has no checkpoint yet; continue it with: chess-cxr pretrain")
+    config = read_pretrain_config({key: value for key, value in described.items() if key != "data"})
+    step, _, tensors = read_checkpoint(newest)
+    prefix = "method.encoder."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    contract = PixelContract(config.views.size, (config.pixels.mean,), (config.pixels.std,))
+    uids = (run / "training_uids.txt").read_text().split()
+    training = TrainingSummary(
+        data or f"{len(uids):,} films; the owner of the run did not describe them.",
+        images=len(uids),
+        steps=step,
+        method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}"
+        + (f", begun from {Path(config.begin_from).name}" if config.begin_from else ""),
+        date=datetime.date.today().isoformat(),
+        # where folders lie on this machine is nobody else's business
+        config=described | {"begin_from": Path(config.begin_from).name},
+    )
+    return write_encoder(Path(out), weights, config.method.architecture, contract, licence, training, uids)

@@ -1,0 +1,202 @@
+"""Batches of view pairs, prepared ahead of the training step by threads.
+
+What step `n` sees is a pure function of the stores, the seed and `n`: there is no loader state to save.
+The decoder and the warps let go of Python's lock, so threads scale, and Lance forbids forking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.records import UsageError
+from chess_cxr.store import Store, compute_batch
+from chess_cxr.training.ahead import prepare_ahead
+from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
+
+Positives = Literal["view", "study", "patient"]
+
+OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
+HELD_BYTES = 1e9  # of encoded films that a process keeps in memory: some 25,000 of 512 pixels
+SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; epochs and views count up from 0
+
+
+@dataclass(frozen=True)
+class FilmPool:
+    """The films of some splits of some stores, numbered from 0."""
+
+    stores: tuple[Store, ...]
+    store_of_N: np.ndarray
+    row_of_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_of_N)
+
+    def read_jpegs(self, films: Sequence[int] | np.ndarray) -> list[bytes]:
+        """Read encoded films by number, in this order."""
+        films = np.asarray(films)
+        jpegs: list[bytes] = [b""] * len(films)
+        for number, store in enumerate(self.stores):
+            places = np.flatnonzero(self.store_of_N[films] == number)
+            for place, jpeg in zip(places, store.read_jpegs(self.row_of_N[films[places]]), strict=True):
+                jpegs[place] = jpeg
+        return jpegs
+
+    def get_uids(self) -> list[str]:
+        """Return the hashed uid of every film."""
+        uids = [store.films["uid"].to_numpy() for store in self.stores]
+        return [str(uids[s][r]) for s, r in zip(self.store_of_N, self.row_of_N, strict=True)]
+
+
+def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
+    """Gather the films of `splits` ("" means films without a split) from all stores."""
+    rows = [np.flatnonzero(store.films["split"].isin(list(splits)).to_numpy()) for store in stores]
+    store_of = np.concatenate([np.full(len(row), number) for number, row in enumerate(rows)])
+    pool = FilmPool(tuple(stores), store_of, np.concatenate(rows))
+    if not len(pool):
+        raise UsageError(f"no film of split {' or '.join(repr(s) for s in splits)} in the given stores")
+    return pool
+
+
+def build_reader(pool: FilmPool, most_bytes: float) -> Callable[[np.ndarray], list[bytes]]:
+    """Return what reads encoded films by number: from memory where all of the pool fit, else from the stores.
+
+    A random film costs a store several times what it costs the decoder that waits for a small one.
+    """
+    part = 256
+    jpegs = pool.read_jpegs(range(min(part, len(pool))))
+    if sum(map(len, jpegs)) / len(jpegs) * len(pool) > most_bytes:
+        return pool.read_jpegs
+    for start in range(part, len(pool), part):
+        jpegs += pool.read_jpegs(range(start, min(start + part, len(pool))))
+    return lambda films: [jpegs[film] for film in films]
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Which films of a pool share a study or a patient; 16 bytes a film.
+
+    order_N: film numbers, those of one group side by side.  first_N, place_N, count_N: of each film, where its group
+    begins in `order_N`, its own place in the group, and the group's films.
+    """
+
+    order_N: np.ndarray
+    first_N: np.ndarray
+    place_N: np.ndarray
+    count_N: np.ndarray
+
+    def draw(self, film_B: np.ndarray, position_B: np.ndarray, seed: int) -> np.ndarray:
+        """Draw another film of each film's group, all equally likely; the film itself where it is alone.
+
+        position_B: running positions in the run, without gaps.  The draw is a pure function of (seed, position).
+        """
+        stream = np.random.Philox(key=np.array([seed, SIBLING_STREAM], np.uint64), counter=int(position_B[0]))
+        drawn_B = (stream.random_raw(4 * len(film_B))[::4] >> np.uint64(1)).astype(np.int64)
+        count_B = self.count_N[film_B]
+        ahead_B = 1 + drawn_B % np.maximum(count_B - 1, 1)
+        sibling_B: np.ndarray = self.order_N[self.first_N[film_B] + (self.place_N[film_B] + ahead_B) % count_B]
+        return sibling_B
+
+
+def build_siblings(pool: FilmPool, within: Literal["study", "patient"]) -> Siblings:
+    """Find the films of one study (of one patient), or of one patient.
+
+    Films of different stores are no siblings: two data sets may both have a patient "1".  A film whose study or patient
+    is not known is alone.  Raises `UsageError` where every film is.
+    """
+    group_N = _number_groups(pool, within)
+    small = np.int32 if len(pool) < 2**31 else np.int64
+    order_N = np.argsort(group_N, kind="stable").astype(small)
+    sorted_N = group_N[order_N]
+    starts = np.flatnonzero(np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])).astype(small)
+    sizes = np.diff(starts, append=small(len(pool)))
+    first_N, place_N, count_N = (np.empty(len(pool), small) for _ in range(3))
+    first_N[order_N] = np.repeat(starts, sizes)
+    place_N[order_N] = np.arange(len(pool), dtype=small) - first_N[order_N]
+    count_N[order_N] = np.repeat(sizes, sizes)
+    if count_N.max() == 1:
+        raise UsageError(f"no {within} has two films in the given stores; use positives 'view'")
+    return Siblings(order_N, first_N, place_N, count_N)
+
+
+def _number_groups(pool: FilmPool, within: Literal["study", "patient"]) -> np.ndarray:
+    """Give every film its group's number, int64 [N]; a film that is alone for sure gets one of its own."""
+    group_N = np.empty(len(pool), np.int64)
+    numbered = 0
+    for number, store in enumerate(pool.stores):
+        places = np.flatnonzero(pool.store_of_N == number)
+        rows = pool.row_of_N[places]
+        group = pd.factorize(store.films["patient"].iloc[rows])[0].astype(np.int64)
+        if within == "study":  # some data sets count the studies of each patient from 1
+            study = pd.factorize(store.films["study"].iloc[rows])[0]
+            group = pd.factorize(group * (len(rows) + 1) + study)[0].astype(np.int64)
+        unknown = np.flatnonzero((store.films[within].iloc[rows] == "").to_numpy())
+        group[unknown] = len(rows) + unknown
+        group_N[places] = numbered + group
+        numbered += 2 * len(rows)
+    return group_N
+
+
+def read_view_batches(
+    pool: FilmPool,
+    views: ViewConfig,
+    *,
+    batch: int,
+    seed: int,
+    first_step: int,
+    steps: int,
+    rank: int = 0,
+    world: int = 1,
+    threads: int = 1,
+    positives: Positives = "view",
+    held_bytes: float = HELD_BYTES,
+) -> Generator[Tensor, None, None]:
+    """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
+
+    batch: films a step over all ranks.  threads: batches prepared at the same time.
+    positives: "view" takes both views from one film.  "study" and "patient" take the second from another film of the
+    same study or patient where the store has one, drawn anew each time (MedAug, Vu et al. 2021); a lateral film may so
+    be paired with a frontal one, and pairs of a patient may be years and diseases apart.  The first views are the same
+    films in the same order in any case.
+    held_bytes: encoded films are held in memory where all of the pool fit into so many.
+    Raises `UsageError` at once where the ranks cannot share the batch or no two films are of one study or patient.
+    """
+    if positives not in get_args(Positives):
+        raise UsageError(f"positives are {', '.join(get_args(Positives))}, not {positives!r}")
+    if batch % world:
+        raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
+    share = slice(rank * (batch // world), (rank + 1) * (batch // world))
+
+    siblings = None if positives == "view" else build_siblings(pool, positives)
+    read_jpegs = build_reader(pool, held_bytes)
+
+    def decode(film_B: np.ndarray) -> list[np.ndarray]:
+        return [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in read_jpegs(film_B)]
+
+    def prepare(step: int) -> Tensor:
+        film_B, position_B = compute_batch(len(pool), batch, step, seed)
+        if siblings is None:
+            return torch.from_numpy(draw_view_pairs(decode(film_B[share]), position_B[share].tolist(), seed, views))
+        pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
+        used, place_2B = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
+        return torch.from_numpy(_draw_views(decode(used), place_2B.reshape(2, -1), position_B[share], seed, views))
+
+    return prepare_ahead(prepare, range(first_step, steps), threads)
+
+
+def _draw_views(
+    films: Sequence[np.ndarray], place_2B: np.ndarray, position_B: np.ndarray, seed: int, views: ViewConfig
+) -> np.ndarray:
+    """Draw the views of pairs of films, uint8 [2, B, 1, size, size], as randomly as `draw_view_pairs` those of one."""
+    pairs = np.empty((*place_2B.shape, 1, views.size, views.size), np.uint8)
+    for which, index in np.ndindex(place_2B.shape):
+        rng = np.random.Generator(np.random.Philox(key=[seed, 2 * int(position_B[index]) + which]))
+        pairs[which, index, 0] = draw_view(films[int(place_2B[which, index])], views, rng)
+    return pairs

@@ -1,0 +1,388 @@
+"""What a pre-training run will take: steps, hours, memory, traffic and money, before it is paid for.
+
+For this machine the numbers come from a short real run of the preset (`calibrate`).  For named GPUs they are
+calculated, not measured: an operation takes the time of its arithmetic and of its memory traffic, one after the other,
+as kernels that nobody fused do; `docs/scaling.md` holds the model against published speeds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from chess_cxr.methods.moco import MoCoConfig, count_own_groups
+from chess_cxr.pretraining.calibrate import Calibration, build_weightless, get_batch_shape
+from chess_cxr.pretraining.presets import PretrainConfig
+from chess_cxr.records import UsageError
+from chess_cxr.training.loop import Method, TrainingConfig
+from chess_cxr.training.speed import StepCost, count_step_cost
+
+COMPUTE_SHARE = 0.7  # of the peak that convolutions and matrix products reach
+MEMORY_SHARE = 0.8  # of the memory's bandwidth that everything reaches
+LINK_SHARE = 0.7  # of a link's bandwidth that collectives reach
+OPTIMISER_PASSES = 10  # times that a step reads or writes all weights besides the networks' own work
+WORKING_TENSORS = 3  # largest activations beside those that are kept: gradients of outputs and inputs, work space
+GPU_OVERHEAD_BYTES = 2e9  # CUDA context, libraries and their work space, fragments
+FILM_BYTES = 39e3  # an 8-bit JPEG of quality 95 whose longest side is 512
+PAIRS_A_CORE_SECOND = 130.0  # decoded films and both their 512² views, on one core of an AMD EPYC of 2023
+STATE_NUMBERS = {"sgd": 1, "adamw": 2}  # that the optimiser keeps for each weight
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a vendor's data sheet says, without sparsity.
+
+    half_tflops: bfloat16 (V100: float16) with float32 sums.  single_tflops: float32, by TF32 where it exists, as torch
+    convolves by default.  link_gb: GB/s to the other GPUs of a node, one direction.
+    """
+
+    name: str
+    half_tflops: float
+    single_tflops: float
+    memory_gb: float
+    memory_gb_s: float
+    link_gb_s: float
+    source: str
+
+
+GPUS = (
+    Gpu("V100-SXM2-32GB", 125, 15.7, 32, 900, 150, "NVIDIA V100 data sheet"),
+    Gpu("A100-SXM4-40GB", 312, 156, 40, 1555, 300, "NVIDIA A100 data sheet"),
+    Gpu("A100-SXM4-80GB", 312, 156, 80, 2039, 300, "NVIDIA A100 data sheet"),
+    Gpu("H100-SXM5-80GB", 989, 494, 80, 3350, 450, "NVIDIA H100 data sheet"),
+    Gpu("H100-PCIe-80GB", 756, 378, 80, 2000, 64, "NVIDIA H100 data sheet"),
+    Gpu("H200-SXM-141GB", 989, 494, 141, 4800, 450, "NVIDIA H200 data sheet"),
+    Gpu("L4-24GB", 121, 60, 24, 300, 32, "NVIDIA L4 data sheet"),
+    Gpu("L40S-48GB", 362, 183, 48, 864, 32, "NVIDIA L40S data sheet"),
+    Gpu("A10-24GB", 125, 62.5, 24, 600, 32, "NVIDIA A10 data sheet"),
+    Gpu("RTX4090-24GB", 165, 82.6, 24, 1008, 32, "NVIDIA Ada architecture white paper"),
+    Gpu("RTX3090-24GB", 71, 35.6, 24, 936, 32, "NVIDIA GA102 white paper"),
+)
+SHORT_NAMES = {
+    "v100": "V100-SXM2-32GB", "a100": "A100-SXM4-80GB", "h100": "H100-SXM5-80GB", "h200": "H200-SXM-141GB",
+    "l4": "L4-24GB", "l40s": "L40S-48GB", "a10": "A10-24GB", "rtx4090": "RTX4090-24GB", "rtx3090": "RTX3090-24GB",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Nodes, the GPUs of each, and what they are."""
+
+    nodes: int
+    gpus_a_node: int
+    gpu: Gpu
+
+    @property
+    def ranks(self) -> int:
+        """GPUs of all nodes."""
+        return self.nodes * self.gpus_a_node
+
+
+def parse_gpus(text: str) -> Fleet:
+    """Read "H100", "8xH100" or "4x8xH100" (nodes x GPUs of each x name); raises UsageError naming the known GPUs."""
+    found = re.fullmatch(r"(?:(?:(\d{1,5})x)?(\d{1,3})x)?([A-Za-z][\w-]*)", text.strip())
+    name = found[3].lower() if found else ""
+    gpu = next((gpu for gpu in GPUS if gpu.name.lower() == SHORT_NAMES.get(name, name).lower()), None)
+    if not found or gpu is None:
+        known = ", ".join(short.upper() for short in SHORT_NAMES)
+        raise UsageError(
+            f"--gpus {text[:40]!r} is no GPU that is known here, such as 8xH100 or 4x8xA100; known: {known}"
+        )
+    nodes, each = int(found[1] or 1), int(found[2] or 1)
+    if nodes < 1 or each < 1:
+        raise UsageError(f"--gpus {text[:40]!r} should have 1 or more nodes and GPUs")
+    return Fleet(nodes, each, gpu)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Where the memory of one rank's step goes, in bytes."""
+
+    parameters: int
+    followers: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    batch: int
+    activations: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """The sum, in bytes: the most that is needed at a time."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate_step_memory(
+    method: Method, shape: tuple[int, ...], training: TrainingConfig, cost: StepCost | None = None
+) -> StepMemory:
+    """Add up what one rank's step on a float32 batch of `shape` ([2, B, 1, H, W]) keeps in memory at its height.
+
+    followers: weights without gradient, such as a momentum encoder.  buffers: queue, running statistics.
+    activations: what autograd keeps, found by a copy without memory.  working: what the backward pass needs beside
+    them, `WORKING_TENSORS` of the largest.  Left out: Python, libraries, prefetched batches.
+    """
+    if not isinstance(method, nn.Module):
+        raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
+    cost = cost or count_step_cost(method, shape, training.precision)
+    trained = {id(parameter) for group in method.get_parameters().values() for parameter in group}
+    sizes = [(it.numel() * it.element_size(), id(it) in trained) for it in method.parameters()]
+    learning = sum(size for size, learns in sizes if learns)
+    state = STATE_NUMBERS[training.optimizer] if training.optimizer != "sgd" or training.momentum else 0
+    return StepMemory(
+        parameters=learning,
+        followers=sum(size for size, learns in sizes if not learns),
+        gradients=learning,
+        optimizer=state * learning,
+        buffers=sum(buffer.numel() * buffer.element_size() for buffer in method.buffers()),
+        batch=4 * int(np.prod(shape)),
+        activations=cost.activation_bytes,
+        working=WORKING_TENSORS * cost.largest_activation_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run will take; bytes, seconds and FLOPs are those of one rank (one GPU) where not said otherwise.
+
+    step_seconds of GPUs is the sum of compute_seconds, memory_seconds and traffic_seconds.  gradient_bytes,
+    gathered_bytes: sent to other ranks in a step.  cost: in the currency of the price.  notes: what all that rests on.
+    """
+
+    preset: str
+    method: str
+    architecture: str
+    size: int
+    batch: int
+    precision: str
+    machine: str
+    measured: bool
+    ranks: int
+    images: int
+    steps: int
+    passes: float
+    store_bytes: float
+    step_flops: int
+    step_seconds: float
+    compute_seconds: float
+    memory_seconds: float
+    traffic_seconds: float
+    hours: float
+    images_per_second: float
+    memory: dict[str, int]
+    memory_bytes: float
+    memory_limit_bytes: float
+    gradient_bytes: float
+    gathered_bytes: float
+    loader_cores: float
+    gpu_hours: float
+    price_per_gpu_hour: float
+    cost: float
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers, ready for JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Tell the plan in lines for people."""
+        how = "measured, scaled" if self.measured else "calculated, not measured"
+        network = f"{self.method}, {self.architecture}, {self.size}², batch {self.batch}, {self.precision}"
+        lines = [
+            f"preset        {self.preset}: {network}",
+            f"machine       {self.machine} ({how})",
+            f"store         {tell_bytes(self.store_bytes)} for {self.images:,} films",
+            f"steps         {self.steps:,} ({self.passes:,.1f} passes over the films)",
+            f"speed         {tell_number(self.images_per_second)} images/s in all, {self.step_seconds:.3f} s a step",
+            f"time          {tell_hours(self.hours)}",
+            f"memory        {tell_bytes(self.memory_bytes)} a rank{self._tell_memory_limit()}",
+        ]
+        if self.ranks > 1:
+            sent = self.gradient_bytes + self.gathered_bytes
+            lines.append(
+                f"interconnect  {tell_bytes(sent)} sent by each GPU a step, {tell_bytes(sent / self.step_seconds)}/s: "
+                f"gradients {tell_bytes(self.gradient_bytes)}, views and embeddings {tell_bytes(self.gathered_bytes)}"
+            )
+        lines.append(f"loader        {tell_number(self.loader_cores)} CPU cores in all keep up with the steps")
+        if self.gpu_hours:
+            money = f", {self.cost:,.0f} at {self.price_per_gpu_hour:g} each" if self.price_per_gpu_hour else ""
+            lines.append(f"cost          {self.gpu_hours:,.0f} GPU-hours{money}")
+        return "\n".join([*lines, *(f"note          {note}" for note in self.notes)])
+
+    def _tell_memory_limit(self) -> str:
+        if not self.memory_limit_bytes:
+            return ""
+        fits = "fits" if self.memory_bytes <= self.memory_limit_bytes else "DOES NOT FIT: more GPUs or a smaller batch"
+        return f" of {tell_bytes(self.memory_limit_bytes)}: {fits}"
+
+
+def plan(
+    config: PretrainConfig,
+    images: int,
+    gpus: str = "",
+    *,
+    calibration: Calibration | None = None,
+    price: float = 0.0,
+    network_gbit: float = 100.0,
+    film_bytes: float = 0.0,
+    epochs: float = 0.0,
+) -> Plan:
+    """Plan a run of `config` on a number of films.
+
+    gpus: "8xH100", or "4x8xH100" for 4 nodes of 8; "" for the machine of the calibration.
+    price: of one GPU for an hour.  network_gbit: Gbit/s of a node's network, all its cards together.
+    film_bytes: of an encoded film; 0 for the calibration's, or that of a 512-pixel JPEG.
+    epochs: passes over the films in place of the preset's steps; 0 for the preset's.
+    Raises UsageError for an unknown GPU, a batch that the ranks cannot share, or no calibration where one is needed.
+    """
+    check_plan_numbers(images, price, network_gbit, film_bytes, epochs)
+    fleet = parse_gpus(gpus) if gpus else None
+    ranks = fleet.ranks if fleet else 1
+    batch = config.training.batch
+    if batch % ranks:
+        raise UsageError(f"a batch of {batch} films cannot be shared by {ranks} GPUs; choose a divisor")
+    if not fleet and not calibration:
+        raise UsageError("name GPUs with --gpus, or measure this machine first: chess-cxr plan --calibrate")
+    steps = math.ceil(epochs * images / batch) if epochs else config.training.steps
+    method, shape = build_weightless(_take_rank(config, ranks)), get_batch_shape(config, ranks)
+    cost = count_step_cost(method, shape, config.training.precision)
+    memory = estimate_step_memory(method, shape, config.training, cost)
+    gradients, gathered = count_sent_bytes(config, memory.gradients, ranks)
+    if fleet:
+        weights = memory.parameters + memory.followers
+        compute, moving = estimate_gpu_seconds(cost, weights, fleet.gpu, config.training.precision)
+        sending = (gradients + gathered) / (LINK_SHARE * get_link_bytes(fleet, network_gbit))
+        step_seconds = compute + moving + sending
+        seconds, notes = steps * step_seconds, tell_gpu_notes(fleet, network_gbit)
+        machine = f"{gpus} ({fleet.gpu.name})"
+    else:
+        assert calibration
+        step_seconds = compute = calibration.step_seconds * cost.flops / calibration.step_flops
+        moving = sending = 0.0
+        seconds = estimate_machine_seconds(config, calibration, step_seconds, steps)
+        notes, machine = tell_calibration_notes(config, calibration), calibration.machine
+    gpu_hours = seconds / 3600 * ranks if fleet else 0.0
+    return Plan(
+        preset=config.preset, method=config.method.name, architecture=config.method.architecture,
+        size=config.views.size, batch=batch, precision=config.training.precision, machine=machine,
+        measured=fleet is None, ranks=ranks, images=images, steps=steps, passes=steps * batch / images,
+        store_bytes=images * (film_bytes or (calibration.film_bytes if calibration else FILM_BYTES)),
+        step_flops=cost.flops, step_seconds=step_seconds, compute_seconds=compute, memory_seconds=moving,
+        traffic_seconds=sending, hours=seconds / 3600, images_per_second=batch / step_seconds,
+        memory=asdict(memory), memory_bytes=memory.total + (GPU_OVERHEAD_BYTES if fleet else 0),
+        memory_limit_bytes=fleet.gpu.memory_gb * 1e9 if fleet else 0.0,
+        gradient_bytes=gradients, gathered_bytes=gathered,
+        loader_cores=batch / step_seconds / get_pairs_a_core(config, calibration),
+        gpu_hours=gpu_hours, price_per_gpu_hour=price, cost=gpu_hours * price, notes=notes,
+    )  # fmt: skip
+
+
+def _take_rank(config: PretrainConfig, ranks: int) -> PretrainConfig:
+    """Return the configuration of one rank of many: the plan is made by one process, which has no ranks to count."""
+    if not isinstance(config.method, MoCoConfig):
+        return config
+    return replace(config, method=replace(config.method, norm_groups=count_own_groups(config.method, ranks)))
+
+
+def check_plan_numbers(images: int, price: float, network_gbit: float, film_bytes: float, epochs: float) -> None:
+    """Raise UsageError for numbers that no run can have."""
+    if images < 1:
+        raise UsageError("--images must be 1 or more")
+    if not all(0 <= number < math.inf for number in (price, film_bytes, epochs)) or not 0 < network_gbit < math.inf:
+        raise UsageError("--price, --film-kilobytes and --epochs must be 0 or more, --network-gbit above 0")
+
+
+def estimate_gpu_seconds(cost: StepCost, weight_bytes: float, gpu: Gpu, precision: str) -> tuple[float, float]:
+    """Return the seconds of a step's arithmetic and of its memory traffic on one GPU; they follow each other."""
+    peak = gpu.single_tflops if precision == "float32" else gpu.half_tflops
+    moved = cost.traffic_bytes + OPTIMISER_PASSES * weight_bytes
+    return cost.flops / (COMPUTE_SHARE * peak * 1e12), moved / (MEMORY_SHARE * gpu.memory_gb_s * 1e9)
+
+
+def estimate_machine_seconds(
+    config: PretrainConfig, calibration: Calibration, step_seconds: float, steps: int
+) -> float:
+    """Return the seconds of a run on the calibrated machine: start, steps, probes and checkpoints."""
+    training = config.training
+    probes, checkpoints = math.ceil(steps / training.probe_every), math.ceil(steps / training.checkpoint_every)
+    beside = probes * calibration.probe_seconds + checkpoints * calibration.checkpoint_seconds
+    return calibration.start_seconds + steps * step_seconds + beside
+
+
+def count_sent_bytes(config: PretrainConfig, gradient_bytes: int, ranks: int) -> tuple[float, float]:
+    """Return what each rank sends in a step: for the mean of the gradients, and for views and embeddings.
+
+    Rings are taken: an all-reduce of n bytes sends 2 n (ranks - 1) / ranks, an all-gather its own part ranks - 1 times.
+    MoCo v2 gathers one view of every film (ShuffleBN) and its keys twice, and all that again where it is symmetric; the
+    others gather no more than embeddings.
+    """
+    own = config.training.batch / ranks
+    embeddings = 2 * own * 4 * getattr(config.method, "embedding", 0)
+    views = own * 4 * config.views.size**2 if config.method.name == "moco_v2" else 0.0
+    times = 2 if getattr(config.method, "symmetric", False) else 1
+    return 2 * gradient_bytes * (ranks - 1) / ranks, (views + embeddings) * times * (ranks - 1)
+
+
+def get_link_bytes(fleet: Fleet, network_gbit: float) -> float:
+    """Return the bytes a second that the slowest link of the ring carries, one direction."""
+    link = fleet.gpu.link_gb_s * 1e9
+    return min(link, network_gbit / 8 * 1e9) if fleet.nodes > 1 else link
+
+
+def get_pairs_a_core(config: PretrainConfig, calibration: Calibration | None) -> float:
+    """Return how many view pairs of this size a core prepares in a second; other sizes by their pixels."""
+    if calibration is None:
+        return PAIRS_A_CORE_SECOND * (512 / config.views.size) ** 2
+    return calibration.pairs_a_core_second * (calibration.size / config.views.size) ** 2
+
+
+def tell_gpu_notes(fleet: Fleet, network_gbit: float) -> tuple[str, ...]:
+    """Say what a calculated plan rests on."""
+    gpu = fleet.gpu
+    notes = [
+        f"{gpu.source}: {gpu.half_tflops:g} TFLOP/s half, {gpu.single_tflops:g} single, {gpu.memory_gb_s:g} GB/s:"
+        f" {COMPUTE_SHARE:.0%} and {MEMORY_SHARE:.0%} of these are taken",
+        "the model's constants were fitted to four published speeds of ResNet-50, which it misses by up to 36 %; "
+        "loader, probes and checkpoints are taken as hidden",
+    ]
+    if fleet.nodes > 1:
+        notes.append(f"a network of {network_gbit:g} Gbit/s a node is taken (--network-gbit)")
+    return tuple(notes)
+
+
+def tell_calibration_notes(config: PretrainConfig, calibration: Calibration) -> tuple[str, ...]:
+    """Say what a plan for this machine rests on."""
+    share = calibration.gflop_per_second / calibration.peak_gflops
+    notes = [
+        f"calibrated {calibration.date} with {calibration.preset} on {calibration.data}, {calibration.steps} steps: "
+        f"{calibration.gflop_per_second:.0f} GFLOP/s, {share:.0%} of the GEMM peak"
+    ]
+    here = (config.method.name, config.method.architecture, config.views.size, config.training.precision)
+    if here != (calibration.method, calibration.architecture, calibration.size, calibration.precision):
+        notes.append(f"scaled by FLOPs, which is rough; better: chess-cxr plan --calibrate --preset {config.preset}")
+    return tuple(notes)
+
+
+def tell_bytes(count: float) -> str:
+    """Write a number of bytes with a decimal unit, such as 187 GB."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 999.5 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}" if count < 1000 else f"{count:,.0f} {units[0]}"
+
+
+def tell_hours(hours: float) -> str:
+    """Write a duration as people say it."""
+    if hours < 1:
+        return f"{hours * 60:.1f} minutes"
+    return f"{hours:,.1f} hours" if hours < 72 else f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
+
+
+def tell_number(number: float) -> str:
+    """Write a number with as many digits as mean something."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -1,0 +1,1 @@
+"""Public data sets: each one's published layout read into films."""

@@ -1,0 +1,1 @@
+"""Generated chest films.  Everything here is SYNTHETIC."""

@@ -1,0 +1,334 @@
+"""What a radiologist asks of a film without bones: whether ribs are gone, nodules and vessels still there.
+
+Every film is float [H, W] in [0, 1], air dark and bone bright; every mask is bool [H, W].  Lengths are shares of the
+film's longer side, so that a film scores alike at any size; in brackets what they are on a film of 35 cm.
+Shape suffixes: H, W pixels of a film; N films, R replicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from chess_cxr.evaluation.image_metrics import (
+    check_films,
+    compute_bone_suppression_ratio,
+    compute_ms_ssim,
+    compute_psnr,
+    compute_rmse,
+    compute_ssim,
+)
+from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.records import UsageError
+
+MaskArray = NDArray[np.bool_]
+
+BACKGROUND = 1 / 8  # side of the square whose mean is the local background (44 mm: two ribs and their gaps)
+REACH = 0.03  # lung this near to bone is its neighbour (10 mm)
+BAND = (0.0025, 0.01)  # standard deviations of the two Gaussians whose difference is the band of vessels (0.9, 3.5 mm)
+LEAST_PIXELS = 20  # fewer say nothing about a region
+LEAST_CONTRAST = 1 / 255  # less than a grey level before says nothing about what is left after
+EDGE_SHARE = 0.25  # of the root mean square of the edges of bone: less than that is no edge
+BONE_SHARE = 0.3  # of the strongest bone: from where on a difference of two films counts as bone
+LEAST_BONE = 2 / 255  # and no less than this, which is the noise of 8-bit and JPEG files
+_ROUNDING = 1e-9
+
+
+def score_suppression(
+    film_HW: ArrayLike,
+    result_HW: ArrayLike,
+    truth_HW: ArrayLike | None = None,
+    *,
+    lung_HW: ArrayLike | None = None,
+    bone_HW: ArrayLike | None = None,
+    clavicle_HW: ArrayLike | None = None,
+    nodules: Sequence[ArrayLike] = (),
+) -> dict[str, float]:
+    """Score one film after suppression by everything that what is known of it allows; NaN where a score has no value.
+
+    truth_HW: the film without bone.  lung_HW: mask of the lungs.  bone_HW: mask of all bone, or its thickness in any
+    unit; found by `find_bone` where only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a
+    mask each (`pointing.draw_disc` makes one from centre and radius).  Names:
+
+    - with a truth: psnr (dB), rmse (of 255), ssim, ms_ssim, bsr;
+    - with bone: rib_* and with clavicles: clavicle_*, see `measure_bone_contrast`;
+    - with nodules: nodule_*, see `measure_nodules`;
+    - with bone and lungs: vessel_*, see `measure_vessels`.
+
+    *_contrast_before, *_cnr_before: of the film; *_after: of the result; *_truth: of the truth.
+    *_of_truth, *_from_truth: the result against the truth.
+    Raises UsageError for shapes or types that do not fit (see `image_metrics.check_films`).
+    """
+    result, film = check_films(result_HW, film_HW)
+    truth = None if truth_HW is None else check_films(result_HW, truth_HW)[1]
+    lung = None if lung_HW is None else _check_mask(lung_HW, film, "lungs")
+    scores: dict[str, float] = {}
+    if truth is not None:
+        scores |= {
+            "psnr": compute_psnr(result, truth),
+            "rmse": compute_rmse(result, truth),
+            "ssim": compute_ssim(result, truth),
+            "ms_ssim": compute_ms_ssim(result, truth),
+            "bsr": compute_bone_suppression_ratio(film, result, truth),
+        }
+    bone: ArrayLike | None = bone_HW
+    if bone is None and truth is not None:
+        bone = find_bone(film, truth)
+    if bone is not None:
+        contrast = measure_bone_contrast(film, result, bone, lung, truth)
+        scores |= {f"rib_{name}": value for name, value in contrast.items()}
+    if clavicle_HW is not None:
+        clavicle = _check_mask(clavicle_HW, film, "clavicles")
+        contrast = measure_bone_contrast(film, result, clavicle, lung, truth)
+        scores |= {f"clavicle_{name}": value for name, value in contrast.items()}
+    if nodules:
+        scores |= {
+            f"nodule_{name}": value for name, value in measure_nodules(film, result, nodules, lung, truth).items()
+        }
+    if bone is not None and lung is not None:
+        scores |= {f"vessel_{name}": value for name, value in measure_vessels(film, result, bone, lung, truth).items()}
+    return scores
+
+
+def find_bone(film_HW: ArrayLike, truth_HW: ArrayLike) -> MaskArray:
+    """Return where a film has bone, from its difference to the film without.
+
+    The difference, blurred by 0.0025 of the side and freed of its local background (films of a pair may differ in
+    tone), is bone above 0.3 of its 99th percentile, and above 2 of 255.  A guess: what is no bone but differs, such as
+    a label, counts too, and bone much thinner than the thickest does not.
+    """
+    film, truth = check_films(film_HW, truth_HW)
+    side = max(film.shape)
+    blurred = ndimage.gaussian_filter(film - truth, BAND[0] * side)
+    excess = blurred - compute_background(blurred, np.ones(film.shape, dtype=bool))
+    bone: MaskArray = excess > max(BONE_SHARE * float(np.percentile(excess, 99)), LEAST_BONE)
+    return bone
+
+
+def measure_bone_contrast(
+    film_HW: ArrayLike,
+    result_HW: ArrayLike,
+    bone_HW: ArrayLike,
+    lung_HW: ArrayLike | None = None,
+    truth_HW: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Measure how much brighter bone is than the lung beside it, before and after; grey levels of [0, 1].
+
+    Bone is where the lungs have more bone than within 1/16 of the side around on average, its neighbours are where they
+    have less, up to 0.03 of the side away.  The contrast is the difference of the mean of bone and the mean of its
+    neighbours, after the mean of the lung in the same square was taken from each pixel.
+
+    residual = after / before: 1 if nothing was done, about 0 if all is gone, below 0 if ribs became dark; a film with
+    some too bright and some too dark may have 0, so read it beside PSNR.  Soft tissue is not the same under bone and
+    beside it, by chance, so the truth itself leaves a little (contrast_truth); residual_from_truth = (after - truth) /
+    (before - truth) is free of that: exactly 0 for the truth.
+    lung_HW None: the whole film counts, borders of lungs and labels too: then only residual_from_truth can be trusted.
+    NaN for a residual whose divisor is below 1 of 255, and for all where either side has fewer than 20 pixels.
+    """
+    result, film = check_films(result_HW, film_HW)
+    lung = _check_mask(np.ones(film.shape, dtype=bool) if lung_HW is None else lung_HW, film, "lungs")
+    rib_HW, beside_HW = find_ribs(bone_HW, lung)
+    parts = {"before": film, "after": result}
+    if truth_HW is not None:
+        parts["truth"] = check_films(result, truth_HW)[1]
+    contrast = {name: _subtract_means(_flatten(part, lung), rib_HW, beside_HW) for name, part in parts.items()}
+    measured = {
+        "contrast_before": contrast["before"],
+        "contrast_after": contrast["after"],
+        "residual": _divide(contrast["after"], contrast["before"], LEAST_CONTRAST),
+    }
+    if truth_HW is not None:
+        left, bone = contrast["after"] - contrast["truth"], contrast["before"] - contrast["truth"]
+        measured["contrast_truth"] = contrast["truth"]
+        measured["residual_from_truth"] = _divide(left, bone, LEAST_CONTRAST)
+    return measured
+
+
+def find_ribs(bone_HW: ArrayLike, lung_HW: ArrayLike) -> tuple[MaskArray, MaskArray]:
+    """Return the masks of bone and of its neighbours inside the lungs; see `measure_bone_contrast`.
+
+    bone_HW: bool, or thickness as float.  Where ribs of front and back cover the lungs together, thicker and thinner
+    bone are told apart all the same.
+    """
+    bone, lung = np.asarray(bone_HW), np.asarray(lung_HW, dtype=bool)
+    if bone.shape != lung.shape or (bone.dtype != bool and not np.issubdtype(bone.dtype, np.floating)):
+        raise UsageError(f"bone is bool or a float thickness of shape {lung.shape}, not {bone.dtype} of {bone.shape}")
+    if not np.isfinite(bone).all():
+        raise UsageError("the thickness of bone holds NaN or infinity")
+    excess = _flatten(bone.astype(np.float64), lung)
+    rib: MaskArray = lung & (excess > _ROUNDING)
+    near = _compute_distance(rib) <= REACH * max(lung.shape)
+    return rib, lung & (excess < -_ROUNDING) & near
+
+
+def measure_nodules(
+    film_HW: ArrayLike,
+    result_HW: ArrayLike,
+    nodules: Sequence[ArrayLike],
+    lung_HW: ArrayLike | None = None,
+    truth_HW: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Measure how well known nodules stand out before and after; means over the nodules that can be measured.
+
+    contrast = mean of the nodule - mean of the ring around it; CNR = contrast / standard deviation of the ring.  The
+    ring is as wide as the nodule's radius, begins 0.15 of it (at least a pixel) outside, and holds no other nodule and,
+    where lungs are given, nothing outside them.
+
+    cnr_before, cnr_after: CNR.  cnr_ratio, contrast_ratio: after / before.  A rib across the ring lowers the first and
+    changes the second, so good suppression may give more than 1.  cnr_of_truth, contrast_of_truth: after / truth, which
+    is 1 for perfect suppression and about 0 for a nodule that was erased (not exactly: the lung behind it remains).
+    A nodule is left out where its ring has fewer than 20 pixels or less than half of it lies inside the lungs; a ratio
+    leaves it out also where it was less than 1 of 255 brighter than its ring, for it was not to be seen.
+    Raises UsageError for a mask that is empty, not bool or of another shape.
+    """
+    result, film = check_films(result_HW, film_HW)
+    lung = _check_mask(np.ones(film.shape, dtype=bool) if lung_HW is None else lung_HW, film, "lungs")
+    truth = None if truth_HW is None else check_films(result, truth_HW)[1]
+    masks = [_check_mask(nodule, film, "a nodule") for nodule in nodules]
+    if not all(mask.any() for mask in masks):
+        raise UsageError("the mask of a nodule is empty: leave it out")
+    rows = [_measure_nodule(film, result, truth, mask, find_ring(mask, lung, masks), lung) for mask in masks]
+    return {name: _mean_known([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def find_ring(nodule_HW: MaskArray, lung_HW: MaskArray, nodules: Sequence[MaskArray] = ()) -> MaskArray:
+    """Return the ring around a nodule inside the lungs, without any of the other nodules; see `measure_nodules`."""
+    radius_px = math.sqrt(nodule_HW.sum() / math.pi)
+    gap_px = max(1.0, 0.15 * radius_px)
+    away = _compute_distance(nodule_HW)
+    ring: MaskArray = lung_HW & (away > gap_px) & (away <= gap_px + max(radius_px, 2.0))
+    for other in nodules:
+        ring &= ~other
+    return ring
+
+
+def measure_vessels(
+    film_HW: ArrayLike,
+    result_HW: ArrayLike,
+    bone_HW: ArrayLike,
+    lung_HW: ArrayLike,
+    truth_HW: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Measure how much fine detail the lung keeps between the ribs.
+
+    Energy is the mean square of the film in the band of vessels: the difference of two Gaussians of 0.0025 and 0.01 of
+    the side, which passes most at 39 cycles a film (9 mm each on 35 cm) and half as much at 17 and at 87.  It is taken
+    where `find_gaps` finds the lung itself.
+
+    energy_ratio: after / before.  energy_of_truth: after / truth, 1 for perfect suppression.  Below 1 detail was
+    blurred; above 1 something was added, and noise counts for detail.  NaN where fewer than 20 pixels are left.
+    """
+    result, film = check_films(result_HW, film_HW)
+    lung = _check_mask(lung_HW, film, "lungs")
+    between = find_gaps(bone_HW, lung)
+    before, after = _compute_detail(film, between), _compute_detail(result, between)
+    measured = {"energy_ratio": _divide(after, before)}
+    if truth_HW is not None:
+        measured["energy_of_truth"] = _divide(after, _compute_detail(check_films(result, truth_HW)[1], between))
+    return measured
+
+
+def find_gaps(bone_HW: ArrayLike, lung_HW: MaskArray) -> MaskArray:
+    """Return where the lungs lie between ribs: beside bone (`find_ribs`) and 0.02 of the side from their border.
+
+    Ribs of front and back cross each other nearly everywhere, so edges are left out by what they are: the bone, in the
+    band of vessels, is there above a quarter of its root mean square.
+    """
+    inside: MaskArray = lung_HW & (_compute_distance(~lung_HW) > 2 * BAND[1] * max(lung_HW.shape))
+    if not inside.any():
+        return inside
+    edge_HW = np.abs(pass_vessels(np.asarray(bone_HW).astype(np.float64)))
+    strongest = EDGE_SHARE * math.sqrt(float(np.mean(edge_HW[inside] ** 2)))
+    gaps: MaskArray = inside & find_ribs(bone_HW, lung_HW)[1] & (edge_HW <= strongest)
+    return gaps
+
+
+def pass_vessels(film_HW: FloatArray) -> FloatArray:
+    """Return a film in the band of vessels; see `measure_vessels`."""
+    fine, coarse = (ndimage.gaussian_filter(film_HW, share * max(film_HW.shape)) for share in BAND)
+    band: FloatArray = fine - coarse
+    return band
+
+
+def compute_background(film_HW: FloatArray, lung_HW: MaskArray) -> FloatArray:
+    """Return the mean of the lung inside a square around each pixel, 1/8 of the longer side wide; 0 without lung."""
+    side = 2 * round(BACKGROUND * max(film_HW.shape) / 2) + 1
+    weight = lung_HW.astype(np.float64)
+    total = ndimage.uniform_filter(film_HW * weight, side, mode="constant")
+    share = ndimage.uniform_filter(weight, side, mode="constant")
+    # Running sums leave dust where there is no lung: half a pixel's share is the least that can be one.
+    mean: FloatArray = np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2)
+    return mean
+
+
+def _check_mask(mask_HW: ArrayLike, film_HW: FloatArray, what: str) -> MaskArray:
+    mask = np.asarray(mask_HW)
+    if mask.dtype != bool or mask.shape != film_HW.shape:
+        raise UsageError(f"the mask of {what} is bool {film_HW.shape}, not {mask.dtype} {mask.shape}")
+    return mask
+
+
+def _flatten(film_HW: FloatArray, lung_HW: MaskArray) -> FloatArray:
+    return film_HW - compute_background(film_HW, lung_HW)
+
+
+def _compute_distance(mask_HW: MaskArray) -> FloatArray:
+    """Distance of each pixel to the nearest of the mask, pixels; infinite where the mask is empty."""
+    if not mask_HW.any():
+        return np.full(mask_HW.shape, math.inf)
+    distance: FloatArray = ndimage.distance_transform_edt(~mask_HW)
+    return distance
+
+
+def _subtract_means(film_HW: FloatArray, inside_HW: MaskArray, beside_HW: MaskArray) -> float:
+    if min(inside_HW.sum(), beside_HW.sum()) < LEAST_PIXELS:
+        return math.nan
+    return float(film_HW[inside_HW].mean() - film_HW[beside_HW].mean())
+
+
+def _measure_nodule(
+    film_HW: FloatArray,
+    result_HW: FloatArray,
+    truth_HW: FloatArray | None,
+    nodule_HW: MaskArray,
+    ring_HW: MaskArray,
+    lung_HW: MaskArray,
+) -> dict[str, float]:
+    usable = ring_HW.sum() >= LEAST_PIXELS and lung_HW[nodule_HW].mean() >= 0.5
+    none = (math.nan, math.nan)
+    before, after = (_compute_cnr(part, nodule_HW, ring_HW) if usable else none for part in (film_HW, result_HW))
+    measured = {
+        "cnr_before": before[1],
+        "cnr_after": after[1],
+        "cnr_ratio": after[1] / before[1] if before[0] >= LEAST_CONTRAST else math.nan,
+        "contrast_ratio": _divide(after[0], before[0], LEAST_CONTRAST),
+    }
+    if truth_HW is not None:
+        truth = _compute_cnr(truth_HW, nodule_HW, ring_HW) if usable else none
+        measured["cnr_of_truth"] = after[1] / truth[1] if truth[0] >= LEAST_CONTRAST else math.nan
+        measured["contrast_of_truth"] = _divide(after[0], truth[0], LEAST_CONTRAST)
+    return measured
+
+
+def _compute_cnr(film_HW: FloatArray, nodule_HW: MaskArray, ring_HW: MaskArray) -> tuple[float, float]:
+    """Return contrast and contrast-to-noise ratio; the latter is NaN for a ring without any noise."""
+    contrast = float(film_HW[nodule_HW].mean() - film_HW[ring_HW].mean())
+    noise = float(film_HW[ring_HW].std())
+    return contrast, contrast / noise if noise > _ROUNDING else math.nan
+
+
+def _compute_detail(film_HW: FloatArray, where_HW: MaskArray) -> float:
+    return float((pass_vessels(film_HW)[where_HW] ** 2).mean()) if where_HW.sum() >= LEAST_PIXELS else math.nan
+
+
+def _divide(part: float, whole: float, least: float = 1e-12) -> float:
+    return part / whole if whole >= least else math.nan
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

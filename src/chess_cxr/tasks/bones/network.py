@@ -1,0 +1,136 @@
+"""A network that predicts the bone image of a film, and the film without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chess_cxr.encoders.encoder import Encoder, build_grey_network, parse_architecture
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.views import resize_longest
+
+DECODERS = {"tiny": (64, 48, 32, 24, 16), "full": (256, 128, 64, 32, 16)}
+_SHARPNESS = 20.0  # of the softplus, in 1 / grey level: a bone of 0.05 is told from none
+_STRIDE = 32
+
+
+@dataclass(frozen=True)
+class BoneNetworkShape:
+    """What is needed to build a bone network again.
+
+    architecture: timm's name of its encoder.  mean, std: what the encoder subtracts from grey levels in [0, 1], and
+    divides by.  decoder: "tiny" or "full".
+    """
+
+    architecture: str
+    mean: float = 0.5
+    std: float = 0.25
+    decoder: str = "tiny"
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UsageError(f"a bone network's decoder is {' or '.join(DECODERS)}, not {self.decoder!r}")
+        if not (-100 <= self.mean <= 100 and 1e-4 <= self.std <= 100):
+            raise UsageError("a bone network's mean must lie within ±100 and its std from 0.0001 to 100")
+
+
+class BoneNetwork(nn.Module):
+    """A U-Net (Ronneberger et al. 2015) on a timm encoder that predicts what bone adds to a film.
+
+    The bone image is never negative and is only ever subtracted: nothing can be added to a film, wherever it is.
+    """
+
+    def __init__(self, shape: BoneNetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        parse_architecture(shape.architecture)
+        widths = DECODERS[shape.decoder]
+        try:
+            unet: Any = smp.Unet(
+                f"tu-{shape.architecture}", encoder_weights=None, in_channels=1, classes=1, decoder_channels=widths
+            )
+        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(f"{shape.architecture} cannot be the encoder of a U-Net: {reason}") from None
+        self.encoder, self.decoder = unet.encoder, unet.decoder
+        # the decoder's last skip is at half size; the film itself brings the edges of bones back
+        self.head = nn.Sequential(
+            nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1)
+        )
+        nn.init.constant_(self.head[-1].bias, -2 / _SHARPNESS)  # type: ignore[arg-type]
+
+    def forward(self, film_B1HW: Tensor) -> Tensor:
+        """Return the bone image, grey levels of 0 or more [B, 1, H, W], of films in [0, 1] with bone bright."""
+        height, width = film_B1HW.shape[-2:]
+        margins = (0, -width % _STRIDE, 0, -height % _STRIDE)
+        input_B1HW = F.pad((film_B1HW - self.shape.mean) / self.shape.std, margins, mode="replicate")
+        detail_BCHW = self.decoder(self.encoder(input_B1HW))
+        score_B1HW: Tensor = self.head(torch.cat([detail_BCHW, input_B1HW], 1))[..., :height, :width]
+        return F.softplus(score_B1HW, beta=_SHARPNESS)
+
+
+def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -> BoneNetwork:
+    """Build a bone network whose encoder begins as `encoder` stands; the decoder's weights are drawn from the seed."""
+    grey, mean, std = build_grey_network(encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = BoneNetwork(BoneNetworkShape(encoder.architecture, mean, std, decoder))
+    known = grey.state_dict()
+    wanted = network.encoder.state_dict()
+    begun = {name: known.get(name.removeprefix("model.")) for name in wanted}
+    if absent := [name for name, tensor in begun.items() if tensor is None or tensor.shape != wanted[name].shape]:
+        raise UsageError(f"{encoder.name} lacks {absent[0]}: it cannot be the encoder of a U-Net")
+    network.encoder.load_state_dict(begun)
+    return network
+
+
+@torch.inference_mode()
+def predict_bone(network: BoneNetwork, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
+    """Return the bone image of one film at the film's own size, float32 [H, W].
+
+    size: longest side at which the network works; the bone image is brought back to the film's size, so that the
+    film's own detail stays.  tile: side of the squares the network sees at a time; they overlap by half and fade into
+    each other, which leaves no seams.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    small_HW = resize_longest(film_HW, size)
+    bone_HW = np.zeros_like(small_HW)
+    weight_HW = np.zeros_like(small_HW)
+    fade_TT = _draw_fade(tile)
+    for top in _place_tiles(small_HW.shape[0], tile):
+        for left in _place_tiles(small_HW.shape[1], tile):
+            here = slice(top, top + tile), slice(left, left + tile)
+            part_HW = np.ascontiguousarray(small_HW[here])
+            part = torch.from_numpy(part_HW)[None, None].to(device, memory_format=torch.channels_last)
+            found_HW = network(part)[0, 0].float().cpu().numpy()
+            if not np.isfinite(found_HW).all():
+                raise ChessError("the bone network gives numbers that are not finite; its weights are broken")
+            fade_HW = fade_TT[: part_HW.shape[0], : part_HW.shape[1]]
+            bone_HW[here] += fade_HW * found_HW
+            weight_HW[here] += fade_HW
+    bone_HW /= weight_HW
+    back: np.ndarray = cv2.resize(bone_HW, film_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    clipped: np.ndarray = np.clip(back, 0, None)
+    return clipped
+
+
+def _place_tiles(side: int, tile: int) -> list[int]:
+    """Where tiles begin along a side: evenly, half a tile apart at most."""
+    if side <= tile:
+        return [0]
+    steps = -(-(side - tile) // max(1, tile // 2))
+    return [round(step * (side - tile) / steps) for step in range(steps + 1)]
+
+
+def _draw_fade(tile: int) -> np.ndarray:
+    """A weight that falls from the middle of a tile to nearly nothing at its edge, float32 [tile, tile]."""
+    ramp = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2 + 1e-3
+    return np.outer(ramp, ramp).astype(np.float32)

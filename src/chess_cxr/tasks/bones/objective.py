@@ -1,0 +1,114 @@
+"""Bone suppression: a network learns from pairs of films what bone adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chess_cxr.tasks.bones.network import BoneNetwork
+
+# Wang et al. 2003, table 1: weights of the scales, fine to coarse.
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_KERNEL = 11
+SMALLEST_SIDE = _KERNEL  # below it not even one scale can be compared
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Films and the same films without bone, float32 [B, 1, H, W] in [0, 1], bone bright."""
+
+    film_B1HW: Tensor
+    bone_free_B1HW: Tensor
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Move to a device."""
+        return PairBatch(self.film_B1HW.to(device), self.bone_free_B1HW.to(device))
+
+
+class SuppressBones(nn.Module):
+    """A bone network trained by the one loss "suppression": L1 + (1 - MS-SSIM) + a perceptual loss.
+
+    perceptual: a distance of two pictures in [0, 1], or None; weight: its share.
+    """
+
+    def __init__(self, network: BoneNetwork, perceptual: Perceptual | None = None, weight: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.perceptual, self.weight = network, perceptual, weight
+        self.signals: dict[str, float] = {}
+
+    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that each named loss trains."""
+        return {"suppression": list(self.network.parameters())}
+
+    def losses(self, batch: PairBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of one batch."""
+        result_B1HW = batch.film_B1HW - self.network(batch.film_B1HW)
+        parts = {
+            "l1": F.l1_loss(result_B1HW, batch.bone_free_B1HW),
+            "ms_ssim": compute_ms_ssim_loss(result_B1HW, batch.bone_free_B1HW),
+        }
+        if self.perceptual and self.weight:
+            parts["perceptual"] = self.weight * self.perceptual(result_B1HW, batch.bone_free_B1HW)
+        self.signals = {f"part/{name}": float(part.detach()) for name, part in parts.items()}
+        yield "suppression", torch.stack(list(parts.values())).sum()
+
+    def after_step(self) -> None:
+        """Nothing but gradients trains a bone network."""
+
+
+def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
+    """Return 1 - MS-SSIM (Wang et al. 2003), grey levels in [0, 1], mean over pictures of 11 pixels a side or more.
+
+    Small pictures have fewer scales, whose weights are brought to a sum of 1.
+    """
+    scales = count_scales(min(picture_B1HW.shape[-2:]))
+    weight_S = torch.tensor(_SCALE_WEIGHTS[:scales], device=picture_B1HW.device)
+    parts = []
+    for scale in range(scales):
+        if scale:
+            picture_B1HW, truth_B1HW = F.avg_pool2d(picture_B1HW, 2), F.avg_pool2d(truth_B1HW, 2)
+        luminance_B, contrast_B = _compare_structure(picture_B1HW, truth_B1HW)
+        parts.append((luminance_B if scale == scales - 1 else contrast_B).clamp(min=1e-6))
+    similarity_B = torch.stack(parts).pow((weight_S / weight_S.sum())[:, None]).prod(0)
+    return 1 - similarity_B.mean()
+
+
+def count_scales(side: int) -> int:
+    """Return how many scales of MS-SSIM pictures of that side have: each halves it, and the window must fit."""
+    scales = 1
+    while scales < len(_SCALE_WEIGHTS) and side // 2**scales >= _KERNEL:
+        scales += 1
+    return scales
+
+
+def _compare_structure(a_B1HW: Tensor, b_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return SSIM and its contrast-structure part, means of each picture [B]."""
+    height, width = a_B1HW.shape[-2:]
+    rows, columns = (_draw_window(side, a_B1HW.device).to(a_B1HW.dtype) for side in (height, width))
+
+    def blur(x: Tensor) -> Tensor:
+        # products with banded matrices: many times faster than convolving one channel
+        return rows @ (x @ columns.T)
+
+    mean_a, mean_b = blur(a_B1HW), blur(b_B1HW)
+    variance = blur(a_B1HW**2 + b_B1HW**2) - mean_a**2 - mean_b**2
+    covariance = blur(a_B1HW * b_B1HW) - mean_a * mean_b
+    contrast = (2 * covariance + 0.03**2) / (variance + 0.03**2)
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    return (luminance * contrast).mean((1, 2, 3)), contrast.mean((1, 2, 3))
+
+
+@cache
+def _draw_window(side: int, device: torch.device) -> Tensor:
+    """The Gaussian window of SSIM at each place where it fits, as the rows of a matrix [side - 10, side]."""
+    gauss = torch.exp(-((torch.arange(_KERNEL) - _KERNEL // 2) ** 2) / (2 * 1.5**2))
+    window = torch.zeros(side - _KERNEL + 1, side)
+    for row in range(len(window)):
+        window[row, row : row + _KERNEL] = gauss / gauss.sum()
+    return window.to(device)

@@ -1,0 +1,72 @@
+"""One resampling and one grey curve for both films of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from chess_cxr.tasks.bones.objective import PairBatch
+
+PAIR_STREAM = 1 << 41  # keeps these draws apart from those of pre-training and fine-tuning
+
+
+@dataclass(frozen=True)
+class PairViews:
+    """How a pair is varied, alike for both of its films.
+
+    crop: side of what is cut out, in pixels.  flip: chance of left and right changing places.  rotate_deg, scale:
+    largest turn, and largest share by which it grows or shrinks.  gamma: largest natural logarithm of the exponent of
+    grey levels.  contrast, brightness: largest change of gain and offset.
+    """
+
+    crop: int
+    flip: float = 0.5
+    rotate_deg: float = 7.0
+    scale: float = 0.1
+    gamma: float = 0.2
+    contrast: float = 0.1
+    brightness: float = 0.05
+
+
+def draw_pair(
+    film_HW: np.ndarray, bone_free_HW: np.ndarray, views: PairViews, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut one varied square out of both films of a pair, float32 [crop, crop]; a curve never puts them in disorder."""
+    height, width = film_HW.shape
+    crop = views.crop
+    turn, size = np.deg2rad(rng.uniform(-1, 1) * views.rotate_deg), 1 + rng.uniform(-1, 1) * views.scale
+    mirror = -1.0 if rng.random() < views.flip else 1.0
+    matrix = size * np.array([[mirror * np.cos(turn), -np.sin(turn)], [mirror * np.sin(turn), np.cos(turn)]])
+    # the middle of the square: anywhere such that it does not leave the film; the film's own where that is smaller
+    centre = np.array([_draw_middle(side, crop, rng) for side in (width, height)])
+    inverse = np.column_stack([matrix, centre - matrix @ np.full(2, (crop - 1) / 2)])
+    exponent = np.exp(rng.uniform(-1, 1) * views.gamma)
+    gain, offset = 1 + rng.uniform(-1, 1) * views.contrast, rng.uniform(-1, 1) * views.brightness
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cut = []
+    for picture_HW in (film_HW, bone_free_HW):
+        square = cv2.warpAffine(picture_HW, inverse, (crop, crop), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        curve = np.power(np.clip(square, 0, 1), exponent) * gain + offset
+        cut.append(np.clip(curve, 0, 1).astype(np.float32))
+    return cut[0], cut[1]
+
+
+def _draw_middle(side: int, crop: int, rng: np.random.Generator) -> float:
+    slack = max(0, side - crop) / 2
+    return float((side - 1) / 2 + rng.uniform(-slack, slack))
+
+
+def draw_pair_batch(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], positions: Sequence[int], seed: int, views: PairViews
+) -> PairBatch:
+    """Vary pairs of films; what a pair becomes is a pure function of (seed, position)."""
+    drawn = []
+    for (film_HW, bone_free_HW), position in zip(pairs, positions, strict=True):
+        rng = np.random.Generator(np.random.Philox(key=[seed, PAIR_STREAM + int(position)]))
+        drawn.append(draw_pair(film_HW, bone_free_HW, views, rng))
+    film, bone_free = (torch.from_numpy(np.stack(side)[:, None]) for side in zip(*drawn, strict=True))
+    return PairBatch(film, bone_free)

@@ -1,0 +1,131 @@
+"""Classifiers at work: a model folder, films in, probabilities of its labels out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from chess_cxr.encoders.contract import PixelContract, parse_contract
+from chess_cxr.encoders.encoder import build_network, parse_device
+from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
+from chess_cxr.records import ChessError, UsageError
+from chess_cxr.tasks.classify.heads import HeadName
+from chess_cxr.tasks.classify.losses import Task
+from chess_cxr.tasks.classify.objective import Classify, HeadShape
+from chess_cxr.workers.child import Limits
+from chess_cxr.workers.pool import run_in_order
+
+MOST_LABELS, MOST_FEATURES = 1000, 100_000  # of a model that a stranger made: no giant is built
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier and the pixels it expects.  labels: the names of its columns."""
+
+    network: Classify
+    contract: PixelContract
+    labels: tuple[str, ...]
+    device: torch.device
+
+    def predict(self, films: Sequence[np.ndarray], batch: int = 16) -> np.ndarray:
+        """Return probabilities, float32 [N, L], of films, each float [H, W] in [0, 1] with bone bright, of any size.
+
+        Of classes they sum to 1; of findings each stands by itself.  Raises ChessError for an array that is no film.
+        """
+        parts = [np.empty((0, len(self.labels)), np.float32)]
+        for start in range(0, len(films), batch):
+            film_BCSS = torch.stack([self.contract.prepare(film) for film in films[start : start + batch]])
+            parts.append(self.network.predict(film_BCSS.to(self.device, memory_format=torch.channels_last)))
+        return np.concatenate(parts)
+
+
+def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
+    """Load what `finetune` wrote.
+
+    Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
+    """
+    folder, target = Path(folder), parse_device(device)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, Mapping) or config.get("task") != "classify":
+        raise UsageError(f"{folder} is no classifier; make one with: chess-cxr finetune classify")
+    contract, shape, labels = _parse(config, folder)
+    network = Classify(build_network(str(config.get("architecture")), contract.channels), shape)
+    try:
+        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {first[:200]}") from None
+    network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return Classifier(network, contract, labels, target)
+
+
+def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, HeadShape, tuple[str, ...]]:
+    """Read the parts of a model's configuration; raises ChessError naming what is wrong."""
+    head, labels = config.get("head"), config.get("labels")
+    known = {item.name for item in fields(HeadShape)}
+    if not isinstance(head, Mapping) or set(head) != known:
+        raise ChessError(f"{folder}: the head of a classifier has {', '.join(sorted(known))}")
+    if not (isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)):
+        raise ChessError(f"{folder}: a classifier has a list of labels")
+    shape = HeadShape(**head)
+    right = (
+        shape.name in get_args(HeadName)
+        and shape.task in get_args(Task)
+        and type(shape.features) is int
+        and 0 < shape.features <= MOST_FEATURES
+        and shape.labels == len(labels) <= MOST_LABELS
+        and type(shape.third_class) is bool
+        and (shape.task != "ordinal" or len(labels) > 2)
+    )
+    if not right:
+        raise ChessError(f"{folder}: the head of this classifier is none that exists")
+    return parse_contract(config.get("contract")), shape, tuple(labels)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of a file: probabilities by label, or why there are none."""
+
+    location: Path | str
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+def predict_files(
+    model: Classifier,
+    locations: Iterable[Path | str],
+    executor: Executor | None = None,
+    limits: Limits | None = None,
+    in_flight: int = 64,
+) -> Generator[Prediction, None, None]:
+    """Yield what a classifier says of film files, in their order.
+
+    Films are decoded, judged and encoded as the ingest does it, so that from a store they give the same numbers.
+    executor: of `build_ingest_pool`, whose processes read the files within `limits`.
+    """
+    encode = partial(encode_in_child, options=EncodeOptions(), limits=limits or Limits())
+
+    def read(location: Path | str) -> tuple[Path | str, str, bytes]:
+        film = encode(location)
+        return location, film.reason, film.jpeg
+
+    for location, reason, jpeg in run_in_order(locations, read, executor, in_flight):
+        if reason:
+            yield Prediction(location, reason=reason)
+            continue
+        [probability_L] = model.predict([decode_stored(jpeg).astype(np.float32) / 255]).tolist()
+        yield Prediction(location, dict(zip(model.labels, probability_L, strict=True)))

@@ -1,0 +1,128 @@
+"""Classification of films: an encoder, or its cached features, under a head.
+
+A linear probe needs no gradient at all: it lives in `evaluation` and is only put into a network of this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.tasks.classify.heads import (
+    HeadName,
+    OrdinalScores,
+    build_head,
+    build_scores,
+    count_inputs,
+    extract_map,
+)
+from chess_cxr.tasks.classify.losses import Balance, Task, compute_label_loss
+from chess_cxr.views import ViewConfig, draw_view
+
+FINETUNE_STREAM = 1 << 40  # keeps the views of fine-tuning apart from those of any pre-training position
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What a classifier's head is.
+
+    features: that it takes.  labels: L, or the K classes of an order.  third_class: whether findings have scores for
+    absent, present and uncertain.
+    """
+
+    name: HeadName
+    task: Task
+    features: int
+    labels: int
+    third_class: bool = False
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """What the trunk takes (films float32 [B, C, S, S], or cached features), with targets, float32 [B, L]."""
+
+    film_BCSS: Tensor
+    label_BL: Tensor
+
+
+class Classify(nn.Module):
+    """An encoder and a head, trained by the one loss "classifier".
+
+    encoder: None for a head alone, which takes cached features.  balance: how classes of different size are treated.
+    """
+
+    def __init__(self, encoder: nn.Module | None, shape: HeadShape, balance: Balance | None = None) -> None:
+        super().__init__()
+        self.encoder, self.shape, self.balance = encoder, shape, balance
+        inputs = count_inputs(shape.name, shape.features)
+        output = OrdinalScores(inputs, shape.labels) if shape.task == "ordinal" else None
+        scores = output or build_scores(inputs, shape.labels * (3 if shape.third_class else 1))
+        self.head = build_head(shape.name, shape.features, scores)
+        self.signals: dict[str, float] = {}
+
+    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that each named loss trains."""
+        return {"classifier": list(self.parameters())}
+
+    def forward(self, film_BCSS: Tensor) -> Tensor:
+        """Score films, before softmax or sigmoid: [B, L], [B, K - 1] of an order, [B, L, 3] with a third class."""
+        features = film_BCSS
+        if self.encoder is not None:
+            features = (
+                extract_map(self.encoder, film_BCSS) if self.shape.name == "attentive" else self.encoder(film_BCSS)
+            )
+        score: Tensor = self.head(features)
+        return score.reshape(-1, self.shape.labels, 3) if self.shape.third_class else score
+
+    def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of one batch."""
+        score = self(batch.film_BCSS)
+        yield "classifier", compute_label_loss(score, batch.label_BL, self.shape.task, self.balance)
+
+    def after_step(self) -> None:
+        """Nothing but gradients trains a classifier."""
+
+    @torch.no_grad()
+    def predict(self, film_BCSS: Tensor) -> np.ndarray:
+        """Return probabilities, float32 [B, L], in evaluation mode.
+
+        Of an order those of each class.  A third class is left out: present against absent is what counts.
+        """
+        self.eval()
+        probability_BL: np.ndarray = compute_probabilities(self(film_BCSS), self.shape).float().cpu().numpy()
+        return probability_BL
+
+
+def compute_probabilities(score: Tensor, shape: HeadShape) -> Tensor:
+    """Turn scores into probabilities, [B, L]."""
+    if shape.task == "multiclass":
+        return score.softmax(1)
+    if shape.task == "ordinal":
+        above_BK = score.sigmoid()
+        edge_B1 = torch.ones_like(above_BK[:, :1])
+        return torch.cat([edge_B1, above_BK], 1) - torch.cat([above_BK, 0 * edge_B1], 1)
+    return (score[..., 1] - score[..., 0]).sigmoid() if shape.third_class else score.sigmoid()
+
+
+def draw_labelled_batch(
+    films: Sequence[np.ndarray],
+    label_BL: np.ndarray,
+    positions: Sequence[int],
+    seed: int,
+    views: ViewConfig,
+    contract: PixelContract,
+) -> LabelledBatch:
+    """Augment uint8 films and prepare them as the encoder's contract says.
+
+    What a film becomes is a pure function of (seed, position), as in pre-training.
+    """
+    prepared = []
+    for film, position in zip(films, positions, strict=True):
+        rng = np.random.Generator(np.random.Philox(key=[seed, FINETUNE_STREAM + int(position)]))
+        prepared.append(contract.prepare(draw_view(film, views, rng).astype(np.float32) / 255))
+    return LabelledBatch(torch.stack(prepared), torch.from_numpy(label_BL.astype(np.float32)))

@@ -1,0 +1,171 @@
+"""Where a classifier looks: Grad-CAM and occlusion by captum, laid back onto the film.
+
+A saliency map says what moved a score, not what is ill; `evaluation.pointing` measures how often its brightest point
+lies where a finding is known to be, against chance.
+
+Shape suffixes: B films, C channels, S side of the network's input, L classes or findings, H, W pixels of the film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.evaluation.linear_probe import LinearProbe
+from chess_cxr.records import UsageError, import_extra
+from chess_cxr.tasks.classify.losses import Task
+from chess_cxr.tasks.classify.objective import Classify, HeadShape
+
+HowToLook = Literal["grad_cam", "occlusion"]
+LEAST_SIDE = 4  # a layer of fewer cells a side can hardly point at anything
+
+
+def build_probe_network(encoder: Encoder, probe: LinearProbe) -> Classify:
+    """Put a linear probe on its encoder as one network, [B, C, S, S] -> [B, L], scores before softmax or sigmoid.
+
+    The probe's standardisation goes into the layer.  The encoder's module is shared, not copied.
+    """
+    task_name: Task = "multilabel" if probe.multilabel else "multiclass"
+    task = Classify(encoder.module, HeadShape("linear", task_name, encoder.feature_count, len(probe.intercept_C)))
+    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
+    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
+    head = {"weight": torch.from_numpy(weight_LD).float(), "bias": torch.from_numpy(bias_L).float()}
+    task.head.load_state_dict(head)
+    return task.to(encoder.device).eval()
+
+
+def compute_saliency(
+    network: nn.Module,
+    contract: PixelContract,
+    films: Sequence[np.ndarray],
+    target: int,
+    how: HowToLook = "grad_cam",
+    *,
+    layer: nn.Module | None = None,
+    window: int = 0,
+) -> list[np.ndarray]:
+    """Return a map for each film, float32 [H, W] like the film, 0 where nothing speaks for the class, at most 1.
+
+    network: [B, C, S, S] -> scores [B, L] before softmax or sigmoid.  films: float [H, W] in [0, 1], bone bright.
+    target: number of the class or finding.  layer, window: see `compute_grad_cam` and `compute_occlusion`.
+    Each map is divided by its largest value; one that is 0 everywhere stays so.
+    """
+    network.eval()
+    chosen = find_spatial_layer(network, contract) if how == "grad_cam" and layer is None else layer
+    device = next(network.parameters()).device
+    maps = []
+    for film_HW in films:
+        input_1CSS = contract.prepare(film_HW)[None].to(device)
+        if how == "grad_cam":
+            map_BSS = compute_grad_cam(network, chosen, input_1CSS, target)
+        else:
+            map_BSS = compute_occlusion(network, input_1CSS, target, window)
+        maps.append(_scale(lay_on_film(map_BSS[0], contract, *film_HW.shape)))
+    return maps
+
+
+def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: int = LEAST_SIDE) -> nn.Module:
+    """Return the last part of a network that still gives maps [B, channels, h, w] of at least this many cells a side.
+
+    Grad-CAM looks there by default: deep enough to know classes, fine enough to tell places.  Layers inside a part that
+    itself gives coarser maps are side branches of it, whose gradient may be nothing, and are passed over.
+    Raises UsageError for networks without such maps (transformers): occlusion takes any network.
+    """
+    cells: dict[str, int] = {}  # in the order in which the parts end; a side of each map
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def remember(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                cells[name] = min(output.shape[2:])
+
+        return module.register_forward_hook(remember)
+
+    hooks = [watch(name, module) for name, module in network.named_modules() if name]
+    try:
+        blank_1CSS = torch.zeros(1, contract.channels, contract.size, contract.size)
+        with torch.no_grad():
+            network(blank_1CSS.to(next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    fine = [name for name, side in cells.items() if side >= least_side]
+    coarse = [f"{name}." for name, side in cells.items() if side < least_side]
+    trunk = [name for name in fine if not name.startswith(tuple(coarse))]
+    if not fine:
+        raise UsageError(f"the network has no layer with maps of {least_side} x {least_side} cells: use occlusion")
+    return network.get_submodule((trunk or fine)[-1])
+
+
+def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Tensor, target: int) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017): float32 [B, S, S], what speaks for the class at `layer`, enlarged bilinearly.
+
+    Works also where all weights are frozen.
+    """
+    if layer is None:
+        raise UsageError("Grad-CAM needs the layer to look at: see find_spatial_layer")
+    captum = import_extra("captum.attr", "saliency", "saliency")
+    with torch.enable_grad():
+        looked_at = input_BCSS.detach().requires_grad_(True)
+        coarse_B1hw = captum.LayerGradCam(network, layer).attribute(looked_at, target=target, relu_attributions=True)
+    size = tuple(input_BCSS.shape[-2:])
+    fine_B1SS = captum.LayerAttribution.interpolate(coarse_B1hw.detach().float(), size, "bilinear")
+    map_BSS: np.ndarray = fine_B1SS[:, 0].cpu().numpy()
+    return map_BSS
+
+
+def compute_occlusion(network: nn.Module, input_BCSS: Tensor, target: int, window: int = 0) -> np.ndarray:
+    """Occlusion (Zeiler & Fergus 2014): float32 [B, S, S], how much the score falls where a square is covered.
+
+    window: side of the square in pixels of the network's input, an eighth of it by default, moved by half its side.
+    The cover is 0 in the network's input, the mean grey of its training films.  Where covering raises the score, 0.
+    """
+    side = input_BCSS.shape[-1]
+    window = window or max(2, side // 8)
+    if not 0 < window <= side:
+        raise UsageError(f"a window of {window} pixels does not fit an input of {side}")
+    captum = import_extra("captum.attr", "saliency", "saliency")
+    channels, step = input_BCSS.shape[1], max(1, window // 2)
+    with torch.no_grad():
+        drop_BCSS = captum.Occlusion(network).attribute(
+            input_BCSS,
+            sliding_window_shapes=(channels, window, window),
+            strides=(channels, step, step),
+            target=target,
+            baselines=0.0,
+            perturbations_per_eval=32,
+        )
+    map_BSS: np.ndarray = drop_BCSS.mean(1).clamp(min=0).float().cpu().numpy()
+    return map_BSS
+
+
+def lay_on_film(map_SS: np.ndarray, contract: PixelContract, height: int, width: int) -> np.ndarray:
+    """Undo what the contract did to a film's shape: float32 [height, width]; 0 where a crop had cut the film off."""
+    short, long = min(height, width), max(height, width)
+    if contract.fit == "crop":
+        top, left = (height - short) // 2, (width - short) // 2
+        laid_HW = np.zeros((height, width), np.float32)
+        laid_HW[top : top + short, left : left + short] = _resize(map_SS, short, short)
+        return laid_HW
+    if contract.fit == "pad":
+        top, left = (long - height) // 2, (long - width) // 2
+        return _resize(map_SS, long, long)[top : top + height, left : left + width]
+    return _resize(map_SS, height, width)
+
+
+def _resize(map_SS: np.ndarray, height: int, width: int) -> np.ndarray:
+    resized: np.ndarray = cv2.resize(map_SS.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def _scale(map_HW: np.ndarray) -> np.ndarray:
+    most = float(map_HW.max())
+    scaled: np.ndarray = map_HW / most if most > 0 else np.zeros_like(map_HW)
+    return scaled

@@ -1,0 +1,1 @@
+"""Nodule generation."""

@@ -1,0 +1,31 @@
+"""What is read and written for a SYNTHETIC film in a process of its own, which must not wait for torch to load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from chess_cxr.decode.film import DecodedFilm, decode_film
+from chess_cxr.derive.film import write_derived_film
+from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodules.masks import read_request_mask
+
+
+def read_film_and_masks(
+    location: Path, mask: Path | None, lung: Path | None
+) -> tuple[DecodedFilm, np.ndarray | None, np.ndarray | None]:
+    """Read a film, the mask of its nodules and that of its lungs, bool [H, W]; masks that are None stay None."""
+    film = decode_film(location)
+    shape = (film.pixels.shape[0], film.pixels.shape[1])
+    mask_HW = None if mask is None else read_request_mask(mask, shape)
+    try:
+        lung_HW = None if lung is None else read_request_mask(lung, shape)
+    except UsageError as error:
+        raise UsageError(str(error).replace("the mask", "the lung mask", 1)) from None
+    return film, mask_HW, lung_HW
+
+
+def write_synthetic_film(location: Path, change_HW: np.ndarray, out: Path, model: str, seed: int) -> Path:
+    """Write one film with `change_HW` added, see `write_derived_film`; it says that it is SYNTHETIC."""
+    return write_derived_film(location, change_HW, out, kind="synthetic nodule", model=model, seed=seed)

@@ -1,0 +1,1 @@
+"""Processes that do work: a child with limits, pools, a cluster."""
