@@ -3,8 +3,8 @@
 usage: python fit_nodule_contrast.py JSRT CT_NODULES
 
 The constants of chess_cxr.tasks.nodules.insertion are read off the nodules of the train films (seed 0, 15 % val, 25 %
-test by patient); nothing is fitted on the others.  Contrast: median inside half of the radius less the mean of the lung between
-1.2 and 1.7 radii, as a share of the 5th to 95th percentile of the lung's greys.
+test by patient); nothing is fitted on the others. Contrast: median inside half of the radius less the mean of the lung
+between 1.2 and 1.7 radii, as a share of the 5th to 95th percentile of the lung's greys.
 """
 
 import itertools

@@ -14,7 +14,7 @@ from chess_cxr.store import Store, StoredFilm, open_store, write_store
 from tiny_runs import build_tiny_config
 
 if TYPE_CHECKING:
-    from chess_cxr.encoders.folder import Encoder
+    from chess_cxr.encoders.encoder import Encoder
 
 REAL_FILMS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chess_cxr.benchmarking.evaluate import evaluate
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import ImageRecord, UsageError
 from chess_cxr.store import Store, StoredFilm, open_store, write_store
 

@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from chess_cxr.encoders.card import render_card
-from chess_cxr.encoders.encoder import build_network
-from chess_cxr.encoders.folder import PixelContract, TrainingSummary, write_encoder
+from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.encoders.encoder import TrainingSummary, build_network
+from chess_cxr.encoders.folder import write_encoder
 
 
 def describe(**changes: Any) -> dict[str, Any]:

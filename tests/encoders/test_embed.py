@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from chess_cxr.encoders.embed import FILMS_AT_ONCE, embed, write_features
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 

@@ -20,8 +20,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from chess_cxr.encoders.contract import PixelContract, Polarity, draw_golden_film
-from chess_cxr.encoders.encoder import build_grey_network, build_network, list_expected_tensors
-from chess_cxr.encoders.folder import CPU_TOLERANCE, Encoder, TrainingSummary, show_encoder, write_card, write_encoder
+from chess_cxr.encoders.encoder import (
+    Encoder,
+    TrainingSummary,
+    build_grey_network,
+    build_network,
+    list_expected_tensors,
+)
+from chess_cxr.encoders.folder import CPU_TOLERANCE, show_encoder, write_card, write_encoder
 from chess_cxr.encoders.load import build_random_encoder, import_chess, load_encoder
 from chess_cxr.encoders.published import LITE0_FILE, LITE0_PACKAGE, read_chess_checkpoint
 from chess_cxr.records import ChessError, UsageError

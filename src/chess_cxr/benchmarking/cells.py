@@ -250,7 +250,7 @@ class FitCell:
 
     def compute(self, cells: CellFolder) -> Computed:
         """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
-        from chess_cxr.encoders.folder import Encoder
+        from chess_cxr.encoders.encoder import Encoder
         from chess_cxr.tasks.classify.fit import FinetuneConfig, fit_classifier
         from chess_cxr.tasks.classify.labels import LabelledRows
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from chess_cxr.encoders.embed import EncoderLike, _parse_side, embed, tell_seen
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.compare import Comparison, compare_encoders
 from chess_cxr.records import UsageError

@@ -6,7 +6,8 @@ import datetime
 from pathlib import Path
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.folder import TrainingSummary, write_encoder
+from chess_cxr.encoders.encoder import TrainingSummary
+from chess_cxr.encoders.folder import write_encoder
 from chess_cxr.methods import METHOD_TITLES
 from chess_cxr.pretraining.presets import read_pretrain_config
 from chess_cxr.records import UsageError

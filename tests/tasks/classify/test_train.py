@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from chess_cxr.encoders.embed import embed
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.film_jpeg import encode_film

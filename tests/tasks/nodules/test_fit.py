@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
 from chess_cxr.tasks.nodules.fit import (

@@ -18,8 +18,7 @@ import torch
 from chess_cxr.decode.film import decode_film
 from chess_cxr.derive.film import write_new_file
 from chess_cxr.encoders.embed import EncoderLike
-from chess_cxr.encoders.encoder import parse_device
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder, parse_device
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.encoders.published import compute_sha256
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films

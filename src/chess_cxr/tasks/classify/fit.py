@@ -19,7 +19,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from chess_cxr.encoders.embed import embed
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.records import UNCERTAIN, UsageError

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.torch
 
 from chess_cxr.encoders.embed import EncoderLike, tell_seen
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.aggregation import aggregate_studies
 from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient, describe_intervals

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from chess_cxr.encoders.embed import EncoderLike
-from chess_cxr.encoders.folder import Encoder
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.intervals import describe_intervals
