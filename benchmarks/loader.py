@@ -43,8 +43,9 @@ from chess_cxr.pretraining.films import (
 )
 from chess_cxr.pretraining.presets import PretrainConfig, cpu_small
 from chess_cxr.records import SourceFilm
-from chess_cxr.store import compute_batch, open_store
+from chess_cxr.store import open_store
 from chess_cxr.training.loop import build_optimizers, train
+from chess_cxr.training.order import compute_batch
 
 SPLITS = ("train", "val", "test", "")
 BATCH, SEED = 128, 0

@@ -16,9 +16,12 @@ from nodule_crops import compare_auroc, cut_crops, embed_crops, fit_and_score, m
 
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.label_fractions import assign_folds
-from chess_cxr.tasks.bones.fit import BonesConfig, BoneSuppressor, shrink_pair, train_bone_network
+from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.pairs import read_pairs
+from chess_cxr.tasks.bones.score import shrink_pair
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
+from chess_cxr.tasks.bones.train import train_bone_network
 from chess_cxr.tasks.nodules.films import read_nodule_films
 from chess_cxr.tasks.nodules.score import measure_nodule
 

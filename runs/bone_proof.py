@@ -19,17 +19,13 @@ import torch
 from perceptual_strength import measure_strength
 
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.tasks.bones.fit import (
-    BonesConfig,
-    BoneSuppressor,
-    score_pair,
-    score_pairs,
-    shrink_pair,
-    train_bone_network,
-)
+from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.pairs import FilmPair, fold_pairs, read_pairs
+from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
-from chess_cxr.tasks.perceptual import PerceptualConfig
+from chess_cxr.tasks.bones.train import train_bone_network
+from chess_cxr.tasks.config import PerceptualConfig
 
 Recipe = tuple[str, str, str, float | None]
 RECIPES: tuple[Recipe, ...] = (

@@ -24,14 +24,15 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.judges.frechet import measure_feature_distance
 from chess_cxr.judges.networks import FeatureNetwork, crop_around, load_feature_network
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.config import PerceptualConfig
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm
-from chess_cxr.tasks.nodules.fit import NodulesConfig, train_nodule_generator
+from chess_cxr.tasks.nodules.fit import train_nodule_generator
 from chess_cxr.tasks.nodules.insertion import read_ct_nodules
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.score import measure_nodule
 from chess_cxr.tasks.nodules.train import draw_films
-from chess_cxr.tasks.perceptual import PerceptualConfig
 
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
 PER_FILM = 2

@@ -21,11 +21,12 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.judges.frechet import measure_feature_distance
 from chess_cxr.judges.memorisation import measure_memorisation
 from chess_cxr.judges.networks import FeatureNetwork, crop_around, load_feature_network
+from chess_cxr.tasks.config import PerceptualConfig
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, square_film
-from chess_cxr.tasks.nodules.fit import NodulesConfig, train_nodule_generator
+from chess_cxr.tasks.nodules.fit import train_nodule_generator
 from chess_cxr.tasks.nodules.objective import GenerateNodules, NoduleBatch, generate
 from chess_cxr.tasks.nodules.score import measure_nodule
-from chess_cxr.tasks.perceptual import PerceptualConfig
 
 WEAK, STRONG = 0.8, 44.0  # strength of the CXR and of the ImageNet network at the weight 10 of CheSS
 RECIPES = (

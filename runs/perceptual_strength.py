@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from chess_cxr.encoders.encoder import Encoder
-from chess_cxr.tasks.perceptual import PerceptualConfig, build_perceptual
+from chess_cxr.tasks.config import PerceptualConfig
+from chess_cxr.tasks.perceptual import build_perceptual
 
 NOISE = 0.05
 

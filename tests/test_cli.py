@@ -18,8 +18,8 @@ import lance
 import numpy as np
 import pytest
 
+from chess_cxr.arguments import parse_encoders, parse_pairs
 from chess_cxr.cli import COMMANDS, describe, flatten_box, parse_command, render_usage
-from chess_cxr.commands.words import parse_encoders, parse_pairs
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.pretraining.presets import PRESETS
 from chess_cxr.records import UsageError
@@ -553,7 +553,7 @@ def test_a_classifier_answers_for_files_and_says_which_it_cannot_read(
     )  # fmt: skip
     [record] = json.loads(run("predict", model, film, "--json", "--quiet").out)
     assert record["stripes"] == pytest.approx(float(rows[1][1]), abs=1e-5)
-    assert_refused(run("predict", small_store.parent, film), 2, "is no classifier")
+    assert_refused(run("predict", small_store.parent, film), 2, "is no model")
 
 
 def test_uncertain_labels_are_told_by_finding(small_store: Path, tmp_path: Path) -> None:

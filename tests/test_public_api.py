@@ -28,8 +28,8 @@ NAMES = [
     "embed",
     "evaluate",
     "export",
-    "finetune",
     "finetune_bones",
+    "finetune_classifier",
     "finetune_nodules",
     "import_chess",
     "ingest_films",
@@ -38,6 +38,7 @@ NAMES = [
     "load_encoder",
     "load_nodule_generator",
     "open_store",
+    "predict",
     "pretrain",
     "read_folder",
     "write_audit",
@@ -57,6 +58,11 @@ def test_a_public_name_leads_to_something_that_explains_itself(name: str) -> Non
         assert len(one.__doc__) > 20
         assert one.__doc__ != getattr(type(one), "__doc__", None)
     assert name in dir(chess_cxr)
+
+
+def test_a_name_of_an_earlier_version_works_and_says_its_new_one() -> None:
+    with pytest.warns(DeprecationWarning, match="chess_cxr.finetune is now called finetune_classifier"):
+        assert chess_cxr.finetune is chess_cxr.finetune_classifier
 
 
 def test_other_names_do_not_exist() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from chess_cxr.film_jpeg import decode_stored, encode_film
 from chess_cxr.records import ChessError, ImageRecord, UsageError
-from chess_cxr.store import StoredFilm, begin_store, compute_batch, compute_epoch_order, open_store, write_store
+from chess_cxr.store import StoredFilm, begin_store, open_store, write_store
+from chess_cxr.training.order import compute_batch, compute_epoch_order
 
 
 def test_films_and_fields_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ The names below load what they need when first used, so that `import chess_cxr` 
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from chess_cxr.workers.cores import share_cores
 
 if TYPE_CHECKING:
-    from chess_cxr.audit.audit import AuditOptions, audit_stores, write_audit
+    from chess_cxr.audit.audit import AuditOptions, audit_stores
+    from chess_cxr.audit.write import write_audit
     from chess_cxr.benchmarking.evaluate import evaluate
     from chess_cxr.decode.film import decode_film
     from chess_cxr.encoders.embed import embed
@@ -25,13 +27,16 @@ if TYPE_CHECKING:
     from chess_cxr.sources.folder import read_folder
     from chess_cxr.sources.phantom.film import write_phantom_films
     from chess_cxr.store import open_store
-    from chess_cxr.tasks.bones.fit import BonesConfig
-    from chess_cxr.tasks.bones.model import finetune_bones, load_bone_suppressor
+    from chess_cxr.tasks.bones.config import BonesConfig
+    from chess_cxr.tasks.bones.model import load_bone_suppressor
+    from chess_cxr.tasks.bones.train import finetune_bones
+    from chess_cxr.tasks.classify.config import FinetuneConfig
     from chess_cxr.tasks.classify.model import load_classifier
-    from chess_cxr.tasks.classify.train import FinetuneConfig, finetune
-    from chess_cxr.tasks.nodules.fit import NodulesConfig
+    from chess_cxr.tasks.classify.train import finetune_classifier
+    from chess_cxr.tasks.nodules.config import NodulesConfig
     from chess_cxr.tasks.nodules.model import load_nodule_generator
     from chess_cxr.tasks.nodules.train import finetune_nodules
+    from chess_cxr.tasks.table import predict
     from chess_cxr.training.trackers import TrackingConfig
 
 __all__ = [
@@ -50,8 +55,8 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
-    "finetune",
     "finetune_bones",
+    "finetune_classifier",
     "finetune_nodules",
     "import_chess",
     "ingest_films",
@@ -60,6 +65,7 @@ __all__ = [
     "load_encoder",
     "load_nodule_generator",
     "open_store",
+    "predict",
     "pretrain",
     "read_folder",
     "write_audit",
@@ -70,11 +76,11 @@ __all__ = [
 _HOMES = {
     "PRESETS": "pretraining.presets",
     "AuditOptions": "audit.audit",
-    "BonesConfig": "tasks.bones.fit",
+    "BonesConfig": "tasks.bones.config",
     "ChessError": "records",
-    "FinetuneConfig": "tasks.classify.train",
+    "FinetuneConfig": "tasks.classify.config",
     "IngestOptions": "ingest.pipeline",
-    "NodulesConfig": "tasks.nodules.fit",
+    "NodulesConfig": "tasks.nodules.config",
     "TrackingConfig": "training.trackers",
     "UsageError": "records",
     "audit_stores": "audit.audit",
@@ -83,8 +89,8 @@ _HOMES = {
     "embed": "encoders.embed",
     "evaluate": "benchmarking.evaluate",
     "export": "pretraining.export",
-    "finetune": "tasks.classify.train",
-    "finetune_bones": "tasks.bones.model",
+    "finetune_classifier": "tasks.classify.train",
+    "finetune_bones": "tasks.bones.train",
     "finetune_nodules": "tasks.nodules.train",
     "import_chess": "encoders.load",
     "ingest_films": "ingest.pipeline",
@@ -93,17 +99,24 @@ _HOMES = {
     "load_encoder": "encoders.load",
     "load_nodule_generator": "tasks.nodules.model",
     "open_store": "store",
+    "predict": "tasks.table",
     "pretrain": "pretraining.pretrain",
     "read_folder": "sources.folder",
-    "write_audit": "audit.audit",
+    "write_audit": "audit.write",
     "write_phantom_films": "sources.phantom.film",
     "write_run_page": "pretraining.page",
 }
+
+# Names of version 0.1, for one more version.
+_RENAMED = {"finetune": "finetune_classifier"}
 
 share_cores()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"chess_cxr.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -22,11 +22,11 @@ from chess_cxr.commands.compare import benchmark, evaluate
 from chess_cxr.commands.demo import demo, doctor
 from chess_cxr.commands.encoders import embed, export, import_weights, show_weights
 from chess_cxr.commands.films import audit, deidentify, ingest
-from chess_cxr.commands.finetune import finetune_bones, finetune_classify, finetune_nodules
 from chess_cxr.commands.generate import generate
 from chess_cxr.commands.predict import predict
 from chess_cxr.commands.pretrain import compare_runs, plan_run, pretrain, runs, write_run_page
 from chess_cxr.records import ChessError, UsageError
+from chess_cxr.tasks.table import list_finetune_commands
 
 TRACEBACK_VARIABLE = "CHESS_CXR_TRACEBACK"
 INTERRUPTED = 130
@@ -49,9 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed,
     "evaluate": evaluate,
     "benchmark": benchmark,
-    "finetune classify": finetune_classify,
-    "finetune bones": finetune_bones,
-    "finetune nodules": finetune_nodules,
+    **list_finetune_commands(),
     "generate": generate,
     "predict": predict,
 }

@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SPLITS = ("train", "val", "test")
 UNCERTAIN = -1.0  # a label that its source calls uncertain; what it counts as is decided by whoever reads it
 FLAGS = ("inverted", "lateral", "not_chest", "low_contrast", "collimated", "burned_in", "small")
@@ -121,14 +123,8 @@ class Undecodable(ChessError):
 
 
 _AGE = re.compile(r"^\D{0,3}(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", re.IGNORECASE)
-
-
 _YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-
-
 _LATERAL = frozenset({"LATERAL", "LAT", "L", "LL", "RL", "LLAT", "RLAT"})
-
-
 MAX_AGE_YEARS = 130.0
 
 
@@ -157,3 +153,9 @@ def parse_view(text: str) -> str:
         if view in tokens:
             return view
     return "LATERAL" if tokens & _LATERAL and "DECUBITUS" not in tokens else ""
+
+
+def resolve_uncertain(label_NL: np.ndarray, policy: str = "ignore") -> np.ndarray:
+    """Return labels as 1, 0 and NaN: what is `UNCERTAIN` becomes NaN ("ignore"), 1 ("ones") or 0 ("zeros")."""
+    value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
+    return np.where(label_NL == UNCERTAIN, value, label_NL)

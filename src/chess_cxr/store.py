@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,9 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from lance.fragment import write_fragments
 
-from chess_cxr.files.locations import find_kind, is_url, remove_folder
+from chess_cxr.files.listing import find_kind
+from chess_cxr.files.locations import is_url, remove_folder
+from chess_cxr.files.whole import FULL_DISK
 from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.records import FLAGS, SCORES, UNCERTAIN, ChessError, ImageRecord, UsageError
+from chess_cxr.records import FLAGS, SCORES, ChessError, ImageRecord, UsageError
 
 STORE_VERSION = 3
 ROWS_A_BATCH = 256
@@ -45,8 +46,6 @@ HASHES = ("pixel_hash", "perceptual_hash")
 _TEXT_FIELDS = ("uid", "patient", "study", "view", "sex", "site", "split", "manufacturer")
 _NUMBER_FIELDS = ("age_years", "year", "study_day", "spacing_mm")
 _OTHER_COLUMNS = ("height", "width", "jpeg", *HASHES)
-
-
 # What errors of Lance mean, by what their texts hold.
 _WHY = {
     "status code: 404": "there is no such bucket",
@@ -317,8 +316,7 @@ def _is_free(path: Path) -> bool:
 def _is_full_disk(error: Exception) -> bool:
     """Lance reports a full disk as an error that its text alone tells apart."""
     words = ("no space left", "file too large", "quota")
-    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(word in str(error).lower() for word in words)
+    return getattr(error, "errno", None) in FULL_DISK or any(word in str(error).lower() for word in words)
 
 
 @contextlib.contextmanager
@@ -394,46 +392,9 @@ def open_store(location: Path | str, version: int | None = None) -> Store:
     return Store(location, dataset, described)
 
 
-def resolve_uncertain(label_NL: np.ndarray, policy: str = "ignore") -> np.ndarray:
-    """Return labels as 1, 0 and NaN: what is `UNCERTAIN` becomes NaN ("ignore"), 1 ("ones") or 0 ("zeros")."""
-    value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
-    return np.where(label_NL == UNCERTAIN, value, label_NL)
-
-
-@lru_cache(maxsize=2)
-def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which one epoch visits `films` films: a pure function of seed and epoch.
-
-    Read-only; the newest two are kept, since drawing 5 million takes longer than a step should.
-    """
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(films)
-    order.flags.writeable = False
-    return order
-
-
-def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which films step `step` sees, and the running position of each in the whole run.
-
-    The run is one endless row of epochs, each a fresh permutation; a batch may straddle two of them, so
-    no film is dropped.  The positions seed the views.  Ranks take slices of both.
-    """
-    position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
-    epoch_B = position_B // films
-    film_B = np.empty(batch, dtype=np.int64)
-    for epoch in np.unique(epoch_B):
-        chosen = epoch_B == epoch
-        film_B[chosen] = compute_epoch_order(films, seed, int(epoch))[position_B[chosen] % films]
-    return film_B, position_B
-
-
 StoreLike = Store | Path | str
 
 
 def get_store(store: StoreLike) -> Store:
     """Return the store itself, or open the one at this path."""
     return store if isinstance(store, Store) else open_store(store)
-
-
-def hash_uids(uids: Sequence[str]) -> str:
-    """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
-    return hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chess_cxr.audit.audit import LIST_COLUMNS, PAIR_COLUMNS, PATIENT_COLUMNS, AuditOptions, audit_stores, write_audit
+from chess_cxr.audit.audit import AuditOptions, audit_stores
+from chess_cxr.audit.result import LIST_COLUMNS, PAIR_COLUMNS, PATIENT_COLUMNS
+from chess_cxr.audit.write import write_audit
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.ingest.hashes import compute_hashes
 from chess_cxr.records import ImageRecord, UsageError

@@ -15,8 +15,8 @@ from chess_cxr.decode.film import decode_film
 from chess_cxr.doctor import places
 from chess_cxr.doctor.check import Request, take
 from chess_cxr.sources.phantom.film import write_phantom_films
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import read_nodule_films
-from chess_cxr.tasks.nodules.fit import NodulesConfig
 from chess_cxr.tasks.nodules.train import finetune_nodules
 from command_line import Answer, run
 

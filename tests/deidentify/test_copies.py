@@ -15,7 +15,7 @@ import pytest
 from chess_cxr.deidentify import copies as dicom_copies
 from chess_cxr.deidentify.copies import DeidentifyOptions, check_apart
 from chess_cxr.deidentify.identity import hash_id, hash_uid
-from chess_cxr.files.locations import list_location
+from chess_cxr.files.listing import list_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import WORKER_DIED, build_ingest_pool

@@ -25,7 +25,7 @@ from chess_cxr.encoders.folder import write_encoder
 from chess_cxr.encoders.load import build_random_encoder
 from chess_cxr.records import ChessError
 from chess_cxr.store import open_store
-from chess_cxr.tasks.classify.train import finetune
+from chess_cxr.tasks.classify.train import finetune_classifier
 from places import CHECKOUT
 
 
@@ -335,7 +335,9 @@ def test_an_interrupted_fine_tuning_is_no_model_yet(tmp_path: Path) -> None:
 
 def test_a_classifier_tells_its_labels(small_store: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    finetune(build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,))), open_store(small_store), out)
+    finetune_classifier(
+        build_random_encoder("test_resnet", PixelContract(32, (0.5,), (0.25,))), open_store(small_store), out
+    )
     [finding] = look(places.list_network_steps, out).values()
     assert finding == Finding(
         "ok",

@@ -5,17 +5,8 @@ from pathlib import Path
 import pytest
 
 from chess_cxr.files import locations
-from chess_cxr.files.locations import (
-    NotAFile,
-    TooLarge,
-    build_link_check,
-    find_kind,
-    get_filesystem,
-    is_url,
-    list_location,
-    read_location,
-    simplify_location,
-)
+from chess_cxr.files.listing import build_link_check, find_kind, list_location
+from chess_cxr.files.locations import NotAFile, TooLarge, get_filesystem, is_url, read_location, simplify_location
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
 from object_store import ObjectStore, run_object_store

@@ -19,7 +19,8 @@ from chess_cxr.pretraining.films import (
     read_view_batches,
 )
 from chess_cxr.records import ImageRecord, UsageError
-from chess_cxr.store import Store, StoredFilm, compute_batch, open_store, write_store
+from chess_cxr.store import Store, StoredFilm, open_store, write_store
+from chess_cxr.training.order import compute_batch
 from chess_cxr.views import ViewConfig, draw_view_pairs
 
 VIEWS = ViewConfig(size=24, crop_area=(0.5, 1.0), flip_p=0.5, noise=(1.0, 8.0), noise_p=0.5)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from chess_cxr.records import UsageError
-from chess_cxr.sources import tables
-from chess_cxr.sources.tables import build_table_listing, parse_date, read_table
+from chess_cxr.sources.read_table import read_table
+from chess_cxr.sources.tables import build_table_listing, parse_date
 
 TEXT = 'file,patient\n1.png,"p,1"\n2.png,007\n'
 
@@ -133,7 +133,7 @@ LONG = {  # 64 MB of text that is small when packed: many rows, one long row, on
 def test_a_table_is_read_only_as_far_as_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, kind: str
 ) -> None:
-    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", 4 << 20)
+    monkeypatch.setattr("chess_cxr.sources.read_table.MAX_TABLE_BYTES", 4 << 20)
     path = tmp_path / ("t.csv.gz" if "packed" in kind else "t.csv")
     path.write_bytes(gzip.compress(LONG[shape], 1) if "packed" in kind else LONG[shape])
     tracemalloc.start()
@@ -147,9 +147,11 @@ def test_a_table_is_read_only_as_far_as_is_allowed(
 def test_a_table_of_just_the_size_that_is_allowed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("t.csv", "t.csv.gz"):
         (tmp_path / name).write_bytes(gzip.compress(TEXT.encode()) if name.endswith("gz") else TEXT.encode())
-        monkeypatch.setattr(tables, "MAX_TABLE_BYTES", max(len(TEXT), (tmp_path / name).stat().st_size))
+        monkeypatch.setattr(
+            "chess_cxr.sources.read_table.MAX_TABLE_BYTES", max(len(TEXT), (tmp_path / name).stat().st_size)
+        )
         assert len(read_table(tmp_path / name)) == 2
-    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", len(TEXT) - 1)
+    monkeypatch.setattr("chess_cxr.sources.read_table.MAX_TABLE_BYTES", len(TEXT) - 1)
     with pytest.raises(UsageError, match="has more than"):
         read_table(tmp_path / "t.csv")
 

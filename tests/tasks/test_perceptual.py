@@ -15,9 +15,8 @@ from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import build_random_encoder, load_encoder
 from chess_cxr.records import UsageError
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.tasks.config import STAGE_WEIGHTS, PerceptualConfig
 from chess_cxr.tasks.perceptual import (
-    STAGE_WEIGHTS,
-    PerceptualConfig,
     PerceptualLoss,
     build_perceptual,
     build_stages,

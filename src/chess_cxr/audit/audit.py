@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,36 +13,24 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.audit.alike import SearchOptions, find_alike
-from chess_cxr.audit.matching import FilmMatch, compute_detail, lay_film
+from chess_cxr.audit.matching import FilmMatch
 from chess_cxr.audit.near import EXACT_BELOW
-from chess_cxr.audit.page import AuditTable, FilmPicture, PairPicture, render_audit
-from chess_cxr.film_jpeg import encode_film
+from chess_cxr.audit.result import (
+    DRAWN_COLUMNS,
+    KINDS,
+    LEAKS,
+    LIST_COLUMNS,
+    PAIR_COLUMNS,
+    PATIENT_COLUMNS,
+    AuditResult,
+    OnProgress,
+    _get_row,
+)
+from chess_cxr.audit.write import _draw_pairs, _render
 from chess_cxr.records import UsageError
-from chess_cxr.report.page import write_page
 from chess_cxr.store import Store
 
-# Worst first: what is measured is wrong; what is measured may be; only weights are.
-LEAKS = ("across splits", "across stores", "within a split")
-KINDS = ("same film", "same pixels", "near duplicate", "one patient?")
-PAIR_COLUMNS = (
-    *("leak", "kind", "first_store", "first_split", "first_uid", "second_store", "second_split", "second_uid"),
-    *("similarity", "transform", "overlap", "points", "same_patient", "first", "second"),
-)
-DRAWN_COLUMNS = ("match", "first_number", "second_number")
-PATIENT_COLUMNS = ("leak", "patient", "where", "films")
-LIST_COLUMNS = ("leak", "training_list", "store", "split", "films", "matched_by")
-TOLD = {
-    "same film": ("pair with one uid", "pairs with one uid"),
-    "same pixels": ("pair with the same pixels", "pairs with the same pixels"),
-    "near duplicate": ("near-duplicate pair", "near-duplicate pairs"),
-    "one patient?": ("hint at one patient under two ids", "hints at one patient under two ids"),
-    "patients": ("patient", "patients"),
-}
 GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them with the first of each split
-THUMBNAIL = 192
-ROWS_SHOWN = 20
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,58 +46,6 @@ class AuditOptions(SearchOptions):
     thorough: bool | None = None
     thorough_up_to: int = 2000
     shown: int = 60
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """What is shared, as tables with the worst first; every id in them is a keyed hash.
-
-    pairs: `PAIR_COLUMNS`, `first` and `second` are row numbers in their stores.  patients: `PATIENT_COLUMNS`.
-    lists: `LIST_COLUMNS`.  films: of each store.  notes: what the audit could not judge.  page: self-contained HTML.
-    """
-
-    pairs: pd.DataFrame
-    patients: pd.DataFrame
-    lists: pd.DataFrame
-    films: Mapping[str, int]
-    thorough: bool
-    notes: tuple[str, ...] = ()
-    page: str = field(default="", repr=False)
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Pairs by leak and kind, patients and listed films by leak; "one patient?" pairs are hints, not leaks."""
-        found = {
-            leak: {kind: int(((self.pairs["leak"] == leak) & (self.pairs["kind"] == kind)).sum()) for kind in KINDS}
-            | {"patients": int((self.patients["leak"] == leak).sum())}
-            for leak in LEAKS
-        }
-        return found | {"training lists": {"films": int(self.lists.loc[self.lists["leak"], "films"].sum())}}
-
-    @property
-    def leaks(self) -> int:
-        """How many pairs, patients and listed films cross splits or stores; 0 means that none was found."""
-        crossing = [number for leak in LEAKS[:2] for kind, number in self.counts[leak].items() if kind != KINDS[3]]
-        return sum(crossing) + self.counts["training lists"]["films"]
-
-    def as_text(self) -> str:
-        """Return the result in short lines, without any identifier."""
-        films = ", ".join(f"{name} {count}" for name, count in self.films.items())
-        lines = [f"films: {films}; turned and cropped copies {'' if self.thorough else 'NOT '}looked for"]
-        for leak in LEAKS:
-            told = [_tell(kind, number) for kind, number in self.counts[leak].items() if number]
-            lines.append(f"{leak}: {', '.join(told) or 'nothing'}")
-        for row in self.lists.to_dict("records"):
-            what = "LEAK" if row["leak"] else "as expected"
-            where = f"{row['store']}, {row['split'] or 'no split'}"
-            lines.append(f"{row['training_list']}: {row['films']} films of {where} by {row['matched_by']} ({what})")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything but the page as JSON-ready values."""
-        tables = {name: _to_records(getattr(self, name)) for name in ("pairs", "patients", "lists")}
-        films = {"films": dict(self.films), "thorough": self.thorough, "notes": list(self.notes)}
-        return {"leaks": self.leaks, "counts": self.counts, **films, **tables}
 
 
 def audit_stores(
@@ -150,25 +84,6 @@ def audit_stores(
         notes=tuple(_list_notes(films, lists, compared, thorough)),
     )
     return replace(result, page=_render(result, _draw_pairs(stores, pairs.head(options.shown), show)))
-
-
-def write_audit(result: AuditResult, out: Path) -> Path:
-    """Write pairs.csv, patients.csv, lists.csv and report.html to a new folder, whole or not at all.
-
-    Returns the page's path.  Raises UsageError where `out` exists.
-    """
-    if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
-    growing = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        growing.mkdir(parents=True)
-        for name in ("pairs", "patients", "lists"):
-            getattr(result, name).to_csv(growing / f"{name}.csv", index=False)
-        write_page(growing / "report.html", result.page)
-        growing.rename(out)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
-    return out / "report.html"
 
 
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
@@ -279,10 +194,6 @@ def _describe_pair(films: pd.DataFrame, pair: tuple[int, int], kind: str, match:
     return row
 
 
-def _get_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
-    return {name: table[name].iat[place] for name in table.columns}
-
-
 def _name_leak(first: tuple[str, str], second: tuple[str, str]) -> str:
     if first[0] != second[0]:
         return LEAKS[1]
@@ -353,84 +264,3 @@ def _list_notes(
                 f"{name}: none of its {len(words)} entries is a uid, patient or pixel hash of these stores; only ids "
                 "hashed with the same key can be compared"
             )
-
-
-def _tell(kind: str, number: int) -> str:
-    one, many = TOLD[kind]
-    return f"{number} {one if number == 1 else many}"
-
-
-def _to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(name): None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
-        for row in table.to_dict("records")
-    ]
-
-
-def _render(result: AuditResult, pictures: Sequence[PairPicture]) -> str:
-    counts = pd.DataFrame(
-        [{"": TOLD[kind][1], **{leak: result.counts[leak][kind] for leak in LEAKS}} for kind in (*KINDS, "patients")]
-    )
-    told = ", ".join(f"{name} ({count:,} films)" for name, count in result.films.items())
-    tables = [
-        AuditTable("What is shared", counts, "Hints, two exposures that look like one person, do not count as leaks.")
-    ]
-    if len(result.patients):
-        shown = result.patients.head(ROWS_SHOWN)
-        caption = f"{len(shown)} of {len(result.patients)} patients; all stand in patients.csv. Ids are keyed hashes."
-        tables.append(AuditTable("Patients in more than one place", shown, caption))
-    if len(result.lists):
-        shown = result.lists.assign(leak=result.lists["leak"].map({True: "LEAK", False: "as expected"}))
-        tables.append(AuditTable("Films in training lists", shown, "Films of a train split are expected there."))
-    verdict = (
-        f"{result.leaks:,} leaks across splits, stores or training lists were found."
-        if result.leaks
-        else "No leak across splits, stores or training lists was found."
-    )
-    return render_audit(
-        f"Leak audit of {told}", verdict, result.leaks, tables, pictures, len(result.pairs), result.notes
-    )
-
-
-def _draw_pairs(stores: Sequence[Store], pairs: pd.DataFrame, show: OnProgress) -> list[PairPicture]:
-    drawn = []
-    for number in range(len(pairs)):
-        pair = _get_row(pairs, number)
-        first, second = (_read_one(stores, pair, name) for name in ("first", "second"))
-        facts = [str(pair["kind"]), *([f"similarity {pair['similarity']:.2f}"] if pair["similarity"] > 0 else [])]
-        facts += [pair["transform"]] if pair["transform"] else []
-        facts += ["one patient by id" if pair["same_patient"] else "two patients by id"]
-        laid = _draw_laid(first, second, pair["match"]) if pair["match"] else b""
-        films = [
-            FilmPicture(_say_where(pair, name), pair[f"{name}_uid"], _shrink(film))
-            for name, film in (("first", first), ("second", second))
-        ]
-        drawn.append(PairPicture(_head(pair), tuple(facts), films[0], films[1], laid))
-        show("draw pairs", number + 1, len(pairs))
-    return drawn
-
-
-def _say_where(pair: Mapping[str, Any], name: str) -> str:
-    return f"{pair[f'{name}_store']}, {pair[f'{name}_split'] or 'no split'}"
-
-
-def _head(pair: Mapping[str, Any]) -> str:
-    return (
-        f"Hints at one patient under two ids, {pair['leak']}"
-        if pair["kind"] == KINDS[3]
-        else f"Films shared {pair['leak']}"
-    )
-
-
-def _read_one(stores: Sequence[Store], pair: Mapping[str, Any], name: str) -> np.ndarray:
-    film: np.ndarray = stores[pair[f"{name}_number"]].read_films([pair[name]])[0]
-    return film
-
-
-def _draw_laid(first: np.ndarray, second: np.ndarray, match: FilmMatch) -> bytes:
-    laid, covered = lay_film(compute_detail(first).grey_HW, match.matrix_23, compute_detail(second).grey_HW.shape)
-    return _shrink(np.where(covered > 0, 255 - laid if match.inverted else laid, 0).astype(np.uint8))
-
-
-def _shrink(film: np.ndarray) -> bytes:
-    return encode_film(film.astype(np.float32) / 255, THUMBNAIL)[0]

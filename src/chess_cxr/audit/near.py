@@ -12,23 +12,11 @@ from chess_cxr.ingest.hashes import HASH_BYTES, HASH_VERSION, U, V
 from chess_cxr.records import UsageError
 
 SWAPPED = np.array([np.flatnonzero((v == U) & (u == V))[0] for u, v in zip(U, V, strict=True)])
-
-
 POSES = 16
-
-
 BLOCK = 512
-
-
 TABLES = 24
-
-
 BUCKET = 32
-
-
 EXACT_BELOW = 100_000
-
-
 OnCount = Callable[[int, int], None]
 
 

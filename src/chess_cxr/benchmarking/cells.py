@@ -251,7 +251,8 @@ class FitCell:
     def compute(self, cells: CellFolder) -> Computed:
         """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
         from chess_cxr.encoders.encoder import Encoder
-        from chess_cxr.tasks.classify.fit import FinetuneConfig, fit_classifier
+        from chess_cxr.tasks.classify.config import FinetuneConfig
+        from chess_cxr.tasks.classify.fit import fit_classifier
         from chess_cxr.tasks.classify.labels import LabelledRows
 
         encoder = _load_once(self.source, self.identity, self.device)

@@ -10,10 +10,10 @@ import numpy as np
 
 from chess_cxr.benchmarking.cache import compute_key, hash_array
 from chess_cxr.benchmarking.suite import RELATIVE, EncoderSource
+from chess_cxr.device import choose_device
 from chess_cxr.encoders.embed import EncoderLike, tell_seen
 from chess_cxr.encoders.encoder import (
     Encoder,
-    parse_device,
     place_encoder,
 )
 from chess_cxr.encoders.load import LITE0, build_random_encoder, choose_imagenet, load_encoder
@@ -89,7 +89,7 @@ def load_source(source: EncoderSource, device: str = "cpu") -> EncoderLike:
     if source.spec == "random":
         like = load_source(EncoderSource("", source.like))
         assert isinstance(like, Encoder)
-        return place_encoder(build_random_encoder(like.architecture, like.contract), parse_device(device))
+        return place_encoder(build_random_encoder(like.architecture, like.contract), choose_device(device))
     return load_encoder(LITE0 if source.spec == "imagenet" else source.spec, device=device)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.commands.words import (
+from chess_cxr.arguments import (
     StorePath,
     check_workers,
     parse_encoders,

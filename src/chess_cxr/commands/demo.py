@@ -6,7 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from chess_cxr.commands.words import (
+from chess_cxr.arguments import (
     Examined,
     print_result,
 )

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from chess_cxr.commands.words import (
+from chess_cxr.arguments import (
+    Device,
     EncoderName,
     StorePath,
+    check_device_name,
     print_result,
     refuse_existing,
 )
@@ -70,7 +72,7 @@ def show_weights(encoder: Positional[Path]) -> None:
     print_result(show_encoder(encoder), True)
 
 
-def embed(encoder: EncoderName, store: StorePath, out: Path, quiet: bool = False) -> None:
+def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "auto", quiet: bool = False) -> None:
     """Write the feature vector of every film of a store to a Parquet file.
 
     Example: chess-cxr embed encoders/first films.lance --out features.parquet
@@ -79,14 +81,16 @@ def embed(encoder: EncoderName, store: StorePath, out: Path, quiet: bool = False
         encoder: an encoder folder, or a name such as imagenet:tf_efficientnet_lite0.
         store: a store.
         out: the Parquet file to write.
+        device: auto, cpu, cuda, cuda:N or mps.
         quiet: no progress on stderr.
     """
     refuse_existing(out)
     check_encoder_name(encoder)
+    check_device_name(device)
     from chess_cxr.store import open_store
 
     opened = open_store(store)
     from chess_cxr.encoders.embed import write_features
 
     with ProgressBar("embed", len(opened), "films", quiet) as bar:
-        print(write_features(encoder, opened, out, build_count(bar)))
+        print(write_features(encoder, opened, out, build_count(bar), device))

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
-from chess_cxr.commands.words import (
+from chess_cxr.arguments import (
     Sources,
     Stores,
     check_workers,
@@ -245,7 +245,8 @@ def audit(
     if doubled := [store for store, place in zip(stores, real, strict=True) if real.count(place) > 1]:
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
-    from chess_cxr.audit.audit import AuditOptions, audit_stores, write_audit
+    from chess_cxr.audit.audit import AuditOptions, audit_stores
+    from chess_cxr.audit.write import write_audit
 
     options = AuditOptions(duplicate_similarity=duplicate_similarity, thorough=thorough or None)
     with StageBars(quiet) as bars:

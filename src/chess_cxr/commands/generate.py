@@ -8,7 +8,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.commands.words import (
+from chess_cxr.arguments import (
+    Device,
+    check_device_name,
     parse_size_range,
     print_films,
 )
@@ -26,6 +28,7 @@ def generate(
     size_mm: str = "5-30",
     spacing_mm: float | None = None,
     lungs: Path | None = None,
+    device: Device = "auto",
     limits: Limits = Limits(),  # noqa: B008
     seed: int = 0,
     json: bool = False,
@@ -48,12 +51,14 @@ def generate(
         size_mm: smallest and largest diameter of random nodules.
         spacing_mm: pixel spacing of films that do not say it, as PNG and JPEG never do.
         lungs: folder with a lung mask for each film; found by a small network without.
+        device: auto, cpu, cuda, cuda:N or mps.
         limits: what one film may take.
         seed: of everything random; film N has seed + N.
         json: print JSON, one record for each film.
         quiet: no progress on stderr.
     """
     smallest, largest = parse_size_range(size_mm)
+    check_device_name(device)
     if spacing_mm is not None and not 0.01 <= spacing_mm <= 10:
         raise UsageError("--spacing-mm is a number from 0.01 to 10")
     if random < 0:
@@ -68,7 +73,13 @@ def generate(
 
     orders = plan_orders(listed, mask, random, seed)
     made = generate_files(
-        load_nodule_generator(model), orders, out, (smallest, largest), spacing_mm or float("nan"), lungs, limits
+        load_nodule_generator(model, device),
+        orders,
+        out,
+        (smallest, largest),
+        spacing_mm or float("nan"),
+        lungs,
+        limits,
     )
     columns = ("source", "film", "mask", "x", "y", "width", "height", "reason")
     records = (

@@ -10,9 +10,11 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.commands.words import (
+from chess_cxr.arguments import (
+    Device,
     RunPaths,
     Stores,
+    check_device_name,
     print_result,
     refuse_preset_and_config,
 )
@@ -31,6 +33,7 @@ def pretrain(
     project: str = "chess-cxr",
     wandb_mode: Literal["offline", "online"] = "offline",
     mlflow_uri: str = "",
+    device: Device = "auto",
     quiet: bool = False,
 ) -> None:
     """Pre-train an encoder on the films of some stores, without labels.
@@ -50,9 +53,11 @@ def pretrain(
         project: of W&B, and experiment of MLflow.
         wandb_mode: offline keeps all in RUN/wandb, which "wandb sync" can send later.
         mlflow_uri: a server, or a database such as sqlite:///mlflow.db; mlflow.db beside the run by default.
+        device: auto, cpu, cuda, cuda:N or mps.
         quiet: no progress on stderr.
     """
     refuse_preset_and_config(preset, config)
+    check_device_name(device)
     if begin_from:
         check_encoder_name(begin_from)
     from chess_cxr.store import open_store
@@ -67,7 +72,14 @@ def pretrain(
     is_first = os.environ.get("RANK", "0") == "0"
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
         run = run_pretrain(
-            opened, out, chosen, build_step_note(bar), begin_from=begin_from, tracking=tracking, say=bar.say
+            opened,
+            out,
+            chosen,
+            build_step_note(bar),
+            begin_from=begin_from,
+            tracking=tracking,
+            say=bar.say,
+            device=device,
         )
     if is_first:
         print(run)

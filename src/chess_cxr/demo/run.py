@@ -28,11 +28,12 @@ from chess_cxr.progress import StageBars, say_seconds
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.sources.phantom.film import CLASSES, write_phantom_films
 from chess_cxr.store import Store, open_store
-from chess_cxr.tasks.bones.fit import BonesConfig
-from chess_cxr.tasks.bones.model import finetune_bones, load_bone_suppressor
+from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.model import load_bone_suppressor
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
+from chess_cxr.tasks.bones.train import finetune_bones
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
-from chess_cxr.tasks.nodules.fit import NodulesConfig
 from chess_cxr.tasks.nodules.model import load_nodule_generator
 from chess_cxr.tasks.nodules.train import finetune_nodules
 from chess_cxr.workers.pool import build_ingest_pool, build_pool

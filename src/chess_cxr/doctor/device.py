@@ -42,7 +42,7 @@ def look_at_device() -> Finding:
     """Find the device that commands choose by themselves, and its memory."""
     import torch
 
-    from chess_cxr.training.distributed import choose_device
+    from chess_cxr.device import choose_device
 
     device = choose_device()
     if device.type == "cuda":
@@ -85,7 +85,7 @@ def measure_peak() -> Finding:
     """Measure the fastest matrix product of the device."""
     import torch
 
-    from chess_cxr.training.distributed import choose_device
+    from chess_cxr.device import choose_device
     from chess_cxr.training.speed import measure_gemm_peak
 
     device = choose_device()
@@ -102,10 +102,10 @@ def try_encoder_folder(request: Request) -> Finding:
     import timm
     import torch
 
+    from chess_cxr.device import choose_device
     from chess_cxr.encoders.contract import PixelContract
     from chess_cxr.encoders.folder import write_encoder
     from chess_cxr.encoders.load import build_random_encoder, load_encoder
-    from chess_cxr.training.distributed import choose_device
 
     made = build_random_encoder(NETWORK, PixelContract(SIDE, (0.5,), (0.25,)))
     with request.open_folder() as folder:

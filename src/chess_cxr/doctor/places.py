@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,13 +17,13 @@ from chess_cxr.files.locations import is_url, simplify_location
 from chess_cxr.files.whole import read_json
 from chess_cxr.pretraining.runs import is_run, read_run
 from chess_cxr.records import SPLITS
+from chess_cxr.tasks.table import TASKS, load_model
 
 if TYPE_CHECKING:
     from chess_cxr.store import Store
 
 Kind = Literal["store", "encoder", "model", "run", "interrupted", "unknown"]
 MOST_DECODED = 24  # films of a store
-_TASKS = ("classify", "bones", "nodules")
 _CONTINUE = "the same pretrain command continues it"
 _NEEDS_TORCH: tuple[Kind, ...] = ("encoder", "model")
 
@@ -60,7 +61,7 @@ def recognise(path: str) -> Kind:
     if is_run(folder):
         return "run"
     config = read_json(folder / "config.json")
-    if config.get("task") in _TASKS:
+    if config.get("task") in TASKS:
         return "model"
     if "chess_cxr" in config or "architecture" in config:
         return "encoder"
@@ -114,9 +115,9 @@ def _find_broken_films(store: Store, rows: list[int]) -> list[str]:
 
 def look_at_encoder(folder: Path) -> Finding:
     """Load an encoder: contract, SHA-256, embedding of the golden film on this device, list of training films."""
+    from chess_cxr.device import choose_device
     from chess_cxr.encoders.folder import show_encoder
     from chess_cxr.encoders.load import load_encoder
-    from chess_cxr.training.distributed import choose_device
 
     device = choose_device()
     encoder = load_encoder(folder, device=str(device))
@@ -133,24 +134,15 @@ def look_at_encoder(folder: Path) -> Finding:
 
 def look_at_model(folder: Path) -> Finding:
     """Load what a `finetune` command wrote."""
-    from chess_cxr.training.distributed import choose_device
+    from chess_cxr.device import choose_device
 
     config, device = read_json(folder / "config.json"), str(choose_device())
     facts = {"task": config["task"], "device": device}
-    if config["task"] == "classify":
-        from chess_cxr.tasks.classify.model import load_classifier
-
-        labels = load_classifier(folder, device).labels
-        return Finding("ok", f"classifier of {', '.join(labels)}; loads on {device}", facts=facts | {"labels": labels})
-    if config["task"] == "bones":
-        from chess_cxr.tasks.bones.model import load_bone_suppressor
-
-        bones = load_bone_suppressor(folder, device)
-        return Finding("ok", f"bone suppression, films of {bones.size} pixels; loads on {device}", facts=facts)
-    from chess_cxr.tasks.nodules.model import load_nodule_generator
-
-    load_nodule_generator(folder, device)
-    return Finding("ok", f"nodule generator; loads on {device}", facts=facts)
+    model = load_model(folder, device)
+    if labels := getattr(model, "labels", ()):
+        facts["labels"] = labels
+    said = resolve_name(TASKS[config["task"]].describe)(model)
+    return Finding("ok", f"{said}; loads on {device}", facts=facts)
 
 
 def look_at_run(folder: Path) -> Finding:

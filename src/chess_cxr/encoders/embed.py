@@ -18,8 +18,6 @@ from chess_cxr.store import StoreLike, get_store
 from chess_cxr.views import resize_film
 
 FILMS_AT_ONCE = 256
-
-
 EncoderLike = Encoder | Path | str
 
 
@@ -28,15 +26,17 @@ def embed(
     store: StoreLike,
     rows: Sequence[int] | np.ndarray | None = None,
     on_films: Callable[[int, int], None] | None = None,
+    device: str = "auto",
 ) -> np.ndarray:
     """Embed the films of a store (or some rows of it), float32 [N, D].
 
     encoder: an `Encoder`, anything `load_encoder` takes, or "pixels:32", the bare pixels of a 32 x 32 film.
     on_films: called with the number of films done and of all films, now and then.
+    device: of an encoder that is given by its name.
     """
     opened = get_store(store)
     rows = np.arange(len(opened)) if rows is None else np.asarray(rows)
-    embed_films = _build_embedding(encoder)
+    embed_films = _build_embedding(encoder, device)
     parts = []
     for start in range(0, len(rows), FILMS_AT_ONCE):
         part = rows[start : start + FILMS_AT_ONCE]
@@ -48,12 +48,12 @@ def embed(
     return np.concatenate(parts)
 
 
-def _build_embedding(encoder: EncoderLike) -> Callable[[list[np.ndarray]], np.ndarray]:
+def _build_embedding(encoder: EncoderLike, device: str) -> Callable[[list[np.ndarray]], np.ndarray]:
     """Return what turns uint8 films into float32 [N, D]."""
     if isinstance(encoder, str) and encoder.startswith("pixels:"):
         side = _parse_side(encoder)
         return lambda films: np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     return lambda films: loaded.embed([film.astype(np.float32) / 255 for film in films])
 
 
@@ -71,13 +71,17 @@ def tell_seen(name: str, encoder: EncoderLike, uids: Sequence[str] | np.ndarray)
 
 
 def write_features(
-    encoder: EncoderLike, store: StoreLike, out: Path, on_films: Callable[[int, int], None] | None = None
+    encoder: EncoderLike,
+    store: StoreLike,
+    out: Path,
+    on_films: Callable[[int, int], None] | None = None,
+    device: str = "auto",
 ) -> Path:
     """Write uid and feature vector of every film to a Parquet file, whole or not at all, and return its path."""
     if out.exists():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     opened = get_store(store)
-    feature_ND = embed(encoder, opened, on_films=on_films)
+    feature_ND = embed(encoder, opened, on_films=on_films, device=device)
     column = pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.ravel()), feature_ND.shape[1])
     table = pa.table({"uid": pa.array(opened.films["uid"]), "feature": column})
     content = io.BytesIO()

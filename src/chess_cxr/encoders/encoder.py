@@ -169,15 +169,5 @@ def run_network(module: nn.Module, input_BCSS: Tensor, device: torch.device) -> 
     return feature_BD
 
 
-def parse_device(name: str) -> torch.device:
-    """Return the device of that name ("cpu", "cuda:1", "mps"); raises UsageError where it cannot hold a tensor."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name[:40]!r} cannot be used here") from error
-    return device
-
-
 def _tell(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

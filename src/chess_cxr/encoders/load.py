@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import timm
 from torch import nn
 
+from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import (
     Encoder,
     TrainingSummary,
     build_network,
     join_encoder,
-    parse_device,
     place_encoder,
 )
 from chess_cxr.encoders.folder import load_folder, write_encoder
@@ -54,7 +54,7 @@ def load_encoder(name_or_path: str | Path, *, device: str = "cpu", check: bool =
     check: compare the SHA-256 of a folder's weights, and the embedding of a fixed film, on the CPU and on `device`.
     Raises `ChessError`, in one line, for whatever is missing, broken or not what it claims to be.
     """
-    target = parse_device(device)
+    target = choose_device(device)
     kind, colon, name = str(name_or_path).partition(":")
     if colon and kind in LOADERS:
         return place_encoder(LOADERS[kind](name), target)

@@ -16,7 +16,7 @@ from typing import Any
 from chess_cxr.records import ChessError, UsageError
 
 MOST_JSON_BYTES = 64 << 20
-_FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -99,7 +99,7 @@ def explain_full_disk(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL_DISK:
+        if error.errno not in FULL_DISK:
             raise
         raise ChessError(f"no space left for {what}") from None
 

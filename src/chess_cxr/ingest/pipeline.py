@@ -7,7 +7,6 @@ visible together with the list of what was left out of it, so an ingest that was
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import shutil
 import signal
@@ -30,6 +29,7 @@ from chess_cxr.deidentify.identity import (
     shift_day,
 )
 from chess_cxr.files.locations import is_url
+from chess_cxr.files.whole import FULL_DISK
 from chess_cxr.ingest.earlier import (
     LISTED_BITS,
     NOTHING,
@@ -161,7 +161,7 @@ def _keep_what_is_committed(writer: StoreWriter, progress: _Progress) -> Iterato
     try:
         yield
     except BaseException as error:
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_full = isinstance(error, OSError) and error.errno in FULL_DISK
         said = ChessError(_describe_full_disk(writer, progress)) if is_full else error
         if not _has_commits(writer):
             writer.remove()

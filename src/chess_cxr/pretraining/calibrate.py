@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from chess_cxr.device import choose_device
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.methods import METHODS
@@ -30,7 +31,6 @@ from chess_cxr.records import ImageRecord, UsageError
 from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import draw_exposure, render_film
 from chess_cxr.store import Store, StoredFilm, get_store, write_store
-from chess_cxr.training.distributed import choose_device
 from chess_cxr.training.loop import Method, StepReport
 from chess_cxr.training.speed import StepCost, count_step_cost, measure_gemm_peak
 

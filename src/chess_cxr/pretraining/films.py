@@ -17,8 +17,9 @@ from torch import Tensor
 
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.records import UsageError
-from chess_cxr.store import Store, compute_batch
+from chess_cxr.store import Store
 from chess_cxr.training.ahead import prepare_ahead
+from chess_cxr.training.order import compute_batch
 from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]

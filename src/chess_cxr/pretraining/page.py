@@ -26,8 +26,8 @@ from chess_cxr.records import UsageError
 from chess_cxr.report.page import write_page
 from chess_cxr.report.pictures import encode_png
 from chess_cxr.report.plots import COLOURS, INK, build_axes, label_axes, plot_curve, write_svg
-from chess_cxr.store import StoreLike, get_store, hash_uids
-from chess_cxr.training.run import read_run_config
+from chess_cxr.store import StoreLike, get_store
+from chess_cxr.training.run import hash_uids, read_run_config
 
 Metrics = Sequence[Mapping[str, float]]
 MOST_POINTS = 400  # of a curve: what lies closer together cannot be seen, and a run of weeks has 75,000 lines

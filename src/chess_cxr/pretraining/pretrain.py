@@ -18,11 +18,11 @@ from chess_cxr.pretraining.films import Positives, build_film_pool, read_view_ba
 from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config
 from chess_cxr.pretraining.watch import PretrainMethod, Watch
 from chess_cxr.records import UsageError
-from chess_cxr.store import Store, StoreLike, get_store, hash_uids
+from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.distributed import count_ranks
 from chess_cxr.training.loop import StepReport, TrainingConfig
-from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, say_on_stderr, train_in_folder
+from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, hash_uids, say_on_stderr, train_in_folder
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import ViewConfig
@@ -52,6 +52,7 @@ def pretrain_run(
     on_step: OnStep | None = None,
     tracking: TrackingConfig | None = None,
     say: Callable[[str], None] | None = None,
+    device: str = "auto",
 ) -> Path:
     """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return its checkpoint.
 
@@ -78,7 +79,7 @@ def pretrain_run(
 
     inputs = RunInputs(uids, open_batches, open_watch)
     described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
-    return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say)
+    return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say, device)
 
 
 def _normalise(
@@ -107,12 +108,14 @@ def pretrain(
     begin_from: str = "",
     tracking: TrackingConfig | None = None,
     say: Callable[[str], None] | None = None,
+    device: str = "auto",
 ) -> Path:
     """Pre-train an encoder without labels on the train split (and unsplit films) of some stores.
 
     preset: the name of a preset or a configuration.  on_step gets every step's report and the newest probe.
     begin_from: an encoder to continue from, see `continue_from`.  tracking: where numbers go beside `metrics.jsonl`.
     say: told one line for what must not be overlooked, such as a collapse; stderr by default.
+    device: auto, cpu, cuda, cuda:N or mps.
     The same call again continues an interrupted run.  Returns the run folder.
     Raises `UsageError` where `out` holds a run of another configuration.
     """
@@ -130,7 +133,7 @@ def pretrain(
     method = build_method(config.method, encoder, config.training.steps)
     if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
         check_norm_groups(method, config.method, count_ranks())
-    pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say)
+    pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say, device)
     return Path(out)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multilabel
 from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.store import Store, resolve_uncertain
+from chess_cxr.records import resolve_uncertain
+from chess_cxr.store import Store
 from chess_cxr.views import ViewConfig, draw_view_pairs, resize_film
 
 NEIGHBOURS = 20

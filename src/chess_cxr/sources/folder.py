@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chess_cxr.files.locations import find_kind, list_location, simplify_location
+from chess_cxr.files.listing import find_kind, list_location
+from chess_cxr.files.locations import simplify_location
 from chess_cxr.records import ChessError, FilmListing, SourceFilm, UsageError
-from chess_cxr.sources.tables import FIELDS, build_table_listing, read_table
+from chess_cxr.sources.read_table import read_table
+from chess_cxr.sources.tables import FIELDS, build_table_listing
 
 __all__ = ["FIELDS", "read_folder"]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -17,27 +15,7 @@ from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import LITE0, build_random_encoder, load_encoder
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.records import UsageError
-
-STAGE_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # after the stem and after stages 1 to 4, as CheSS weighs them
-
-
-@dataclass(frozen=True)
-class PerceptualConfig:
-    """How features are compared.
-
-    stages: weights of the features after the stem and after stages 1 to 4; 0 leaves one out.
-    resolution: "contract" brings pictures to the size the network was trained at, "film" leaves them as they are.
-    scale: "raw" compares features as they are, "unit" each place's feature vector at length 1 (as LPIPS does, Zhang et
-    al. 2018), which makes networks of different gain comparable.
-    """
-
-    stages: tuple[float, ...] = STAGE_WEIGHTS
-    resolution: Literal["contract", "film"] = "contract"
-    scale: Literal["raw", "unit"] = "raw"
-
-    def __post_init__(self) -> None:
-        if len(self.stages) != 5 or not all(0 <= w < math.inf for w in self.stages) or not sum(self.stages):
-            raise UsageError("a perceptual loss needs 5 stage weights of 0 or more, one of them above 0")
+from chess_cxr.tasks.config import SAME, PerceptualConfig
 
 
 class PerceptualLoss:
@@ -138,9 +116,6 @@ def _fit(picture_B1HW: Tensor, contract: PixelContract) -> Tensor:
     averages = contract.interpolation == "area" and min(picture_B1HW.shape[-2:]) >= contract.size
     side = (contract.size, contract.size)
     return F.interpolate(picture_B1HW, side, mode="bilinear", antialias=averages, align_corners=False)
-
-
-SAME = "same"
 
 
 def check_perceptual(spec: str) -> None:

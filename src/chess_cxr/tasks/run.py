@@ -9,9 +9,9 @@ from typing import Protocol, Self, TypeVar
 import torch
 
 from chess_cxr.records import UsageError
-from chess_cxr.store import compute_batch
 from chess_cxr.training.ahead import prepare_ahead
 from chess_cxr.training.loop import Method, StepReport, TrainingConfig
+from chess_cxr.training.order import compute_batch
 from chess_cxr.training.run import Rank
 from chess_cxr.training.run_log import RunLog
 

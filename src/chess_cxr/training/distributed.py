@@ -14,18 +14,24 @@ import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import TCPStore
 
-from chess_cxr.records import ChessError
+from chess_cxr.records import ChessError, UsageError
 
 LONGEST_WAIT_SECONDS = 300
 
 
-def join_ranks() -> tuple[int, int]:
-    """Join the process group that `torchrun` describes, if any; return (rank, world size)."""
+def join_ranks(device: str = "auto") -> tuple[int, int]:
+    """Join the process group that `torchrun` describes, if any; return (rank, world size).
+
+    device: as `choose_device` takes it; each rank takes the GPU of its own number.
+    """
     world = count_ranks()
+    if world > 1 and device.startswith("cuda:"):
+        raise UsageError(f"{world} ranks cannot share {device}; with --device cuda each takes a GPU of its own")
+    on_gpu = torch.cuda.is_available() and device in ("auto", "cuda")
     if world > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
+        if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if on_gpu else "gloo"
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             dist.init_process_group(backend, store=_open_store(), rank=int(os.environ["RANK"]), world_size=world)
         else:
@@ -103,13 +109,6 @@ def agree_on_largest(value: int, device: torch.device) -> int:
     shared = torch.tensor(value, device=device)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
-
-
-def choose_device() -> torch.device:
-    """Return this rank's accelerator, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def copy_from_first_rank(module: nn.Module) -> None:

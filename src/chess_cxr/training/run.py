@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from chess_cxr.device import choose_device
 from chess_cxr.files.whole import explain_full_disk, hold_folder
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
@@ -24,7 +26,6 @@ from chess_cxr.training.checkpoint import (
 )
 from chess_cxr.training.distributed import (
     agree_on_largest,
-    choose_device,
     copy_from_first_rank,
     explain_lost_rank,
     join_ranks,
@@ -95,12 +96,14 @@ def train_in_folder(
     on_step: OnStep | None = None,
     tracking: TrackingConfig | None = None,
     say: Callable[[str], None] | None = None,
+    device: str = "auto",
 ) -> Path:
     """Train `method` in `folder`, or continue what stands there; return the last checkpoint.
 
     described: the resolved configuration as JSON-ready values; a folder continues only under the same one.
     on_step: gets every step's report and the watcher's newest numbers.  tracking: where numbers go beside
     `metrics.jsonl`.  say: told one line for what must not be overlooked; stderr by default.
+    device: as `choose_device` takes it.
     Raises `Stopped` after a signal, and `ChessError` after a collapse that is to end the run, once the checkpoint is
     written.
     """
@@ -109,7 +112,7 @@ def train_in_folder(
     tracking, say = tracking or TrackingConfig(), say or say_on_stderr
     check_training_config(training)
     check_tracking(tracking)
-    rank = Rank(*join_ranks(), choose_device())
+    rank = Rank(*join_ranks(device), choose_device(device))
     checkpoints = folder / "checkpoints"
     method.to(rank.device)
     method.to(memory_format=torch.channels_last)
@@ -191,3 +194,8 @@ def describe(config: Any) -> dict[str, Any]:
     """Turn a configuration dataclass into JSON-ready values."""
     described: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return described
+
+
+def hash_uids(uids: Sequence[str]) -> str:
+    """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
+    return hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()

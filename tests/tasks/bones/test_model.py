@@ -19,9 +19,10 @@ from chess_cxr.doctor.check import Request, take
 from chess_cxr.doctor.places import list_network_steps
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.tasks.bones.fit import BonesConfig, BoneSuppressor
-from chess_cxr.tasks.bones.model import BonesResult, finetune_bones, load_bone_suppressor, suppress_files
+from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.model import BoneSuppressor, load_bone_suppressor, suppress_files
 from chess_cxr.tasks.bones.pairs import read_pairs
+from chess_cxr.tasks.bones.train import BonesResult, finetune_bones
 
 TINY = BonesConfig(size=64, crop=64, decoder="tiny", perceptual="none", steps=4, batch=2, checkpoint_every=2)
 PLACES = ["phantom:8@64#2"]
@@ -56,8 +57,8 @@ def test_a_model_folder_holds_the_model_its_results_and_a_picture(trained: tuple
 def test_a_model_that_was_loaded_says_what_the_trained_one_said(
     trained: tuple[Path, BonesResult], model: BoneSuppressor
 ) -> None:
-    from chess_cxr.tasks.bones.fit import score_pairs
     from chess_cxr.tasks.bones.pairs import split_pairs
+    from chess_cxr.tasks.bones.score import score_pairs
 
     test = split_pairs(read_pairs(PLACES[0]), 0.1, 0.25, 0)["test"]
     psnr = np.mean([score["psnr"] for score in score_pairs(model, test)])

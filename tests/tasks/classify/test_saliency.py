@@ -11,6 +11,7 @@ from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.records import UsageError
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.store import open_store
+from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.model import load_classifier
 from chess_cxr.tasks.classify.pointing import compute_pointing_score, draw_disc
 from chess_cxr.tasks.classify.saliency import (
@@ -20,7 +21,7 @@ from chess_cxr.tasks.classify.saliency import (
     lay_on_film,
 )
 from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_overlay, draw_saliency_sheet
-from chess_cxr.tasks.classify.train import FinetuneConfig, finetune
+from chess_cxr.tasks.classify.train import finetune_classifier
 
 CONTRACT = PixelContract(64, (0.5,), (0.25,))
 
@@ -197,7 +198,7 @@ def test_a_probe_and_its_encoder_as_one_network_score_as_the_probe_does(small_st
 
 def test_a_written_classifier_shows_where_it_looks(small_store: Path, tmp_path: Path) -> None:
     encoder = load_encoder("random:regnetx_002@64")
-    finetune(encoder, small_store, tmp_path / "model", ["stripes", "spots"], FinetuneConfig())
+    finetune_classifier(encoder, small_store, tmp_path / "model", ["stripes", "spots"], FinetuneConfig())
     model = load_classifier(tmp_path / "model")
     film = open_store(small_store).read_films(np.arange(1))[0].astype(np.float32) / 255
     assert compute_saliency(model.network, model.contract, [film], 0)[0].shape == film.shape

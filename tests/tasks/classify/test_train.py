@@ -16,9 +16,10 @@ from chess_cxr.film_jpeg import encode_film
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, SourceFilm, UsageError
 from chess_cxr.store import Store, StoredFilm, open_store, write_store
+from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.labels import select_labelled
 from chess_cxr.tasks.classify.model import load_classifier, predict_files
-from chess_cxr.tasks.classify.train import FinetuneConfig, finetune
+from chess_cxr.tasks.classify.train import finetune_classifier
 
 NAMES = ("bright", "dark")
 FULL = FinetuneConfig("full", steps=12, batch=8, learning_rate=2e-3, layer_decay=1.0)
@@ -53,7 +54,7 @@ def predict(folder: Path, store: Store, rows: np.ndarray) -> np.ndarray:
 def test_the_written_network_gives_the_probabilities_of_the_probe(
     tiny_encoder: Encoder, store: Store, tmp_path: Path
 ) -> None:
-    result = finetune(tiny_encoder, store, tmp_path / "model")
+    result = finetune_classifier(tiny_encoder, store, tmp_path / "model")
     chosen = select_labelled(store)
     feature = embed(tiny_encoder, store, chosen.rows)
     train, test = chosen.split == "train", chosen.split == "test"
@@ -67,7 +68,7 @@ def test_the_written_network_gives_the_probabilities_of_the_probe(
 
 
 def test_a_result_says_what_it_was_measured_on(tiny_encoder: Encoder, store: Store, tmp_path: Path) -> None:
-    result = finetune(tiny_encoder, store, tmp_path / "model")
+    result = finetune_classifier(tiny_encoder, store, tmp_path / "model")
     chosen = select_labelled(store)
     counts = {split: int((chosen.split == split).sum()) for split in ("train", "val", "test")}
     assert result.films == counts and sum(counts.values()) == 90
@@ -83,7 +84,7 @@ def test_a_result_says_what_it_was_measured_on(tiny_encoder: Encoder, store: Sto
 def test_validation_films_are_not_needed_and_not_used_by_the_probe(tiny_encoder: Encoder, tmp_path: Path) -> None:
     with_val = write_films(tmp_path / "with.lance", {"train": 24, "test": 12, "val": 8})
     without = write_films(tmp_path / "without.lance", {"train": 24, "test": 12})
-    one, other = (finetune(tiny_encoder, it, tmp_path / it.path.stem) for it in (with_val, without))
+    one, other = (finetune_classifier(tiny_encoder, it, tmp_path / it.path.stem) for it in (with_val, without))
     assert one.metrics == other.metrics
     assert (one.films["val"], other.films["val"]) == (8, 0)
 
@@ -93,7 +94,7 @@ def test_full_fine_tuning_learns_and_leaves_the_given_encoder_alone(
 ) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_encoder.module.state_dict().items()}
     steps: list[tuple[str, int, int]] = []
-    result = finetune(
+    result = finetune_classifier(
         tiny_encoder, store, tmp_path / "model", config=FULL, on_progress=lambda *seen: steps.append(seen)
     )
     assert steps == [("finetune", step, 12) for step in range(1, 13)]
@@ -131,8 +132,8 @@ def test_full_fine_tuning_keeps_the_moment_that_is_best_on_validation_films(
     ]
     write_store(tmp_path / "swapped.lance", [*known, *swapped], ["bright", "dark"], "")
     config = FinetuneConfig("full", steps=10, batch=12, learning_rate=5e-3, layer_decay=1.0, patience=4)
-    result = finetune(tiny_encoder, tmp_path / "swapped.lance", tmp_path / "early", config=config)
-    late = finetune(tiny_encoder, store, tmp_path / "late", config=config)
+    result = finetune_classifier(tiny_encoder, tmp_path / "swapped.lance", tmp_path / "early", config=config)
+    late = finetune_classifier(tiny_encoder, store, tmp_path / "late", config=config)
     assert result.notes == ("weights of step 1 of 10 (smallest loss on 8 val films)",)
     [note] = late.notes
     assert note.endswith("training films held out, as there is no val film)")
@@ -147,7 +148,7 @@ def test_full_fine_tuning_is_the_same_twice_and_another_with_another_seed(
     short = FinetuneConfig("full", steps=3, batch=8)
     heads = []
     for name, config in {"a": short, "b": short, "c": FinetuneConfig("full", steps=3, batch=8, seed=1)}.items():
-        finetune(tiny_encoder, store, tmp_path / name, config=config)
+        finetune_classifier(tiny_encoder, store, tmp_path / name, config=config)
         heads.append(safetensors.torch.load_file(tmp_path / name / "model.safetensors")["head.weight"])
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     assert torch.equal(torch.get_rng_state(), mine)
@@ -158,7 +159,7 @@ def test_findings_with_unknown_labels_can_be_learned(
     config: FinetuneConfig, tiny_encoder: Encoder, tmp_path: Path
 ) -> None:
     store = write_films(tmp_path / "films.lance", {"train": 24, "val": 12, "test": 24}, findings=True)
-    result = finetune(tiny_encoder, store, tmp_path / "model", config=config)
+    result = finetune_classifier(tiny_encoder, store, tmp_path / "model", config=config)
     assert result.task == "multilabel" and result.labels == ("bright", "odd")
     assert result.metrics["auroc/bright"].value > 0.9
     metrics = ("auroc", "auprc", "brier", "ece")
@@ -169,7 +170,7 @@ def test_findings_with_unknown_labels_can_be_learned(
 
 def test_a_number_that_does_not_exist_is_null_in_json(tiny_encoder: Encoder, tmp_path: Path) -> None:
     store = write_films(tmp_path / "films.lance", {"train": 24, "test": 1})
-    result = finetune(tiny_encoder, store, tmp_path / "model")
+    result = finetune_classifier(tiny_encoder, store, tmp_path / "model")
     assert math.isnan(result.metrics["auroc"].value)
     text = (tmp_path / "model" / "result.json").read_text()
     assert json.loads(text)["metrics"]["auroc"]["value"] is None and "NaN" not in text
@@ -179,9 +180,9 @@ def test_pre_training_on_the_test_films_is_said(tiny_encoder: Encoder, store: St
     chosen = select_labelled(store)
     uids = store.films["uid"].to_numpy()[chosen.rows[chosen.split == "test"]]
     seen = replace(tiny_encoder, read_uids=lambda: frozenset([*uids[:3], "f" * 32]))
-    result = finetune(seen, store, tmp_path / "model")
+    result = finetune_classifier(seen, store, tmp_path / "model")
     assert f"pre-trained, without labels, on 3 of these {len(uids)} films." in result.as_text()
-    assert finetune(tiny_encoder, store, tmp_path / "other").notes == ()
+    assert finetune_classifier(tiny_encoder, store, tmp_path / "other").notes == ()
 
 
 @pytest.mark.parametrize(
@@ -197,13 +198,13 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(
     options: dict[str, object], message: str, tiny_encoder: Encoder, store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        finetune(**({"encoder": tiny_encoder, "store": store, "out": tmp_path / "model"} | options))
+        finetune_classifier(**({"encoder": tiny_encoder, "store": store, "out": tmp_path / "model"} | options))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_not_overwritten(tiny_encoder: Encoder, store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
-        finetune(tiny_encoder, store, tmp_path)
+        finetune_classifier(tiny_encoder, store, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])
@@ -212,7 +213,7 @@ def test_train_and_test_films_are_needed(missing: str, tiny_encoder: Encoder, tm
     del splits[missing]
     store = write_films(tmp_path / "films.lance", splits)
     with pytest.raises(UsageError, match=f"no labelled film in its {missing} split"):
-        finetune(tiny_encoder, store, tmp_path / "model")
+        finetune_classifier(tiny_encoder, store, tmp_path / "model")
 
 
 # Heads on cached features
@@ -223,7 +224,7 @@ def test_a_head_learns_on_cached_features_and_the_written_model_says_the_same(
     mode: str, tiny_encoder: Encoder, store: Store, tmp_path: Path
 ) -> None:
     stages: list[str] = []
-    result = finetune(
+    result = finetune_classifier(
         tiny_encoder, store, tmp_path / "model", config=HEADS[mode], on_progress=lambda stage, *_: stages.append(stage)
     )
     assert list(dict.fromkeys(stages)) == ["embed", "finetune"]
@@ -247,16 +248,18 @@ def test_training_ends_when_held_out_films_gain_no_more(tiny_encoder: Encoder, s
             steps.append(done)
 
     impatient = replace(HEADS["mlp"], steps=400, learning_rate=0.1, patience=2)
-    finetune(tiny_encoder, store, tmp_path / "model", config=impatient, on_progress=watch)
+    finetune_classifier(tiny_encoder, store, tmp_path / "model", config=impatient, on_progress=watch)
     assert 40 <= steps[-1] < 400
     steps.clear()
-    finetune(tiny_encoder, store, tmp_path / "other", config=replace(impatient, patience=0), on_progress=watch)
+    finetune_classifier(
+        tiny_encoder, store, tmp_path / "other", config=replace(impatient, patience=0), on_progress=watch
+    )
     assert steps[-1] == 400
 
 
 def test_lower_stages_of_the_encoder_move_less(tiny_encoder: Encoder, store: Store, tmp_path: Path) -> None:
     config = replace(FULL, layer_decay=0.3, weight_decay=0.0, steps=4)
-    finetune(tiny_encoder, store, tmp_path / "model", config=config)
+    finetune_classifier(tiny_encoder, store, tmp_path / "model", config=config)
     network = load_classifier(tmp_path / "model").network.encoder
     assert network is not None
     before, after = tiny_encoder.module.state_dict(), network.state_dict()
@@ -290,15 +293,17 @@ def write_order(path: Path) -> Store:
 def test_an_order_of_classes_is_learned_as_an_order(tiny_encoder: Encoder, tmp_path: Path) -> None:
     store = write_order(tmp_path / "films.lance")
     config = replace(HEADS["mlp"], task="ordinal", imbalance="inverse", steps=200)
-    result = finetune(tiny_encoder, store, tmp_path / "model", ["dark", "middle", "bright"], config)
+    result = finetune_classifier(tiny_encoder, store, tmp_path / "model", ["dark", "middle", "bright"], config)
     assert result.task == "ordinal" and result.metrics["weighted_kappa"].value > 0.7
     assert result.metrics["rank_error"].value < 0.5
     probability = predict(tmp_path / "model", store, np.arange(6))
     assert probability.sum(1) == pytest.approx(1, abs=1e-5) and (probability >= 0).all()
     with pytest.raises(UsageError, match="the linear probe knows no order"):
-        finetune(tiny_encoder, store, tmp_path / "other", config=FinetuneConfig(task="ordinal"))
+        finetune_classifier(tiny_encoder, store, tmp_path / "other", config=FinetuneConfig(task="ordinal"))
     with pytest.raises(UsageError, match="at least three labels"):
-        finetune(tiny_encoder, store, tmp_path / "other", ["dark", "bright"], replace(config, task="ordinal"))
+        finetune_classifier(
+            tiny_encoder, store, tmp_path / "other", ["dark", "bright"], replace(config, task="ordinal")
+        )
 
 
 # Labels that are uncertain, studies, classes of different size
@@ -335,7 +340,7 @@ def test_uncertain_labels_teach_as_they_are_told_and_are_never_scored(
 ) -> None:
     store = write_uncertain(tmp_path / "films.lance")
     config = replace(HEADS["mlp"], uncertain={"edema": policy})
-    result = finetune(tiny_encoder, store, tmp_path / "model", config=config)
+    result = finetune_classifier(tiny_encoder, store, tmp_path / "model", config=config)
     assert result.task == "binary" and result.films["test"] == 22
     assert "31 labels are uncertain; those of the test split are not scored" in result.notes
     assert result.metrics["auroc"].value > 0.9
@@ -349,17 +354,18 @@ def test_the_probe_learns_uncertain_labels_as_plain_ones(policy: str, tiny_encod
     mean = {
         it: predict(tmp_path / it, store, np.arange(96)).mean()
         for it in ("ignore", policy)
-        if finetune(tiny_encoder, store, tmp_path / it, config=FinetuneConfig(uncertain=it))
+        if finetune_classifier(tiny_encoder, store, tmp_path / it, config=FinetuneConfig(uncertain=it))
     }
     assert (mean[policy] > mean["ignore"]) == (policy == "ones")
     with pytest.raises(UsageError, match="labels of 0 and 1 only"):
-        finetune(tiny_encoder, store, tmp_path / "other", config=FinetuneConfig(uncertain="smooth_ones"))
+        finetune_classifier(tiny_encoder, store, tmp_path / "other", config=FinetuneConfig(uncertain="smooth_ones"))
 
 
 def test_films_of_a_study_are_scored_together(tiny_encoder: Encoder, tmp_path: Path) -> None:
     store = write_uncertain(tmp_path / "films.lance")
     films, studies = (
-        finetune(tiny_encoder, store, tmp_path / how, config=FinetuneConfig(aggregate=how)) for how in ("none", "mean")
+        finetune_classifier(tiny_encoder, store, tmp_path / how, config=FinetuneConfig(aggregate=how))
+        for how in ("none", "mean")
     )
     assert films.test_units == "22 films" and studies.test_units == "16 studies (mean of 22 films)"
     assert "test split: 16 studies (mean of 22 films) of 16 patients" in studies.as_text()
@@ -383,11 +389,15 @@ def test_rare_classes_are_found_more_often_when_they_weigh_more(tiny_encoder: En
     found = {
         how: predict(tmp_path / how, open_store(tmp_path / "films.lance"), np.arange(120))[:, 1].mean()
         for how in ("none", "inverse", "logit_adjustment")
-        if finetune(tiny_encoder, tmp_path / "films.lance", tmp_path / how, config=replace(HEADS["mlp"], imbalance=how))
+        if finetune_classifier(
+            tiny_encoder, tmp_path / "films.lance", tmp_path / how, config=replace(HEADS["mlp"], imbalance=how)
+        )
     }
     assert found["inverse"] > 1.5 * found["none"] and found["logit_adjustment"] > 1.5 * found["none"]
     with pytest.raises(UsageError, match="knows no imbalance"):
-        finetune(tiny_encoder, tmp_path / "films.lance", tmp_path / "other", config=FinetuneConfig(imbalance="focal"))
+        finetune_classifier(
+            tiny_encoder, tmp_path / "films.lance", tmp_path / "other", config=FinetuneConfig(imbalance="focal")
+        )
 
 
 def test_a_class_that_no_training_film_has_is_said(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -404,7 +414,9 @@ def test_a_class_that_no_training_film_has_is_said(tiny_encoder: Encoder, tmp_pa
         if row["split"] != "train" or not row["bright"]
     ]  # fmt: skip
     write_store(tmp_path / "kept.lance", kept, names, "")
-    result = finetune(tiny_encoder, tmp_path / "kept.lance", tmp_path / "model", names, replace(HEADS["mlp"], steps=20))
+    result = finetune_classifier(
+        tiny_encoder, tmp_path / "kept.lance", tmp_path / "model", names, replace(HEADS["mlp"], steps=20)
+    )
     assert "no training film has bright: its scores mean nothing" in result.notes
 
 
@@ -412,7 +424,7 @@ def test_a_class_that_no_training_film_has_is_said(tiny_encoder: Encoder, tmp_pa
 
 
 def test_a_model_answers_alike_whatever_the_size_of_a_film(tiny_encoder: Encoder, store: Store, tmp_path: Path) -> None:
-    finetune(tiny_encoder, store, tmp_path / "model")
+    finetune_classifier(tiny_encoder, store, tmp_path / "model")
     model = load_classifier(tmp_path / "model")
     film = store.read_films([3])[0].astype(np.float32) / 255
     small, large = film, np.kron(film, np.ones((3, 3), np.float32))
@@ -424,7 +436,7 @@ def test_a_model_answers_alike_whatever_the_size_of_a_film(tiny_encoder: Encoder
 def test_files_are_answered_as_the_ingested_films_are(
     tiny_encoder: Encoder, store: Store, real_films: Path, tmp_path: Path
 ) -> None:
-    finetune(tiny_encoder, store, tmp_path / "model")
+    finetune_classifier(tiny_encoder, store, tmp_path / "model")
     model = load_classifier(tmp_path / "model")
     paths = sorted((real_films / "jsrt" / "images").iterdir())[:2]
     broken = tmp_path / "broken.png"
@@ -452,7 +464,7 @@ def test_files_are_answered_as_the_ingested_films_are(
 def test_a_model_that_is_not_what_it_says_is_refused(
     change: dict[str, object], message: str, tiny_encoder: Encoder, store: Store, tmp_path: Path
 ) -> None:
-    finetune(tiny_encoder, store, tmp_path / "model")
+    finetune_classifier(tiny_encoder, store, tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(ChessError, match=message):

@@ -10,9 +10,9 @@ import torch
 
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
 from chess_cxr.tasks.nodules.fit import (
-    NodulesConfig,
     build_groups,
     can_make,
     draw_nodule_batch,

@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 
 from chess_cxr.records import ChessError, UsageError
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import read_nodule_films
-from chess_cxr.tasks.nodules.fit import NodulesConfig, plan_generation
+from chess_cxr.tasks.nodules.fit import plan_generation
 from chess_cxr.tasks.nodules.model import (
     MOST_FILMS,
     MOST_SEED,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chess_cxr.files.locations import build_link_check, list_location
+from chess_cxr.files.listing import build_link_check, list_location
 from chess_cxr.records import SPLITS, FilmListing, SourceFilm, UsageError, parse_age_years, parse_sex, parse_view
 from chess_cxr.sources.datasets.entry import DataSet, Findings, Row, get_text, is_blank, parse_label
 from chess_cxr.sources.datasets.jsrt import BSE_JSRT, JSRT, NODE21

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from chess_cxr.records import UNCERTAIN, UsageError
-from chess_cxr.sources.tables import read_table
+from chess_cxr.sources.read_table import read_table
 
 Row = Mapping[str, str]
 Value = str | Callable[[Row], str]  # a column, or what is computed from a row; "" for what the set does not tell

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from chess_cxr.files.locations import list_location
+from chess_cxr.files.listing import list_location
 from chess_cxr.records import UsageError
 from chess_cxr.sources.datasets.entry import DataSet, Release, Table, is_blank
 

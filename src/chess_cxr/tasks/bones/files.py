@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from chess_cxr.files.locations import list_location
+from chess_cxr.files.listing import list_location
 from chess_cxr.records import UsageError
 
 # films beside films without bone; names are compared without regard to case

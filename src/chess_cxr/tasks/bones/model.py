@@ -2,192 +2,56 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from chess_cxr.decode.film import decode_film
 from chess_cxr.derive.film import write_new_file
-from chess_cxr.encoders.embed import EncoderLike
-from chess_cxr.encoders.encoder import Encoder, parse_device
-from chess_cxr.encoders.load import load_encoder
+from chess_cxr.device import choose_device
 from chess_cxr.encoders.published import compute_sha256
-from chess_cxr.evaluation.film_means import FilmMean, summarise_films
-from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import ChessError, Undecodable, UsageError
-from chess_cxr.tasks.bones.fit import (
-    LARGEST_SIDE,
-    BonesConfig,
-    BoneSuppressor,
-    check_bones_config,
-    score_pair,
-    score_pairs,
-    shrink_pair,
-    train_bone_network,
-)
-from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape
+from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape, predict_bone
 from chess_cxr.tasks.bones.objective import SMALLEST_SIDE
-from chess_cxr.tasks.bones.pairs import FilmPair, read_pairs, split_pairs
-from chess_cxr.tasks.bones.sheet import draw_suppression_sheet, render_suppression_sheet
+from chess_cxr.tasks.bones.sheet import render_suppression_sheet
 from chess_cxr.tasks.bones.written import write_suppressed_film
-from chess_cxr.tasks.model_folder import read_tensors, refuse_foreign_folder, write_model
-from chess_cxr.training.run import OnStep, describe
+from chess_cxr.tasks.model_folder import read_tensors
+from chess_cxr.tasks.table import Predictions, PredictOptions
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
 FAINTEST = 1 / 512  # bone of less than half a grey level of 255 is none: such pixels stay as they are stored
 BURNED_IN = "BONE-SUPPRESSED, DERIVED"
-SHOWN = 8  # pairs on the sheet of a model
 SHEET_SIDE = 1024  # a panel has fewer pixels
+LARGEST_SIDE = 4096  # of the films that a network is asked to work at
 
 
 @dataclass(frozen=True)
-class BonesResult:
-    """What a bone network does on held-out pairs: means over films with 95 % intervals by patient.
+class BoneSuppressor:
+    """A bone network and the scale it works at.
 
-    before: the same of the films as they are.  pairs: by split.  kinds: of the test pairs.
+    size: longest side of films.  tile: side of what it sees at a time.  sha256: of its file.
     """
 
-    metrics: Mapping[str, FilmMean]
-    before: Mapping[str, FilmMean]
-    pairs: Mapping[str, int]
-    kinds: tuple[str, ...]
-    encoder: str
-    perceptual: str
-    seed: int
-    notes: tuple[str, ...] = ()
+    network: BoneNetwork
+    size: int
+    tile: int
+    sha256: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; a number that does not exist is None."""
-        described = asdict(self)
-        described["metrics"], described["before"] = map(describe_intervals, (self.metrics, self.before))
-        return described
+    def predict_bone(self, film_HW: np.ndarray) -> np.ndarray:
+        """Return what bone adds to a film, float32 [H, W], never more than the film itself."""
+        bone_HW: np.ndarray = np.minimum(predict_bone(self.network, film_HW, self.size, self.tile), film_HW)
+        return bone_HW
 
-    def as_text(self) -> str:
-        """Return the result as lines of text."""
-        lines = [f"{'':26s} suppressed               film as it is"]
-        for name, mean in self.metrics.items():
-            before = self.before.get(name)
-            told = f"{before.value:.3f}" if before and math.isfinite(before.value) else ""
-            lines.append(f"{name:26s} {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]".ljust(52) + told)
-        synthetic = " (SYNTHETIC)" if "phantom" in self.kinds else ""
-        basis = f"{self.pairs['test']} test pairs: {', '.join(self.kinds)}{synthetic}"
-        trained = f"trained on {self.pairs['train']} pairs"
-        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
-        return "\n".join([*lines, *self.notes])
-
-
-def finetune_bones(
-    encoder: EncoderLike,
-    places: Sequence[str] | Sequence[FilmPair],
-    out: Path | str,
-    config: BonesConfig | None = None,
-    val: float = 0.1,
-    test: float = 0.2,
-    limits: Limits | None = None,
-    executor: Executor | None = None,
-    on_stage: Callable[[str, int, int], None] | None = None,
-    on_step: OnStep | None = None,
-) -> BonesResult:
-    """Train a bone network on pairs, write it to `out` and score it on pairs it has not seen.
-
-    encoder: what the network's own encoder begins with, and by default the perceptual network too.  places: folders of
-    pairs and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs themselves.  They are split by patient.
-    The same call continues an interrupted run.  The folder then holds `model.safetensors`, `config.json`,
-    `result.json`, `test_pairs.png` and `metrics.jsonl`.
-    Raises `UsageError` where `out` holds something else, and for pairs that are none.
-    """
-    out, config, show = Path(out), config or BonesConfig(), on_stage or _show_nothing
-    check_bones_config(config)
-    refuse_foreign_folder(out)
-    for place in places:
-        if isinstance(place, str) and not place.startswith("phantom:") and _lies_in(out, Path(place)):
-            raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
-    pairs = list[FilmPair]()
-    for place in places:
-        pairs += [place] if isinstance(place, FilmPair) else _read_place(place, config.size, limits, executor, show)
-    [(doubled, count)] = Counter(pair.name for pair in pairs).most_common(1) or [("", 0)]
-    if count > 1:
-        raise UsageError(f"the pair {doubled} occurs twice; name each folder once, and give phantoms different seeds")
-    split = split_pairs(pairs, val, test, config.seed)
-    for part in ("train", "test"):
-        if not split[part]:
-            raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-    run = out / "run"
-    network = train_bone_network(run, loaded, split["train"], split["val"], config, on_step)
-    suppressor = BoneSuppressor(network, config.size, config.crop)
-    scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
-    groups = [pair.group for pair in split["test"]]
-    before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
-    result = BonesResult(
-        metrics=summarise_films(scores, groups, config.seed),
-        before=summarise_films(before, groups, config.seed),
-        pairs={part: len(found) for part, found in split.items()},
-        kinds=tuple(sorted({pair.kind for pair in split["test"]})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-        notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
-    )
-    _write_model(out, suppressor, config, result, split["test"])
-    return result
-
-
-def _lies_in(out: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder))
-
-
-def _read_place(
-    place: str, size: int, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
-) -> list[FilmPair]:
-    title, shrink = f"read {Path(place).name}", partial(shrink_pair, size=size)
-    return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
-
-
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
-
-
-def _write_model(
-    out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
-) -> None:
-    """Write all of a model, with a sheet of test pairs."""
-    described = {
-        "task": "bones",
-        "network": asdict(suppressor.network.shape),
-        "size": suppressor.size,
-        "tile": suppressor.tile,
-        "encoder": result.encoder,
-        "finetune": describe(config),
-    }
-    generated = {pair.kind == "phantom" for pair in test[:SHOWN]}
-    mixed = len(generated) > 1
-    rows = [
-        (
-            f"{pair.name} SYNTHETIC" if mixed and pair.kind == "phantom" else pair.name,
-            pair.film_HW,
-            suppressor.suppress(pair.film_HW),
-            pair.bone_free_HW,
-        )
-        for pair in test[:SHOWN]
-    ]
-    draw_suppression_sheet(rows, out / "test_pairs.png", synthetic=None if mixed else True in generated)
-    write_model(out, suppressor.network.state_dict(), described, result.as_json())
-
-
-# ---------------------------------------------------------------- at work
+    def suppress(self, film_HW: np.ndarray) -> np.ndarray:
+        """Return a film, float32 [H, W] in [0, 1] with bone bright, without its bones."""
+        suppressed: np.ndarray = film_HW - self.predict_bone(film_HW)
+        return suppressed
 
 
 def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppressor:
@@ -195,7 +59,7 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
 
     Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
     """
-    folder, target = Path(folder), parse_device(device)
+    folder, target = Path(folder), choose_device(device)
     config = read_json(folder / "config.json")
     if config.get("task") != "bones":
         raise UsageError(f"{folder} is no bone model; make one with: chess-cxr finetune bones")
@@ -277,3 +141,22 @@ def suppress_files(
                 yield SuppressedFile(location, written)
             except Undecodable as error:
                 yield SuppressedFile(location, reason=str(error))
+
+
+def predict_films(folder: Path, locations: Sequence[Path | str], options: PredictOptions) -> Predictions:
+    """Write film files without their bones and return where."""
+    if options.out is None:
+        raise UsageError("a bone model writes films; name a folder for them with --out")
+    model = load_bone_suppressor(folder, options.device)
+    done = suppress_files(
+        model, locations, options.out, burn_in=options.burn_in, sheets=options.sheets, limits=options.limits
+    )
+    records = (
+        {"film": str(each.location), "out": str(each.out) if each.out else "", "reason": each.reason} for each in done
+    )
+    return Predictions(("film", "out", "reason"), records)
+
+
+def describe_bone_suppressor(model: BoneSuppressor) -> str:
+    """Say in a few words what a model is."""
+    return f"bone suppression, films of {model.size} pixels"

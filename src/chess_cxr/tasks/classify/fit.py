@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.records import UNCERTAIN, UsageError
-from chess_cxr.store import Store, compute_batch
+from chess_cxr.store import Store
+from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.heads import HeadName, Standardise, extract_map
-from chess_cxr.tasks.classify.labels import ClassifyTask, LabelledRows, Policies
-from chess_cxr.tasks.classify.losses import Imbalance, build_balance, compute_label_loss
+from chess_cxr.tasks.classify.labels import LabelledRows
+from chess_cxr.tasks.classify.losses import build_balance, compute_label_loss
 from chess_cxr.tasks.classify.objective import (
     Classify,
     HeadShape,
@@ -35,9 +36,9 @@ from chess_cxr.tasks.classify.objective import (
     draw_labelled_batch,
 )
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, check_training_config, train
+from chess_cxr.training.order import compute_batch
 from chess_cxr.views import ViewConfig
 
-Mode = Literal["linear", "mlp", "attentive", "full"]
 FILMS_AT_ONCE = 64
 CHECKS = 20  # times that held-out films are looked at
 FOLDS = 5  # of the training patients; one is held out where there is no val film
@@ -53,34 +54,6 @@ VIEWS = ViewConfig(
     tone_p=0.8,
 )
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How a classifier is made.
-
-    mode: "linear", a logistic probe on cached features whose strength is chosen within the training films; "mlp" and
-    "attentive", heads on cached features or feature maps; "full", all weights.  The others than "linear" learn by
-    steps, look at held-out films `CHECKS` times and keep the best moment: val films, or a fifth of the training
-    patients where there is no val film.
-    learning_rate: AdamW's; None for `RATES`.  layer_decay: the rate of each stage below, as a share of the one above,
-    for "full".  patience: looks without improvement that end training; 0 for never.
-    task: None for what the labels are.  uncertain: what uncertain labels teach, see `labelled.build_targets`.
-    imbalance: see `build_balance`.  aggregate: how the films of a study are joined before they are scored.
-    """
-
-    mode: Mode = "linear"
-    steps: int = 300
-    batch: int = 32
-    learning_rate: float | None = None
-    weight_decay: float = 0.05
-    layer_decay: float = 0.9
-    patience: int = 5
-    task: ClassifyTask | None = None
-    uncertain: Policies = "ignore"
-    imbalance: Imbalance = "none"
-    aggregate: Literal["none", "max", "mean"] = "none"
-    seed: int = 0
 
 
 @dataclass(frozen=True)

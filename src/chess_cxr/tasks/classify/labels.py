@@ -8,12 +8,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from chess_cxr.records import UNCERTAIN, UsageError
-from chess_cxr.store import Store, resolve_uncertain
+from chess_cxr.records import UNCERTAIN, UsageError, resolve_uncertain
+from chess_cxr.store import Store
+from chess_cxr.tasks.classify.config import ClassifyTask, Policies, Policy, parse_policies
 
-ClassifyTask = Literal["multiclass", "multilabel", "ordinal"]
-Policy = Literal["ignore", "ones", "zeros", "smooth_ones", "smooth_zeros", "third_class"]
-Policies = Policy | Mapping[str, Policy]
 METRICS = {
     "multiclass": ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc"),
     "multilabel": ("auroc", "auprc"),
@@ -62,14 +60,14 @@ class LabelledRows:
 def select_labelled(
     store: Store,
     labels: Sequence[str] = (),
-    task: ClassifyTask | None = None,
+    task: ClassifyTask | Literal["auto"] | None = None,
     uncertain: Policies = "ignore",
     seed: int = 0,
 ) -> LabelledRows:
     """Select the films whose labels are known: all of them for a class, at least one for "multilabel".
 
     labels: names, all of the store's by default; for "ordinal" from the lowest to the highest.
-    task: by default "multiclass" where every film that knows all of them carries exactly one, else "multilabel".
+    task: "auto" takes "multiclass" where every film that knows all of them carries exactly one, else "multilabel".
     uncertain: what an uncertain label teaches, for all findings or by name, see `build_targets`.  It is never scored.
     Raises UsageError for labels that the store does not have, that no film knows, or that do not fit the task.
     """
@@ -83,7 +81,8 @@ def select_labelled(
     label_NL = resolve_uncertain(stored_NL)
     whole = ~np.isnan(label_NL).any(axis=1)
     exclusive = bool(whole.any()) and len(names) > 1 and bool((label_NL[whole].sum(axis=1) == 1).all())
-    task = task or ("multiclass" if exclusive else "multilabel")
+    if task is None or task == "auto":
+        task = "multiclass" if exclusive else "multilabel"
     if task == "ordinal" and len(names) < 3:
         raise UsageError("an order needs at least three labels; two are the task multiclass")
     if task != "multilabel" and not exclusive:
@@ -108,20 +107,20 @@ def select_labelled(
     )
 
 
-def spread_policies(uncertain: Policies, names: Sequence[str]) -> tuple[Policy, ...]:
+def spread_policies(uncertain: Policies, names: Sequence[str]) -> tuple[str, ...]:
     """Return the policy of every finding; raises UsageError for unknown policies and findings."""
-    chosen = dict.fromkeys(names, uncertain) if isinstance(uncertain, str) else {**uncertain}
+    known = get_args(Policy)
+    asked = uncertain if isinstance(uncertain, (str, Mapping)) else parse_policies(uncertain)
+    chosen = dict.fromkeys(names, asked) if isinstance(asked, str) else dict(asked)
     for name, policy in chosen.items():
         if name not in names:
             raise UsageError(f"a policy is given for {name!r}, which is none of the labels {', '.join(names)}")
-        if policy not in get_args(Policy):
-            raise UsageError(
-                f"no policy for uncertain labels named {policy!r}; there are {', '.join(get_args(Policy))}"
-            )
+        if policy not in known:
+            raise UsageError(f"no policy for uncertain labels named {policy!r}; there are {', '.join(known)}")
     return tuple(chosen.get(name, "ignore") for name in names)
 
 
-def build_targets(stored_NL: np.ndarray, policies: Sequence[Policy], seed: int = 0) -> np.ndarray:
+def build_targets(stored_NL: np.ndarray, policies: Sequence[str], seed: int = 0) -> np.ndarray:
     """Return what labels teach where some are uncertain (Irvin et al. 2019, CheXpert; Pham et al. 2021).
 
     ignore: nothing (NaN).  ones, zeros: 1 or 0.  smooth_ones, smooth_zeros: a number drawn from `SMOOTH` by seed and

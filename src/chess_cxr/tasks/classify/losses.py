@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chess_cxr.records import UNCERTAIN, UsageError
+from chess_cxr.tasks.classify.config import Imbalance
 
 Task = Literal["multiclass", "multilabel", "ordinal"]
-Imbalance = Literal["none", "inverse", "effective", "focal", "logit_adjustment"]
 FOCUS = 2.0  # gamma of the focal loss (Lin et al. 2017)
 OVERLAP = 0.999  # beta of the effective number of samples (Cui et al. 2019)
 

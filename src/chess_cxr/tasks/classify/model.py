@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -15,16 +15,18 @@ import safetensors
 import safetensors.torch
 import torch
 
+from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract, parse_contract
-from chess_cxr.encoders.encoder import build_network, parse_device
+from chess_cxr.encoders.encoder import build_network
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.classify.heads import HeadName
 from chess_cxr.tasks.classify.losses import Task
 from chess_cxr.tasks.classify.objective import Classify, HeadShape
+from chess_cxr.tasks.table import Predictions, PredictOptions
 from chess_cxr.workers.child import Limits
-from chess_cxr.workers.pool import run_in_order
+from chess_cxr.workers.pool import build_ingest_pool, run_in_order
 
 MOST_LABELS, MOST_FEATURES = 1000, 100_000  # of a model that a stranger made: no giant is built
 
@@ -55,7 +57,7 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
 
     Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
     """
-    folder, target = Path(folder), parse_device(device)
+    folder, target = Path(folder), choose_device(device)
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -129,3 +131,22 @@ def predict_files(
             continue
         [probability_L] = model.predict([decode_stored(jpeg).astype(np.float32) / 255]).tolist()
         yield Prediction(location, dict(zip(model.labels, probability_L, strict=True)))
+
+
+def predict_films(folder: Path, locations: Sequence[Path | str], options: PredictOptions) -> Predictions:
+    """Return a classifier's probabilities for film files."""
+    if options.out is not None or options.burn_in or options.sheets:
+        raise UsageError("--out, --burn-in and --sheets are for bone models; a classifier prints its table")
+    model = load_classifier(folder, options.device)
+
+    def list_records() -> Iterator[dict[str, Any]]:
+        with build_ingest_pool(options.workers) as pool:
+            for found in predict_files(model, locations, pool, options.limits):
+                yield {"film": str(found.location), "reason": found.reason, **found.probabilities}
+
+    return Predictions(("film", *model.labels, "reason"), list_records())
+
+
+def describe_classifier(model: Classifier) -> str:
+    """Say in a few words what a model is."""
+    return f"classifier of {', '.join(model.labels)}"

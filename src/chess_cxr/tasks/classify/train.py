@@ -25,10 +25,9 @@ from chess_cxr.evaluation.metrics import (
 from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store, StoreLike, get_store
-from chess_cxr.tasks.classify.fit import FinetuneConfig, Fitted, OnProgress, check_finetuning, fit_classifier
+from chess_cxr.tasks.classify.config import FinetuneConfig
+from chess_cxr.tasks.classify.fit import Fitted, OnProgress, check_finetuning, fit_classifier
 from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
-
-__all__ = ["ClassifierResult", "FinetuneConfig", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,14 @@ class ClassifierResult:
         return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})", *self.notes])
 
 
-def finetune(
+def finetune_classifier(
     encoder: EncoderLike,
     store: StoreLike,
     out: Path | str,
     labels: Sequence[str] = (),
     config: FinetuneConfig | None = None,
     on_progress: OnProgress | None = None,
+    device: str = "auto",
 ) -> ClassifierResult:
     """Train a classifier on a store's train split, write it to `out` and score it on the test split.
 
@@ -90,7 +90,7 @@ def finetune(
         if not counts[split]:
             raise UsageError(f"{opened.path.name} has no labelled film in its {split} split")
     check_finetuning(config, chosen)
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     fitted = fit_classifier(loaded, opened, chosen, config, on_progress or _show_nothing)
     scored = _join_studies(chosen, fitted.scores["test"], config.aggregate)
     result = ClassifierResult(

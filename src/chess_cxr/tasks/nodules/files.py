@@ -14,7 +14,7 @@ from typing import cast
 import pandas as pd
 
 from chess_cxr.records import UsageError
-from chess_cxr.sources.tables import read_table
+from chess_cxr.sources.read_table import read_table
 
 __all__ = ["JSRT_FIELD_MM", "NoduleEntry", "list_nodule_films"]
 

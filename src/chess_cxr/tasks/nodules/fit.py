@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.records import UsageError
-from chess_cxr.store import hash_uids
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, resample_nodule_film, square_film
 from chess_cxr.tasks.nodules.objective import (
     GENERATOR_VERSION,
@@ -25,44 +25,14 @@ from chess_cxr.tasks.nodules.objective import (
 )
 from chess_cxr.tasks.nodules.region import compute_region, find_window
 from chess_cxr.tasks.nodules.score import measure_nodule
-from chess_cxr.tasks.perceptual import SAME, PerceptualConfig, build_perceptual
+from chess_cxr.tasks.perceptual import build_perceptual
 from chess_cxr.tasks.run import TaskWatch, read_task_batches
 from chess_cxr.training.loop import TrainingConfig
-from chess_cxr.training.run import OnStep, RunInputs, describe, train_in_folder
+from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.views import resize_longest
 
 NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
 ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
-
-
-@dataclass(frozen=True)
-class NodulesConfig:
-    """How a nodule generator is made.
-
-    mode: "inpaint" makes the region of a nodule within a film, "film" whole films.  size: side of what it makes.
-    film_size: longest side of the films it paints into, in pixels; a film of 35 cm has then 1.4 mm a pixel.
-    perceptual: the network of the perceptual loss, see `build_perceptual`.  Losses are weighed as CheSS weighs them.
-    learning_rate: the generator's; the discriminator's is four times that.
-    """
-
-    mode: Literal["inpaint", "film"] = "inpaint"
-    size: int = 64
-    film_size: int = 256
-    width: int = 16
-    latent: int = 64
-    perceptual: str = SAME
-    perceptual_weight: float = 10.0
-    compare: PerceptualConfig = PerceptualConfig(resolution="film")
-    feature_matching: float = 10.0
-    kld: float = 0.05
-    r1: float = 0.0
-    ema: float = 0.995
-    steps: int = 3000
-    batch: int = 8
-    learning_rate: float = 2e-4
-    checkpoint_every: int = 500
-    threads: int = 1
-    seed: int = 0
 
 
 def plan_generation(config: NodulesConfig) -> GenerateConfig:
@@ -110,8 +80,9 @@ def train_nodule_generator(
     config: NodulesConfig,
     on_step: OnStep | None = None,
     say: Callable[[str], None] | None = None,
+    device: str = "auto",
 ) -> GenerateNodules:
-    """Train a nodule generator in `folder`, or continue there; return it on the CPU.
+    """Train a nodule generator in `folder`, or continue there; return it on `device`.
 
     val: ten times, nodules are made where its films have them, and their contrast is held against the real one's.
     Raises UsageError where `folder` holds a run of another configuration, and where no film can teach.
@@ -147,9 +118,8 @@ def train_nodule_generator(
         lambda log, rank: TaskWatch(log, method, training, measure),
         build_groups(method),
     )
-    train_in_folder(folder, method, training, inputs, described, on_step, say=say)
-    method.cpu().eval()
-    return method
+    train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
+    return method.eval()
 
 
 def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.records import UsageError
-from chess_cxr.sources.tables import read_table
+from chess_cxr.sources.read_table import read_table
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_nodule_mask, read_mask_levels
 
 # Suffixes: H, W film; Y, X the nodule's own patch.

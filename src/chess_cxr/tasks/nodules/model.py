@@ -22,7 +22,7 @@ from torch import Tensor
 
 from chess_cxr.decode.film import read_film_content
 from chess_cxr.derive.film import write_new_file
-from chess_cxr.encoders.encoder import parse_device
+from chess_cxr.device import choose_device
 from chess_cxr.encoders.published import compute_sha256
 from chess_cxr.files.whole import explain_full_disk, read_json
 from chess_cxr.records import ChessError, Undecodable, UsageError
@@ -121,7 +121,7 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
 
     Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
     """
-    folder, target = Path(folder), parse_device(device)
+    folder, target = Path(folder), choose_device(device)
     config = read_json(folder / "config.json")
     if config.get("task") != "nodules":
         raise UsageError(f"{folder} is no nodule generator; make one with: chess-cxr finetune nodules")
@@ -354,3 +354,8 @@ def _encode_png(picture_HW: np.ndarray, facts: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.rint(255 * picture_HW).astype(np.uint8)).save(buffer, "PNG", pnginfo=told)
     return buffer.getvalue()
+
+
+def describe_nodule_generator(_model: NoduleGenerator) -> str:
+    """Say in a few words what a model is."""
+    return "nodule generator"

@@ -18,14 +18,9 @@ from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, split_nodule_films, square_film
-from chess_cxr.tasks.nodules.fit import (
-    NodulesConfig,
-    can_make,
-    describe_films,
-    plan_generation,
-    train_nodule_generator,
-)
+from chess_cxr.tasks.nodules.fit import can_make, describe_films, plan_generation, train_nodule_generator
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateNodules
 from chess_cxr.tasks.nodules.region import compute_region
@@ -75,6 +70,7 @@ def finetune_nodules(
     test: float = 0.2,
     on_stage: Callable[[str, int, int], None] | None = None,
     on_step: OnStep | None = None,
+    device: str = "auto",
 ) -> NodulesResult:
     """Train a nodule generator, write it to `out` and let it make nodules in films it has not seen.
 
@@ -96,8 +92,8 @@ def finetune_nodules(
             f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
             "--test"
         )
-    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-    method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step)
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
+    method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step, device=device)
     generator = NoduleGenerator(method, config.film_size)
     scores, rows = [], []
     for number, film in enumerate(held_out):

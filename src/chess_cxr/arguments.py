@@ -1,4 +1,4 @@
-"""What commands share: kinds of arguments, checks, and results as text or JSON."""
+"""What commands share: kinds of arguments, checks of them, and results as text or JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import csv
 import json as json_text
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -17,21 +17,20 @@ from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
 Sources = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC…")]
-
-
 Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
-
-
 RunPaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN…")]
-
-
 StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
-
-
 Examined = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…")]
-
-
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
+Config = TypeVar("Config")
+Flat = Annotated[Config, tyro.conf.arg(name="")]  # its fields are options of the command itself
 EncoderName = Annotated[Positional[str], tyro.conf.arg(metavar="ENCODER")]
+
+
+def check_device_name(name: str) -> None:
+    """Raise `UsageError` for what is no device; whether it is there, torch must say."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise UsageError(f"there is no device {name[:40]!r}; name auto, cpu, cuda, cuda:N or mps")
 
 
 def check_workers(workers: int | None) -> None:
@@ -55,23 +54,12 @@ def parse_size_range(text: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def parse_policies(texts: Sequence[str]) -> dict[str, str]:
-    """Parse FINDING=POLICY texts."""
-    pairs: dict[str, str] = {}
-    for text in texts:
-        finding, found, policy = text.rpartition("=")
-        if not found or not finding or finding in pairs:
-            raise UsageError(f"{text!r} should be FINDING=POLICY, each finding once, such as Edema=ones")
-        pairs[finding] = policy
-    return pairs
-
-
-def print_films(columns: Sequence[str], records: Iterator[dict[str, Any]], as_json: bool, bar: ProgressBar) -> int:
+def print_films(columns: Sequence[str], records: Iterable[Mapping[str, Any]], as_json: bool, bar: ProgressBar) -> int:
     """Print one row a film as it comes, or all as JSON; return how many have a reason."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if not as_json:
         writer.writerow(columns)
-    kept, failed = list[dict[str, Any]](), 0
+    kept, failed = list[Mapping[str, Any]](), 0
     for record in records:
         failed += bool(record["reason"])
         bar.advance()

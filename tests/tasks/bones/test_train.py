@@ -19,17 +19,12 @@ from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.judges.lpips import compute_lpips
 from chess_cxr.pretraining.runs import read_lines
 from chess_cxr.records import UsageError
-from chess_cxr.tasks.bones.fit import (
-    BonesConfig,
-    BoneSuppressor,
-    check_bones_config,
-    score_pair,
-    score_pairs,
-    shrink_pair,
-    train_bone_network,
-)
+from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network
 from chess_cxr.tasks.bones.pairs import FilmPair, draw_phantom_pair, read_pairs
+from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
+from chess_cxr.tasks.bones.train import check_bones_config, train_bone_network
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.stop import Stopped
 
@@ -178,5 +173,5 @@ def test_lpips_is_among_the_scores_where_its_weights_are_at_hand_and_zero_for_th
     assert scores["lpips"] == pytest.approx(compute_lpips(suppressor.suppress(pair.film_HW), pair.bone_free_HW))
     [truth] = score_pairs(suppressor, [replace(pair, bone_free_HW=suppressor.suppress(pair.film_HW))])
     assert truth["lpips"] == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr("chess_cxr.tasks.bones.fit.has_vgg16", lambda: False)
+    monkeypatch.setattr("chess_cxr.tasks.bones.score.has_vgg16", lambda: False)
     assert "lpips" not in score_pairs(suppressor, [pair])[0]

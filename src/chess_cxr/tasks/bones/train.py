@@ -1,0 +1,268 @@
+"""Train a bone network on pairs of films and test it on pairs of patients left out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chess_cxr.encoders.embed import EncoderLike
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
+from chess_cxr.encoders.load import load_encoder
+from chess_cxr.evaluation.film_means import FilmMean, summarise_films
+from chess_cxr.evaluation.image_metrics import compute_psnr
+from chess_cxr.evaluation.intervals import describe_intervals
+from chess_cxr.records import UsageError
+from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
+from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone
+from chess_cxr.tasks.bones.objective import SMALLEST_SIDE, PairBatch, SuppressBones
+from chess_cxr.tasks.bones.pairs import FilmPair, read_pairs, split_pairs
+from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
+from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
+from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
+from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.training.loop import TrainingConfig, check_training_config
+from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
+from chess_cxr.views import resize_longest
+from chess_cxr.workers.child import Limits
+
+SHOWN = 8  # pairs on the sheet of a model
+MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB before the network has seen them
+
+
+@dataclass(frozen=True)
+class BonesResult:
+    """What a bone network does on held-out pairs: means over films with 95 % intervals by patient.
+
+    before: the same of the films as they are.  pairs: by split.  kinds: of the test pairs.
+    """
+
+    metrics: Mapping[str, FilmMean]
+    before: Mapping[str, FilmMean]
+    pairs: Mapping[str, int]
+    kinds: tuple[str, ...]
+    encoder: str
+    perceptual: str
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values; a number that does not exist is None."""
+        described = asdict(self)
+        described["metrics"], described["before"] = map(describe_intervals, (self.metrics, self.before))
+        return described
+
+    def as_text(self) -> str:
+        """Return the result as lines of text."""
+        lines = [f"{'':26s} suppressed               film as it is"]
+        for name, mean in self.metrics.items():
+            before = self.before.get(name)
+            told = f"{before.value:.3f}" if before and math.isfinite(before.value) else ""
+            lines.append(f"{name:26s} {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]".ljust(52) + told)
+        synthetic = " (SYNTHETIC)" if "phantom" in self.kinds else ""
+        basis = f"{self.pairs['test']} test pairs: {', '.join(self.kinds)}{synthetic}"
+        trained = f"trained on {self.pairs['train']} pairs"
+        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
+        return "\n".join([*lines, *self.notes])
+
+
+def finetune_bones(
+    encoder: EncoderLike,
+    places: Sequence[str] | Sequence[FilmPair],
+    out: Path | str,
+    config: BonesConfig | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    limits: Limits | None = None,
+    executor: Executor | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    on_step: OnStep | None = None,
+    device: str = "auto",
+) -> BonesResult:
+    """Train a bone network on pairs, write it to `out` and score it on pairs it has not seen.
+
+    encoder: what the network's own encoder begins with, and by default the perceptual network too.  places: folders of
+    pairs and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs themselves.  They are split by patient.
+    The same call continues an interrupted run.  The folder then holds `model.safetensors`, `config.json`,
+    `result.json`, `test_pairs.png` and `metrics.jsonl`.
+    Raises `UsageError` where `out` holds something else, and for pairs that are none.
+    """
+    out, config, show = Path(out), config or BonesConfig(), on_stage or _show_nothing
+    check_bones_config(config)
+    refuse_foreign_folder(out)
+    for place in places:
+        if isinstance(place, str) and not place.startswith("phantom:") and _lies_in(out, Path(place)):
+            raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
+    pairs = list[FilmPair]()
+    for place in places:
+        pairs += [place] if isinstance(place, FilmPair) else _read_place(place, config.size, limits, executor, show)
+    [(doubled, count)] = Counter(pair.name for pair in pairs).most_common(1) or [("", 0)]
+    if count > 1:
+        raise UsageError(f"the pair {doubled} occurs twice; name each folder once, and give phantoms different seeds")
+    split = split_pairs(pairs, val, test, config.seed)
+    for part in ("train", "test"):
+        if not split[part]:
+            raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
+    loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
+    run = out / "run"
+    network = train_bone_network(run, loaded, split["train"], split["val"], config, on_step, device=device)
+    suppressor = BoneSuppressor(network, config.size, config.crop)
+    scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
+    groups = [pair.group for pair in split["test"]]
+    before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
+    result = BonesResult(
+        metrics=summarise_films(scores, groups, config.seed),
+        before=summarise_films(before, groups, config.seed),
+        pairs={part: len(found) for part, found in split.items()},
+        kinds=tuple(sorted({pair.kind for pair in split["test"]})),
+        encoder=loaded.name,
+        perceptual=config.perceptual,
+        seed=config.seed,
+        notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
+    )
+    _write_model(out, suppressor, config, result, split["test"])
+    return result
+
+
+def _lies_in(out: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder))
+
+
+def _read_place(
+    place: str, size: int, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
+) -> list[FilmPair]:
+    title, shrink = f"read {Path(place).name}", partial(shrink_pair, size=size)
+    return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
+
+
+def _show_nothing(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _write_model(
+    out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
+) -> None:
+    """Write all of a model, with a sheet of test pairs."""
+    described = {
+        "task": "bones",
+        "network": asdict(suppressor.network.shape),
+        "size": suppressor.size,
+        "tile": suppressor.tile,
+        "encoder": result.encoder,
+        "finetune": describe(config),
+    }
+    generated = {pair.kind == "phantom" for pair in test[:SHOWN]}
+    mixed = len(generated) > 1
+    rows = [
+        (
+            f"{pair.name} SYNTHETIC" if mixed and pair.kind == "phantom" else pair.name,
+            pair.film_HW,
+            suppressor.suppress(pair.film_HW),
+            pair.bone_free_HW,
+        )
+        for pair in test[:SHOWN]
+    ]
+    draw_suppression_sheet(rows, out / "test_pairs.png", synthetic=None if mixed else True in generated)
+    write_model(out, suppressor.network.state_dict(), described, result.as_json())
+
+
+def check_bones_config(config: BonesConfig) -> None:
+    """Raise UsageError for numbers that cannot train."""
+    if not SMALLEST_SIDE <= config.crop <= config.size <= LARGEST_SIDE:
+        raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
+    if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
+        raise UsageError("bone suppression needs a perceptual weight of 0 or more and an encoder rate from 0 to 1")
+    check_training_config(plan_bone_training(config))
+    if config.batch * config.crop**2 > MOST_BATCH_PIXELS:
+        raise UsageError(f"a batch of {config.batch} squares of {config.crop} pixels fits no machine; lower --batch")
+
+
+def plan_bone_training(config: BonesConfig) -> TrainingConfig:
+    """Return how a bone network is optimised."""
+    return TrainingConfig(
+        steps=config.steps,
+        batch=config.batch,
+        optimizer="adamw",
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=0.05,
+        clip_norm=1.0,
+        log_every=max(1, min(20, config.steps)),
+        probe_every=max(1, config.steps // 10),
+        checkpoint_every=config.checkpoint_every,
+        loader_threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def train_bone_network(
+    folder: Path,
+    encoder: Encoder,
+    train: Sequence[FilmPair],
+    val: Sequence[FilmPair],
+    config: BonesConfig,
+    on_step: OnStep | None = None,
+    say: Callable[[str], None] | None = None,
+    device: str = "auto",
+) -> BoneNetwork:
+    """Train a bone network in `folder`, or continue there; return it on `device`, in evaluation mode.
+
+    train, val: pairs of any size; val is looked at ten times, and chooses nothing.
+    Raises UsageError where `folder` holds a run of another configuration or on other pairs.
+    """
+    check_bones_config(config)
+    if not train:
+        raise UsageError("bone suppression needs at least one pair to learn from")
+    torch.manual_seed(config.seed)
+    network = build_bone_network(encoder, config.decoder, config.seed)
+    perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
+    method = SuppressBones(network, perceptual, config.perceptual_weight)
+    training = plan_bone_training(config)
+    pairs = [(resize_longest(p.film_HW, config.size), resize_longest(p.bone_free_HW, config.size)) for p in train]
+
+    def draw(chosen: list[tuple[np.ndarray, np.ndarray]], positions: list[int]) -> PairBatch:
+        return draw_pair_batch(chosen, positions, config.seed, PairViews(config.crop))
+
+    def measure() -> dict[str, float]:
+        found = [_compute_psnr(network, pair, config) for pair in val]
+        network.train()
+        return {"val/psnr": float(np.mean(found))} if found else {}
+
+    groups: list[dict[str, Any]] = [
+        {"params": list(network.encoder.parameters()), "rate_scale": config.encoder_rate},
+        {"params": [*network.decoder.parameters(), *network.head.parameters()]},
+    ]
+    described = {
+        "task": "bones",
+        "bones": describe(config),
+        "encoder_sha256": compute_state_sha256(encoder.module),
+        "perceptual": about,
+        "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
+        "pairs": {"train": len(train), "val": len(val), "names_sha256": hash_uids([p.name for p in train])},
+    }
+    inputs = RunInputs(
+        [p.name for p in train],
+        lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
+        lambda log, rank: TaskWatch(log, method, training, measure),
+        {"suppression": groups},
+    )
+    train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
+    return network.eval()
+
+
+def _compute_psnr(network: BoneNetwork, pair: FilmPair, config: BonesConfig) -> float:
+    film_HW, truth_HW = (resize_longest(p, config.size) for p in (pair.film_HW, pair.bone_free_HW))
+    bone_HW = predict_bone(network, film_HW, config.size, config.crop)
+    return compute_psnr(np.clip(film_HW - bone_HW, 0, 1), truth_HW)

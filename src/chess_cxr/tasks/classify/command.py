@@ -1,0 +1,61 @@
+"""Train a classifier: the command finetune classify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chess_cxr.arguments import (
+    Device,
+    EncoderName,
+    Flat,
+    StorePath,
+    check_device_name,
+    print_result,
+    refuse_existing,
+)
+from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.progress import StageBars
+from chess_cxr.tasks.classify.config import FinetuneConfig
+
+
+def finetune_classify(
+    encoder: EncoderName,
+    store: StorePath,
+    out: Path,
+    labels: tuple[str, ...] = (),
+    config: Flat[FinetuneConfig] = FinetuneConfig(),  # noqa: B008
+    device: Device = "auto",
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a classifier on a store's labels and test it.
+
+    Prints its results on the test split with 95 % intervals by patient.
+    linear: a probe on cached features, in seconds.  mlp, attentive: small networks on cached features or feature maps.
+    full: all weights.  All but linear keep the weights that score best on the val split.
+
+    Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
+
+    Args:
+        encoder: an encoder folder, or a name such as random:regnetx_002@96.
+        store: a store with labels; at least its train and test splits.
+        out: the model folder to write.
+        labels: names of the labels; all by default; from low to high for an ordinal task.
+        config: how it is trained.
+        device: auto, cpu, cuda, cuda:N or mps.
+        json: print the results as JSON.
+        quiet: no progress on stderr.
+    """
+    refuse_existing(out)
+    check_encoder_name(encoder)
+    check_device_name(device)
+    from chess_cxr.store import open_store
+    from chess_cxr.tasks.classify.labels import select_labelled
+
+    opened = open_store(store)
+    select_labelled(opened, labels, config.task, config.uncertain)
+    from chess_cxr.tasks.classify.train import finetune_classifier
+
+    with StageBars(quiet) as bars:
+        result = finetune_classifier(encoder, opened, out, labels, config, bars.show, device=device)
+    print_result(result.as_json() if json else result.as_text(), json)

@@ -1,0 +1,126 @@
+"""The one table of tasks: a task is a folder, a line here and its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from chess_cxr.files.whole import read_json
+from chess_cxr.records import UsageError
+from chess_cxr.workers.child import Limits
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `chess-cxr predict` was told.  out, burn_in, sheets: for models that make films."""
+
+    out: Path | None = None
+    burn_in: bool = False
+    sheets: bool = False
+    device: str = "auto"
+    workers: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of films: one record a film, made as it is asked for, with a `reason` where there is none."""
+
+    columns: tuple[str, ...]
+    records: Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where the parts of a task stand, as MODULE:NAME; they are imported when first needed.
+
+    finetune: the command `chess-cxr finetune TASK`, in a module that does not import torch.
+    load: (folder, device) -> the model that the command wrote.
+    describe: (model) -> what it is, in a few words.
+    predict: (folder, locations, PredictOptions) -> Predictions; "" where the model has a command of its own.
+    use: that command.
+    """
+
+    finetune: str
+    load: str
+    describe: str
+    predict: str = ""
+    use: str = ""
+
+
+TASKS = {
+    "classify": Task(
+        "chess_cxr.tasks.classify.command:finetune_classify",
+        "chess_cxr.tasks.classify.model:load_classifier",
+        "chess_cxr.tasks.classify.model:describe_classifier",
+        "chess_cxr.tasks.classify.model:predict_films",
+    ),
+    "bones": Task(
+        "chess_cxr.tasks.bones.command:finetune_bones",
+        "chess_cxr.tasks.bones.model:load_bone_suppressor",
+        "chess_cxr.tasks.bones.model:describe_bone_suppressor",
+        "chess_cxr.tasks.bones.model:predict_films",
+    ),
+    "nodules": Task(
+        "chess_cxr.tasks.nodules.command:finetune_nodules",
+        "chess_cxr.tasks.nodules.model:load_nodule_generator",
+        "chess_cxr.tasks.nodules.model:describe_nodule_generator",
+        use="chess-cxr generate",
+    ),
+}
+
+
+def list_finetune_commands() -> dict[str, Callable[..., None]]:
+    """Return the command that trains each task's model, by its words."""
+    return {f"finetune {name}": resolve_name(task.finetune) for name, task in TASKS.items()}
+
+
+def find_task(model: Path) -> Task:
+    """Return the task of a model folder; raises `UsageError` for anything else."""
+    task = TASKS.get(str(read_json(model / "config.json").get("task")))
+    if task is None:
+        raise UsageError(f"{model} is no model; make one with: chess-cxr finetune")
+    return task
+
+
+def load_model(folder: Path, device: str = "auto") -> Any:
+    """Load what a finetune command wrote, on a device."""
+    return resolve_name(find_task(folder).load)(folder, device)
+
+
+def predict_films(model: Path, locations: Iterable[Path | str], options: PredictOptions) -> Predictions:
+    """Use a model on film files.
+
+    Raises `UsageError` where it has a command of its own or an option is not for models of its task.
+    """
+    task = find_task(model)
+    if not task.predict:
+        raise UsageError(f"{model} is for another command; use it with: {task.use} {model}")
+    predictions: Predictions = resolve_name(task.predict)(model, list(locations), options)
+    return predictions
+
+
+def predict(
+    model: Path | str,
+    films: Iterable[Path | str],
+    *,
+    out: Path | str | None = None,
+    burn_in: bool = False,
+    sheets: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    limits: Limits | None = None,
+) -> list[dict[str, Any]]:
+    """Use a model on film files and return one record a film.
+
+    model: what `finetune_classifier` or `finetune_bones` wrote.  films: files (DICOM, PNG, JPEG, …) or URLs.
+    out: folder for what a bone model makes.  burn_in, sheets: as in `chess-cxr predict`.
+    A classifier's record holds `film`, a probability for each label and `reason`; a bone model's `film`, `out` and
+    `reason`.  A film that fails has a reason and no result.
+    Raises `UsageError` where `model` is none or an option is not for models of its task.
+    """
+    options = PredictOptions(Path(out) if out else None, burn_in, sheets, device, workers, limits or Limits())
+    return [dict(record) for record in predict_films(Path(model), films, options).records]

@@ -1,0 +1,33 @@
+"""Which films each step sees: a pure function of seed and step, so there is no loader state to save."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+
+@lru_cache(maxsize=2)
+def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order in which one epoch visits `films` films: a pure function of seed and epoch.
+
+    Read-only; the newest two are kept, since drawing 5 million takes longer than a step should.
+    """
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(films)
+    order.flags.writeable = False
+    return order
+
+
+def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which films step `step` sees, and the running position of each in the whole run.
+
+    The run is one endless row of epochs, each a fresh permutation; a batch may straddle two of them, so
+    no film is dropped.  The positions seed the views.  Ranks take slices of both.
+    """
+    position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    epoch_B = position_B // films
+    film_B = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(epoch_B):
+        chosen = epoch_B == epoch
+        film_B[chosen] = compute_epoch_order(films, seed, int(epoch))[position_B[chosen] % films]
+    return film_B, position_B
