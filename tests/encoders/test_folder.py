@@ -843,7 +843,7 @@ def test_a_baseline_that_does_not_exist_is_wrong_use(name: str) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
 def test_a_device_that_is_not_there_is_wrong_use(device: str, folder: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be used here"):
+    with pytest.raises(UsageError, match="cannot be used here|there is no device"):
         load_encoder(folder, device=device)
 
 

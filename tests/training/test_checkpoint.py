@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from chess_cxr.files.whole import hold_folder, write_atomically
+from chess_cxr.files.whole import hold, write_atomically
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     find_checkpoint,
@@ -152,8 +152,8 @@ def test_a_failure_other_than_space_is_not_called_one(tmp_path: Path) -> None:
 
 HOLD = """
 import pathlib, sys, time
-from chess_cxr.files.whole import hold_folder
-with hold_folder(pathlib.Path(sys.argv[1])):
+from chess_cxr.files.whole import hold
+with hold(pathlib.Path(sys.argv[1]), Exception()):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -162,8 +162,11 @@ with hold_folder(pathlib.Path(sys.argv[1])):
 def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="another process trains in"), hold_folder(tmp_path):
+        with (
+            pytest.raises(UsageError, match="another process trains in"),
+            hold(tmp_path, UsageError("another process trains in it")),
+        ):
             raise AssertionError("held twice")
         other.kill()
-    with hold_folder(tmp_path):
+    with hold(tmp_path, UsageError("another process trains in it")):
         assert tmp_path.is_dir()

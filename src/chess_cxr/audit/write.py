@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import pandas as pd
 from chess_cxr.audit.matching import FilmMatch, compute_detail, lay_film
 from chess_cxr.audit.page import AuditTable, FilmPicture, PairPicture, render_audit
 from chess_cxr.audit.result import KINDS, LEAKS, ROWS_SHOWN, TOLD, AuditResult, OnProgress, _get_row
+from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.film_jpeg import encode_film
-from chess_cxr.records import UsageError
 from chess_cxr.report.page import write_page
 from chess_cxr.store import Store
 
@@ -27,17 +25,10 @@ def write_audit(result: AuditResult, out: Path) -> Path:
 
     Returns the page's path.  Raises UsageError where `out` exists.
     """
-    if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
-    growing = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        growing.mkdir(parents=True)
+    with write_whole_folder(out) as growing:
         for name in ("pairs", "patients", "lists"):
             getattr(result, name).to_csv(growing / f"{name}.csv", index=False)
         write_page(growing / "report.html", result.page)
-        growing.rename(out)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
     return out / "report.html"
 
 

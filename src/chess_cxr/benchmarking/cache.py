@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chess_cxr.files.whole import flush_file, flush_folder, write_flushed
 from chess_cxr.records import ChessError
 
 DESCRIPTION = "cell.json"
@@ -65,18 +66,18 @@ class CellFolder:
         try:
             draft.mkdir(parents=True)
             for name, array in arrays.items():
-                with (draft / f"{name}.npy").open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
-                    _flush(file)
+                np.save(draft / f"{name}.npy", array, allow_pickle=False)
+                flush_file(draft / f"{name}.npy")
             sizes = {name: (draft / f"{name}.npy").stat().st_size for name in arrays}
-            with (draft / DESCRIPTION).open("w", encoding="utf-8") as text:
-                json.dump({"bytes": sizes, "facts": dict(facts)}, text, allow_nan=False)
-                _flush(text)
+            described = json.dumps({"bytes": sizes, "facts": dict(facts)}, allow_nan=False)
+            write_flushed(draft / DESCRIPTION, described.encode())
+            flush_folder(draft)
             place.parent.mkdir(exist_ok=True)
             if place.exists() and not self.holds(key):
                 shutil.rmtree(place)
             if not place.exists():
                 draft.rename(place)
+                flush_folder(place.parent)
         except OSError as error:
             if not self.holds(key):  # else another process was faster with the same cell
                 raise ChessError(f"cannot write to {self.root}: {error.strerror or error}") from None
@@ -157,11 +158,6 @@ def _list_imports(source: Path) -> list[str]:
             inside = [f"{module}.{alias.name}" for alias in node.names]
             names += [module, *(name for name in inside if _find_source(name).is_file())]
     return names
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _is_alive(pid: int) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from chess_cxr.benchmarking.predictions import BenchmarkResults, EvaluatedFilms,
 from chess_cxr.benchmarking.run import BenchmarkRun
 from chess_cxr.benchmarking.suite import describe_suite
 from chess_cxr.benchmarking.tables import BenchmarkTables, build_benchmark_tables
-from chess_cxr.records import UsageError
+from chess_cxr.files.whole import write_whole_folder
 
 TABLE_FILE = "table.md"
 PAGE_FILE = "report.html"
@@ -57,13 +55,10 @@ def write_benchmark(
     default.  pictures: whether the page shows the films that are most surely wrong.
     Raises UsageError where `out` exists or `card` is no encoder of the benchmark.
     """
-    if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
     results = run.results
     tables = build_benchmark_tables(results, run.replicates)
-    growing = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        (growing / "predictions").mkdir(parents=True)
+    with write_whole_folder(out) as growing:
+        (growing / "predictions").mkdir()
         pa.parquet.write_table(pa.Table.from_pandas(tables.sets, preserve_index=False), growing / "results.parquet")
         tables.summary.to_csv(growing / "summary.csv", index=False)
         tables.differences.to_csv(growing / "differences.csv", index=False)
@@ -78,9 +73,6 @@ def write_benchmark(
         (growing / "suite.json").write_text(json.dumps(describe_suite(run.suite), indent=1) + "\n", "utf-8")
         thumbnails = read_thumbnails(run) if pictures else {}
         write_benchmark_page(results, vars(tables), growing / PAGE_FILE, command, thumbnails)
-        growing.rename(out)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
     return WrittenBenchmark(out, run, tables)
 
 

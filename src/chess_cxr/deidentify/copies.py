@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from chess_cxr.decode.film import read_film_content
 from chess_cxr.deidentify.film import DeidentifiedFilm, deidentify_dicom
 from chess_cxr.deidentify.id_map import check_id_map, open_id_map
 from chess_cxr.deidentify.identity import hash_id
+from chess_cxr.files.whole import flush_file, flush_folder, hold, place_new, write_atomically, write_flushed
 from chess_cxr.records import ChessError, SourceFilm, Undecodable, UsageError
 from chess_cxr.workers.child import Limits, check_limits
 from chess_cxr.workers.pool import call_in_child, run_in_order
@@ -167,9 +167,9 @@ def _write_copy(out: Path, relative: str, content: bytes) -> None:
     target = out / relative
     partial = out / _PARTIAL / f"{target.name}.{os.getpid()}-{threading.get_ident()}"
     try:
-        partial.write_bytes(content)
+        write_flushed(partial, content)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _move(partial, target)
+        place_new(partial, target)
     except FileExistsError:
         # The run was killed after it wrote this very copy, or the archive holds the film twice.
         if target.read_bytes() != content:
@@ -178,18 +178,6 @@ def _write_copy(out: Path, relative: str, content: bytes) -> None:
         raise ChessError(f"cannot write below {out} ({error.strerror}); run the same again to go on") from None
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _move(partial: Path, target: Path) -> None:
-    """Move a file to where no file is: a link fails if there is one, unlike a renaming."""
-    try:
-        os.link(partial, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if target.exists():
-            raise FileExistsError from None
-        os.replace(partial, target)
 
 
 # ---------------------------------------------------------------- order
@@ -227,13 +215,16 @@ def _open_report(
     partial = out / _PARTIAL
     fresh = _begin(out, options)
     try:
-        with _lock(partial / "lock", out):
+        refusal = ChessError(f"another run is writing {out}; wait for it or choose another --out")
+        with hold(partial / "lock", refusal):
             _sweep(partial)
             report = partial / REPORT
             _cut_report(report, out)
             with open(report, "a", encoding="utf-8", newline="") as file:
                 yield _read_rows(report), _build_row_writer(file)
+                flush_file(report)
             os.replace(report, out / REPORT)
+            flush_folder(out)
     except UsageError:
         if fresh and not _has_rows(partial / REPORT):
             shutil.rmtree(out)
@@ -258,20 +249,8 @@ def _begin(out: Path, options: DeidentifyOptions) -> bool:
     if out.exists() and any(child.name != _PARTIAL for child in out.iterdir()):
         raise UsageError(f"{out} is not empty; choose another --out")
     started.parent.mkdir(parents=True, exist_ok=True)
-    whole = started.with_suffix(".new")
-    whole.write_text(json.dumps(wanted), encoding="ascii")
-    os.replace(whole, started)
+    write_atomically(started, json.dumps(wanted).encode())
     return True
-
-
-@contextlib.contextmanager
-def _lock(path: Path, out: Path) -> Iterator[None]:
-    with open(path, "w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ChessError(f"another run is writing {out}; wait for it or choose another --out") from None
-        yield
 
 
 def _sweep(partial: Path) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from chess_cxr.files.whole import flush_file, flush_folder
 from chess_cxr.records import UsageError
 from chess_cxr.store import is_store
 
@@ -40,7 +41,9 @@ def open_id_map(path: Path | None) -> Iterator[Callable[[Sequence[str]], object]
             writer = csv.writer(file)
             writer.writerow(ID_MAP_COLUMNS)
             yield writer.writerow
+        flush_file(partial)
         os.replace(partial, path)
+        flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -17,7 +17,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal
 
-from chess_cxr.files.locations import NotAFile, TooLarge, is_url, read_location
+from chess_cxr.files.locations import NotAFile, TooLarge, find_own_folder, is_url, read_location
+from chess_cxr.files.whole import place_new, write_flushed
 from chess_cxr.records import UsageError
 
 KEY_VARIABLE = "CHESS_CXR_ID_KEY"
@@ -110,10 +111,7 @@ def read_id_key(path: Path | None = None) -> bytes:
 
 def get_key_path() -> Path:
     """Return where this user's key is kept: `$XDG_CONFIG_HOME/chess-cxr/id.key`, by default below `~/.config`."""
-    configured = os.environ.get("XDG_CONFIG_HOME", "")
-    # The XDG specification has relative paths ignored.
-    folder = Path(configured) if os.path.isabs(configured) else Path.home() / ".config"
-    return folder / "chess-cxr" / "id.key"
+    return find_own_folder() / "id.key"
 
 
 def hash_id(key: bytes, kind: Literal["uid", "patient", "study", "listed"], text: str) -> str:
@@ -267,15 +265,13 @@ def _write_new_key(path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        write_flushed(partial, f"{secrets.token_hex(32)}\n".encode(), 0o600)
         try:
-            os.link(partial, path)
+            place_new(partial, path)
         except FileExistsError:
             pass
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
             f"cannot write a new id key at {path} ({error.strerror}); set {KEY_VARIABLE} or name a key file"

@@ -26,6 +26,7 @@ from chess_cxr.decode.jsrt import decode_jsrt, is_jsrt
 from chess_cxr.decode.volume import is_volume
 from chess_cxr.derive.dicom import KINDS, SOFTWARE, Derivation, Kind, derive_dicom
 from chess_cxr.derive.grey import build_grey_scale, burn_in_text, change_values
+from chess_cxr.files.whole import place_new, write_flushed
 from chess_cxr.records import ChessError, Undecodable, UsageError
 
 __all__ = ["KINDS", "Kind", "write_derived_film", "write_new_file"]
@@ -180,12 +181,8 @@ def write_new_file(out: Path, stem: str, suffix: str, content: bytes) -> Path:
     growing = out / f".{uuid.uuid4().hex}.partial"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            write_flushed(growing, content, 0o600)
             return _move(growing, out, stem, suffix)
         finally:
             growing.unlink(missing_ok=True)
@@ -199,13 +196,6 @@ def _move(growing: Path, out: Path, stem: str, suffix: str) -> Path:
     for number in range(1, _MAX_CLASHES):
         target = out / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
         with contextlib.suppress(FileExistsError):
-            try:
-                os.link(growing, target)
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without links
-                if os.path.lexists(target):
-                    continue
-                os.replace(growing, target)
+            place_new(growing, target)
             return target
     raise ChessError(f"{out} holds {_MAX_CLASHES} films of this name; choose another folder")

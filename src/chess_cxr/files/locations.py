@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs
 
+from chess_cxr.files.whole import replace_file
 from chess_cxr.records import UsageError
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -62,6 +63,13 @@ def simplify_location(location: Path | str) -> Path | str:
     if parts.netloc not in ("", "localhost"):
         raise UsageError(f"{location} names another machine; use file:///path")
     return Path(unquote(parts.path))
+
+
+def find_own_folder() -> Path:
+    """Return the folder of this user's own settings: `$XDG_CONFIG_HOME/chess-cxr`, by default below `~/.config`."""
+    configured = os.environ.get("XDG_CONFIG_HOME", "")
+    # The XDG specification has relative paths ignored.
+    return (Path(configured) if os.path.isabs(configured) else Path.home() / ".config") / "chess-cxr"
 
 
 def get_filesystem(location: Path | str) -> tuple[Any, str]:
@@ -197,7 +205,7 @@ def write_location(location: Path | str, content: bytes) -> None:
     """
     location = simplify_location(location)
     if isinstance(location, Path):
-        _write_local(location, content)
+        replace_file(location, content, 0o600)
         return
     filesystem, path = get_filesystem(location)
     try:
@@ -205,19 +213,6 @@ def write_location(location: Path | str, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise _translate(error) from None
-
-
-def _write_local(path: Path, content: bytes) -> None:
-    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        descriptor = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        growing.replace(path)
-    finally:
-        growing.unlink(missing_ok=True)
 
 
 def remove_folder(location: Path | str) -> None:

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, whatever crashes; hold a folder for one process; read JSON."""
+"""Write files and folders whole or not at all, hold a place against other processes, read JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,42 @@ FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with explain_full_disk(f"{path}: it needs {len(content) / 1e6:.1f} MB (nothing half-written)"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with growing.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            growing.replace(path)
-            flush_folder(path.parent)
-        finally:
-            growing.unlink(missing_ok=True)
+        replace_file(path, content)
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file in a folder that is there, whole or not at all; raises OSError."""
+    growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        write_flushed(growing, content, mode)
+        growing.replace(path)
+        flush_folder(path.parent)
+    finally:
+        growing.unlink(missing_ok=True)
+
+
+def write_flushed(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file and wait until its content is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def place_new(growing: Path, target: Path) -> None:
+    """Move a flushed file to where no file is; raises FileExistsError: a link fails there, unlike a renaming."""
+    try:
+        os.link(growing, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.lexists(target):
+            raise FileExistsError from None
+        os.replace(growing, target)
+    flush_folder(target.parent)
 
 
 @contextmanager
@@ -74,20 +98,19 @@ def flush_folder(path: Path) -> None:
 
 
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder meanwhile; a process that is killed holds nothing.
+def hold(place: Path, refusal: ChessError) -> Iterator[None]:
+    """Hold a folder, or a lock file that is made, against other processes; a killed process holds nothing.
 
-    Raises `UsageError` where another one holds it.
+    Raises `refusal` where another one holds it.  File systems without locks let everybody in.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another process trains in {folder}; wait for it or choose another --out") from None
+            raise refusal from None
         except OSError:
-            pass  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)

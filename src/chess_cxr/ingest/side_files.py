@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chess_cxr.files.locations import is_url, write_location
+from chess_cxr.files.whole import hold
 from chess_cxr.records import ChessError
 
 
@@ -19,22 +20,14 @@ def lock_store(out: Path | str) -> Iterator[None]:
     if is_url(out):
         yield
         return
-    import fcntl
-
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the file between our opening and our locking it.
-            held = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        except OSError:  # a file system without locks: of two writers the last goes on, as in an object store
-            held = True
-        if not held:
-            raise ChessError(f"another ingest is writing {out}; wait for it or choose another --out")
+    refusal = ChessError(f"another ingest is writing {out}; wait for it or choose another --out")
+    with lock.open("w") as mine, hold(lock, refusal):
+        # Whoever held it before may have removed the file between our opening and our locking it.
+        if not (lock.exists() and os.path.samestat(os.fstat(mine.fileno()), lock.stat())):
+            raise refusal
         try:
             yield
         finally:

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import platform
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from chess_cxr.device import choose_device
+from chess_cxr.files.locations import find_own_folder
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.methods import METHODS
@@ -206,9 +206,7 @@ def _write_generated_films(path: Path) -> Path:
 
 def find_calibration() -> Path:
     """Return where this user's calibration is kept: `$XDG_CONFIG_HOME/chess-cxr/calibration.json`, or `~/.config/…`."""
-    configured = os.environ.get("XDG_CONFIG_HOME", "")
-    folder = Path(configured) if os.path.isabs(configured) else Path.home() / ".config"
-    return folder / "chess-cxr" / "calibration.json"
+    return find_own_folder() / "calibration.json"
 
 
 def write_calibration(calibration: Calibration, path: Path | None = None) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from chess_cxr.device import choose_device
-from chess_cxr.files.whole import explain_full_disk, hold_folder
+from chess_cxr.files.whole import explain_full_disk, hold
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     check_same_configuration,
@@ -134,7 +134,7 @@ def train_in_folder(
     with (
         explain_full_disk(f"{folder}; free some, then the same command continues it"),
         explain_lost_rank(),
-        hold_folder(folder) if rank.number == 0 else nullcontext(),
+        _hold(folder) if rank.number == 0 else nullcontext(),
         catch_stop_signals() as get_stop_signal,
     ):
         log = RunLog(folder, described, inputs.uids, first_step, tracking, say) if rank.number == 0 else None
@@ -168,6 +168,13 @@ def train_in_folder(
                 log.close(end)
     wait_for_ranks()
     return name_checkpoint(checkpoints, training.steps)
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, UsageError(f"another process trains in {folder}; wait for it or choose another --out")):
+        yield
 
 
 def _explain_stop(number: int, step: int, steps: int) -> ChessError:
