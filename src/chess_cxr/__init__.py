@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from chess_cxr.tasks.nodules.model import load_nodule_generator
     from chess_cxr.tasks.nodules.train import finetune_nodules
     from chess_cxr.tasks.table import predict
-    from chess_cxr.training.trackers import TrackingConfig
+    from chess_cxr.training.config import TrackingConfig
 
 __all__ = [
     "PRESETS",
@@ -81,7 +81,7 @@ _HOMES = {
     "FinetuneConfig": "tasks.classify.config",
     "IngestOptions": "ingest.pipeline",
     "NodulesConfig": "tasks.nodules.config",
-    "TrackingConfig": "training.trackers",
+    "TrackingConfig": "training.config",
     "UsageError": "records",
     "audit_stores": "audit.audit",
     "continue_from": "pretraining.pretrain",

@@ -21,9 +21,9 @@ from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.records import ChessError, ImageRecord, UsageError
 from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
+from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.run import describe, read_run_config
-from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import ViewConfig
 from tiny_runs import build_tiny_config
 

@@ -17,7 +17,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.training.trackers import TrackingConfig, check_tracking, flatten_config, hide_password, open_trackers
+from chess_cxr.training.config import TrackingConfig
+from chess_cxr.training.trackers import check_tracking, flatten_config, hide_password, open_trackers
 
 DESCRIBED = {"preset": "tiny", "training": {"steps": 9, "seed": None}, "splits": ["train", ""]}
 # two sittings of one run: killed after step 4, continued from the checkpoint of step 3
@@ -25,7 +26,8 @@ CHILD = textwrap.dedent(
     """
     import json, sys
     from pathlib import Path
-    from chess_cxr.training.trackers import TrackingConfig, open_trackers
+    from chess_cxr.training.trackers import open_trackers
+    from chess_cxr.training.config import TrackingConfig
 
     folder, described = Path(sys.argv[1]), json.loads(sys.argv[2])
     config = TrackingConfig(("tensorboard", "wandb", "mlflow"), project="films")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from chess_cxr.arguments import (
     Device,
+    Flat,
     RunPaths,
     Stores,
     check_device_name,
@@ -21,6 +22,7 @@ from chess_cxr.arguments import (
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import ProgressBar, build_step_note
 from chess_cxr.records import UsageError
+from chess_cxr.training.config import TrackingConfig
 
 
 def pretrain(
@@ -29,10 +31,7 @@ def pretrain(
     preset: str = "",
     config: Path | None = None,
     begin_from: str = "",
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",),
-    project: str = "chess-cxr",
-    wandb_mode: Literal["offline", "online"] = "offline",
-    mlflow_uri: str = "",
+    tracking: Flat[TrackingConfig] = TrackingConfig(),  # noqa: B008
     device: Device = "auto",
     quiet: bool = False,
 ) -> None:
@@ -49,10 +48,7 @@ def pretrain(
         preset: chess_paper, chess_strong, cpu_small or demo; by default cpu_small.
         config: a JSON file like a run's config.json instead of a preset.
         begin_from: an encoder to continue from: a folder, or a name such as imagenet:tf_efficientnet_lite0.
-        trackers: where numbers go beside RUN/metrics.jsonl: tensorboard, wandb, mlflow.
-        project: of W&B, and experiment of MLflow.
-        wandb_mode: offline keeps all in RUN/wandb, which "wandb sync" can send later.
-        mlflow_uri: a server, or a database such as sqlite:///mlflow.db; mlflow.db beside the run by default.
+        tracking: where numbers go.
         device: auto, cpu, cuda, cuda:N or mps.
         quiet: no progress on stderr.
     """
@@ -65,10 +61,8 @@ def pretrain(
     opened = [open_store(store) for store in stores]
     from chess_cxr.pretraining.presets import build_config, read_config_file
     from chess_cxr.pretraining.pretrain import pretrain as run_pretrain
-    from chess_cxr.training.trackers import TrackingConfig
 
     chosen = read_config_file(config) if config else build_config(preset or "cpu_small", out)
-    tracking = TrackingConfig(trackers, project, wandb_mode, mlflow_uri)
     is_first = os.environ.get("RANK", "0") == "0"
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
         run = run_pretrain(

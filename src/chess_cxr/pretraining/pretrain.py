@@ -20,11 +20,11 @@ from chess_cxr.pretraining.watch import PretrainMethod, Watch
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.training.checkpoint import find_checkpoint
+from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import count_ranks
 from chess_cxr.training.loop import StepReport, TrainingConfig
 from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, hash_uids, say_on_stderr, train_in_folder
 from chess_cxr.training.run_log import RunLog
-from chess_cxr.training.trackers import TrackingConfig
 from chess_cxr.views import ViewConfig
 
 

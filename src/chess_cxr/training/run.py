@@ -24,6 +24,7 @@ from chess_cxr.training.checkpoint import (
     restore_checkpoint,
     write_checkpoint,
 )
+from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import (
     agree_on_largest,
     copy_from_first_rank,
@@ -43,7 +44,7 @@ from chess_cxr.training.loop import (
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.training.sync_norm import synchronise_batch_norm
-from chess_cxr.training.trackers import RunEnd, TrackingConfig, check_tracking
+from chess_cxr.training.trackers import RunEnd, check_tracking
 
 COLLAPSED = 1000  # among the numbers of signals that ranks agree on
 OnStep = Callable[[StepReport, Mapping[str, float]], None]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from chess_cxr.files.whole import write_atomically
+from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.speed import SpeedScale
-from chess_cxr.training.trackers import RunEnd, TrackingConfig, open_trackers
+from chess_cxr.training.trackers import RunEnd, open_trackers
 
 
 class RunLog:

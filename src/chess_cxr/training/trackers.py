@@ -14,15 +14,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import ChessError, UsageError, import_extra
+from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.events import EventFile
 
-TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 RunEnd = Literal["finished", "stopped", "failed"]
 IDENTITIES = "trackers.json"
 # Read by the packages while they are imported: neither tells its makers that it is used, and a dead server holds a step
@@ -33,21 +32,6 @@ _SURROUNDINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where numbers go; not part of what a run is, so it may change when a run is continued.
-
-    project: of W&B, and experiment of MLflow.  wandb_mode: "offline" writes RUN/wandb, which `wandb sync` can send
-    later; "online" sends.  mlflow_uri: a server, or a database such as sqlite:///runs/mlflow.db; empty for mlflow.db
-    beside the run folder.
-    """
-
-    trackers: tuple[TrackerName, ...] = ("tensorboard",)
-    project: str = "chess-cxr"
-    wandb_mode: Literal["offline", "online"] = "offline"
-    mlflow_uri: str = ""
 
 
 class Tracker(Protocol):
