@@ -18,6 +18,7 @@ import lance
 import numpy as np
 import pytest
 
+import chess_cxr
 from chess_cxr.arguments import parse_encoders, parse_pairs
 from chess_cxr.cli import COMMANDS, describe, flatten_box, parse_command, render_usage
 from chess_cxr.methods.moco import MoCoConfig
@@ -554,6 +555,12 @@ def test_a_classifier_answers_for_files_and_says_which_it_cannot_read(
     [record] = json.loads(run("predict", model, film, "--json", "--quiet").out)
     assert record["stripes"] == pytest.approx(float(rows[1][1]), abs=1e-5)
     assert_refused(run("predict", small_store.parent, film), 2, "is no model")
+    shown = run("predict", model, film, broken, "--saliency", tmp_path / "shown", "--quiet")
+    assert shown.out == answer.out
+    [picture] = (tmp_path / "shown").iterdir()
+    assert picture.name == f"{film.stem}_saliency.png" and cv2.imread(str(picture)).std() > 10
+    [row] = chess_cxr.predict(model, [film])
+    assert row == record
 
 
 def test_uncertain_labels_are_told_by_finding(small_store: Path, tmp_path: Path) -> None:

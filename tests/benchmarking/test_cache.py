@@ -1,6 +1,7 @@
 """The folder of cells: whole or not there, under a name that says what it holds."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chess_cxr.benchmarking.cache import CellFolder, compute_code_version, compute_key, hash_array
+from chess_cxr.benchmarking import cache
+from chess_cxr.benchmarking.cache import CellFolder, compute_code_version, compute_key, hash_array, list_sources
+from chess_cxr.benchmarking.cells import EMBED_CODE, FIT_CODE, PROBE_CODE, REPLICATE_CODE
 from chess_cxr.records import ChessError
 
 KEY = compute_key({"some": "cell"})
@@ -84,3 +87,38 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(ChessError, match="cannot write to"):
         CellFolder(tmp_path / "file").write(KEY, {"a": np.zeros(2)}, {})
+
+
+CODE = {"EMBED": EMBED_CODE, "FIT": FIT_CODE, "PROBE": PROBE_CODE, "REPLICATE": REPLICATE_CODE}
+
+
+@pytest.mark.parametrize("modules", CODE.values(), ids=CODE)
+def test_the_key_of_a_cell_covers_every_module_that_is_loaded_to_compute_it(modules: tuple[str, ...]) -> None:
+    loading = "; ".join(f"import chess_cxr.{module}" for module in modules)
+    code = f"import sys, chess_cxr; before = set(sys.modules); {loading}; print(*(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    ours = {name.removeprefix("chess_cxr.") for name in loaded if name.startswith("chess_cxr.")}
+    without_code = {name for name in ours if (cache.PACKAGE / name.replace(".", "/")).is_dir()}
+    assert len(ours) > 3 and ours - without_code <= set(list_sources(modules))
+
+
+def test_a_changed_module_that_a_cell_needs_changes_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = shutil.copytree(cache.PACKAGE, tmp_path / cache.PACKAGE.name)
+    monkeypatch.setattr(cache, "PACKAGE", package)
+
+    def compute() -> dict[str, str]:
+        compute_code_version.cache_clear()
+        return {name: compute_code_version(*modules) for name, modules in CODE.items()}
+
+    before = compute()
+    for module, changed in {
+        "encoders/xrv": {"EMBED", "FIT"}, "store": {"EMBED", "FIT"}, "views": {"EMBED", "FIT"},
+        "training/precision": {"FIT"}, "evaluation/logistic": {"FIT", "PROBE"}, "evaluation/delong": {"REPLICATE"},
+        "sources/folder": set[str](),
+    }.items():  # fmt: skip
+        source = package / f"{module}.py"
+        source.write_text(source.read_text() + "\n# changed\n")
+        after = compute()
+        assert {name for name in CODE if after[name] != before[name]} == changed, module
+        before = after
+    compute_code_version.cache_clear()

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,19 +129,23 @@ def hash_array(array: NDArray[np.generic]) -> str:
 def compute_code_version(*modules: str) -> str:
     """Return the SHA-256 of the source of these modules, such as "evaluation.linear_probe", and of all they import.
 
-    Only modules of this package count, imports inside functions too.  A cell computed by other code is another cell:
-    nobody has to remember to raise a number or to name a module.
+    A cell computed by other code is another cell: nobody has to remember to raise a number or to name a module.
     """
+    digest = hashlib.sha256()
+    for name, source in sorted(list_sources(modules).items()):
+        digest.update(f"{name}\n".encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+def list_sources(modules: Iterable[str]) -> dict[str, Path]:
+    """Return the source of these modules and of all modules of this package that they import, inside functions too."""
     found, waiting = dict[str, Path](), list(modules)
     while waiting:
         name = waiting.pop()
         if name not in found:
             found[name] = _find_source(name)
             waiting += _list_imports(found[name])
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(f"{name}\n".encode() + found[name].read_bytes())
-    return digest.hexdigest()
+    return found
 
 
 def _find_source(module: str) -> Path:

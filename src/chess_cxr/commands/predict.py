@@ -26,6 +26,7 @@ def predict(
     out: Path | None = None,
     burn_in: bool = False,
     sheets: bool = False,
+    saliency: Path | None = None,
     device: Device = "auto",
     workers: int | None = None,
     limits: Limits = Limits(),  # noqa: B008
@@ -48,6 +49,7 @@ def predict(
         out: folder for what a bone model makes.
         burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of what it makes.
         sheets: write a picture of film, result and bone beside what it makes.
+        saliency: folder for a picture of each film with what spoke for each label of a classifier (Grad-CAM).
         device: auto, cpu, cuda, cuda:N or mps.
         workers: processes that decode; by default one a core.
         limits: what one film may take.
@@ -62,7 +64,7 @@ def predict(
     from chess_cxr.tasks.table import PredictOptions, predict_films
 
     locations = [film.path for film in read_folder([parse_location(film) for film in films])]
-    options = PredictOptions(out, burn_in, sheets, device, workers, limits)
+    options = PredictOptions(out, burn_in, sheets, saliency, device, workers, limits)
     predictions = predict_films(model, locations, options)
     with ProgressBar("predict", len(locations), "films", quiet) as bar:
         failed = print_films(predictions.columns, predictions.records, json, bar)

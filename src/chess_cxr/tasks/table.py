@@ -15,11 +15,12 @@ from chess_cxr.workers.child import Limits
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What `chess-cxr predict` was told.  out, burn_in, sheets: for models that make films."""
+    """What `chess-cxr predict` was told: saliency for classifiers, out, burn_in, sheets for models that make films."""
 
     out: Path | None = None
     burn_in: bool = False
     sheets: bool = False
+    saliency: Path | None = None
     device: str = "auto"
     workers: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -110,6 +111,7 @@ def predict(
     out: Path | str | None = None,
     burn_in: bool = False,
     sheets: bool = False,
+    saliency: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
     limits: Limits | None = None,
@@ -117,10 +119,18 @@ def predict(
     """Use a model on film files and return one record a film.
 
     model: what `finetune_classifier` or `finetune_bones` wrote.  films: files (DICOM, PNG, JPEG, …) or URLs.
-    out: folder for what a bone model makes.  burn_in, sheets: as in `chess-cxr predict`.
+    out: folder for what a bone model makes.  burn_in, sheets, saliency: as in `chess-cxr predict`.
     A classifier's record holds `film`, a probability for each label and `reason`; a bone model's `film`, `out` and
     `reason`.  A film that fails has a reason and no result.
     Raises `UsageError` where `model` is none or an option is not for models of its task.
     """
-    options = PredictOptions(Path(out) if out else None, burn_in, sheets, device, workers, limits or Limits())
+    options = PredictOptions(
+        Path(out) if out else None,
+        burn_in,
+        sheets,
+        Path(saliency) if saliency else None,
+        device,
+        workers,
+        limits or Limits(),
+    )
     return [dict(record) for record in predict_films(Path(model), films, options).records]

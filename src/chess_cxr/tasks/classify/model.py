@@ -20,7 +20,7 @@ from chess_cxr.encoders.contract import PixelContract, parse_contract
 from chess_cxr.encoders.encoder import build_network
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, UsageError, import_extra
 from chess_cxr.tasks.classify.heads import HeadName
 from chess_cxr.tasks.classify.losses import Task
 from chess_cxr.tasks.classify.objective import Classify, HeadShape
@@ -100,11 +100,15 @@ def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, Head
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of a file: probabilities by label, or why there are none."""
+    """What a classifier says of a file: probabilities by label, or why there are none.
+
+    film_HW: the film as the classifier saw it, float32 in [0, 1].
+    """
 
     location: Path | str
     probabilities: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    film_HW: np.ndarray | None = field(default=None, repr=False)
 
 
 def predict_files(
@@ -129,22 +133,44 @@ def predict_files(
         if reason:
             yield Prediction(location, reason=reason)
             continue
-        [probability_L] = model.predict([decode_stored(jpeg).astype(np.float32) / 255]).tolist()
-        yield Prediction(location, dict(zip(model.labels, probability_L, strict=True)))
+        film_HW = decode_stored(jpeg).astype(np.float32) / 255
+        [probability_L] = model.predict([film_HW]).tolist()
+        yield Prediction(location, dict(zip(model.labels, probability_L, strict=True)), film_HW=film_HW)
 
 
 def predict_films(folder: Path, locations: Sequence[Path | str], options: PredictOptions) -> Predictions:
     """Return a classifier's probabilities for film files."""
     if options.out is not None or options.burn_in or options.sheets:
         raise UsageError("--out, --burn-in and --sheets are for bone models; a classifier prints its table")
+    if options.saliency:
+        import_extra("captum.attr", "saliency", "--saliency")
     model = load_classifier(folder, options.device)
 
     def list_records() -> Iterator[dict[str, Any]]:
         with build_ingest_pool(options.workers) as pool:
             for found in predict_files(model, locations, pool, options.limits):
+                if options.saliency and found.film_HW is not None:
+                    _write_saliency(model, found, options.saliency)
                 yield {"film": str(found.location), "reason": found.reason, **found.probabilities}
 
     return Predictions(("film", *model.labels, "reason"), list_records())
+
+
+def _write_saliency(model: Classifier, found: Prediction, out: Path) -> None:
+    """Draw a film and, for each label, what in it spoke for the label."""
+    from chess_cxr.derive.film import write_new_file
+    from chess_cxr.tasks.classify.saliency import choose_method, compute_saliency
+    from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_saliency_sheet
+
+    film_HW, how = found.film_HW, choose_method(model.network, model.contract)
+    assert film_HW is not None
+    maps = {
+        f"{label} {probability:.2f}": compute_saliency(model.network, model.contract, [film_HW], number, how)[0]
+        for number, (label, probability) in enumerate(found.probabilities.items())
+    }
+    stem = Path(str(found.location)).stem
+    sheet = draw_saliency_sheet([SaliencyRow(np.rint(255 * film_HW).astype(np.uint8), maps, None, stem)], how)
+    write_new_file(out, stem, "_saliency.png", sheet)
 
 
 def describe_classifier(model: Classifier) -> str:

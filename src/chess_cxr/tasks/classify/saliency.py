@@ -72,6 +72,15 @@ def compute_saliency(
     return maps
 
 
+def choose_method(network: nn.Module, contract: PixelContract) -> HowToLook:
+    """Return Grad-CAM for a network with feature maps, occlusion for any other."""
+    try:
+        find_spatial_layer(network, contract)
+    except UsageError:
+        return "occlusion"
+    return "grad_cam"
+
+
 def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: int = LEAST_SIDE) -> nn.Module:
     """Return the last part of a network that still gives maps [B, channels, h, w] of at least this many cells a side.
 
