@@ -518,6 +518,7 @@ def test_a_comparison_prints_numbers_and_writes_its_page(encoder: Path, small_st
         "embed ours: 90/90",
         "embed pixels:8: 90/90",
         "probe: 2/2",
+        "bootstrap: 2/2",
     ]
     page = (tmp_path / "result" / "report.html").read_text()
     assert "SYNTHETIC" in page and "--reference pixels:8 --synthetic" in page

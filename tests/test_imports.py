@@ -146,7 +146,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
 
 
 def test_the_reader_of_imports_sees_them_all() -> None:
-    assert {"report.page", "report.plots", "evaluation.compare", "records"} <= list_own("report.comparison")
+    assert {"report.page", "report.plots", "files.whole"} <= list_own("benchmarking.page.comparison")
     assert {"encoders.card", "encoders.contract", "files.whole"} <= list_own("encoders.folder")
     assert "torch" in {name.split(".")[0] for name in list_imports("methods.moco")}
     assert "encoders.load" in list_own("doctor.places")  # imported inside functions

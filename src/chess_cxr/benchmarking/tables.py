@@ -113,7 +113,7 @@ def build_set_table(results: BenchmarkResults, replicates: Replicates) -> pd.Dat
                 | {"n_train_films": one.n_train_films, "n_train_patients": one.n_train_patients}
                 | _describe_films(task)
                 | {"encoder_is": results.encoders[key.encoder], "synthetic": results.synthetic}
-                | {"seconds": one.seconds, "notes": "; ".join(one.notes)}
+                | {"seconds": one.seconds, "strength": one.strength, "notes": "; ".join(one.notes)}
                 | values
             )
     return pd.DataFrame(rows)
@@ -208,10 +208,10 @@ def _select(results: BenchmarkResults, key: SetKey) -> tuple[PredictionSet, ...]
 
 def _describe(results: BenchmarkResults, key: SetKey) -> dict[str, object]:
     sets = _select(results, key)
+    films = float(np.mean([one.n_train_films for one in sets]))
     return (
         vars(key)
-        | {"fraction": float(np.mean([one.fraction for one in sets]))}
-        | {"n_train_films": float(np.mean([one.n_train_films for one in sets]))}
+        | {"fraction": films / results.tasks[key.task].train_total, "n_train_films": films}
         | {"n_train_patients": float(np.mean([one.n_train_patients for one in sets]))}
         | {"draws": len(sets)}
         | _describe_films(results.tasks[key.task])
@@ -224,7 +224,7 @@ def _describe_films(task: TaskFilms) -> dict[str, object]:
     test = task.test
     return {
         "data_set": task.data_set,
-        "split": "test",
+        "split": task.split,
         "n_test": len(test.uid_M),
         "n_test_patients": len(np.unique(test.patient_M)),
     }

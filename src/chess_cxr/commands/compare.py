@@ -82,7 +82,7 @@ def evaluate(
     if metric not in known:
         raise UsageError(f"no metric named {metric!r} for these labels; there are {', '.join(known)}")
     from chess_cxr.benchmarking.evaluate import evaluate as compare
-    from chess_cxr.report.comparison import write_comparison
+    from chess_cxr.benchmarking.page.comparison import write_comparison
 
     with StageBars(quiet) as bars:
         comparison = compare(

@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from chess_cxr.evaluation.compare import Comparison
+from chess_cxr.benchmarking.comparison import Comparison
+from chess_cxr.benchmarking.page.comparison import build_comparison_sections
 from chess_cxr.methods import METHOD_TITLES, compute_chance_loss
 from chess_cxr.pretraining.presets import PretrainConfig
 from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.records import SPLITS
-from chess_cxr.report.comparison import build_comparison_sections
 from chess_cxr.report.page import Section, render_page, write_page
 from chess_cxr.report.plots import draw_film, draw_training_curves
 from chess_cxr.sources.phantom.film import CLASSES

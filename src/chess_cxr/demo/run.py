@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from chess_cxr.benchmarking.comparison import Comparison
 from chess_cxr.benchmarking.evaluate import evaluate
 from chess_cxr.demo.page import HEALTHY, REAL, DemoResults, Examples, write_demo_page
-from chess_cxr.evaluation.compare import Comparison
 from chess_cxr.files.whole import read_json, write_atomically
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.judges.frechet import compute_frechet_interval
