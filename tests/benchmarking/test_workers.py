@@ -5,9 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from chess_cxr.benchmarking.cells import run_cell
 from chess_cxr.benchmarking.run import run_benchmark
 from chess_cxr.benchmarking.suite import Suite
 from chess_cxr.benchmarking.workers import WORKER_DIED, open_runner
-from chess_cxr.records import ChessError
 from odd_cells import OddCell
 from places import HELPERS
 
@@ -48,28 +45,6 @@ def test_errors_of_a_cell_become_one_line(tmp_path: Path, workers: int) -> None:
     assert failed[cells[1].key] == "it cannot be done"
     assert failed[cells[2].key] == "unexpected ValueError: what nobody foresaw"
     assert len(failed) == 2 and seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-@pytest.mark.parametrize(
-    ("how", "error", "said"),
-    [
-        ("refuse", ChessError, "it cannot be"),
-        ("fail", ValueError, "what nobody foresaw"),
-        ("die", BrokenExecutor, "terminated abruptly"),
-    ],
-)
-def test_a_strict_runner_raises_what_stops_a_cell(tmp_path: Path, how: str, error: type[Exception], said: str) -> None:
-    cells, folder = [OddCell(0), OddCell(1, how)], CellFolder(tmp_path)
-    if how != "die":
-        with pytest.raises(error, match=said), open_runner(strict=True) as runner:
-            runner.run(cells, folder)
-    with (
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor,
-        pytest.raises(error, match=said),
-        open_runner(1, executor, strict=True) as runner,
-    ):
-        runner.run(cells, folder)
-    assert folder.holds(cells[0].key) and not folder.holds(cells[1].key)
 
 
 def test_a_worker_of_another_version_computes_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,14 +73,11 @@ class Comparison:
         chosen = table[table["metric"] == metric]
         if chosen.empty:
             raise UsageError(f"no metric named {metric!r}; there are {', '.join(table['metric'].unique())}")
-        first = chosen[chosen["encoder"] == self.encoders[0]]
-        heads = [
-            f"{row.subset} ({row.n_train_films:.0f} films, {_count(row.draws, 'draw')})" for row in first.itertuples()
-        ]
-        lines = [self.caption(metric), "", f"| encoder | {' | '.join(heads)} |", f"|{' --- |' * (len(heads) + 1)}"]
-        for encoder, rows in chosen.groupby("encoder", sort=False):
-            texts = [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in rows.itertuples()]
-            lines.append(f"| {encoder} | {' | '.join(texts)} |")
+        wide = build_result_table(
+            chosen, lambda row: f"{row.subset} ({row.n_train_films:.0f} films, {_count(row.draws, 'draw')})"
+        )
+        rows = [wide.columns, ["---"] * len(wide.columns), *wide.to_numpy()]
+        lines = [self.caption(metric), "", *(f"| {' | '.join(row)} |" for row in rows)]
         lines += ["", *self.notes] if self.notes else []
         return "\n".join(lines) + "\n"
 
@@ -98,6 +97,15 @@ class Comparison:
         """Bring rows by subset and encoder into the order of the encoders."""
         there = [name for name in self.encoders if name in set(table["encoder"])]
         return table.set_index("encoder").loc[there].reset_index()[columns]
+
+
+def build_result_table(rows: pd.DataFrame, name_subset: Callable[[Any], str]) -> pd.DataFrame:
+    """Turn the rows of one metric into encoders down, label subsets across, "value [low, high]" in the cells."""
+    texts: dict[str, dict[str, str]] = {}
+    for row in rows.itertuples():
+        mine = texts.setdefault(str(row.encoder), {"encoder": str(row.encoder)})
+        mine[name_subset(row)] = f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    return pd.DataFrame(texts.values())
 
 
 def _count(number: object, noun: str) -> str:

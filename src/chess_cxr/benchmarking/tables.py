@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from chess_cxr.benchmarking.predictions import BenchmarkResults, Failure, PredictionSet, TaskFilms, TaskKind
 from chess_cxr.evaluation.delong import compare_areas
 from chess_cxr.evaluation.holm import correct_holm
-from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, replicate_draws, subtract_draws
+from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, subtract_draws
 from chess_cxr.evaluation.metrics import (
     Statistic,
     build_multiclass_statistic,
@@ -52,12 +52,8 @@ class BenchmarkTables:
     failures: pd.DataFrame
 
 
-def build_benchmark_tables(results: BenchmarkResults, replicates: Replicates | None = None) -> BenchmarkTables:
-    """Build all tables of a benchmark.
-
-    replicates: from `compute_replicates`, where they are at hand; its draws are those of `results`, in their order.
-    """
-    parts = compute_replicates(results) if replicates is None else replicates
+def build_benchmark_tables(results: BenchmarkResults, parts: Replicates) -> BenchmarkTables:
+    """Build all tables of a benchmark.  parts: its resampled metrics, draw by draw in the order of `results`."""
     return BenchmarkTables(
         sets=build_set_table(results, parts),
         summary=build_summary_table(results, parts),
@@ -79,19 +75,6 @@ def list_set_keys(results: BenchmarkResults) -> tuple[SetKey, ...]:
         for encoder in results.encoders
         if (key := SetKey(task, encoder, head, subset)) in there
     )
-
-
-def compute_replicates(results: BenchmarkResults) -> dict[SetKey, dict[str, DrawReplicates]]:
-    """Evaluate every set on the test films and on the same resamples of their patients."""
-    return {
-        key: replicate_draws(
-            results.tasks[key.task].test.patient_M,
-            [_build_statistic(results.tasks[key.task], one.test_MC) for one in _select(results, key)],
-            results.replicates,
-            results.seed,
-        )
-        for key in list_set_keys(results)
-    }
 
 
 def build_statistic(kind: TaskKind, label: ArrayLike, score_MC: ArrayLike, names: Sequence[str]) -> Statistic:
@@ -171,10 +154,6 @@ def build_difference_table(results: BenchmarkResults, replicates: Replicates) ->
         family = table.groupby(["task", "metric"], sort=False)["p"]
         table["p_holm"] = family.transform(lambda p: correct_holm(p.to_numpy()))
     return table
-
-
-def _build_statistic(task: TaskFilms, test_MC: ArrayLike) -> Statistic:
-    return build_statistic(task.kind, task.test.label, test_MC, task.class_names)
 
 
 def _compare_one_area(

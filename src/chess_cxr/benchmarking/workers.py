@@ -167,8 +167,6 @@ def _run_ahead(
                 del running[future]
                 yield outcome
     except BrokenExecutor:
-        if strict:
-            raise
         lost += running.values()
     finally:
         for future in running:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from chess_cxr.benchmarking.comparison import Comparison
+from chess_cxr.benchmarking.comparison import Comparison, build_result_table
 from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.report.page import Section, render_page, write_page
 from chess_cxr.report.plots import METRIC_NAMES, draw_label_efficiency
@@ -44,24 +42,11 @@ def build_comparison_sections(comparison: Comparison, metrics: Sequence[str], co
             figures=(draw_label_efficiency(table, metric),),
             figure_width=34,
             figure_caption="Mean over label draws; the bars are 95 % intervals over patients and draws.",
-            table=build_result_table(table, metric),
+            table=build_result_table(
+                table[table["metric"] == metric], lambda row: f"{row.subset} · {row.n_train_films:.0f} films"
+            ),
             table_caption=" ".join([comparison.caption(metric), *comparison.notes]),
             command=command if metric == metrics[-1] else "",
         )
         for metric in metrics
     ]
-
-
-def build_result_table(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Turn `Comparison.table()` into encoders down, label subsets across, "value [low, high]" in the cells."""
-    chosen = table[table["metric"] == metric]
-    cells = pd.DataFrame(
-        {
-            "encoder": chosen["encoder"],
-            "subset": [f"{row.subset} · {row.n_train_films:.0f} films" for row in chosen.itertuples()],
-            "text": [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in chosen.itertuples()],
-        }
-    )
-    wide = cells.pivot(index="encoder", columns="subset", values="text")
-    wide = wide.loc[cells["encoder"].drop_duplicates(), cells["subset"].drop_duplicates()]
-    return wide.reset_index().rename_axis(columns=None)
