@@ -15,7 +15,7 @@ from chess_cxr.arguments import (
     refuse_existing,
 )
 from chess_cxr.encoders.names import check_encoder_name
-from chess_cxr.progress import ProgressBar, build_count
+from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
 
@@ -93,4 +93,4 @@ def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "a
     from chess_cxr.encoders.embed import write_features
 
     with ProgressBar("embed", len(opened), "films", quiet) as bar:
-        print(write_features(encoder, opened, out, build_count(bar), device))
+        print(write_features(encoder, opened, out, lambda done, _: bar.advance_to(done), device))

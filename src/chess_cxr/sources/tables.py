@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import posixpath
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from chess_cxr.records import (
     SourceFilm,
     UsageError,
     parse_age_years,
+    parse_date,
     parse_sex,
     parse_view,
 )
@@ -48,21 +47,8 @@ _PARSERS: dict[str, Callable[[str], str | float]] = {
     "age": parse_age_years,
     "sex": parse_sex,
     "view": parse_view,
-    "study_date": lambda text: parse_date(text),
+    "study_date": parse_date,
 }
-_DATE = re.compile(r"^(\d{4})(-?)(\d{2})\2(\d{2})(?:[ T].*)?$")
-
-
-def parse_date(text: str) -> str:
-    """Return YYYYMMDD from "20150203" or "2015-02-03", with a time behind it or not; "" from anything else."""
-    found = _DATE.match(text.strip())
-    if found is None:
-        return ""
-    try:
-        date(int(found[1]), int(found[3]), int(found[4]))
-    except ValueError:
-        return ""
-    return found[1] + found[3] + found[4]
 
 
 # ---------------------------------------------------------------- rows to films

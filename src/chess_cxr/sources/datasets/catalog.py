@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.files.listing import build_link_check, list_location
-from chess_cxr.records import SPLITS, FilmListing, SourceFilm, UsageError, parse_age_years, parse_sex, parse_view
+from chess_cxr.records import (
+    SPLITS,
+    FilmListing,
+    SourceFilm,
+    UsageError,
+    parse_age_years,
+    parse_date,
+    parse_sex,
+    parse_view,
+)
 from chess_cxr.sources.datasets.entry import DataSet, Findings, Row, get_text, is_blank, parse_label
 from chess_cxr.sources.datasets.jsrt import BSE_JSRT, JSRT, NODE21
 from chess_cxr.sources.datasets.nih import NIH, RSNA, SIIM
@@ -23,7 +32,6 @@ from chess_cxr.sources.datasets.physionet import BRAX, MIMIC, VINDR
 from chess_cxr.sources.datasets.release import build_keep, open_release
 from chess_cxr.sources.datasets.stanford import CHEXPERT, CHEXPERT_PLUS
 from chess_cxr.sources.datasets.tuberculosis import MONTGOMERY, SHENZHEN
-from chess_cxr.sources.tables import parse_date
 
 _STUDIES = (CHEXPERT, CHEXPERT_PLUS, MIMIC, NIH, PADCHEST, VINDR, RSNA, SIIM, BRAX)
 _SMALL = (JSRT, BSE_JSRT, SHENZHEN, MONTGOMERY, NODE21)

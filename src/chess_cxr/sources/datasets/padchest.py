@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from chess_cxr.records import parse_date
 from chess_cxr.sources.datasets.entry import DataSet, Fields, Findings, Row, Table, get_text
-from chess_cxr.sources.tables import parse_date
 
 _NAMES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 _KEPT = (

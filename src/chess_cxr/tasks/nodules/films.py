@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from chess_cxr.decode.film import Undecodable, decode_film
+from chess_cxr.decode.film import decode_film
 from chess_cxr.ingest.split import assign_stratified_splits
-from chess_cxr.records import SPLITS, ChessError, SourceFilm, UsageError
+from chess_cxr.records import SPLITS, ChessError, SourceFilm, Undecodable, UsageError
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.tasks.nodules.files import NoduleEntry, list_nodule_films
 from chess_cxr.tasks.nodules.masks import read_mask_levels, read_request_mask
