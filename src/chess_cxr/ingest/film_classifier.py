@@ -2,7 +2,7 @@
 
 Ranks keep the order of the greys and nothing else: no window and no gamma changes them, and the negative of a film has
 the same ranks with the opposite sign.  The weights in `film_classifier.npz` are fitted and measured by
-runs/fit_film_classifier.py; docs/quality.md has the error rates.  Neither classifier has seen a disease label.
+runs/fit_film_classifier.py; docs/proof/quality.md has the error rates.  Neither classifier has seen a disease label.
 """
 
 from __future__ import annotations
