@@ -1,4 +1,4 @@
-"""Counts the canaries that libraries leave in one film; a script, for docs/deidentification.md.
+"""Counts the canaries that libraries leave in one film; a script, for docs/proof/deidentification.md.
 
 pip install dicom-anonymizer deid; python tests/helpers/deidentify_libraries.py
 """
