@@ -2,7 +2,7 @@
 
 Ranks keep only the order of the greys: windows and gammas do not change them, and the negative of a film has the same
 ranks with the opposite sign.  runs/fit_film_classifier.py fits and measures the weights in `film_classifier.npz`;
-docs/quality.md gives the error rates.  Neither classifier was trained with disease labels.
+docs/proof/quality.md gives the error rates.  Neither classifier was trained with disease labels.
 """
 
 from __future__ import annotations

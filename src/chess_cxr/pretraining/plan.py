@@ -2,7 +2,7 @@
 
 For this machine the numbers come from a short real run of the preset (`calibrate`).  For named GPUs they are
 calculated, not measured: an operation takes the time of its arithmetic and of its memory traffic, one after the other,
-as kernels that nobody fused do; `docs/scaling.md` holds the model against published speeds.
+as kernels that nobody fused do; `docs/proof/scaling.md` holds the model against published speeds.
 """
 
 from __future__ import annotations
