@@ -61,11 +61,13 @@ NEVER_TORCH = set(
         "arguments",
         "commands",
         "encoders.names",
+        "judges.crops",
         "tasks.table",
         "tasks.config",
         "tasks.classify.config",
         "tasks.classify.command",
         "tasks.classify.labels",
+        "tasks.nodule_contrast",
         "tasks.bones.config",
         "tasks.bones.command",
         "tasks.bones.written",
@@ -75,6 +77,8 @@ NEVER_TORCH = set(
         "tasks.nodules.films",
         "tasks.nodules.insertion",
         "tasks.nodules.masks",
+        "tasks.nodules.region",
+        "tasks.nodules.windows",
         "tasks.nodules.written",
     ]
 )

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -119,9 +120,25 @@ def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path
     assert files == {"model.safetensors", "config.json", "result.json", "test_films.png", "metrics.jsonl"}
 
 
+def test_a_hostile_film_ends_the_training_in_one_line_before_it_begins(data: Path, film: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "marked"
+    for part in ("films", "masks"):
+        shutil.copytree(data / part, folder / part)
+    words = ("finetune", "nodules", ENCODER, folder, "--out", tmp_path / "model", "--workers", "2", "--quiet")
+    late = run(*words, "--limits.film-seconds", "0.0001")
+    (folder / "films" / film.name).write_bytes(film.read_bytes()[:2000])
+    broken = run(*words)
+    for answer, reason in ((late, "not decoded within 0.0001 seconds"), (broken, "")):
+        [line] = answer.err.splitlines()
+        assert answer.code == 1 and answer.out == ""
+        assert line.startswith(f"chess-cxr: film 1 of 2 by name cannot be decoded: {reason}")
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (("phantom:12@128", "--workers", "0"), "--workers must be 1 or more"),
         (("phantom:12@128", "--perceptual", "pixels:32"), "bare pixels are no perceptual network"),
         (("phantom:12@128", "--film-size", "32"), "size <= film_size"),
         (("phantom:0",), "is not phantom:PATIENTS"),

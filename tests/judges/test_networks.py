@@ -13,12 +13,12 @@ from chess_cxr.encoders.encoder import TrainingSummary
 from chess_cxr.encoders.folder import write_encoder
 from chess_cxr.encoders.load import build_random_encoder, load_encoder
 from chess_cxr.judges import inception
+from chess_cxr.judges.crops import crop_around
 from chess_cxr.judges.frechet import compute_kid
 from chess_cxr.judges.networks import (
     FeatureNetwork,
     check_judges,
     compute_weights_sha256,
-    crop_around,
     load_feature_network,
 )
 from chess_cxr.judges.vgg16 import find_vgg16_file, load_vgg16

@@ -20,16 +20,13 @@ from torch import Tensor, nn
 from chess_cxr.encoders.contract import SIZES, PixelContract
 from chess_cxr.encoders.encoder import Encoder, run_network
 from chess_cxr.encoders.load import load_encoder
+from chess_cxr.judges.crops import Box
 from chess_cxr.judges.inception import load_inception
 from chess_cxr.judges.vgg16 import IMAGENET_MEAN, IMAGENET_STD, load_vgg16
 from chess_cxr.records import ChessError, UsageError
 
-Box = tuple[int, int, int, int]
-
 JUDGE_SEED = 7919  # of random encoders that judge; losses draw theirs from other seeds (0 by default)
 VGG16_SIZE = 224
-CROP_MARGIN = 0.5
-SMALLEST_CROP = 16
 
 
 @dataclass(frozen=True)
@@ -99,26 +96,6 @@ def compute_weights_sha256(network: nn.Module) -> str:
     """Return the SHA-256 of a network's names and weights, however they lie in memory."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(plain)).hexdigest()
-
-
-def crop_around(mask_HW: np.ndarray, margin: float = CROP_MARGIN, smallest: int = SMALLEST_CROP) -> Box:
-    """Return the square (top, left, height, width) around a mask, bool [H, W], for distances of nodules alone.
-
-    Its side is that of the mask's longer side and `margin` times as much on either side, at least `smallest` pixels; it
-    is moved, and at last cut, to lie within the film.  Raises UsageError for an empty mask.
-    """
-    rows, columns = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        raise UsageError("an empty mask has no surroundings to crop")
-    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    side = max(smallest, round(float(longer) * (1 + 2 * margin)))
-    spans = []
-    for places, size in ((rows, mask_HW.shape[0]), (columns, mask_HW.shape[1])):
-        length = min(side, size)
-        start = round((int(places[0]) + int(places[-1]) + 1 - length) / 2)
-        spans.append((min(max(start, 0), size - length), length))
-    (top, height), (left, width) = spans
-    return top, left, height, width
 
 
 def _crop(film_HW: np.ndarray, box: Box | None) -> np.ndarray:

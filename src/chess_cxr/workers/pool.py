@@ -26,6 +26,7 @@ from chess_cxr.workers.cores import count_usable_cores
 
 WORKER_DIED = "the decoder crashed on it or ran out of memory"
 FILMS_A_TASK = 8
+ALL_AT_ONCE = 1 << 30  # films in flight, where all results are kept anyway
 Request = TypeVar("Request")
 Done = TypeVar("Done")
 

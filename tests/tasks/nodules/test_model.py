@@ -27,7 +27,8 @@ from chess_cxr.tasks.nodules.model import (
 )
 from chess_cxr.tasks.nodules.objective import GenerateNodules
 from chess_cxr.tasks.nodules.region import compute_region
-from chess_cxr.tasks.nodules.train import draw_films, finetune_nodules
+from chess_cxr.tasks.nodules.sheet import draw_films
+from chess_cxr.tasks.nodules.train import finetune_nodules
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=2, batch=2)
 ENCODER = "random:regnetx_002@64"

@@ -22,6 +22,7 @@ from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.records import UsageError
+from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone
@@ -103,7 +104,7 @@ def finetune_bones(
     check_bones_config(config)
     refuse_foreign_folder(out)
     for place in places:
-        if isinstance(place, str) and not place.startswith("phantom:") and _lies_in(out, Path(place)):
+        if isinstance(place, str) and not is_phantom(place) and _lies_in(out, Path(place)):
             raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
     pairs = list[FilmPair]()
     for place in places:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.config import NodulesConfig
-from chess_cxr.tasks.nodules.films import NoduleFilm, resample_nodule_film, square_film
 from chess_cxr.tasks.nodules.objective import (
     GENERATOR_VERSION,
     GenerateConfig,
@@ -23,13 +20,12 @@ from chess_cxr.tasks.nodules.objective import (
     check_generate_config,
     generate,
 )
-from chess_cxr.tasks.nodules.region import compute_region, find_window
 from chess_cxr.tasks.nodules.score import measure_nodule
+from chess_cxr.tasks.nodules.windows import NoduleExample, NoduleWindow, WindowPlan, cut_square
 from chess_cxr.tasks.perceptual import build_perceptual
 from chess_cxr.tasks.run import TaskWatch, read_task_batches
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
-from chess_cxr.views import resize_longest
 
 NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
 ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
@@ -55,6 +51,12 @@ def plan_generation(config: NodulesConfig) -> GenerateConfig:
     return planned
 
 
+def plan_windows(config: NodulesConfig) -> WindowPlan:
+    """Return what a generator of this configuration sees of films; raise UsageError for one that cannot work."""
+    planned = plan_generation(config)
+    return WindowPlan(config.mode, config.size, config.film_size, planned.margin, planned.margin_px)
+
+
 def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
     """Return how a nodule generator is optimised: Adam, constant but for a short warm-up and half a cosine."""
     return TrainingConfig(
@@ -75,8 +77,8 @@ def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
 def train_nodule_generator(
     folder: Path,
     encoder: Encoder,
-    train: Sequence[NoduleFilm],
-    val: Sequence[NoduleFilm],
+    train: Sequence[NoduleExample],
+    val: Sequence[NoduleExample],
     config: NodulesConfig,
     on_step: OnStep | None = None,
     say: Callable[[str], None] | None = None,
@@ -88,7 +90,7 @@ def train_nodule_generator(
     Raises UsageError where `folder` holds a run of another configuration, and where no film can teach.
     """
     planned = plan_generation(config)
-    windows = list_windows(train, config, planned)
+    windows = [window for film in train for window in film.windows]
     if not windows:
         raise UsageError("no film for training has a nodule that fits the generator; give films and masks with some")
     torch.manual_seed(config.seed)
@@ -96,7 +98,8 @@ def train_nodule_generator(
     method = GenerateNodules(planned, perceptual)
     training = plan_nodule_training(config)
 
-    held_out = [draw_nodule_batch([window], None, config) for window in list_windows(val, config, planned)[:16]]
+    seen = [window for film in val for window in film.windows][:16]
+    held_out = [draw_nodule_batch([window], None, config) for window in seen]
 
     def draw(chosen: list[NoduleWindow], positions: list[int]) -> NoduleBatch:
         return draw_nodule_batch(chosen, positions, config)
@@ -133,51 +136,6 @@ def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
 # ---------------------------------------------------------------- what it learns from
 
 
-@dataclass(frozen=True)
-class NoduleWindow:
-    """A film with the nodule around which a window is cut; its whole is the window where whole films are made.
-
-    region_HW: of the nodule, bool; the window holds all of it.
-    """
-
-    film: NoduleFilm
-    nodule_HW: np.ndarray
-    region_HW: np.ndarray
-
-
-def list_windows(films: Sequence[NoduleFilm], config: NodulesConfig, planned: GenerateConfig) -> list[NoduleWindow]:
-    """List what a generator can learn from: each nodule that fits its window, or each whole film."""
-    if config.mode == "film":
-        squares = [square_film(film, config.size) for film in films]
-        return [NoduleWindow(film, film.mask_HW, film.mask_HW) for film in squares]
-    windows = []
-    for film in films:
-        small = resample_nodule_film(film, config.film_size)
-        count, part_HW = cv2.connectedComponents(small.mask_HW.astype(np.uint8))
-        for number in range(1, count):
-            nodule_HW = part_HW == number
-            region_HW = compute_region(nodule_HW, planned.margin, planned.margin_px)
-            try:
-                find_window(region_HW, config.size)
-            except UsageError:  # larger than the window: no example of what fits into it
-                continue
-            windows.append(NoduleWindow(small, nodule_HW, region_HW))
-    return windows
-
-
-def can_make(film: NoduleFilm, config: NodulesConfig, planned: GenerateConfig) -> bool:
-    """Whether all nodules of a film can be made at once: some are to be seen, and they fit the window."""
-    if config.mode == "film":
-        return bool(square_film(film, config.size).mask_HW.any())
-    mask_HW = resize_longest(film.mask_HW.astype(np.float32), config.film_size) > 0.5
-    try:
-        return bool(mask_HW.any()) and bool(
-            find_window(compute_region(mask_HW, planned.margin, planned.margin_px), config.size)
-        )
-    except UsageError:
-        return False
-
-
 def draw_nodule_batch(
     windows: Sequence[NoduleWindow], positions: Sequence[int] | None, config: NodulesConfig
 ) -> NoduleBatch:
@@ -187,31 +145,9 @@ def draw_nodule_batch(
         rng = None
         if positions is not None:
             rng = np.random.Generator(np.random.Philox(key=[config.seed, NODULE_STREAM + int(positions[number])]))
-        drawn.append(_cut(window, config.size, rng))
-    film, mask, lung = (
-        torch.from_numpy(np.stack(part)[:, None].astype(np.float32)) for part in zip(*drawn, strict=True)
-    )
-    return NoduleBatch(film, mask, lung if config.mode == "film" else None)
-
-
-def _cut(window: NoduleWindow, size: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    film, side = window.film, window.film.film_HW.shape
-    start = [0, 0]
-    if side != (size, size):
-        for axis in (0, 1):
-            inner, outer = (np.flatnonzero(part.any(1 - axis)) for part in (window.nodule_HW, window.region_HW))
-            slack = min((size - int(np.ptp(inner)) - 1) // 4, (size - int(np.ptp(outer)) - 1) // 2)  # it stays inside
-            middle = (outer[0] + outer[-1] + 1 - size) // 2 + (int(rng.integers(-slack, slack + 1)) if rng else 0)
-            start[axis] = int(np.clip(middle, 0, side[axis] - size))
-    here = tuple(slice(first, first + size) for first in start)
-    lung_HW = film.lung_HW if film.lung_HW is not None else np.zeros(side, bool)
-    parts = [film.film_HW[here], film.mask_HW[here], lung_HW[here]]
-    if rng is not None:
-        if rng.random() < 0.5:
-            parts = [part[:, ::-1] for part in parts]
-        exponent, gain = np.exp(rng.uniform(-0.15, 0.15)), 1 + rng.uniform(-0.05, 0.05)
-        parts[0] = np.clip(np.power(parts[0], exponent) * gain, 0, 1)
-    return parts[0], parts[1], parts[2]
+        drawn.append(cut_square(window, config.size, rng))
+    parts = (torch.from_numpy(np.stack(part)[:, None].astype(np.float32)) for part in zip(*drawn, strict=True))
+    return NoduleBatch(*parts)
 
 
 def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatch]) -> float:
@@ -228,10 +164,10 @@ def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatc
     return float(np.mean(made) / np.mean(real)) if made and np.mean(real) else float("nan")
 
 
-def describe_films(films: Sequence[NoduleFilm]) -> dict[str, Any]:
+def describe_films(films: Sequence[NoduleExample]) -> dict[str, Any]:
     """Count films, those with a nodule, and patients."""
     return {
         "films": len(films),
-        "with_nodule": sum(bool(film.mask_HW.any()) for film in films),
+        "with_nodule": sum(film.has_nodule for film in films),
         "patients": len({film.group for film in films}),
     }

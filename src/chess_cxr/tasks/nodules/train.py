@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from chess_cxr.encoders.embed import EncoderLike
@@ -19,16 +19,25 @@ from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.nodules.config import NodulesConfig
-from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, split_nodule_films, square_film
-from chess_cxr.tasks.nodules.fit import can_make, describe_films, plan_generation, train_nodule_generator
+from chess_cxr.tasks.nodules.distance import NoduleJudgement, Squares, blank_unknown, judge_nodules
+from chess_cxr.tasks.nodules.films import (
+    NoduleFilm,
+    list_sources,
+    read_each,
+    read_source,
+    resample_nodule_film,
+    split_nodule_films,
+    square_film,
+)
+from chess_cxr.tasks.nodules.fit import describe_films, plan_windows, train_nodule_generator
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateNodules
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.score import measure_background, measure_nodule
+from chess_cxr.tasks.nodules.sheet import SHOWN, draw_films
+from chess_cxr.tasks.nodules.windows import NoduleExample, WindowPlan, cut_around, take_example
 from chess_cxr.training.run import OnStep, describe
-from chess_cxr.views import resize_longest
-
-SHOWN = 8  # films on the sheet of a model
+from chess_cxr.workers.child import Limits
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class NodulesResult:
     """What a generator does on held-out films that have a nodule: it makes another in the same place.
 
     metrics: means over films with 95 % intervals by patient.  films: by split; "scored" are those of the test whose
-    nodule fits the generator.  kinds: of these.
+    nodule fits the generator.  kinds: of these.  judged: made against real nodules of these films.
     """
 
     metrics: Mapping[str, FilmMean]
@@ -45,11 +54,13 @@ class NodulesResult:
     encoder: str
     perceptual: str
     seed: int
+    judged: NoduleJudgement = NoduleJudgement()
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; a number that does not exist is None."""
         described = asdict(self)
         described["metrics"] = describe_intervals(self.metrics)
+        described["judged"] = blank_unknown(described["judged"])
         return described
 
     def as_text(self) -> str:
@@ -58,7 +69,8 @@ class NodulesResult:
         test, synthetic = self.films["scored"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
         basis = f"{test['with_nodule']} nodules of {test['patients']} test patients: {', '.join(self.kinds)}{synthetic}"
         trained = f"trained on {self.films['train']['with_nodule']} films with a nodule"
-        return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})"])
+        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
+        return "\n".join([*lines, *self.judged.list_lines()])
 
 
 def finetune_nodules(
@@ -71,22 +83,30 @@ def finetune_nodules(
     on_stage: Callable[[str, int, int], None] | None = None,
     on_step: OnStep | None = None,
     device: str = "auto",
+    limits: Limits | None = None,
+    executor: Executor | None = None,
 ) -> NodulesResult:
     """Train a nodule generator, write it to `out` and let it make nodules in films it has not seen.
 
-    places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `read_nodule_films`; or films.
+    places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `list_sources`; or films.
+    limits, executor: of the processes that decode, see `read_each`; films are read once to learn from, and those of the
+    test again, one at a time.
     The same call continues an interrupted run.  The folder then holds `model.safetensors` (the averaged generator),
     `config.json`, `result.json`, `test_films.png` and `metrics.jsonl`.
     Raises `UsageError` where `out` holds something else, and for films that cannot teach.
     """
     out, config, show = Path(out), config or NodulesConfig(), on_stage or _show_nothing
-    planned = plan_generation(config)
+    plan = plan_windows(config)
     refuse_foreign_folder(out)
-    films = list[NoduleFilm]()
+    films = list[NoduleExample]()
     for place in places:
-        films += [place] if isinstance(place, NoduleFilm) else _read_place(str(place), show)
+        films += (
+            [take_example(place, plan)]
+            if isinstance(place, NoduleFilm)
+            else _read_place(str(place), plan, limits, executor, show)
+        )
     split = split_nodule_films(films, config.seed, val, test)
-    held_out = [film for film in split["test"] if can_make(film, config, planned)]
+    held_out = [film for film in split["test"] if film.can_make]
     if not held_out:
         raise UsageError(
             f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
@@ -95,21 +115,34 @@ def finetune_nodules(
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step, device=device)
     generator = NoduleGenerator(method, config.film_size)
-    scores, rows = [], []
-    for number, film in enumerate(held_out):
+    scores, rows, pairs = [], [], []
+    again = read_each(
+        [film.source for film in held_out],
+        read_source,
+        limits=limits,
+        executor=executor,
+        in_flight=1,
+        told="of the test",
+    )
+    for number, film in enumerate(again):
         made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
         scores.append(score_made_film(generator, film, made_HW))
-        rows.append((film, made_HW))
+        pairs.append(cut_pair(generator, film, made_HW))
+        if number < SHOWN:
+            rows.append((film, made_HW))
         show("test", number + 1, len(held_out))
+    groups = [film.group for film in held_out]
+    made, real = (Squares(pictures, groups) for pictures in zip(*pairs, strict=True))
     result = NodulesResult(
-        metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
+        metrics=summarise_films(scores, groups, config.seed),
         films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
         kinds=tuple(sorted({film.kind for film in held_out})),
         encoder=loaded.name,
         perceptual=config.perceptual,
         seed=config.seed,
+        judged=judge_nodules(made, real, _cut_learned(split["train"]), config.seed),
     )
-    _write_model(out, method, config, result, rows[:SHOWN])
+    _write_model(out, method, config, result, rows)
     return result
 
 
@@ -141,9 +174,34 @@ def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.nd
     return scores
 
 
-def _read_place(place: str, show: Callable[[str, int, int], None]) -> list[NoduleFilm]:
-    title = f"read {Path(place).name}"
-    return read_nodule_films(place, on_film=lambda done, total: show(title, done, total))
+def cut_pair(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the squares around the made and the real nodules, at the scale that the generator works at or a smaller."""
+    if generator.mode == "film":
+        real = square_film(film, generator.task.config.size)
+        return cut_around(made_HW, real.mask_HW), cut_around(real.film_HW, real.mask_HW)
+    size = min(generator.film_size, max(film.film_HW.shape))
+    made, real = (resample_nodule_film(it, size) for it in (replace(film, film_HW=made_HW), film))
+    return cut_around(made.film_HW, real.mask_HW), cut_around(real.film_HW, real.mask_HW)
+
+
+def _cut_learned(films: Sequence[NoduleExample]) -> Squares:
+    """Cut the squares around the nodules that were learned from."""
+    found = [(film.group, window) for film in films for window in film.windows if window.mask_HW.any()]
+    return Squares([cut_around(w.film_HW, w.mask_HW) for _, w in found], [group for group, _ in found])
+
+
+def _read_place(
+    place: str,
+    plan: WindowPlan,
+    limits: Limits | None,
+    executor: Executor | None,
+    show: Callable[[str, int, int], None],
+) -> list[NoduleExample]:
+    title, sources, films = f"read {Path(place).name}", list_sources(place), list[NoduleExample]()
+    for film in read_each(sources, take_example, plan, limits=limits, executor=executor):
+        films.append(film)
+        show(title, len(films), len(sources))
+    return films
 
 
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
@@ -168,36 +226,3 @@ def _write_model(
     }
     write_atomically(out / "test_films.png", draw_films(rows))
     write_model(out, method.averaged.state_dict(), described, result.as_json())
-
-
-def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
-    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG.
-
-    side: of the square that a film is fitted into, in pixels.
-    """
-    columns = []
-    for film, made_HW in rows:
-        outline = film.mask_HW.astype(np.uint8)
-        ring = cv2.dilate(outline, np.ones((3, 3), np.uint8)) - outline
-        marked = np.where(cv2.resize(ring, film.film_HW.shape[::-1]) > 0, 1.0, film.film_HW)
-        parts = [_fit_square(picture, side) for picture in (film.film_HW, marked, made_HW)]
-        column = np.clip(255 * np.vstack(parts), 0, 255).astype(np.uint8)
-        for row, text in enumerate(("film", "place", "made: SYNTHETIC"), start=1):
-            _write_word(column, text, row * side - 8)
-        columns.append(column)
-    return cv2.imencode(".png", np.hstack(columns))[1].tobytes()
-
-
-def _fit_square(picture_HW: np.ndarray, side: int) -> np.ndarray:
-    """Bring a picture's longest side to `side`, in the middle of a black square."""
-    small_HW = resize_longest(picture_HW.astype(np.float32), side)
-    square_HW = np.zeros((side, side), np.float32)
-    top, left = ((side - length) // 2 for length in small_HW.shape)
-    square_HW[top : top + small_HW.shape[0], left : left + small_HW.shape[1]] = small_HW
-    return square_HW
-
-
-def _write_word(picture_HW: np.ndarray, text: str, row: int) -> None:
-    """Write white letters with a black rim, which are seen on bright and on dark films."""
-    for grey, stroke in ((0, 3), (255, 1)):
-        cv2.putText(picture_HW, text, (6, row), cv2.FONT_HERSHEY_SIMPLEX, 0.45, grey, stroke, cv2.LINE_AA)
