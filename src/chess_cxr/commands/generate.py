@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
@@ -14,13 +15,13 @@ from chess_cxr.arguments import (
     parse_size_range,
     print_films,
 )
-from chess_cxr.progress import ProgressBar
+from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.workers.child import Limits
 
 
 def generate(
-    model: Annotated[Positional[Path], tyro.conf.arg(metavar="MODEL")],
+    model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")],
     films: tuple[str, ...],
     out: Path,
     mask: Path | None = None,
@@ -28,6 +29,8 @@ def generate(
     size_mm: str = "5-30",
     spacing_mm: float | None = None,
     lungs: Path | None = None,
+    compare_with: str = "",
+    judge: str = "vgg16@64",
     device: Device = "auto",
     limits: Limits = Limits(),  # noqa: B008
     seed: int = 0,
@@ -43,7 +46,8 @@ def generate(
     Example: chess-cxr generate models/nodules --films healthy/ --random 20 --size-mm 5-30 --out synthetic
 
     Args:
-        model: what finetune nodules wrote.
+        model: what finetune nodules wrote; or insertion:FOLDER, which adds real CT nodules from the pictures in FOLDER
+            and its nodules.csv (nodule, mask, series_uid).
         films: film files or folders that nodules are painted into.
         out: folder for what is made.
         mask: a mask of the film's size, 0 and one other level; or a folder with one of the same name for each film.
@@ -51,6 +55,9 @@ def generate(
         size_mm: smallest and largest diameter of random nodules.
         spacing_mm: pixel spacing of films that do not say it, as PNG and JPEG never do.
         lungs: folder with a lung mask for each film; found by a small network without.
+        compare_with: folder of films with marked nodules, as for finetune nodules; then Fréchet distance and KID of the
+            made nodules and these are printed on stderr and written to OUT's distance.json.
+        judge: network of these distances: vgg16@SIZE, lite0, inception, random:NETWORK@SIZE or an encoder folder.
         device: auto, cpu, cuda, cuda:N or mps.
         limits: what one film may take.
         seed: of everything random; film N has seed + N.
@@ -69,24 +76,25 @@ def generate(
         if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
             raise UsageError(f"{out} lies inside {place}, where its films would pass for others; choose another --out")
     listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
-    from chess_cxr.tasks.nodules.model import generate_files, load_nodule_generator, plan_orders
+    from chess_cxr.tasks.nodules.distance import compare_made, read_real_nodules
+    from chess_cxr.tasks.nodules.orders import MadeFile, generate_files, load_painter, plan_orders
 
     orders = plan_orders(listed, mask, random, seed)
-    made = generate_files(
-        load_nodule_generator(model, device),
-        orders,
-        out,
-        (smallest, largest),
-        spacing_mm or float("nan"),
-        lungs,
-        limits,
-    )
+    painter = load_painter(model, device, limits)
+    with StageBars(quiet) as bars:
+        real = read_real_nodules(compare_with, judge, orders, limits, bars.show) if compare_with else None
+    made = list[MadeFile]()
     columns = ("source", "film", "mask", "x", "y", "width", "height", "reason")
-    records = (
-        dict(zip(columns, (str(m.order.location), str(m.film or ""), str(m.mask or ""), *m.box, m.reason), strict=True))
-        for m in made
-    )
+
+    def describe(one: MadeFile) -> dict[str, Any]:
+        made.append(one)
+        values = (str(one.order.location), str(one.film or ""), str(one.mask or ""), *one.box, one.reason)
+        return dict(zip(columns, values, strict=True))
+
+    files = generate_files(painter, orders, out, (smallest, largest), spacing_mm or float("nan"), lungs, limits)
     with ProgressBar("generate", len(orders), "films", quiet) as bar:
-        failed = print_films(columns, records, json, bar)
+        failed = print_films(columns, map(describe, files), json, bar)
+    if real:
+        print(compare_made(made, real, out, limits, seed), file=sys.stderr)
     if failed:
         raise ChessError(f"{failed} of {len(orders)} films could not be made; their reasons stand in the table")

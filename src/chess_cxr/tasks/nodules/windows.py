@@ -136,10 +136,10 @@ def cut_square(window: NoduleWindow, size: int, rng: np.random.Generator | None)
     return parts
 
 
-def cut_nodules(source: FilmSource) -> np.ndarray | None:
-    """Read a film and cut the square around its nodules; None for a film without."""
+def cut_nodules(source: FilmSource) -> tuple[str, np.ndarray] | None:
+    """Read a film and cut the square around its nodules, with the patient's name; None for a film without nodules."""
     film = read_source(source)
-    return cut_around(film.film_HW, film.mask_HW) if film.has_nodule else None
+    return (film.group, cut_around(film.film_HW, film.mask_HW)) if film.has_nodule else None
 
 
 def cut_around(film_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
