@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 OnCount = Callable[[int, int], None]  # pieces done, pieces in all
 OnProgress = Callable[[str, int, int], None]  # name of the stage, pieces done, pieces in all
+Say = Callable[[str], None]  # tells the user one important line
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -71,7 +72,7 @@ class ProgressBar:
         if self._live:
             self._live.console.print(f"chess-cxr: {line}", markup=False, highlight=False)
         else:
-            print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
+            say_on_stderr(line)
 
     def _print(self) -> None:
         self._printed = time.monotonic()
@@ -132,6 +133,11 @@ def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], No
         bar.advance_to(report.step, note)
 
     return on_step
+
+
+def say_on_stderr(line: str) -> None:
+    """Print one line for the user."""
+    print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
 
 
 def say_seconds(seconds: float) -> str:
