@@ -11,8 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-OnCount = Callable[[int, int], None]  # pieces done, pieces in all
-OnProgress = Callable[[str, int, int], None]  # name of the stage, pieces done, pieces in all
 Say = Callable[[str], None]  # tells the user one important line
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -13,8 +13,7 @@ import pyarrow.parquet
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.files.whole import write_atomically
-from chess_cxr.progress import OnCount
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnCount, UsageError
 from chess_cxr.store import StoreLike, get_store
 from chess_cxr.views import resize_film
 
