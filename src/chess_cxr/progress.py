@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+Say = Callable[[str], None]  # tells the user one important line
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -68,7 +70,7 @@ class ProgressBar:
         if self._live:
             self._live.console.print(f"chess-cxr: {line}", markup=False, highlight=False)
         else:
-            print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
+            say_on_stderr(line)
 
     def _print(self) -> None:
         self._printed = time.monotonic()
@@ -129,6 +131,11 @@ def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], No
         bar.advance_to(report.step, note)
 
     return on_step
+
+
+def say_on_stderr(line: str) -> None:
+    """Print one line for the user."""
+    print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
 
 
 def say_seconds(seconds: float) -> str:

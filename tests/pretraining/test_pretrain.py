@@ -294,7 +294,7 @@ def test_fewer_films_than_a_batch_are_said_and_one_film_is_refused(one_picture: 
     tiny, said = build_tiny_config(1), list[str]()
     large = replace(tiny, training=replace(tiny.training, batch=32))
     pretrain(one_picture, tmp_path / "run", large, say=said.append)
-    assert said == ["the 16 films are fewer than a batch of 32: a film is told from itself then"]
+    assert said == ["the 16 films are fewer than a batch of 32, which then holds films twice"]
     record = ImageRecord(uid="0" * 32, patient="p", split="train")
     jpeg = encode_film(np.full((40, 40), 0.5, np.float32), 40)
     write_store(tmp_path / "lone.lance", [StoredFilm(record, *jpeg)], [], "")

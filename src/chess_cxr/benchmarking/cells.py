@@ -23,7 +23,7 @@ from chess_cxr.benchmarking.suite import EncoderSource
 from chess_cxr.benchmarking.tables import build_statistic
 from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
-from chess_cxr.evaluation.metrics import mean_known
+from chess_cxr.evaluation.ranked_scores import mean_known
 from chess_cxr.records import ChessError
 
 if TYPE_CHECKING:

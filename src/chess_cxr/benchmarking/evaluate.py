@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from chess_cxr.encoders.embed import EncoderLike, _parse_side, embed, tell_seen
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.intervals import DrawReplicates
-from chess_cxr.records import SPLITS, UsageError
+from chess_cxr.records import SPLITS, OnProgress, UsageError
 from chess_cxr.store import StoreLike, get_store
 from chess_cxr.tasks.classify.labels import METRICS
 from chess_cxr.workers.cores import count_usable_cores
@@ -43,7 +43,7 @@ def evaluate(
     seed: int = 0,
     replicates: int = 1000,
     executor: Executor | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Compare encoders by linear probes on cached features: same films, same label draws, same bootstrap.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +28,8 @@ from chess_cxr.benchmarking.suite import Suite
 from chess_cxr.benchmarking.tables import Replicates, SetKey, list_set_keys
 from chess_cxr.benchmarking.workers import CellRunner, check_folder, open_runner
 from chess_cxr.evaluation.intervals import DrawReplicates
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, OnCount, OnProgress, UsageError
 
-OnProgress = Callable[[str, int, int], None]
 Features = dict[tuple[str, str], tuple[str, ...]]  # (task, encoder) -> keys of its embed cells
 Places = tuple[str, str, str, LabelDraw]  # task, encoder, head, draw
 
@@ -56,7 +55,7 @@ class Ledger:
     on_progress: OnProgress | None
     failures: list[Failure] = field(default_factory=list)
 
-    def watch(self, stage: str) -> Callable[[int, int], None] | None:
+    def watch(self, stage: str) -> OnCount | None:
         """Return a callback for how much of a stage is done."""
         show = self.on_progress
         return None if show is None else lambda done, total: show(stage, done, total)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import util
@@ -16,12 +16,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from chess_cxr.benchmarking.cache import CellFolder
 from chess_cxr.benchmarking.cells import Cell, Outcome, compute_cell, run_cell
-from chess_cxr.records import ChessError
+from chess_cxr.records import ChessError, OnCount
 from chess_cxr.workers.cores import count_usable_cores
 
 WORKER_DIED = "its worker died, most likely for want of memory"
 IN_FLIGHT_A_WORKER = 2
-OnDone = Callable[[int, int], None]
 
 
 class CellRunner:
@@ -39,7 +38,7 @@ class CellRunner:
         self._pool: ProcessPoolExecutor | None = None
         self.computed = self.kept = 0
 
-    def run(self, cells: Sequence[Cell], folder: CellFolder, on_done: OnDone | None = None) -> dict[str, str]:
+    def run(self, cells: Sequence[Cell], folder: CellFolder, on_done: OnCount | None = None) -> dict[str, str]:
         """Compute the cells that are not in the folder yet; return the reasons of those that failed, by key.
 
         on_done: called with how much is finished, of all that was missing, in the cells' `size`.

@@ -26,6 +26,7 @@ from chess_cxr.pretraining.presets import PretrainConfig
 from chess_cxr.pretraining.presets import demo as demo_preset
 from chess_cxr.pretraining.pretrain import pretrain
 from chess_cxr.progress import StageBars, say_seconds
+from chess_cxr.records import OnProgress
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.sources.phantom.film import CLASSES, write_phantom_films
 from chess_cxr.store import Store, open_store
@@ -252,7 +253,7 @@ def _describe_perceptual(name: str) -> str:
     return "no perceptual loss" if name == "none" else f"{name} perceptual loss"
 
 
-def _judge_nodules(folder: Path, size: DemoSize, show: Callable[[str, int, int], None]) -> Mapping[str, Any]:
+def _judge_nodules(folder: Path, size: DemoSize, show: OnProgress) -> Mapping[str, Any]:
     """Hold squares around made nodules against squares around the nodules of other patients; by generator.
 
     What each generator paints over, and what it is judged against, are films that it did not learn from.
@@ -280,9 +281,7 @@ def _judge_nodules(folder: Path, size: DemoSize, show: Callable[[str, int, int],
     return told
 
 
-def _draw_films(
-    patients: int, seed: int, show: Callable[[str, int, int], None]
-) -> tuple[list[NoduleFilm], list[NoduleFilm]]:
+def _draw_films(patients: int, seed: int, show: OnProgress) -> tuple[list[NoduleFilm], list[NoduleFilm]]:
     """Return a film with a nodule and one without of each of some new patients."""
     films = read_nodule_films(
         f"phantom:{patients}@128#{seed}", on_film=lambda done, total: show(f"draw films #{seed}", done, total)

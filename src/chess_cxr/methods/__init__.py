@@ -1,4 +1,4 @@
-"""Pre-training objectives, one a file: the literal dict `METHODS` names them."""
+"""Pre-training objectives, one per file, listed in `METHODS`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,21 @@ METHODS = {
     "vicreg": (VICRegConfig, VICReg),
     "moco_v3": (MoCoV3Config, MoCoV3),
 }
-
-METHOD_TITLES = {
-    "moco_v2": "MoCo v2",
-    "simclr": "SimCLR",
-    "byol": "BYOL",
-    "vicreg": "VICReg",
-    "moco_v3": "MoCo v3",
-}
-
-
-def compute_chance_loss(config: MethodConfig) -> float | None:
-    """Return MoCo's loss of a network that knows nothing, nats; None for the methods without such a number."""
-    return math.log(1 + config.queue) if isinstance(config, MoCoConfig) else None
+METHOD_TITLES = {"moco_v2": "MoCo v2", "simclr": "SimCLR", "byol": "BYOL", "vicreg": "VICReg", "moco_v3": "MoCo v3"}
 
 
 def build_method(config: MethodConfig, encoder: nn.Module | None = None, steps: int = 0) -> AnyMethod:
-    """Build the method that a configuration names, as the file of the method says."""
+    """Build the method that a configuration names.
+
+    encoder: the network to continue from, trained in place; None for an untrained one.
+    steps: length of the run, for momentum schedules; 0 keeps the momentum at its start.
+    """
     if config.embedding < 1:
         raise UsageError("method.embedding must be at least 1")
     method: AnyMethod = METHODS[config.name][1](config, encoder, steps)
     return method
+
+
+def compute_chance_loss(config: MethodConfig) -> float | None:
+    """Return the loss of an untrained network in nats, for MoCo; None for methods without such a value."""
+    return math.log(1 + config.queue) if isinstance(config, MoCoConfig) else None

@@ -1,7 +1,6 @@
-"""Batches of view pairs, prepared ahead of the training step by threads.
+"""The films of a pre-training run, and batches of view pairs drawn from them ahead of the training step.
 
-What step `n` sees is a pure function of the stores, the seed and `n`: there is no loader state to save.
-The decoder and the warps let go of Python's lock, so threads scale, and Lance forbids forking.
+A step's batch is a pure function of the stores, the seed and the step, so checkpoints need no loader state.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]
 
-OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
-HELD_BYTES = 1e9  # of encoded films that a process keeps in memory: some 25,000 of 512 pixels
-SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; epochs and views count up from 0
+OVERSAMPLING = 1.5  # decode films at no less than this many times the view's side, to keep crops sharp
+HELD_BYTES = 1e9  # most bytes of encoded films to keep in memory: about 25,000 films of 512 pixels
+SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; those of epochs and views count up from 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FilmPool:
         return len(self.row_of_N)
 
     def read_jpegs(self, films: Sequence[int] | np.ndarray) -> list[bytes]:
-        """Read encoded films by number, in this order."""
+        """Read encoded films by number, in the given order."""
         films = np.asarray(films)
         jpegs: list[bytes] = [b""] * len(films)
         for number, store in enumerate(self.stores):
@@ -57,7 +56,7 @@ class FilmPool:
 
 
 def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
-    """Gather the films of `splits` ("" means films without a split) from all stores."""
+    """Collect the films of `splits` ("" for films without a split) from all stores."""
     rows = [np.flatnonzero(store.films["split"].isin(list(splits)).to_numpy()) for store in stores]
     store_of = np.concatenate([np.full(len(row), number) for number, row in enumerate(rows)])
     pool = FilmPool(tuple(stores), store_of, np.concatenate(rows))
@@ -67,9 +66,9 @@ def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
 
 
 def build_reader(pool: FilmPool, most_bytes: float) -> Callable[[np.ndarray], list[bytes]]:
-    """Return what reads encoded films by number: from memory where all of the pool fit, else from the stores.
+    """Return a function that reads encoded films by number, from memory if the whole pool fits into `most_bytes`.
 
-    A random film costs a store several times what it costs the decoder that waits for a small one.
+    Otherwise it reads from the stores, where a random small film takes several times longer to read than to decode.
     """
     part = 256
     jpegs = pool.read_jpegs(range(min(part, len(pool))))
@@ -82,10 +81,10 @@ def build_reader(pool: FilmPool, most_bytes: float) -> Callable[[np.ndarray], li
 
 @dataclass(frozen=True)
 class Siblings:
-    """Which films of a pool share a study or a patient; 16 bytes a film.
+    """The films of a pool grouped by study or patient, in 16 bytes per film.
 
-    order_N: film numbers, those of one group side by side.  first_N, place_N, count_N: of each film, where its group
-    begins in `order_N`, its own place in the group, and the group's films.
+    order_N: film numbers sorted by group.  first_N, place_N, count_N: for each film, the start of its group in
+    `order_N`, its place in the group, and the size of the group.
     """
 
     order_N: np.ndarray
@@ -94,9 +93,9 @@ class Siblings:
     count_N: np.ndarray
 
     def draw(self, film_B: np.ndarray, position_B: np.ndarray, seed: int) -> np.ndarray:
-        """Draw another film of each film's group, all equally likely; the film itself where it is alone.
+        """Draw another film from each film's group, uniformly; return the film itself if it is alone.
 
-        position_B: running positions in the run, without gaps.  The draw is a pure function of (seed, position).
+        position_B: consecutive running positions in the run.  The draw is a pure function of (seed, position).
         """
         stream = np.random.Philox(key=np.array([seed, SIBLING_STREAM], np.uint64), counter=int(position_B[0]))
         drawn_B = (stream.random_raw(4 * len(film_B))[::4] >> np.uint64(1)).astype(np.int64)
@@ -107,10 +106,10 @@ class Siblings:
 
 
 def build_siblings(pool: FilmPool, within: Literal["study", "patient"]) -> Siblings:
-    """Find the films of one study (of one patient), or of one patient.
+    """Group the films of each study (of the same patient), or of each patient.
 
-    Films of different stores are no siblings: two data sets may both have a patient "1".  A film whose study or patient
-    is not known is alone.  Raises `UsageError` where every film is.
+    Never groups films of different stores, as two data sets may both have a patient "1", nor films of unknown study or
+    patient.  Raises `UsageError` if every film is alone.
     """
     group_N = _number_groups(pool, within)
     small = np.int32 if len(pool) < 2**31 else np.int64
@@ -128,14 +127,14 @@ def build_siblings(pool: FilmPool, within: Literal["study", "patient"]) -> Sibli
 
 
 def _number_groups(pool: FilmPool, within: Literal["study", "patient"]) -> np.ndarray:
-    """Give every film its group's number, int64 [N]; a film that is alone for sure gets one of its own."""
+    """Return the group number of every film, int64 [N]; films of unknown study or patient get their own."""
     group_N = np.empty(len(pool), np.int64)
     numbered = 0
     for number, store in enumerate(pool.stores):
         places = np.flatnonzero(pool.store_of_N == number)
         rows = pool.row_of_N[places]
         group = pd.factorize(store.films["patient"].iloc[rows])[0].astype(np.int64)
-        if within == "study":  # some data sets count the studies of each patient from 1
+        if within == "study":  # some data sets number the studies of each patient from 1
             study = pd.factorize(store.films["study"].iloc[rows])[0]
             group = pd.factorize(group * (len(rows) + 1) + study)[0].astype(np.int64)
         unknown = np.flatnonzero((store.films[within].iloc[rows] == "").to_numpy())
@@ -161,13 +160,13 @@ def read_view_batches(
 ) -> Generator[Tensor, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
 
-    batch: films a step over all ranks.  threads: batches prepared at the same time.
+    batch: films per step over all ranks.  threads: number of batches prepared in parallel.
     positives: "view" takes both views from one film.  "study" and "patient" take the second from another film of the
-    same study or patient where the store has one, drawn anew each time (MedAug, Vu et al. 2021); a lateral film may so
-    be paired with a frontal one, and pairs of a patient may be years and diseases apart.  The first views are the same
-    films in the same order in any case.
-    held_bytes: encoded films are held in memory where all of the pool fit into so many.
-    Raises `UsageError` at once where the ranks cannot share the batch or no two films are of one study or patient.
+    same study or patient, if there is one, drawn anew each time (MedAug, Vu et al. 2021).  A pair may then be a frontal
+    and a lateral film, and a patient's films may be years and diseases apart.  The films and order of the first views
+    do not depend on it.
+    held_bytes: keep the encoded films in memory if they all fit into so many bytes.
+    Raises `UsageError` at once if the ranks cannot share the batch, or if no study or patient has two films.
     """
     if positives not in get_args(Positives):
         raise UsageError(f"positives are {', '.join(get_args(Positives))}, not {positives!r}")
@@ -186,7 +185,7 @@ def read_view_batches(
         if siblings is None:
             return torch.from_numpy(draw_view_pairs(decode(film_B[share]), position_B[share].tolist(), seed, views))
         pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
-        used, place_2B = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
+        used, place_2B = np.unique(pair_2B, return_inverse=True)  # decode each film once
         return torch.from_numpy(_draw_views(decode(used), place_2B.reshape(2, -1), position_B[share], seed, views))
 
     return prepare_ahead(prepare, range(first_step, steps), threads)
@@ -195,7 +194,7 @@ def read_view_batches(
 def _draw_views(
     films: Sequence[np.ndarray], place_2B: np.ndarray, position_B: np.ndarray, seed: int, views: ViewConfig
 ) -> np.ndarray:
-    """Draw the views of pairs of films, uint8 [2, B, 1, size, size], as randomly as `draw_view_pairs` those of one."""
+    """Draw views of pairs of films, uint8 [2, B, 1, size, size], with the random numbers of `draw_view_pairs`."""
     pairs = np.empty((*place_2B.shape, 1, views.size, views.size), np.uint8)
     for which, index in np.ndindex(place_2B.shape):
         rng = np.random.Generator(np.random.Philox(key=[seed, 2 * int(position_B[index]) + which]))

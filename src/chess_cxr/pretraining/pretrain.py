@@ -1,8 +1,8 @@
-"""Pre-training on the films of stores: which ones, their view pairs, and the run over them."""
+"""Pre-train an encoder on the films of stores: begin or continue a run, and feed it view pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,21 @@ from chess_cxr.methods.moco import MoCoConfig, check_norm_groups
 from chess_cxr.pretraining.films import Positives, build_film_pool, read_view_batches
 from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config
 from chess_cxr.pretraining.watch import PretrainMethod, Watch
+from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import count_ranks
-from chess_cxr.training.loop import StepReport, TrainingConfig
-from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, hash_uids, say_on_stderr, train_in_folder
+from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.views import ViewConfig
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All that one pre-training run needs beside its method.
+    """The settings of a pre-training run, besides its method.
 
     begun_from: SHA-256 of the weights that the method began with; "" for untrained ones.
     """
@@ -43,6 +44,77 @@ class RunPlan:
     begun_from: str = ""
 
 
+def pretrain(
+    stores: Sequence[StoreLike] | StoreLike,
+    out: Path | str,
+    preset: str | PretrainConfig = "cpu_small",
+    on_step: OnStep | None = None,
+    *,
+    begin_from: str = "",
+    tracking: TrackingConfig | None = None,
+    say: Say | None = None,
+    device: str = "auto",
+) -> Path:
+    """Pre-train an encoder without labels on the train split and the unsplit films of some stores.
+
+    preset: the name of a preset, or a configuration.  on_step: called with every step's report and the newest probe.
+    begin_from: an encoder to continue from, see `continue_from`.  tracking: trackers besides `metrics.jsonl`.
+    say: called with each important line, such as a collapse; prints it on stderr by default.
+    device: auto, cpu, cuda, cuda:N or mps.
+    The same call again continues an interrupted run.  Returns the run folder.
+    Raises `UsageError` if `out` holds a run of another configuration.
+    """
+    config = build_config(preset, Path(out))
+    config = continue_from(config, begin_from) if begin_from else config
+    opened = [get_store(store) for store in ([stores] if isinstance(stores, StoreLike) else stores)]
+    if not opened:
+        raise UsageError("name at least one store to pre-train on")
+    places = [store.path.resolve() for store in opened]
+    if doubled := [store.path for store in opened if places.count(store.path.resolve()) > 1]:
+        raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
+    torch.manual_seed(config.training.seed)
+    encoder, sha256 = read_beginning(config)
+    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
+    method = build_method(config.method, encoder, config.training.steps)
+    if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
+        check_norm_groups(method, config.method, count_ranks())
+    pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say, device)
+    return Path(out)
+
+
+def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
+    """Return a configuration that begins with an encoder's weights instead of random ones.
+
+    encoder: as `load_encoder` takes it; sets the network, and the mean and standard deviation of its pixels.
+    The large gradients of the new head damage good weights (in their first epoch, continued runs lose quality).  So the
+    head trains alone for the first 5 % of the steps, unless `training.frozen_steps` is set.
+    """
+    loaded = load_encoder(encoder)
+    _, mean, std = build_grey_network(loaded)
+    frozen = config.training.frozen_steps or max(1, config.training.steps // 20)
+    return replace(
+        config,
+        begin_from=encoder.rstrip("/") or encoder,  # shell completion adds a slash
+        method=replace(config.method, architecture=loaded.architecture),
+        pixels=PixelScale(mean, std),
+        training=replace(config.training, frozen_steps=frozen),
+    )
+
+
+def read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
+    """Load the network to continue from, for one grey channel, with the SHA-256 of its weights; or None and "".
+
+    Raises `UsageError` if it is not the configuration's architecture.
+    """
+    if not config.begin_from:
+        return None, ""
+    loaded = load_encoder(config.begin_from)
+    if loaded.architecture != config.method.architecture:
+        raise UsageError(f"{config.begin_from} is a {loaded.architecture}, not a {config.method.architecture}")
+    network, _, _ = build_grey_network(loaded)
+    return network, compute_state_sha256(network)
+
+
 def pretrain_run(
     folder: Path,
     method: PretrainMethod,
@@ -51,22 +123,22 @@ def pretrain_run(
     described: dict[str, Any],
     on_step: OnStep | None = None,
     tracking: TrackingConfig | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     device: str = "auto",
 ) -> Path:
-    """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return its checkpoint.
+    """Train `method` on view pairs from `stores` in `folder`, or continue the run there; return its checkpoint.
 
-    A folder continues only on the same films; see `train_in_folder` for the rest.
+    A run continues only on the same films.  Arguments and errors as in `train_in_folder`.
     """
-    training = plan.training
+    training, say = plan.training, say or say_on_stderr
     pool = build_film_pool(stores, plan.splits)
     if len(pool) < 2:
-        raise UsageError("the given stores hold one film to train on; a film is told from others, so two are needed")
-    say, uids = say or say_on_stderr, pool.get_uids()
+        raise UsageError("the given stores hold one film to train on; pre-training needs at least two")
+    uids = pool.get_uids()
 
     def open_batches(first_step: int, rank: Rank) -> Generator[Tensor, None, None]:
         if len(pool) < training.batch and rank.number == 0:
-            say(f"the {len(pool)} films are fewer than a batch of {training.batch}: a film is told from itself then")
+            say(f"the {len(pool)} films are fewer than a batch of {training.batch}, which then holds films twice")
         views = read_view_batches(
             pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
             rank=rank.number, world=rank.world, threads=training.loader_threads, positives=plan.positives,
@@ -94,78 +166,6 @@ def _normalise(
 
 def _describe_data(stores: Sequence[Store], uids: Sequence[str], begun_from: str) -> dict[str, Any]:
     named = [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
-    # a store ingested anew may bear the old name and count, but not the old films in the old splits
+    # a rebuilt store may have the same name and number of films, but other films or splits: hash the uids
     films = {"films": len(uids), "uids_sha256": hash_uids(uids)}
     return {"stores": named, **films} | ({"begun_from_sha256": begun_from} if begun_from else {})
-
-
-def pretrain(
-    stores: Sequence[StoreLike] | StoreLike,
-    out: Path | str,
-    preset: str | PretrainConfig = "cpu_small",
-    on_step: Callable[[StepReport, Mapping[str, float]], None] | None = None,
-    *,
-    begin_from: str = "",
-    tracking: TrackingConfig | None = None,
-    say: Callable[[str], None] | None = None,
-    device: str = "auto",
-) -> Path:
-    """Pre-train an encoder without labels on the train split (and unsplit films) of some stores.
-
-    preset: the name of a preset or a configuration.  on_step gets every step's report and the newest probe.
-    begin_from: an encoder to continue from, see `continue_from`.  tracking: where numbers go beside `metrics.jsonl`.
-    say: told one line for what must not be overlooked, such as a collapse; stderr by default.
-    device: auto, cpu, cuda, cuda:N or mps.
-    The same call again continues an interrupted run.  Returns the run folder.
-    Raises `UsageError` where `out` holds a run of another configuration.
-    """
-    config = build_config(preset, Path(out))
-    config = continue_from(config, begin_from) if begin_from else config
-    opened = [get_store(store) for store in ([stores] if isinstance(stores, StoreLike) else stores)]
-    if not opened:
-        raise UsageError("name at least one store to pre-train on")
-    places = [store.path.resolve() for store in opened]
-    if doubled := [store.path for store in opened if places.count(store.path.resolve()) > 1]:
-        raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
-    torch.manual_seed(config.training.seed)
-    encoder, sha256 = read_beginning(config)
-    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
-    method = build_method(config.method, encoder, config.training.steps)
-    if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
-        check_norm_groups(method, config.method, count_ranks())
-    pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say, device)
-    return Path(out)
-
-
-def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
-    """Return a configuration that begins with an encoder's weights instead of random ones.
-
-    encoder: as `load_encoder` takes it; its network and its pixels' mean and standard deviation take the place of the
-    configuration's.  Its fresh head would tear at good weights (continued runs are known to lose in their first epoch
-    what they began with), so the head learns alone for the first twentieth of the steps, unless `training.frozen_steps`
-    says otherwise.
-    """
-    loaded = load_encoder(encoder)
-    _, mean, std = build_grey_network(loaded)
-    frozen = config.training.frozen_steps or max(1, config.training.steps // 20)
-    return replace(
-        config,
-        begin_from=encoder.rstrip("/") or encoder,  # completed by a shell or not, it is the same beginning
-        method=replace(config.method, architecture=loaded.architecture),
-        pixels=PixelScale(mean, std),
-        training=replace(config.training, frozen_steps=frozen),
-    )
-
-
-def read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
-    """Return the network that a run begins with, for one grey channel, and the SHA-256 of its weights; or None and "".
-
-    Raises `UsageError` where it is not the configuration's network.
-    """
-    if not config.begin_from:
-        return None, ""
-    loaded = load_encoder(config.begin_from)
-    if loaded.architecture != config.method.architecture:
-        raise UsageError(f"{config.begin_from} is a {loaded.architecture}, not a {config.method.architecture}")
-    network, _, _ = build_grey_network(loaded)
-    return network, compute_state_sha256(network)

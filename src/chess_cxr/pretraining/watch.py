@@ -28,9 +28,9 @@ class PretrainMethod(Method, Protocol):
 
 
 class Watch:
-    """The first rank's eye on a run: probes and logs at their steps, and tells a collapse and skipped steps.
+    """Probes the encoder and logs numbers on the first rank, and warns of a collapse and of skipped steps.
 
-    probe: the newest numbers of it.  has_collapsed: whether the alarm has rung.
+    probe: the newest results of the probe.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Watch:
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether the alarm has rung."""
+        """Whether the collapse alarm rings."""
         return self._alarm.is_ringing
 
     def look(self, report: StepReport) -> None:
-        """Look at a step that was made."""
+        """Probe and log what is due after a step."""
         training, step = self._training, report.step
         last, values = step == training.steps, dict[str, float]()
-        if report.problem and report.skipped_steps > self._told_skipped:  # too large a scale of float16 is usual
+        if report.problem and report.skipped_steps > self._told_skipped:  # an overflow in float16 is normal
             self._told_skipped = report.skipped_steps
             self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
         if last or step % training.log_every == 0:
@@ -76,13 +76,13 @@ class Watch:
 
 
 def find_first_judged_step(training: TrainingConfig) -> int:
-    """Return from which step on a run is judged for collapse: the first ones from scratch may look collapsed."""
+    """Return the first step to judge for collapse, as an untrained network may look collapsed."""
     return max(round(training.warmup * training.steps), training.frozen_steps, training.steps // 50)
 
 
 def choose_peak_kind(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the numbers whose matrix product is the peak that a run is held against."""
+    """Return the dtype whose matrix product measures a run's peak speed."""
     if precision == "bfloat16":
         return torch.bfloat16
-    # CPUs compute float16 by way of float32
+    # CPUs convert float16 to float32
     return torch.float16 if precision == "float16" and device.type == "cuda" else torch.float32

@@ -1,4 +1,4 @@
-"""Which films each step sees: a pure function of seed and step, so there is no loader state to save."""
+"""The order of the films: a pure function of seed and step, so checkpoints need no loader state."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 @lru_cache(maxsize=2)
 def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which one epoch visits `films` films: a pure function of seed and epoch.
+    """Return the order in which one epoch visits `films` films: a pure function of seed and epoch, read-only.
 
-    Read-only; the newest two are kept, since drawing 5 million takes longer than a step should.
+    Caches the last two orders, as shuffling 5 million films takes longer than a step should.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(films)
     order.flags.writeable = False
@@ -19,10 +19,10 @@ def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which films step `step` sees, and the running position of each in the whole run.
+    """Return the films of a step, and the running position of each in the run.
 
-    The run is one endless row of epochs, each a fresh permutation; a batch may straddle two of them, so
-    no film is dropped.  The positions seed the views.  Ranks take slices of both.
+    A run is a sequence of epochs, each a new permutation; a batch may span two epochs, so no film is dropped.  The
+    positions seed the views.  Ranks take slices of both arrays.
     """
     position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epoch_B = position_B // films

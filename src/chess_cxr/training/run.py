@@ -1,10 +1,9 @@
-"""A run and its folder: configuration, metrics, checkpoints; the same call again continues it."""
+"""Train in a run folder with configuration, metrics and checkpoints; the same call again continues the run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from torch import nn
 
 from chess_cxr.device import choose_device
 from chess_cxr.files.whole import explain_full_disk, hold
+from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     check_same_configuration,
@@ -46,13 +46,13 @@ from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.training.sync_norm import synchronise_batch_norm
 from chess_cxr.training.trackers import RunEnd, check_tracking
 
-COLLAPSED = 1000  # among the numbers of signals that ranks agree on
+COLLAPSED = 1000  # stands for a collapse where ranks agree on the number of a signal
 OnStep = Callable[[StepReport, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run: its number of so many, and the device it trains on."""
+    """One process of a run: its number, the number of all, and its device."""
 
     number: int
     world: int
@@ -60,26 +60,26 @@ class Rank:
 
 
 class Watcher(Protocol):
-    """The first rank's eye on a run.  probe: its newest numbers.  has_collapsed: whether the run is worth no more."""
+    """Watches a run on the first rank: measures, logs and warns."""
 
     @property
     def probe(self) -> Mapping[str, float]:
-        """The newest numbers of what it looked at."""
+        """The newest measurements."""
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether training has failed in a way that does not mend itself."""
+        """Whether the representation has collapsed for good."""
 
     def look(self, report: StepReport) -> None:
-        """Look at a step that was made, and log what there is to tell."""
+        """Measure and log what is due after a step."""
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run trains on, and how it is watched.
+    """The data of a run and its watcher.
 
-    uids: of the films it trains on.  open_batches: from the first step that is to be made, this rank's batches in
-    order.  open_watch: the first rank's watcher.  groups: parameter groups as `build_optimizers` takes them.
+    uids: uids of the training films.  open_batches: (first step, rank) -> this rank's batches in order.
+    open_watch: builds the first rank's watcher.  groups: parameter groups for `build_optimizers`.
     """
 
     uids: list[str]
@@ -96,16 +96,15 @@ def train_in_folder(
     described: dict[str, Any],
     on_step: OnStep | None = None,
     tracking: TrackingConfig | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     device: str = "auto",
 ) -> Path:
-    """Train `method` in `folder`, or continue what stands there; return the last checkpoint.
+    """Train `method` in `folder`, or continue the run there; return the path of the last checkpoint.
 
-    described: the resolved configuration as JSON-ready values; a folder continues only under the same one.
-    on_step: gets every step's report and the watcher's newest numbers.  tracking: where numbers go beside
-    `metrics.jsonl`.  say: told one line for what must not be overlooked; stderr by default.
-    device: as `choose_device` takes it.
-    Raises `Stopped` after a signal, and `ChessError` after a collapse that is to end the run, once the checkpoint is
+    described: the resolved configuration as JSON values; a folder continues only under the same one.
+    on_step: called with every step's report and the watcher's newest numbers.  tracking: trackers besides
+    `metrics.jsonl`.  say: called with each important line, by default prints it.  device: a name for `choose_device`.
+    Raises `Stopped` after a signal and `ChessError` after a collapse with `stop_on_collapse`, once the checkpoint is
     written.
     """
     if not isinstance(method, nn.Module):
@@ -149,7 +148,7 @@ def train_in_folder(
                 if watch:
                     watch.look(report)
                 collapsed = COLLAPSED if watch and training.stop_on_collapse and watch.has_collapsed else 0
-                # one rank may hear the signal a step earlier, and the first alone knows of a collapse
+                # one rank may get the signal a step earlier, and only the first rank sees a collapse
                 stopped = agree_on_largest(get_stop_signal() or collapsed, rank.device)
                 if watch:
                     if on_step:
@@ -159,7 +158,7 @@ def train_in_folder(
                             checkpoints, step, method, optimizers, described, training.keep_checkpoints, loop
                         )
                 if stopped and not last:
-                    wait_for_ranks()  # torchrun ends all ranks as soon as one has gone: not while the first one writes
+                    wait_for_ranks()  # torchrun kills all ranks when one exits: let the first one finish writing
                     end = "failed" if stopped == COLLAPSED else "stopped"
                     raise _explain_stop(stopped, step, training.steps)
             end = "finished"
@@ -184,11 +183,6 @@ def _explain_stop(number: int, step: int, steps: int) -> ChessError:
     return Stopped(number, f"stopped at step {step} of {steps}; the same command continues it")
 
 
-def say_on_stderr(line: str) -> None:
-    """Tell the user one line."""
-    print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
-
-
 def read_run_config(folder: Path) -> dict[str, Any]:
     """Read a run's resolved configuration."""
     try:
@@ -199,11 +193,11 @@ def read_run_config(folder: Path) -> dict[str, Any]:
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Turn a configuration dataclass into JSON-ready values."""
+    """Turn a configuration dataclass into JSON values."""
     described: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return described
 
 
 def hash_uids(uids: Sequence[str]) -> str:
-    """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
+    """Return the SHA-256 of the uids in this order; it identifies a pool of films."""
     return hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()

@@ -15,8 +15,9 @@ from chess_cxr.benchmarking.page.findings import count, list_rows, say, say_valu
 from chess_cxr.benchmarking.predictions import BenchmarkResults, PredictionSet, TaskFilms
 from chess_cxr.benchmarking.roc_curves import MEAN, compute_roc_curves
 from chess_cxr.evaluation.intervals import average_draws, replicate_draws
-from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic, mean_known
+from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic
 from chess_cxr.evaluation.operating_points import compute_operating_points, compute_transfer_costs
+from chess_cxr.evaluation.ranked_scores import mean_known
 from chess_cxr.evaluation.reliability import Scaling, compute_reliability, fit_temperature
 from chess_cxr.evaluation.subgroups import compute_subgroups
 from chess_cxr.report.pictures import encode_png

@@ -22,7 +22,7 @@ from chess_cxr.evaluation.image_metrics import (
     compute_rmse,
     compute_ssim,
 )
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodule_contrast import compute_contrast, draw_ring
 

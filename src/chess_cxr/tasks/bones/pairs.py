@@ -15,7 +15,7 @@ import numpy as np
 
 from chess_cxr.decode.decoded import DecodedFilm
 from chess_cxr.decode.film import decode_film
-from chess_cxr.records import Undecodable, UsageError
+from chess_cxr.records import OnCount, Undecodable, UsageError
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
 from chess_cxr.tasks.bones.files import PairFiles, PairKind, find_pairs
@@ -58,7 +58,7 @@ def read_pairs(
     place: str,
     limits: Limits | None = None,
     executor: Executor | None = None,
-    on_pair: Callable[[int, int], None] | None = None,
+    on_pair: OnCount | None = None,
     reduce: Callable[[FilmPair], FilmPair] | None = None,
 ) -> list[FilmPair]:
     """Read the pairs of a folder, or draw those of "phantom:PATIENTS[@SIZE][#SEED]" (SYNTHETIC).
@@ -79,7 +79,7 @@ def _collect(
     orders: Sequence[Any],
     read: Callable[[Any], FilmPair | str],
     executor: Executor | None,
-    on_pair: Callable[[int, int], None] | None,
+    on_pair: OnCount | None,
     reduce: Callable[[FilmPair], FilmPair] | None,
 ) -> list[FilmPair]:
     def work(order: Any) -> FilmPair | str:

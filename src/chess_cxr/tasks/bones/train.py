@@ -21,7 +21,7 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.evaluation.intervals import describe_intervals
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
@@ -88,7 +88,7 @@ def finetune_bones(
     test: float = 0.2,
     limits: Limits | None = None,
     executor: Executor | None = None,
-    on_stage: Callable[[str, int, int], None] | None = None,
+    on_stage: OnProgress | None = None,
     on_step: OnStep | None = None,
     device: str = "auto",
 ) -> BonesResult:
@@ -142,7 +142,7 @@ def _lies_in(out: Path, folder: Path) -> bool:
 
 
 def _read_place(
-    place: str, size: int, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
+    place: str, size: int, limits: Limits | None, executor: Executor | None, show: OnProgress
 ) -> list[FilmPair]:
     title, shrink = f"read {Path(place).name}", partial(shrink_pair, size=size)
     return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
