@@ -42,7 +42,7 @@ class Task:
     load: (folder, device) -> the model that the command wrote.
     describe: (model) -> what it is, in a few words.
     predict: (folder, locations, PredictOptions) -> Predictions; "" where the model has a command of its own.
-    use: that command.
+    use: what it is then, and that command.
     """
 
     finetune: str
@@ -69,7 +69,7 @@ TASKS = {
         "chess_cxr.tasks.nodules.command:finetune_nodules",
         "chess_cxr.tasks.nodules.model:load_nodule_generator",
         "chess_cxr.tasks.nodules.model:describe_nodule_generator",
-        use="chess-cxr generate",
+        use="a nodule generator; use it with: chess-cxr generate {model} --films …",
     ),
 }
 
@@ -99,7 +99,7 @@ def predict_films(model: Path, locations: Iterable[Path | str], options: Predict
     """
     task = find_task(model)
     if not task.predict:
-        raise UsageError(f"{model} is for another command; use it with: {task.use} {model}")
+        raise UsageError(f"{model} is {task.use.format(model=model)}")
     predictions: Predictions = resolve_name(task.predict)(model, list(locations), options)
     return predictions
 
