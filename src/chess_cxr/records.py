@@ -20,7 +20,7 @@ SCORES = ("inverted", "lateral", "not_chest", "contrast", "border")
 MAX_AGE_YEARS = 130.0
 _AGE = re.compile(r"^\D{0,3}(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", re.IGNORECASE)
 _YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_DATE = re.compile(r"^([12]\d{3})([-.]?)(\d{2})\2(\d{2})(?:[ T].*)?$")
+_DATE = re.compile(r"^([12]\d{3})([-.]?)(\d{2})\2(\d{2})(?:[ T].*)?$", re.ASCII)
 _LATERAL = frozenset({"LATERAL", "LAT", "L", "LL", "RL", "LLAT", "RLAT"})
 
 OnCount = Callable[[int, int], None]  # called with the number of finished pieces and the total

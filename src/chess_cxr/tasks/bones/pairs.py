@@ -16,7 +16,8 @@ import numpy as np
 from chess_cxr.decode.decoded import DecodedFilm
 from chess_cxr.decode.film import decode_film
 from chess_cxr.records import OnCount, Undecodable, UsageError
-from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.anatomy import draw_anatomy
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
 from chess_cxr.tasks.bones.files import PairFiles, PairKind, find_pairs
 from chess_cxr.workers.child import Limits

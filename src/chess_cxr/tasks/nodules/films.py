@@ -20,7 +20,8 @@ import numpy.typing as npt
 from chess_cxr.decode.film import decode_film
 from chess_cxr.ingest.split import assign_stratified_splits
 from chess_cxr.records import SPLITS, ChessError, SourceFilm, Undecodable, UsageError
-from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.sources.phantom.anatomy import draw_anatomy
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
 from chess_cxr.tasks.nodules.files import NoduleEntry, list_nodule_films
 from chess_cxr.tasks.nodules.masks import read_mask_levels, read_request_mask
