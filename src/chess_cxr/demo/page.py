@@ -1,4 +1,4 @@
-"""The page of the demo: what was made, the four tasks, and one table in the form of the paper's."""
+"""The page of the demo: generated films, pre-training, the four tasks, and a table in the form of the paper's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chess_cxr.sources.phantom.film import CLASSES
 from chess_cxr.store import Store
 from chess_cxr.views import draw_view_pairs, resize_film
 
-FILM_WIDTH, EXAMPLE_WIDTH = 9, 15  # of a drawn film on the page, in letters
+FILM_WIDTH, EXAMPLE_WIDTH = 9, 15  # of a film on the page, in letters
 REAL, HEALTHY = "nodules of other patients", "the same places without a nodule"
 DISTANCE = "Fréchet distance × 1000"
 BONE_METRICS = {"psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"), "rmse": ("RMSE, of 255", "lower")}
@@ -32,7 +32,7 @@ BONE_METRICS = {"psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"), "rms
 
 @dataclass(frozen=True)
 class Examples:
-    """A new film, the same without bone, the same with a made nodule: float [H, W]; nodule_HW: where that was asked."""
+    """A new film, the same without bone, and the same with a generated nodule at nodule_HW: float [H, W]."""
 
     film_HW: np.ndarray
     suppressed_HW: np.ndarray
@@ -42,10 +42,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class DemoResults:
-    """What the stations found.
+    """The results of all stations.
 
-    bones: `result.json` of the bone network of each perceptual loss.  distances: of the nodules of each generator, with
-    the judge's name.
+    bones: `result.json` of the bone network for each perceptual loss.
+    distances: of the nodules of each generator, with the judge's name.
     """
 
     comparison: Comparison
@@ -57,7 +57,7 @@ class DemoResults:
 def write_demo_page(
     out: Path, store: Store, config: PretrainConfig, results: DemoResults, seed: int, subtitle: str
 ) -> Path:
-    """Write `report.html` into the demo's folder and return its path."""
+    """Write `report.html` into the demo's folder; return its path."""
     sections = [
         *_build_film_sections(out, store, config, seed),
         *build_comparison_sections(results.comparison, ["accuracy", "auroc"]),
@@ -228,7 +228,7 @@ def _find(table: pd.DataFrame, encoder: str, subset: str, metric: str) -> Mappin
 
 
 def _scale(found: Mapping[str, float]) -> dict[str, float]:
-    """An untrained network has small features, and so small distances."""
+    """Multiply the numbers by 1000, as the distances on an untrained network's features are small."""
     return {key: 1000 * value for key, value in found.items()}
 
 
