@@ -11,13 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    StorePath,
-    check_workers,
-    parse_encoders,
-    print_result,
-    refuse_existing,
-)
+from chess_cxr.arguments import StorePath, check_workers, parse_encoders, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import ChessError, UsageError

@@ -6,10 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from chess_cxr.arguments import (
-    Examined,
-    print_result,
-)
+from chess_cxr.arguments import Examined, print_result
 from chess_cxr.records import ChessError
 
 

@@ -6,14 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    EncoderName,
-    StorePath,
-    check_device_name,
-    print_result,
-    refuse_existing,
-)
+from chess_cxr.arguments import Device, EncoderName, StorePath, check_device_name, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError

@@ -8,13 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    check_device_name,
-    check_workers,
-    parse_location,
-    print_films,
-)
+from chess_cxr.arguments import Device, check_device_name, check_workers, parse_location, print_films
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.workers.child import Limits

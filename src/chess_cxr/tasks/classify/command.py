@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chess_cxr.arguments import (
-    Device,
-    EncoderName,
-    Flat,
-    StorePath,
-    check_device_name,
-    print_result,
-    refuse_existing,
-)
+from chess_cxr.arguments import Device, EncoderName, Flat, StorePath, check_device_name, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.tasks.classify.config import FinetuneConfig
