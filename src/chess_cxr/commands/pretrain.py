@@ -154,7 +154,7 @@ def plan_run(
     calibration: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Estimate what a pre-training run takes: storage, steps, hours, memory, network traffic and money.
+    """Estimate what a pre-training run takes: storage, steps, hours, memory, traffic and money.
 
     For named GPUs the numbers are calculated from data sheets, not measured.  Without --gpus they are for this machine,
     scaled from a short training run that --calibrate measures.
