@@ -102,7 +102,7 @@ def parse_command(words: Sequence[str]) -> Callable[[], None]:
 
     named = [word.partition("=")[0] for word in words if word.startswith("--")]
     if doubled := [word for word in named if named.count(word) > 1]:
-        raise UsageError(f"{doubled[0]} is given twice; give it once, with all its values behind it")
+        raise UsageError(f"{doubled[0]} is given twice; give it once, followed by all its values")
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     complaint = io.StringIO()
     try:

@@ -22,5 +22,5 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} cannot be used here; --device auto takes what there is") from error
+        raise UsageError(f"device {name!r} cannot be used here; --device auto chooses one that can") from error
     return device

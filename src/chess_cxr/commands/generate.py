@@ -64,12 +64,12 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
     if spacing_mm is not None and not 0.01 <= spacing_mm <= 10:
         raise UsageError("--spacing-mm is a number from 0.01 to 10")
     if random < 0:
-        raise UsageError("--random is how many films to make: 1 or more")
+        raise UsageError("--random, the number of films to make, must be 1 or more")
     from chess_cxr.sources.folder import read_folder
 
     for place in map(Path, films):
         if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-            raise UsageError(f"{out} lies inside {place}, where its films would pass for others; choose another --out")
+            raise UsageError(f"{out} lies inside {place} and its films would pass for sources; choose another --out")
     listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
     from chess_cxr.tasks.nodules.distance import compare_made, read_real_nodules
     from chess_cxr.tasks.nodules.orders import MadeFile, generate_files, load_painter, plan_orders
@@ -92,4 +92,4 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
     if real:
         print(compare_made(made, real, out, limits, seed), file=sys.stderr)
     if failed:
-        raise ChessError(f"{failed} of {len(orders)} films could not be made; their reasons stand in the table")
+        raise ChessError(f"{failed} of {len(orders)} films could not be made; the table gives the reasons")

@@ -63,4 +63,4 @@ def predict(
     with ProgressBar("predict", len(locations), "films", quiet) as bar:
         failed = print_films(predictions.columns, predictions.records, json, bar)
     if failed:
-        raise ChessError(f"{failed} of {len(locations)} films could not be read; their reasons stand in the table")
+        raise ChessError(f"{failed} of {len(locations)} films could not be read; the table gives the reasons")

@@ -96,8 +96,8 @@ def _build_film_sections(out: Path, store: Store, config: PretrainConfig, seed: 
             f"{config.training.batch} films, on the train split only.",
             draw_training_curves(read_metrics(out / "run"), compute_chance_loss(config.method)),
             20,
-            "First: the loss, and that of a network that knows nothing. Second: a nearest-neighbour probe. Third: all "
-            "lines would fall towards 0 if the encoder forgot to tell films apart. SYNTHETIC films.",
+            "First: the loss, and that of an untrained network. Second: a nearest-neighbour probe. Third: all "
+            "lines would fall towards 0 if the representation collapsed. SYNTHETIC films.",
         ),
     ]
 
@@ -158,15 +158,15 @@ def _build_nodule_section(results: DemoResults) -> Section:
     ).replace({"none": "made, no perceptual loss", "pre-trained": "made, pre-trained perceptual loss"})
     return Section(
         "Nodule generation",
-        "A small SPADE generator learns to paint a nodule where a mask asks for one; every other pixel of the film "
-        "stays as it was. It learns with or without a perceptual loss on the pre-trained encoder.",
+        "A small SPADE generator learns to paint a nodule at a given mask, and leaves the rest of the film unchanged. "
+        "It learns with or without a perceptual loss on the pre-trained encoder.",
         (
             _draw(shown.painted_HW, "film with a made nodule"),
             _draw(shown.film_HW[here], "before"),
             _draw(shown.painted_HW[here], "after"),
         ),
         EXAMPLE_WIDTH,
-        "The film from above with a nodule that was asked for; the squares show its place. SYNTHETIC.",
+        "The film from above with a generated nodule; the squares show its place. SYNTHETIC.",
         table,
         _describe_distances(told),
     )
@@ -176,7 +176,7 @@ def _describe_distances(told: Mapping[str, Any]) -> str:
     return (
         f"Squares around {told['count']} made nodules against squares around {told['count']} nodules that the phantom "
         "rendered in other patients. Lower is more alike: the first row is what chance leaves between two sets of "
-        "rendered nodules, the second what a distance looks like where there is a difference. Judge: "
+        "rendered nodules, the second what a distance looks like if there is a difference. Judge: "
         f"{told['judge']}, {told['dimension']} features: an untrained network, since the demo's own encoder took part "
         "in the training. 95 % bootstrap intervals over films. SYNTHETIC."
     )
