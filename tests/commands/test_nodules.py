@@ -413,7 +413,7 @@ def test_a_mask_that_nothing_can_be_made_for_has_its_reason_in_its_row(
 
 def assert_failed(answer: Answer, failed: int, count: int, part: str) -> None:
     assert answer.code == 1
-    assert answer.err == (f"chess-cxr: {failed} of {count} films could not be made; their reasons stand in the table\n")
+    assert answer.err == (f"chess-cxr: {failed} of {count} films could not be made; the table gives the reasons\n")
     rows = list(csv.DictReader(answer.out.splitlines()))
     reasons = [row["reason"] for row in rows if row["reason"]]
     assert len(rows) == count and len(reasons) == failed and all(part in reason for reason in reasons), reasons

@@ -133,7 +133,7 @@ def test_multilabel_weightings_skip_unknown_films() -> None:
         ([0, 1, 2], np.zeros((3, 2)), "do not fit 3 names"),
         ([0, 1, 2], np.full((3, 3), np.nan), "diverged"),
         ([], np.zeros((0, 3)), "no films"),
-        (["a", "b", "c"], np.zeros((3, 3)), "one class index a film"),
+        (["a", "b", "c"], np.zeros((3, 3)), "one class index per film"),
     ],
 )
 def test_bad_multiclass_input_is_refused_in_one_line(label: list[float], score: np.ndarray, message: str) -> None:
@@ -274,7 +274,7 @@ def test_one_finding_is_a_multilabel_task_with_one_column() -> None:
     statistic = build_binary_statistic(label, score, "nodule", operating_points=True, probabilities=True)
     assert evaluate_once(statistic, 120) == want
     assert want["auroc"] == want["auroc/nodule"]
-    with pytest.raises(UsageError, match="one label and one score a film"):
+    with pytest.raises(UsageError, match="one label and one score per film"):
         build_binary_statistic(label[:, None], score)
 
 

@@ -11,13 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    StorePath,
-    check_workers,
-    parse_encoders,
-    print_result,
-    refuse_existing,
-)
+from chess_cxr.arguments import StorePath, check_workers, parse_encoders, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import ChessError, UsageError
@@ -51,20 +45,20 @@ def evaluate(
     Args:
         store: a store with labels.
         encoders: [NAME=]ENCODER: encoder folders, random:NETWORK@SIZE, imagenet:tf_efficientnet_lite0, pixels:SIDE.
-        out: folder to write, with results.csv, draws.csv, differences.csv, table.md and report.html.
-        labels: names of the labels; all by default.
-        fractions: parts of the training patients that are labelled.
-        films: further label subsets, by number of films, one of each patient.
-        draws: label draws a fraction.
-        first_draw: a 0/1 column that marks the first draw of a subset of its own size.
-        on: the split that is scored.
-        metric: of the printed table.
-        seed: of draws and bootstrap.
-        replicates: of the bootstrap.
-        reference: encoder that differences are taken to; the first by default.
-        synthetic: say on the page that the films were generated.
-        json: print all numbers as JSON, one record for each encoder, subset and metric.
-        quiet: no progress on stderr.
+        out: folder for results.csv, draws.csv, differences.csv, table.md and report.html.
+        labels: names of the labels; by default all.
+        fractions: label fractions, as shares of the training patients.
+        films: additional label subsets, by number of films, one film per patient.
+        draws: number of label draws per fraction.
+        first_draw: a 0/1 column that marks the first draw of an additional label subset.
+        on: the split to score.
+        metric: the metric of the printed table.
+        seed: random seed of draws and bootstrap.
+        replicates: number of bootstrap replicates.
+        reference: the encoder to compare the others with; by default the first.
+        synthetic: label the page SYNTHETIC, for generated films.
+        json: print all numbers as JSON, one record per encoder, subset and metric.
+        quiet: show no progress.
     """
     named = parse_encoders(encoders)
     reference = reference or next(iter(named))
@@ -116,30 +110,28 @@ def benchmark(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Compare encoders on several tasks, at several label fractions, and write tables and a page.
+    """Compare encoders on several tasks and label fractions; write tables and a page.
 
-    Every cell is computed once and kept in the folder of cells: stopped at any moment, the same command goes on.  A
-    cell that fails is reported and does not stop the others; the exit code is 1 then.
+    If interrupted, the same command continues: each finished cell is kept in the folder of cells.  If a cell fails, the
+    others go on, and the exit code is 1.
 
     Example: chess-cxr benchmark suite.toml --out result
 
     Args:
         suite: a TOML file, or the name of a preset: paper.
-        out: folder to write, with results.parquet, summary.csv, differences.csv, predictions/, table.md, report.html.
+        out: folder for results.parquet, summary.csv, differences.csv, predictions/, table.md and report.html.
         stores: for a preset: stores, each a task with all its labels.
         encoders: for a preset: NAME=ENCODER, such as CheSS=chess:chess.pth.tar ours=encoders/first.
-        cells: folder of finished cells, which suites may share; OUT.cells by default.
-        workers: processes; by default one a core.
+        cells: folder of finished cells, which suites can share; by default OUT.cells.
+        workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
-        card: encoder that card_section.md is of; the reference by default.
-        pictures: leave films out of the page, so that it may go where they may not.
+        card: the encoder that card_section.md describes; by default the reference.
+        pictures: leave films out of the page, to pass it on where films may not go.
         json: print summary, differences and failures as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     refuse_existing(out)
-    check_workers(workers)
-    if workers is not None and cluster:
-        raise UsageError("--workers is for this machine; a --cluster has its own")
+    check_workers(workers, cluster)
     from chess_cxr.benchmarking.suite import build_suite, read_suite
 
     if suite.endswith(".toml") or Path(suite).is_file():

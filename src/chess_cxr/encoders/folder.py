@@ -75,7 +75,7 @@ def write_encoder(
     encoder = join_encoder(module, contract, out.name, architecture, licence, training)
     golden_D = _embed_golden_film(encoder)
     if not np.isfinite(golden_D).all() or not golden_D.any():
-        raise ChessError(f"{architecture} answers the test film with NaN, infinity or zeros: nothing was written")
+        raise ChessError(f"{architecture} returns NaN, infinity or zeros for the test film: nothing was written")
     try:
         with write_whole_folder(out) as draft:
             _save_tensors(tensors, draft / WEIGHTS_FILE)
@@ -201,7 +201,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ChessError(f"{path} is not valid JSON") from error
     block = config.get("chess_cxr") if isinstance(config, dict) else None
     if not isinstance(block, dict):
-        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr say what pixels they expect")
+        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr have one")
     if block.get("format") != FORMAT:
         raise ChessError(f"{path} has another format than {FORMAT}: a newer chess-cxr may read it")
     if not isinstance(config.get("architecture"), str):

@@ -24,11 +24,7 @@ class FilmMean(Interval):
 
 
 def summarise_films(
-    scores: Sequence[Mapping[str, float]],
-    groups: ArrayLike,
-    seed: int = 0,
-    replicates: int = 2000,
-    level: float = 0.95,
+    scores: Sequence[Mapping[str, float]], groups: ArrayLike, seed: int = 0, replicates: int = 2000, level: float = 0.95
 ) -> dict[str, FilmMean]:
     """Average each score over films, with an interval over resamples of the groups (patients; films if unknown).
 

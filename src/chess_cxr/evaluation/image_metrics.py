@@ -108,15 +108,15 @@ def check_films(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1
     result, truth = np.asarray(result_HW), np.asarray(truth_HW)
     for film in (result, truth):
         if not np.issubdtype(film.dtype, np.floating):
-            raise UsageError(f"a film to be measured holds floats, not {film.dtype}: divide by its largest value first")
+            raise UsageError(f"films must be floats, not {film.dtype}: divide by the largest value first")
         if film.ndim != 2 or not film.size:
-            raise UsageError(f"a film to be measured is [H, W], not of shape {film.shape}")
+            raise UsageError(f"a film is [H, W], not of shape {film.shape}")
         if not np.isfinite(film).all():
-            raise UsageError("a film to be measured holds NaN or infinity: the network that made it has diverged")
+            raise UsageError("a film holds NaN or infinity: the network that made it has diverged")
     if result.shape != truth.shape:
         raise UsageError(f"a film of {result.shape} cannot be compared with one of {truth.shape}")
     if truth.min() < -_ROOM * data_range or truth.max() > (1 + _ROOM) * data_range:
-        raise UsageError(f"the film to compare with leaves [0, {data_range:g}]: state its data range")
+        raise UsageError(f"the ground truth leaves [0, {data_range:g}]: state its data range")
     return result.astype(np.float64), truth.astype(np.float64)
 
 

@@ -147,11 +147,7 @@ def interval_of_rate(hit_N: ArrayLike, patient_N: ArrayLike, level: float = 0.95
 
 
 def bootstrap_draws_by_patient(
-    patient_N: ArrayLike,
-    statistics: Sequence[Statistic],
-    replicates: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    patient_N: ArrayLike, statistics: Sequence[Statistic], replicates: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
     """Return the interval of the mean over training draws, over both test patients and draws.
 

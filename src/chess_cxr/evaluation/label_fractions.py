@@ -77,14 +77,14 @@ def _count_patients(
     rank_N: IndexArray, patient_count: int, strata: int, fraction: float | None, films: int | None
 ) -> int:
     if (fraction is None) == (films is None):
-        raise UsageError("say either which fraction of the patients to draw or how many films")
+        raise UsageError("give either a fraction of the patients or a number of films to draw")
     if films is not None:
         if not 1 <= films <= len(rank_N):
             raise UsageError(f"cannot draw {films} films from {len(rank_N)}")
         return int(np.sort(rank_N)[films - 1]) + 1
     assert fraction is not None
     if not 0.0 < fraction <= 1.0:
-        raise UsageError(f"a label fraction lies above 0 and at most at 1, not at {fraction}")
+        raise UsageError(f"a label fraction must be above 0 and at most 1, not {fraction}")
     return min(patient_count, max(strata, round(fraction * patient_count)))
 
 

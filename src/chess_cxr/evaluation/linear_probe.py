@@ -202,7 +202,7 @@ def _choose_strengths(
 def _check_features(feature_ND: ArrayLike) -> FloatArray:
     feature = np.asarray(feature_ND, dtype=np.float64)
     if feature.ndim != 2 or feature.shape[1] == 0 or len(feature) == 0:
-        raise UsageError(f"features must be one row a film, not of shape {feature.shape}")
+        raise UsageError(f"features must have one row per film, not shape {feature.shape}")
     if not np.all(np.isfinite(feature)):
         raise UsageError("features hold NaN or infinity: the encoder has diverged or met a blank film")
     return feature

@@ -145,7 +145,7 @@ def build_binary_statistic(
     """Build the statistic of one finding, label_N and score_N [N]: `build_multilabel_statistic` with one column."""
     label, score = np.asarray(label_N, dtype=np.float64), np.asarray(score_N, dtype=np.float64)
     if label.ndim != 1 or score.ndim != 1:
-        raise UsageError(f"one finding has one label and one score a film, not shapes {label.shape} and {score.shape}")
+        raise UsageError(f"one finding has one label and one score per film, not {label.shape} and {score.shape}")
     return build_multilabel_statistic(label[:, None], score[:, None], (name,), **options)
 
 
@@ -205,11 +205,11 @@ def check_classes(label_N: ArrayLike, class_names: Sequence[str]) -> NDArray[np.
     """Return class indices as integers; raises UsageError for NaN and values outside 0..C-1."""
     label = np.asarray(label_N)
     if label.ndim != 1 or label.dtype.kind not in "iufb":
-        raise UsageError(f"multi-class labels must be one class index a film, not {label.dtype} of shape {label.shape}")
+        raise UsageError(f"classes must be one class index per film, not {label.dtype} of shape {label.shape}")
     if not np.all(np.isfinite(label)):
         raise UsageError("multi-class labels hold NaN: leave films of unknown class out")
     if np.any(label != np.floor(label)) or np.any(label < 0) or np.any(label >= len(class_names)):
-        raise UsageError(f"multi-class labels must be whole numbers from 0 to {len(class_names) - 1}, one a class name")
+        raise UsageError(f"classes must be whole numbers from 0 to {len(class_names) - 1}, one per class name")
     return label.astype(np.intp)
 
 
@@ -227,7 +227,7 @@ def check_scores(score_NC: ArrayLike, names: Sequence[str]) -> FloatArray:
     """Return scores as float64 [N, C]; raises UsageError unless there is a film, and one finite column per name."""
     score = np.asarray(score_NC, dtype=np.float64)
     if score.ndim != 2 or score.shape[1] != len(names):
-        raise UsageError(f"scores of shape {score.shape} do not fit {len(names)} names: one column a name")
+        raise UsageError(f"scores of shape {score.shape} do not fit {len(names)} names: one column per name")
     if len(score) == 0:
         raise UsageError("there are no films to score")
     if not np.all(np.isfinite(score)):

@@ -52,7 +52,7 @@ def choose_threshold(positive_K: ArrayLike, score_K: ArrayLike, rule: ThresholdR
     if rule.kind not in ("youden", "sensitivity", "specificity"):
         raise UsageError(f"no rule named {rule.kind!r} for a threshold: youden, sensitivity or specificity")
     if rule.kind != "youden" and not 0.0 < rule.target <= 1.0:
-        raise UsageError(f"a threshold is asked for a {rule.kind} above 0 and up to 1, not {rule.target}")
+        raise UsageError(f"the target {rule.kind} of a threshold must be above 0 and at most 1, not {rule.target}")
     positive, score = np.asarray(positive_K, dtype=bool), np.asarray(score_K, dtype=np.float64)
     if positive.all() or not positive.any():
         return math.nan

@@ -50,7 +50,7 @@ def compute_age_bands(age_years: ArrayLike, edges: Sequence[int] = AGE_EDGES) ->
         raise UsageError(f"edges of age bands are rising whole years from 1, not {list(edges)}")
     age = np.asarray(age_years, dtype=np.float64)
     if np.any(age < 0):
-        raise UsageError("ages below 0 are no ages: unknown ones are NaN")
+        raise UsageError("an age cannot be below 0; an unknown age is NaN")
     starts = (0, *edges)
     names = [f"{low}-{high - 1}" if high - 1 > low else f"{low}" for low, high in zip(starts, edges, strict=False)]
     names.append(f"{edges[-1]}+")
@@ -88,7 +88,7 @@ def compute_subgroups(
     patient, names = np.asarray(patient_M), tuple(class_names)
     scores = tuple(np.asarray(score) for score in score_DMC)
     if not scores:
-        raise UsageError("there is no set of scores to look at by subgroup")
+        raise UsageError("there is no set of scores to compare by subgroup")
     rows: list[dict[str, object]] = []
     for attribute, texts in groups.items():
         group_M = np.asarray(texts)

@@ -10,7 +10,7 @@ class QualityOptions:
     """Thresholds that quarantine or flag a film.
 
     Args:
-        quarantine_not_chest: leave out films that are certainly no chest radiographs by header or picture.
+        quarantine_not_chest: leave out certain non-chest films, by header or picture; off, keep them.
         not_chest_reject: `not_chest` score from which the picture alone is certain.
         not_chest_flag: `not_chest` score from which a film is flagged, and from which another body part in the
             header is believed.

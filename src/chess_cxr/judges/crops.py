@@ -1,4 +1,4 @@
-"""Squares around nodules, so that distances are of nodules and not of whole films.  Suffixes: H, W pixels."""
+"""Crops around nodules, to compare nodules instead of whole films.  Shape suffixes: H, W pixels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SMALLEST_CROP = 16
 
 
 def crop_around(mask_HW: np.ndarray, margin: float = CROP_MARGIN, smallest: int = SMALLEST_CROP) -> Box:
-    """Return the square (top, left, height, width) around a mask, bool [H, W], for distances of nodules alone.
+    """Return a square (top, left, height, width) around a mask, bool [H, W].
 
-    Its side is that of the mask's longer side and `margin` times as much on either side, at least `smallest` pixels; it
-    is moved, and at last cut, to lie within the film.  Raises UsageError for an empty mask.
+    Its side is the mask's longer side plus `margin` times as much on both sides, at least `smallest` pixels.  It is
+    shifted, and if necessary cut, to lie within the film.  Raises UsageError for an empty mask.
     """
     rows, columns = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0))
     if not len(rows):

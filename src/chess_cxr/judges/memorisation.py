@@ -108,7 +108,7 @@ def measure_memorisation(
     _check_sets(generated, heldout, train)
     names = name_groups(group_N, len(generated), "generated"), name_groups(group_M, len(heldout), "held-out")
     if group_T is not None and set(names[1]) & {str(name) for name in np.asarray(group_T).tolist()}:
-        raise UsageError("held-out patients are among the training patients: their films cannot say what is too near")
+        raise UsageError("held-out patients are among the training patients: hold out other patients")
     scale = _scale_features if space == "features" else _scale_pixels
     generated, heldout, train = scale(generated, train), scale(heldout, train), scale(train, train)
     place_N, near_N, middle_N = _find_nearest(generated, train, space)

@@ -61,8 +61,8 @@ def check_norm_groups(method: nn.Module, config: MoCoConfig, world: int) -> None
     """Raise UsageError if BatchNorm would normalise every key together with its own query."""
     if config.norm_groups * world == 1 and any(isinstance(layer, _BatchNorm) for layer in method.modules()):
         raise UsageError(
-            "moco: one norm_group on one process normalises each key together with its query, and BatchNorm then gives "
-            "the answer away; set method.norm_groups to 8"
+            "moco: one norm_group on one process normalises each key together with its query, and BatchNorm then leaks "
+            "the answer; set method.norm_groups to 8"
         )
 
 
@@ -150,7 +150,7 @@ class MoCo(EncoderMethod):
                 "method.norm_groups or training.batch"
             )
         if 1 < count == len(view_B1HW):
-            raise UsageError("moco: norm_groups of one film have no statistics; choose fewer, or a larger batch")
+            raise UsageError("moco: a norm_group of one film has no statistics; choose fewer groups or a larger batch")
         groups = view_B1HW.chunk(count)
         embedded: Tensor = torch.cat([encoder(group) for group in groups]) if count > 1 else encoder(view_B1HW)
         return embedded

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 
 from chess_cxr.files.whole import read_json
@@ -23,8 +20,8 @@ from chess_cxr.pretraining.presets import PretrainConfig, read_pretrain_config
 from chess_cxr.pretraining.runs import read_lines, read_run, say_duration
 from chess_cxr.pretraining.watch import find_first_judged_step
 from chess_cxr.records import UsageError
-from chess_cxr.report.page import write_page
-from chess_cxr.report.pictures import encode_png
+from chess_cxr.report.page import load_template, write_page
+from chess_cxr.report.pictures import embed_picture, encode_png
 from chess_cxr.report.plots import COLOURS, INK, build_axes, label_axes, plot_curve, write_svg
 from chess_cxr.store import StoreLike, get_store
 from chess_cxr.training.config import flatten_config
@@ -109,11 +106,11 @@ def render_run_page(facts: RunFacts, view_2PHW: np.ndarray | None = None, comman
 
     view_2PHW: uint8, two views of each of P training films; None for no sheet.  command: continues or repeats the run.
     """
-    template = files("chess_cxr.pretraining").joinpath("run.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["picture"] = lambda film: _embed(encode_png(shrink_view(film)))
+    template = load_template(
+        "chess_cxr.pretraining", "run.html", picture=lambda view: embed_picture(encode_png(shrink_view(view)))
+    )
     tables = {"Configuration": facts.config, "Environment": facts.environment}
-    return environment.from_string(template).render(
+    return template.render(
         facts=facts,
         numbers=list_numbers(facts.metrics),
         figures=draw_run_curves(facts.metrics),
@@ -228,10 +225,6 @@ def _draw_speed(metrics: Metrics) -> str:
         shares.set_ylim(0, 100)
         label_axes(axes, "images a second", [*axes.get_lines(), *shares.get_lines()])
         return write_svg(figure, "Speed and waiting for data against the steps")
-
-
-def _embed(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _draw_first_views(config: PretrainConfig, pool: FilmPool, films: int) -> np.ndarray:

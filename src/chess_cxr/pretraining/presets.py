@@ -57,7 +57,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if not self.splits or not set(self.splits) <= {"train", ""}:
-            raise UsageError("splits: train and '' (films without a split) are trained on, val and test never are")
+            raise UsageError("splits can be train and '' (films without a split); val and test never are")
 
 
 def chess_paper() -> PretrainConfig:
@@ -89,7 +89,7 @@ def chess_strong() -> PretrainConfig:
 def cpu_small() -> PretrainConfig:
     """A small network that two CPU cores train in about an hour; `docs/log.md` tells how it was chosen.
 
-    The views are mild, as few labels teach little more than the brightness and place of an opacity.
+    The views are mild: they preserve brightness and place of opacities, which can be learned from few labels.
     """
     views = ViewConfig(
         size=64, crop_area=(0.5, 1.0), crop_aspect=(0.8, 1.25), rotate_deg=10, zoom=0.1, affine_p=0.8,

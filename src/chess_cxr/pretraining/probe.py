@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multilabel
 from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.methods.signals import FILMS, measure_pairs
 from chess_cxr.pretraining.films import OVERSAMPLING
 from chess_cxr.records import resolve_uncertain
 from chess_cxr.store import Store
@@ -23,7 +24,6 @@ from chess_cxr.views import ViewConfig, draw_view_pairs, resize_film
 
 NEIGHBOURS = 20
 FEWEST_CASES = 10
-MOST_PAIRS = 256  # films with two views: 32,640 pairs of different films
 STRENGTHS = (1e-2, 1e-3, 1e-4)  # three instead of ten take a third of the time, for a little less precision
 
 
@@ -50,7 +50,7 @@ def read_labelled_films(
 
     Takes labelled films first.  Keeps the labels of which train and val each hold at least `FEWEST_CASES` positive and
     negative films; even without labels, the films can show a collapse.
-    size: side of the films in pixels.  views: how to draw two views of up to `MOST_PAIRS` films; None for no views.
+    size: side of the films in pixels.  views: how to draw two views of up to `FILMS` films; None for no views.
     """
     names = tuple(dict.fromkeys(name for store in stores for name in store.label_names))
     rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def _can_probe(label_N: np.ndarray, is_query_N: np.ndarray) -> bool:
 
 
 def _draw_views(places: Sequence[tuple[Store, int]], views: ViewConfig, rng: np.random.Generator, seed: int) -> Tensor:
-    chosen = sorted(rng.permutation(len(places))[:MOST_PAIRS])
+    chosen = sorted(rng.permutation(len(places))[:FILMS])
     jpegs = [places[index][0].read_jpegs([places[index][1]])[0] for index in chosen]
     films = [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in jpegs]
     return torch.from_numpy(draw_view_pairs(films, range(len(films)), seed, views))
@@ -120,7 +120,7 @@ def probe_encoder(encoder: nn.Module, films: LabelledFilms, mean: float, std: fl
 
     knn_auroc, linear_auroc, as means and with `/label`: on val films, if there are labels.
     effective_rank: 1 … min(N, D).  feature_std: 0 (all films alike) … 1.
-    alignment, uniformity, negative_similarity: on P val films with two views, see `compute_alignment` and the others.
+    alignment, uniformity, negative_similarity: on P val films with two views, see `measure_pairs`.
     broken_share: returned alone if some features are not finite: the share of films with such features.
     """
     feature_ND = embed_films(encoder, films.film_N1HW, mean, std)
@@ -133,10 +133,8 @@ def probe_encoder(encoder: nn.Module, films: LabelledFilms, mean: float, std: fl
         values |= {f"knn_{name}": value for name, value in compute_knn_aurocs(feature_ND, films).items()}
         values |= {f"linear_{name}": value for name, value in compute_linear_aurocs(feature_ND, films).items()}
     if films.view_2P1HW.shape[1] > 1:
-        first_PD, second_PD = (F.normalize(embed_films(encoder, v, mean, std), dim=1) for v in films.view_2P1HW)
-        values["alignment"] = compute_alignment(first_PD, second_PD)
-        values["uniformity"] = compute_uniformity(first_PD)
-        values["negative_similarity"] = compute_negative_similarity(first_PD)
+        measured = measure_pairs(*(embed_films(encoder, view_P1HW, mean, std) for view_P1HW in films.view_2P1HW))
+        values |= {name: float(measured[name]) for name in ("alignment", "uniformity", "negative_similarity")}
     return values
 
 
@@ -176,22 +174,3 @@ def compute_effective_rank(feature_ND: Tensor) -> float:
     singular = torch.linalg.svdvals(feature_ND.double())
     share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return float((-(share * share.log()).sum()).exp())
-
-
-def compute_alignment(first_PD: Tensor, second_PD: Tensor) -> float:
-    """Return the mean squared distance of the two views of a film, 0 … 4 (Wang & Isola 2020); rows of length 1."""
-    return float((first_PD - second_PD).square().sum(1).mean())
-
-
-def compute_uniformity(feature_PD: Tensor) -> float:
-    """Return the log of the mean Gaussian potential of all pairs of films (Wang & Isola 2020, t = 2); rows of length 1.
-
-    0 if all films lie at one point, about -4 if they are spread evenly over a sphere of many dimensions.
-    """
-    square = torch.pdist(feature_PD.double()).square()
-    return float((-2 * square).exp().mean().log())
-
-
-def compute_negative_similarity(feature_PD: Tensor) -> float:
-    """Return the mean cosine of different films, 1 if all are alike; rows of length 1."""
-    return float(1 - torch.pdist(feature_PD.double()).square().mean() / 2)

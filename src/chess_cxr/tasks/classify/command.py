@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chess_cxr.arguments import (
-    Device,
-    EncoderName,
-    Flat,
-    StorePath,
-    check_device_name,
-    print_result,
-    refuse_existing,
-)
+from chess_cxr.arguments import Device, EncoderName, Flat, StorePath, check_device_name, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.tasks.classify.config import FinetuneConfig
@@ -30,21 +22,20 @@ def finetune_classify(
 ) -> None:
     """Train a classifier on a store's labels and test it.
 
-    Prints its results on the test split with 95 % intervals by patient.
-    linear: a probe on cached features, in seconds.  mlp, attentive: small networks on cached features or feature maps.
-    full: all weights.  All but linear keep the weights that score best on the val split.
+    Prints results on the test split, with 95 % intervals by patient.  Except in linear mode, it keeps the weights with
+    the best score on the val split.
 
     Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
 
     Args:
         encoder: an encoder folder, or a name such as random:regnetx_002@96.
-        store: a store with labels; at least its train and test splits.
+        store: a store with labels in its train and test splits.
         out: the model folder to write.
-        labels: names of the labels; all by default; from low to high for an ordinal task.
-        config: how it is trained.
+        labels: names of the labels; by default all; for an ordinal task from low to high.
+        config: training options.
         device: auto, cpu, cuda, cuda:N or mps.
         json: print the results as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     refuse_existing(out)
     check_encoder_name(encoder)

@@ -8,14 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    EncoderName,
-    Flat,
-    check_device_name,
-    check_workers,
-    print_result,
-)
+from chess_cxr.arguments import Device, EncoderName, Flat, check_device_name, check_workers, print_result
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import UsageError
@@ -36,27 +29,26 @@ def finetune_nodules(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a generator that paints nodules into films where a mask says (SPADE).
+    """Train a generator that paints nodules into films at given masks (SPADE).
 
-    Prints how the nodules that it makes in films of patients left out stand out beside the real ones, and how far they
-    lie from them (Fréchet distance, KID) where 24 test films or more have a nodule.  Stopped at any
-    moment, the same command goes on.  Use the model with: chess-cxr generate OUT --films DIR --random 10 --out NEW
+    Prints the contrast of generated and real nodules in films of the test patients and, with 24 or more nodules, their
+    distance (Fréchet distance, KID).  If interrupted, the same command continues.  Apply the model with:
+    chess-cxr generate OUT --films DIR --random 10 --out NEW
 
     Example: chess-cxr finetune nodules encoders/first jsrt/ --out models/nodules
 
     Args:
-        encoder: an encoder folder, or a name such as random:regnetx_002@96: the network of the perceptual loss.
-        films: folders in the layout of JSRT or NODE21, or with films/ and masks/ in them; and
-            phantom:PATIENTS@SIZE#SEED for generated ones (SYNTHETIC).
+        encoder: the network of the perceptual loss: an encoder folder, or a name such as random:regnetx_002@96.
+        films: folders like JSRT or NODE21, or with films/ and masks/; or phantom:PATIENTS@SIZE#SEED (SYNTHETIC).
         out: the model folder to write.
-        config: how it is trained.
-        val: share of the patients looked at during training.
-        test: share of the patients that the results are of.
+        config: training options.
+        val: fraction of the patients for validation during training.
+        test: fraction of the patients for the final results.
         device: auto, cpu, cuda, cuda:N or mps.
-        workers: processes that read films; by default one a core.
-        limits: what one film may take.
+        workers: number of processes that read films; by default one per core.
+        limits: limits of time and memory per film.
         json: print the results as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     check_workers(workers)
     if not films:

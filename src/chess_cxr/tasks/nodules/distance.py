@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from chess_cxr.derive.film import write_new_file
 from chess_cxr.judges.frechet import FEWEST_GROUPS, FeatureDistance, measure_feature_distance
 from chess_cxr.judges.memorisation import Memorisation, measure_memorisation
 from chess_cxr.judges.networks import FeatureNetwork, load_feature_network
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, OnCount, OnProgress, UsageError
 from chess_cxr.tasks.nodules.files import NoduleEntry
 from chess_cxr.tasks.nodules.films import FilmSource, list_sources, read_each
 from chess_cxr.tasks.nodules.orders import MadeFile, NoduleOrder
@@ -43,7 +43,7 @@ def cut_squares(
     sources: Sequence[FilmSource],
     limits: Limits | None = None,
     executor: Executor | None = None,
-    on_film: Callable[[int, int], None] | None = None,
+    on_film: OnCount | None = None,
 ) -> Squares:
     """Cut the squares of all films that have nodules; arguments and errors as for `read_each`."""
     found = list[tuple[str, np.ndarray]]()
@@ -121,7 +121,7 @@ class RealNodules:
 
 
 def read_real_nodules(
-    place: str, judge: str, orders: Sequence[NoduleOrder], limits: Limits, show: Callable[[str, int, int], None]
+    place: str, judge: str, orders: Sequence[NoduleOrder], limits: Limits, show: OnProgress
 ) -> RealNodules:
     """Read the nodules of a place, see `list_sources`; raises UsageError where they, or those ordered, are too few."""
     check_groups([str(order.location) for order in orders], "made")

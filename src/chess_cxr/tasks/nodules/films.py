@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from chess_cxr.decode.film import decode_film
 from chess_cxr.ingest.split import assign_stratified_splits
-from chess_cxr.records import SPLITS, ChessError, SourceFilm, Undecodable, UsageError
+from chess_cxr.records import SPLITS, ChessError, OnCount, SourceFilm, Undecodable, UsageError
 from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
@@ -89,7 +89,7 @@ FilmSource = NoduleEntry | PhantomOrder | NoduleFilm
 def read_nodule_films(
     place: str,
     size: int | None = None,
-    on_film: Callable[[int, int], None] | None = None,
+    on_film: OnCount | None = None,
     limits: Limits | None = None,
     executor: Executor | None = None,
 ) -> list[NoduleFilm]:

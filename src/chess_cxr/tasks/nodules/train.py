@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.files.whole import write_atomically
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.distance import NoduleJudgement, Squares, blank_unknown, judge_nodules
@@ -80,7 +80,7 @@ def finetune_nodules(
     config: NodulesConfig | None = None,
     val: float = 0.1,
     test: float = 0.2,
-    on_stage: Callable[[str, int, int], None] | None = None,
+    on_stage: OnProgress | None = None,
     on_step: OnStep | None = None,
     device: str = "auto",
     limits: Limits | None = None,
@@ -195,7 +195,7 @@ def _read_place(
     plan: WindowPlan,
     limits: Limits | None,
     executor: Executor | None,
-    show: Callable[[str, int, int], None],
+    show: OnProgress,
 ) -> list[NoduleExample]:
     title, sources, films = f"read {Path(place).name}", list_sources(place), list[NoduleExample]()
     for film in read_each(sources, take_example, plan, limits=limits, executor=executor):
