@@ -25,9 +25,9 @@ from chess_cxr.judges.networks import FeatureNetwork, load_feature_network
 from chess_cxr.tasks.config import PerceptualConfig
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, square_film
-from chess_cxr.tasks.nodules.fit import plan_windows, train_nodule_generator
 from chess_cxr.tasks.nodules.objective import GenerateNodules, NoduleBatch, generate
 from chess_cxr.tasks.nodules.score import measure_nodule
+from chess_cxr.tasks.nodules.train import plan_windows, train_nodule_generator
 from chess_cxr.tasks.nodules.windows import take_example
 
 WEAK, STRONG = 0.8, 44.0  # strength of the CXR and of the ImageNet network at the weight 10 of CheSS

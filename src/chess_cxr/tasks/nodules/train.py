@@ -1,17 +1,18 @@
-"""Nodule generation from films whose nodules are marked to a model folder with results on films left out."""
+"""Train a nodule generator on films with marked nodules and test it on films of patients left out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from chess_cxr.encoders.embed import EncoderLike
-from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.intervals import describe_intervals
@@ -29,15 +30,34 @@ from chess_cxr.tasks.nodules.films import (
     split_nodule_films,
     square_film,
 )
-from chess_cxr.tasks.nodules.fit import describe_films, plan_windows, train_nodule_generator
 from chess_cxr.tasks.nodules.model import NoduleGenerator
-from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateNodules
+from chess_cxr.tasks.nodules.objective import (
+    GENERATOR_VERSION,
+    GenerateConfig,
+    GenerateNodules,
+    NoduleBatch,
+    check_generate_config,
+    generate,
+)
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.score import measure_background, measure_nodule
 from chess_cxr.tasks.nodules.sheet import SHOWN, draw_films
-from chess_cxr.tasks.nodules.windows import NoduleExample, WindowPlan, cut_around, take_example
-from chess_cxr.training.run import OnStep, describe
+from chess_cxr.tasks.nodules.windows import (
+    NoduleExample,
+    NoduleWindow,
+    WindowPlan,
+    cut_around,
+    cut_square,
+    take_example,
+)
+from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.workers.child import Limits
+
+NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
+ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
 
 
 @dataclass(frozen=True)
@@ -226,3 +246,142 @@ def _write_model(
     }
     write_atomically(out / "test_films.png", draw_films(rows))
     write_model(out, method.averaged.state_dict(), described, result.as_json())
+
+
+def plan_generation(config: NodulesConfig) -> GenerateConfig:
+    """Return the generator's own configuration; raise UsageError for one that cannot work."""
+    planned = GenerateConfig(
+        mode=config.mode,
+        size=config.size,
+        width=config.width,
+        latent=config.latent,
+        lung=config.mode == "film",
+        feature_matching=config.feature_matching,
+        perceptual=config.perceptual_weight,
+        kld=config.kld,
+        r1=config.r1,
+        ema=config.ema,
+    )
+    check_generate_config(planned)
+    if config.mode == "inpaint" and not config.size <= config.film_size <= 4096:
+        raise UsageError("a nodule generator needs size <= film_size <= 4096 pixels")
+    return planned
+
+
+def plan_windows(config: NodulesConfig) -> WindowPlan:
+    """Return what a generator of this configuration sees of films; raise UsageError for one that cannot work."""
+    planned = plan_generation(config)
+    return WindowPlan(config.mode, config.size, config.film_size, planned.margin, planned.margin_px)
+
+
+def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
+    """Return how a nodule generator is optimised: Adam, constant but for a short warm-up and half a cosine."""
+    return TrainingConfig(
+        steps=config.steps,
+        batch=config.batch,
+        optimizer="adamw",
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        warmup=0.02,
+        log_every=max(1, min(20, config.steps)),
+        probe_every=max(1, config.steps // 10),
+        checkpoint_every=config.checkpoint_every,
+        loader_threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def train_nodule_generator(
+    folder: Path,
+    encoder: Encoder,
+    train: Sequence[NoduleExample],
+    val: Sequence[NoduleExample],
+    config: NodulesConfig,
+    on_step: OnStep | None = None,
+    say: Callable[[str], None] | None = None,
+    device: str = "auto",
+) -> GenerateNodules:
+    """Train a nodule generator in `folder`, or continue there; return it on `device`.
+
+    val: ten times, nodules are made where its films have them, and their contrast is held against the real one's.
+    Raises UsageError where `folder` holds a run of another configuration, and where no film can teach.
+    """
+    planned = plan_generation(config)
+    windows = [window for film in train for window in film.windows]
+    if not windows:
+        raise UsageError("no film for training has a nodule that fits the generator; give films and masks with some")
+    torch.manual_seed(config.seed)
+    perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
+    method = GenerateNodules(planned, perceptual)
+    training = plan_nodule_training(config)
+
+    seen = [window for film in val for window in film.windows][:16]
+    held_out = [draw_nodule_batch([window], None, config) for window in seen]
+
+    def draw(chosen: list[NoduleWindow], positions: list[int]) -> NoduleBatch:
+        return draw_nodule_batch(chosen, positions, config)
+
+    def measure() -> dict[str, float]:
+        return {"val/contrast_ratio": compute_contrast_ratio(method, held_out)} if held_out else {}
+
+    described = {
+        "task": "nodules",
+        "version": GENERATOR_VERSION,
+        "nodules": describe(config),
+        "perceptual": about,
+        "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
+        "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
+    }
+    inputs = RunInputs(
+        [film.name for film in train],
+        lambda first_step, rank: read_task_batches(windows, draw, training, first_step, rank),
+        lambda log, rank: TaskWatch(log, method, training, measure),
+        build_groups(method),
+    )
+    train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
+    return method.eval()
+
+
+def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
+    """Return the parameter groups of both optimisers, with the betas of Park et al. and a rate for each."""
+    return {
+        name: [group | {"betas": ADAM_BETAS} for group in parts]
+        for name, parts in method.build_parameter_groups().items()
+    }
+
+
+def draw_nodule_batch(
+    windows: Sequence[NoduleWindow], positions: Sequence[int] | None, config: NodulesConfig
+) -> NoduleBatch:
+    """Cut windows, varied as a pure function of (seed, position); as they are, the nodule in the middle, without."""
+    drawn = []
+    for number, window in enumerate(windows):
+        rng = None
+        if positions is not None:
+            rng = np.random.Generator(np.random.Philox(key=[config.seed, NODULE_STREAM + int(positions[number])]))
+        drawn.append(cut_square(window, config.size, rng))
+    parts = (torch.from_numpy(np.stack(part)[:, None].astype(np.float32)) for part in zip(*drawn, strict=True))
+    return NoduleBatch(*parts)
+
+
+def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatch]) -> float:
+    """Return the mean contrast of made nodules over that of the real ones in the same places; NaN without any."""
+    device = method.steps.device
+    made, real = [], []
+    for seed, batch in enumerate(batches):
+        mask_HW = batch.mask_B1SS[0, 0].numpy() > 0.5
+        if not mask_HW.any():
+            continue
+        film_HW = generate(method, batch.to(device), [seed])[0, 0].cpu().numpy()
+        made.append(measure_nodule(film_HW, mask_HW).contrast)
+        real.append(measure_nodule(batch.film_B1SS[0, 0].numpy(), mask_HW).contrast)
+    return float(np.mean(made) / np.mean(real)) if made and np.mean(real) else float("nan")
+
+
+def describe_films(films: Sequence[NoduleExample]) -> dict[str, Any]:
+    """Count films, those with a nodule, and patients."""
+    return {
+        "films": len(films),
+        "with_nodule": sum(film.has_nodule for film in films),
+        "patients": len({film.group for film in films}),
+    }
