@@ -33,6 +33,8 @@ class Watch:
     probe: the newest numbers of it.  has_collapsed: whether the alarm has rung.
     """
 
+    is_over = False  # a run makes all its steps
+
     def __init__(
         self,
         log: RunLog,

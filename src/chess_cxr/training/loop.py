@@ -96,18 +96,23 @@ class StepReport:
 
 
 class LoopState:
-    """What the loop itself remembers from step to step, beside the method and its optimisers."""
+    """What the loop itself remembers from step to step, beside the method and its optimisers.
+
+    is_over: whether no step is left to be made, be it before the last one.
+    """
 
     def __init__(self, method: Method, config: TrainingConfig) -> None:
         parameters = method.get_parameters()
         self.device = next(iter(parameters.values()))[0].device
         self.scaling = LossScaling(parameters, config.precision, self.device)
         self.skipped = SkippedSteps()
+        self.is_over = False
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold."""
         parts = {"scaling": self.scaling.state_dict(), "skipped": self.skipped.state_dict()}
-        return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        named = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        return named | {"is_over": torch.tensor(self.is_over)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue with what `state_dict` returned."""
@@ -115,6 +120,7 @@ class LoopState:
             part.load_state_dict(
                 {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
             )
+        self.is_over = bool(state.get("is_over", False))  # version 0.1 wrote none
 
 
 def build_optimizers(

@@ -152,8 +152,8 @@ class _Wandb:
         )  # fmt: skip
         try:
             self._run = wandb.init(
-                project=config.project, name=folder.resolve().name, id=identity, dir=str(folder), settings=settings,
-                config=dict(described), mode=config.wandb_mode,
+                project=config.project, name=_find_out(folder, described).name, id=identity, dir=str(folder),
+                settings=settings, config=dict(described), mode=config.wandb_mode,
                 resume="allow" if config.wandb_mode == "online" else None,
             )  # fmt: skip
         except wandb.Error as error:
@@ -176,7 +176,8 @@ class _Mlflow:
     ) -> None:
         self._mlflow = _import_service("mlflow")
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells how it makes its tables
-        uri = config.mlflow_uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+        out = _find_out(folder, described)
+        uri = config.mlflow_uri or f"sqlite:///{out.parent / 'mlflow.db'}"
         try:
             self._client = self._mlflow.MlflowClient(uri)
             known = identities.get("mlflow", {})
@@ -184,20 +185,20 @@ class _Mlflow:
                 self._id = known["id"]
                 self._client.update_run(self._id, status="RUNNING")
             else:
-                self._id = self._create_run(folder, config.project, described, uri)
+                self._id = self._create_run(out, config.project, described, uri)
         except (self._mlflow.exceptions.MlflowException, OSError, ImportError) as error:  # a database's driver, too
             reason = f"mlflow at {hide_password(uri)} cannot begin: {_name_error(error)}"
             raise ChessError(f"{reason}; correct the address, start the server, or leave mlflow out") from None
         identities["mlflow"] = {"id": self._id, "uri": hide_password(uri)}
 
-    def _create_run(self, folder: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
+    def _create_run(self, out: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
         experiment = self._client.get_experiment_by_name(project)
         if experiment:
             place = experiment.experiment_id
         else:  # no files are sent, but MLflow would make a folder for them where the command was called
-            beside = (folder.resolve().parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
+            beside = (out.parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
             place = self._client.create_experiment(project, artifact_location=beside)
-        run = self._client.create_run(place, run_name=folder.resolve().name)
+        run = self._client.create_run(place, run_name=out.name)
         entries = [self._mlflow.entities.Param(key, text) for key, text in flatten_config(described).items()]
         for start in range(0, len(entries), 100):  # as many as one request may hold
             self._client.log_batch(run.info.run_id, params=entries[start : start + 100])
@@ -221,6 +222,11 @@ def flatten_config(described: Any, at: str = "") -> dict[str, str]:
     for key, value in described.items():
         found |= flatten_config(value, f"{at}.{key}" if at else str(key))
     return found
+
+
+def _find_out(folder: Path, described: Mapping[str, Any]) -> Path:
+    """Return the folder that the user has named: a task trains in OUT/run."""
+    return folder.resolve().parent if "task" in described else folder.resolve()
 
 
 def hide_password(uri: str) -> str:

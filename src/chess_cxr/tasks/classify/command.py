@@ -10,12 +10,14 @@ from chess_cxr.arguments import (
     Flat,
     StorePath,
     check_device_name,
+    is_first_rank,
     print_result,
     refuse_existing,
 )
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.tasks.classify.config import FinetuneConfig
+from chess_cxr.training.config import TrackingConfig
 
 
 def finetune_classify(
@@ -24,6 +26,7 @@ def finetune_classify(
     out: Path,
     labels: tuple[str, ...] = (),
     config: Flat[FinetuneConfig] = FinetuneConfig(),  # noqa: B008
+    tracking: Flat[TrackingConfig] = TrackingConfig(),  # noqa: B008
     device: Device = "auto",
     json: bool = False,
     quiet: bool = False,
@@ -32,7 +35,8 @@ def finetune_classify(
 
     Prints its results on the test split with 95 % intervals by patient.
     linear: a probe on cached features, in seconds.  mlp, attentive: small networks on cached features or feature maps.
-    full: all weights.  All but linear keep the weights that score best on the val split.
+    full: all weights.  All but linear keep the weights that score best on the val split; stopped at any moment, the
+    same command goes on.  Several GPUs or machines: torchrun … -m chess_cxr finetune classify …
 
     Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
 
@@ -42,11 +46,13 @@ def finetune_classify(
         out: the model folder to write.
         labels: names of the labels; all by default; from low to high for an ordinal task.
         config: how it is trained.
+        tracking: where the numbers of training steps go.
         device: auto, cpu, cuda, cuda:N or mps.
         json: print the results as JSON.
         quiet: no progress on stderr.
     """
-    refuse_existing(out)
+    if config.mode == "linear":
+        refuse_existing(out)
     check_encoder_name(encoder)
     check_device_name(device)
     from chess_cxr.store import open_store
@@ -56,6 +62,11 @@ def finetune_classify(
     select_labelled(opened, labels, config.task, config.uncertain)
     from chess_cxr.tasks.classify.train import finetune_classifier
 
-    with StageBars(quiet) as bars:
-        result = finetune_classifier(encoder, opened, out, labels, config, bars.show, device=device)
-    print_result(result.as_json() if json else result.as_text(), json)
+    with StageBars(quiet or not is_first_rank()) as bars:
+
+        def show(stage: str, done: int, total: int) -> None:
+            (bars.show_step if stage == "finetune" else bars.show)(stage, done, total)
+
+        result = finetune_classifier(encoder, opened, out, labels, config, show, device, tracking)
+    if is_first_rank():
+        print_result(result.as_json() if json else result.as_text(), json)

@@ -13,6 +13,7 @@ from chess_cxr.arguments import (
     EncoderName,
     Flat,
     check_device_name,
+    is_first_rank,
     print_result,
 )
 from chess_cxr.encoders.names import check_encoder_name
@@ -61,9 +62,10 @@ def finetune_nodules(
 
     refuse_foreign_folder(out)
     check_perceptual(config.perceptual)
-    with StageBars(quiet) as bars:
+    with StageBars(quiet or not is_first_rank()) as bars:
         result = finetune(
             encoder, films, out, config, val, test, bars.show,
             lambda report, _: bars.show_step("train", report.step, config.steps), device=device,
         )  # fmt: skip
-    print_result(result.as_json() if json else result.as_text(), json)
+    if is_first_rank():
+        print_result(result.as_json() if json else result.as_text(), json)

@@ -101,7 +101,7 @@ def train_nodule_generator(
     def draw(chosen: list[NoduleWindow], positions: list[int]) -> NoduleBatch:
         return draw_nodule_batch(chosen, positions, config)
 
-    def measure() -> dict[str, float]:
+    def measure(_step: int) -> dict[str, float]:
         return {"val/contrast_ratio": compute_contrast_ratio(method, held_out)} if held_out else {}
 
     described = {

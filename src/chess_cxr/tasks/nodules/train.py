@@ -25,6 +25,7 @@ from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateNodules
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.score import measure_background, measure_nodule
+from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.run import OnStep, describe
 from chess_cxr.views import resize_longest
 
@@ -92,25 +93,30 @@ def finetune_nodules(
             f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
             "--test"
         )
+    join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step, device=device)
-    generator = NoduleGenerator(method, config.film_size)
-    scores, rows = [], []
-    for number, film in enumerate(held_out):
-        made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
-        scores.append(score_made_film(generator, film, made_HW))
-        rows.append((film, made_HW))
-        show("test", number + 1, len(held_out))
-    result = NodulesResult(
-        metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
-        films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
-        kinds=tuple(sorted({film.kind for film in held_out})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-    )
-    _write_model(out, method, config, result, rows[:SHOWN])
-    return result
+
+    def finish() -> NodulesResult:
+        generator = NoduleGenerator(method, config.film_size)
+        scores, rows = [], []
+        for number, film in enumerate(held_out):
+            made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
+            scores.append(score_made_film(generator, film, made_HW))
+            rows.append((film, made_HW))
+            show("test", number + 1, len(held_out))
+        result = NodulesResult(
+            metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
+            films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
+            kinds=tuple(sorted({film.kind for film in held_out})),
+            encoder=loaded.name,
+            perceptual=config.perceptual,
+            seed=config.seed,
+        )
+        _write_model(out, method, config, result, rows[:SHOWN])
+        return result
+
+    return let_first_rank(finish)
 
 
 def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
