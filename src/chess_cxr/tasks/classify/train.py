@@ -46,11 +46,11 @@ from chess_cxr.tasks.classify.objective import BestMoment, Classify, LabelledBat
 from chess_cxr.tasks.classify.score import ClassifierResult, score_test
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.run import TaskWatch, read_task_batches, share_batch
+from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import build_optimizers, train
 from chess_cxr.training.run import Rank, RunInputs, describe, hash_uids, prepare_folder, train_in_folder
 from chess_cxr.training.run_log import RunLog
-from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.trackers import check_tracking
 
 FEATURES = "features"  # folder of what is computed of the films once, in the run folder
