@@ -40,7 +40,9 @@ def call_command(words: list[str]) -> tuple[int, str, str]:
     return answer.code, answer.out, answer.err
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(it, marks=[pytest.mark.long] * (it in ("bones", "nodules"))) for it in COMMANDS]
+)
 def test_the_first_of_two_ranks_alone_prints_and_writes(name: str, small_store: Path, tmp_path: Path) -> None:
     words = COMMANDS[name].format(store=small_store).split()
     command = ["finetune", *words, "--out", str(tmp_path / "model"), "--json", "--device", "cpu"]

@@ -32,6 +32,7 @@ CONFIGS = {
     "attentive": replace(HEAD, mode="attentive"),
     "full": FinetuneConfig("full", steps=60, batch=8, learning_rate=5e-2, patience=2, checkpoint_every=2),
 }
+LONG = [pytest.param(mode, marks=pytest.mark.long) for mode in ("attentive", "full")]
 MOMENTS = {"mlp": (12, 23, 32), "attentive": (20, 33, 40), "full": (3, 8, 9)}  # best, kill and end
 SHORT = replace(CONFIGS["full"], steps=12, learning_rate=2e-3)
 
@@ -63,7 +64,7 @@ def list_changed(one: Path, other: Path) -> list[str]:
     return [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
 
 
-@pytest.mark.parametrize("mode", CONFIGS)
+@pytest.mark.parametrize("mode", ["mlp", *LONG])
 def test_a_killed_training_goes_on_to_the_same_end_and_the_same_weights(
     mode: str, small_store: Path, tmp_path: Path
 ) -> None:
@@ -86,7 +87,7 @@ def test_a_killed_training_goes_on_to_the_same_end_and_the_same_weights(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["mlp", "attentive"])
+@pytest.mark.parametrize("mode", ["mlp", LONG[0]])
 def test_features_that_a_killed_command_has_computed_are_found_again(
     mode: str, small_store: Path, tmp_path: Path
 ) -> None:

@@ -77,8 +77,10 @@ def finetune_classifier(
     labelled film, or the configuration cannot train.
     """
     out, config, show = Path(out), config or FinetuneConfig(), on_progress or _show_nothing
-    if config.mode != "linear":
+    by_steps = config.mode != "linear"
+    if by_steps:
         refuse_foreign_folder(out)
+        check_tracking(tracking or TrackingConfig())
     elif out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     opened = get_store(store)
@@ -88,15 +90,13 @@ def finetune_classifier(
         if not counts[split]:
             raise UsageError(f"{opened.path.name} has no labelled film in its {split} split")
     check_finetuning(config, chosen)
-    check_tracking(tracking or TrackingConfig())
     join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
-    if config.mode != "linear":
+    if by_steps:
         learner = train_classifier(out / "run", loaded, opened, chosen, config, show, tracking, device)
 
     def finish() -> ClassifierResult:
-        linear = config.mode == "linear"
-        fitted = fit_linear(loaded, opened, chosen, config, show) if linear else learner.score()
+        fitted = learner.score() if by_steps else fit_linear(loaded, opened, chosen, config, show)
         scored = score_test(chosen, fitted.scores["test"], config.aggregate, config.seed)
         seen = tell_seen(loaded.name, loaded, opened.films["uid"].to_numpy()[chosen.rows[chosen.split == "test"]])
         result = ClassifierResult(
