@@ -55,8 +55,9 @@ def predict(
     if not films:
         raise UsageError("no film is given")
     from chess_cxr.sources.folder import read_folder
-    from chess_cxr.tasks.table import PredictOptions, predict_films
+    from chess_cxr.tasks.table import PredictOptions, find_predictor, predict_films
 
+    find_predictor(model)  # before its films are looked for
     locations = [film.path for film in read_folder([parse_location(film) for film in films])]
     options = PredictOptions(out, burn_in, sheets, saliency, device, workers, limits)
     predictions = predict_films(model, locations, options)

@@ -97,11 +97,16 @@ def predict_films(model: Path, locations: Iterable[Path | str], options: Predict
 
     Raises `UsageError` if the model has its own command, or if an option does not apply to its task.
     """
+    predictions: Predictions = resolve_name(find_predictor(model))(model, list(locations), options)
+    return predictions
+
+
+def find_predictor(model: Path) -> str:
+    """Return what a model folder predicts with; raise `UsageError` if it has a command of its own."""
     task = find_task(model)
     if not task.predict:
         raise UsageError(f"{model} is {task.use.format(model=model)}")
-    predictions: Predictions = resolve_name(task.predict)(model, list(locations), options)
-    return predictions
+    return task.predict
 
 
 def predict(
