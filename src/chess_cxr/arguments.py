@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json as json_text
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,11 @@ def check_device_name(name: str) -> None:
     """Raise `UsageError` for an invalid device name, without importing torch; the device may still be absent."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise UsageError(f"there is no device {name[:40]!r}; name auto, cpu, cuda, cuda:N or mps")
+
+
+def is_first_rank() -> bool:
+    """Return whether this process prints: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_workers(workers: int | None, cluster: str = "") -> None:

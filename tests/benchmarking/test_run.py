@@ -21,8 +21,8 @@ from chess_cxr.film_jpeg import encode_film
 from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, UsageError
 from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
-from chess_cxr.tasks.classify.fit import fit_classifier
 from chess_cxr.tasks.classify.labels import select_labelled
+from chess_cxr.tasks.classify.train import fit_classifier
 from places import CHECKOUT
 
 pytestmark = pytest.mark.real_films

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # A multiple of the films that `embed` takes at once: a film's neighbours in a batch do not depend on the chunk.
 FILMS_A_CHUNK = 2048
 EMBED_CODE = ("encoders.embed",)
-FIT_CODE = ("tasks.classify.fit",)
+FIT_CODE = ("tasks.classify.train",)
 PROBE_CODE = ("evaluation.linear_probe",)
 REPLICATE_CODE = ("benchmarking.tables",)
 Computed = tuple[Mapping[str, NDArray[np.generic]], dict[str, Any]]
@@ -259,8 +259,8 @@ class FitCell:
         """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
         from chess_cxr.encoders.encoder import Encoder
         from chess_cxr.tasks.classify.config import FinetuneConfig
-        from chess_cxr.tasks.classify.fit import fit_classifier
         from chess_cxr.tasks.classify.labels import LabelledRows
+        from chess_cxr.tasks.classify.train import fit_classifier
 
         encoder = _load_once(self.source, self.identity, self.device)
         if not isinstance(encoder, Encoder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from chess_cxr.arguments import (
     RunPaths,
     Stores,
     check_device_name,
+    is_first_rank,
     print_result,
     refuse_preset_and_config,
 )
@@ -63,7 +63,7 @@ def pretrain(
     from chess_cxr.pretraining.pretrain import pretrain as run_pretrain
 
     chosen = read_config_file(config) if config else build_config(preset or "cpu_small", out)
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = is_first_rank()
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
         run = run_pretrain(
             opened,

@@ -33,6 +33,8 @@ class Watch:
     probe: the newest results of the probe.
     """
 
+    is_over = False  # a run makes all its steps
+
     def __init__(
         self,
         log: RunLog,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,24 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def write_model(
-    out: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any], result: Mapping[str, Any]
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, Any],
+    result: Mapping[str, Any],
+    keep: Sequence[str] = (),
 ) -> None:
-    """Write a finished model; its configuration comes last, so that half a model is none, and then its run goes."""
+    """Write a finished model; its configuration comes last, so that half a model is none, and then its run goes.
+
+    keep: folders of the run that stay, those of trackers.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(out / "model.safetensors", safetensors.torch.save(whole, {"format": "pt"}))
     write_atomically(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     metrics = out / "run" / "metrics.jsonl"
     if metrics.exists():  # who continues after an end in here may find it gone
         write_atomically(out / "metrics.jsonl", metrics.read_bytes())
+    for name in keep:
+        if (out / "run" / name).exists():
+            (out / "run" / name).rename(out / name)
     write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
     shutil.rmtree(out / "run")

@@ -39,10 +39,7 @@ def read_task_batches(
     draw: makes a batch of examples and of their running positions, as a pure function of these.
     Raises `UsageError` at once where the ranks cannot share the batch.
     """
-    if training.batch % rank.world:
-        raise UsageError(f"{rank.world} ranks cannot share a batch of {training.batch}; choose a multiple")
-    own = training.batch // rank.world
-    share = slice(rank.number * own, (rank.number + 1) * own)
+    share = share_batch(training.batch, rank.number, rank.world)
 
     def prepare(step: int) -> Batch:
         chosen_B, position_B = compute_batch(len(examples), training.batch, step, training.seed)
@@ -52,19 +49,38 @@ def read_task_batches(
     return prepare_ahead(prepare, range(first_step, training.steps), training.loader_threads)
 
 
+def share_batch(batch: int, rank: int, world: int) -> slice:
+    """Return a rank's share of every batch; raises `UsageError` where the ranks cannot share it."""
+    if batch % world:
+        raise UsageError(f"{world} ranks cannot share a batch of {batch}; choose a multiple")
+    own = batch // world
+    return slice(rank * own, (rank + 1) * own)
+
+
 class TaskWatch:
     """Logs a run's numbers, and those of held-out films at every `probe_every` steps and the last.
 
-    measure: returns the numbers of held-out films, and leaves the method as it was.
+    measure: called with the step; returns the numbers of held-out films and leaves the weights as they were.
+    is_over: whether these numbers end the run.
     """
 
     has_collapsed = False
 
     def __init__(
-        self, log: RunLog, method: Method, training: TrainingConfig, measure: Callable[[], Mapping[str, float]]
+        self,
+        log: RunLog,
+        method: Method,
+        training: TrainingConfig,
+        measure: Callable[[int], Mapping[str, float]],
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._measure = method, training, measure
+        self._method, self._training, self._measure, self._is_over = method, training, measure, is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether held-out films gain no more."""
+        return self._is_over()
 
     def look(self, report: StepReport) -> None:
         """Log a step that was made, and look at the held-out films where it is time."""
@@ -75,7 +91,7 @@ class TaskWatch:
         if last or step % training.log_every == 0:
             values = self.log.summarise(report, self._method.signals, training.batch)
         if last or step % training.probe_every == 0:
-            self.probe = {name: value for name, value in self._measure().items() if math.isfinite(value)}
+            self.probe = {name: value for name, value in self._measure(step).items() if math.isfinite(value)}
             values |= self.probe
         if values:
             self.log.write(step, values)

@@ -15,10 +15,10 @@ class TrackingConfig:
     """Trackers of a run; not part of its identity, so they may change when it is continued.
 
     Args:
-        trackers: trackers to write besides RUN/metrics.jsonl: tensorboard, wandb, mlflow.
+        trackers: trackers to write besides OUT/metrics.jsonl: tensorboard, wandb, mlflow.
         project: project of W&B, experiment of MLflow.
-        wandb_mode: offline keeps everything in RUN/wandb, for a later "wandb sync"; online sends it.
-        mlflow_uri: a server, or a database such as sqlite:///mlflow.db; by default mlflow.db beside the run.
+        wandb_mode: offline keeps everything in OUT/wandb, for a later "wandb sync"; online sends it.
+        mlflow_uri: a server, or a database such as sqlite:///mlflow.db; by default mlflow.db beside OUT.
     """
 
     trackers: tuple[TrackerName, ...] = ("tensorboard",)

@@ -6,17 +6,20 @@ import atexit
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore
 
 from chess_cxr.records import ChessError, UsageError
 
 LONGEST_WAIT_SECONDS = 300
+Result = TypeVar("Result")
 
 
 def join_ranks(device: str = "auto") -> tuple[int, int]:
@@ -93,6 +96,18 @@ def wait_for_ranks() -> None:
         dist.barrier()
 
 
+def let_first_rank(work: Callable[[], Result]) -> Result:
+    """Call `work` on the first rank only and return its result on every rank; the others wait as long as it takes."""
+    if not dist.is_initialized():
+        return work()
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    assert isinstance(group, dist.ProcessGroup)  # of all ranks
+    done = [work() if dist.get_rank() == 0 else None]
+    with explain_lost_rank():
+        dist.broadcast_object_list(done, 0, group)
+    return cast(Result, done[0])
+
+
 def agree_on_mean(value: float, device: torch.device) -> float:
     """Return the mean of a number over the ranks; if it is not finite on one rank, the mean is not finite either."""
     if not dist.is_initialized():
@@ -100,6 +115,15 @@ def agree_on_mean(value: float, device: torch.device) -> float:
     shared = torch.tensor(value, device=device)
     dist.all_reduce(shared)
     return float(shared) / dist.get_world_size()
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over the ranks, without gradient."""
+    if not dist.is_initialized():
+        return tensor
+    shared = tensor.detach().clone()
+    dist.all_reduce(shared)
+    return shared / dist.get_world_size()
 
 
 def agree_on_largest(value: int, device: torch.device) -> int:

@@ -96,24 +96,30 @@ class StepReport:
 
 
 class LoopState:
-    """The loop's own state, besides the method and its optimisers: loss scales and counts of skipped steps."""
+    """The loop's own state, besides the method and its optimisers: loss scales and counts of skipped steps.
+
+    is_over: whether training is finished, be it before its last step.
+    """
 
     def __init__(self, method: Method, config: TrainingConfig) -> None:
         parameters = method.get_parameters()
         self.device = next(iter(parameters.values()))[0].device
         self.scaling = LossScaling(parameters, config.precision, self.device)
         self.skipped = SkippedSteps()
+        self.is_over = False
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors, for a checkpoint."""
         parts = {"scaling": self.scaling.state_dict(), "skipped": self.skipped.state_dict()}
-        return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        named = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        return named | {"is_over": torch.tensor(self.is_over)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the state that `state_dict` returned."""
         for name, part in (("scaling.", self.scaling), ("skipped.", self.skipped)):
             own = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
             part.load_state_dict(own)
+        self.is_over = bool(state.get("is_over", False))  # version 0.1 wrote none
 
 
 def build_optimizers(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from chess_cxr.device import choose_device
-from chess_cxr.files.whole import explain_full_disk, hold
+from chess_cxr.files.whole import explain_full_disk, hold, write_atomically
 from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
@@ -46,7 +46,7 @@ from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.training.sync_norm import synchronise_batch_norm
 from chess_cxr.training.trackers import RunEnd, check_tracking
 
-COLLAPSED = 1000  # stands for a collapse where ranks agree on the number of a signal
+COLLAPSED, OVER = 1000, 2000  # stand for a collapse and an end where ranks agree on the number of a signal
 OnStep = Callable[[StepReport, Mapping[str, float]], None]
 
 
@@ -60,7 +60,7 @@ class Rank:
 
 
 class Watcher(Protocol):
-    """Watches a run on the first rank: measures, logs and warns."""
+    """Watches a run on the first rank: measures, logs and warns; it may end the run."""
 
     @property
     def probe(self) -> Mapping[str, float]:
@@ -69,6 +69,10 @@ class Watcher(Protocol):
     @property
     def has_collapsed(self) -> bool:
         """Whether the representation has collapsed for good."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training is finished before its last step: held-out films gain no more."""
 
     def look(self, report: StepReport) -> None:
         """Measure and log what is due after a step."""
@@ -125,9 +129,10 @@ def train_in_folder(
     if newest is None and (folder / "config.json").exists():
         check_same_configuration(folder, read_run_config(folder), described)
     first_step = restore_checkpoint(newest, method, optimizers, described, loop) if newest else 0
-    if first_step >= training.steps and newest:
+    if newest and (loop.is_over or first_step >= training.steps):
         if rank.number == 0:
             say(f"{folder} is finished already, at step {first_step}; nothing was trained")
+        wait_for_ranks()  # the first one may remove the folder, once all have read it
         return newest
     batches = inputs.open_batches(first_step, rank)
     end: RunEnd = "failed"
@@ -144,20 +149,24 @@ def train_in_folder(
                 watch = inputs.open_watch(log, rank)
                 log.restart_clock()
             for report in train(method, batches, optimizers, training, first_step, loop):
-                step, last = report.step, report.step == training.steps
+                step = report.step
                 if watch:
                     watch.look(report)
                 collapsed = COLLAPSED if watch and training.stop_on_collapse and watch.has_collapsed else 0
-                # one rank may get the signal a step earlier, and only the first rank sees a collapse
-                stopped = agree_on_largest(get_stop_signal() or collapsed, rank.device)
+                over = OVER if step == training.steps or (watch and watch.is_over) else 0
+                # one rank may get the signal a step earlier, and only the first rank has a watcher
+                stopped = agree_on_largest(over or get_stop_signal() or collapsed, rank.device)
+                loop.is_over = stopped == OVER
                 if watch:
                     if on_step:
                         on_step(report, watch.probe)
-                    if last or stopped or step % training.checkpoint_every == 0:
+                    if stopped or step % training.checkpoint_every == 0:
                         write_checkpoint(
                             checkpoints, step, method, optimizers, described, training.keep_checkpoints, loop
                         )
-                if stopped and not last:
+                if loop.is_over:
+                    break
+                if stopped:
                     wait_for_ranks()  # torchrun kills all ranks when one exits: let the first one finish writing
                     end = "failed" if stopped == COLLAPSED else "stopped"
                     raise _explain_stop(stopped, step, training.steps)
@@ -167,7 +176,7 @@ def train_in_folder(
             if log:
                 log.close(end)
     wait_for_ranks()
-    return name_checkpoint(checkpoints, training.steps)
+    return name_checkpoint(checkpoints, step)
 
 
 @contextmanager
@@ -175,6 +184,27 @@ def _hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, UsageError(f"another process trains in {folder}; wait for it or choose another --out")):
         yield
+
+
+@contextmanager
+def prepare_folder(folder: Path, described: dict[str, Any]) -> Iterator[None]:
+    """Write a run's configuration and hold its folder, for work before the first step whose files a later call finds.
+
+    Call it on every rank, after `join_ranks`.  Raises UsageError where the folder holds a run of another configuration.
+    """
+    first = join_ranks()[0] == 0
+    wait_for_ranks()  # all have checked that the folder is free
+    if (folder / "config.json").exists():
+        check_same_configuration(folder, read_run_config(folder), described)
+    with (
+        explain_full_disk(f"{folder}; free some, then the same command continues it"),
+        explain_lost_rank(),
+        _hold(folder) if first else nullcontext(),
+    ):
+        if first:
+            write_atomically(folder / "config.json", json.dumps(described, indent=1).encode())
+        yield
+        wait_for_ranks()
 
 
 def _explain_stop(number: int, step: int, steps: int) -> ChessError:

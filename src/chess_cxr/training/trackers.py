@@ -135,8 +135,8 @@ class _Wandb:
         )  # fmt: skip
         try:
             self._run = wandb.init(
-                project=config.project, name=folder.resolve().name, id=identity, dir=str(folder), settings=settings,
-                config=dict(described), mode=config.wandb_mode,
+                project=config.project, name=_find_out(folder, described).name, id=identity, dir=str(folder),
+                settings=settings, config=dict(described), mode=config.wandb_mode,
                 resume="allow" if config.wandb_mode == "online" else None,
             )  # fmt: skip
         except wandb.Error as error:
@@ -159,7 +159,8 @@ class _Mlflow:
     ) -> None:
         self._mlflow = _import_service("mlflow")
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it logs how it creates its tables
-        uri = config.mlflow_uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+        out = _find_out(folder, described)
+        uri = config.mlflow_uri or f"sqlite:///{out.parent / 'mlflow.db'}"
         try:
             self._client = self._mlflow.MlflowClient(uri)
             known = identities.get("mlflow", {})
@@ -167,20 +168,20 @@ class _Mlflow:
                 self._id = known["id"]
                 self._client.update_run(self._id, status="RUNNING")
             else:
-                self._id = self._create_run(folder, config.project, described, uri)
+                self._id = self._create_run(out, config.project, described, uri)
         except (self._mlflow.exceptions.MlflowException, OSError, ImportError) as error:  # ImportError: database driver
             reason = f"mlflow at {hide_password(uri)} cannot begin: {_name_error(error)}"
             raise ChessError(f"{reason}; correct the address, start the server, or leave mlflow out") from None
         identities["mlflow"] = {"id": self._id, "uri": hide_password(uri)}
 
-    def _create_run(self, folder: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
+    def _create_run(self, out: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
         experiment = self._client.get_experiment_by_name(project)
         if experiment:
             place = experiment.experiment_id
         else:  # we send no files, but MLflow would create a folder for them in the current directory
-            beside = (folder.resolve().parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
+            beside = (out.parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
             place = self._client.create_experiment(project, artifact_location=beside)
-        run = self._client.create_run(place, run_name=folder.resolve().name)
+        run = self._client.create_run(place, run_name=out.name)
         entries = [self._mlflow.entities.Param(key, text[:500]) for key, text in flatten_config(described).items()]
         for start in range(0, len(entries), 100):  # the most that one request may hold
             self._client.log_batch(run.info.run_id, params=entries[start : start + 100])
@@ -194,6 +195,11 @@ class _Mlflow:
     def close(self, end: RunEnd) -> None:
         state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[end]
         self._client.set_terminated(self._id, state)
+
+
+def _find_out(folder: Path, described: Mapping[str, Any]) -> Path:
+    """Return the folder that the user named: a task trains in OUT/run."""
+    return folder.resolve().parent if "task" in described else folder.resolve()
 
 
 def hide_password(uri: str) -> str:

@@ -34,6 +34,7 @@ from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.perceptual import build_perceptual
 from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.views import resize_longest
@@ -116,25 +117,30 @@ def finetune_bones(
     for part in ("train", "test"):
         if not split[part]:
             raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
+    join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     run = out / "run"
     network = train_bone_network(run, loaded, split["train"], split["val"], config, on_step, device=device)
-    suppressor = BoneSuppressor(network, config.size, config.crop)
-    scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
-    groups = [pair.group for pair in split["test"]]
-    before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
-    result = BonesResult(
-        metrics=summarise_films(scores, groups, config.seed),
-        before=summarise_films(before, groups, config.seed),
-        pairs={part: len(found) for part, found in split.items()},
-        kinds=tuple(sorted({pair.kind for pair in split["test"]})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-        notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
-    )
-    _write_model(out, suppressor, config, result, split["test"])
-    return result
+
+    def finish() -> BonesResult:
+        suppressor = BoneSuppressor(network, config.size, config.crop)
+        scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
+        groups = [pair.group for pair in split["test"]]
+        before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
+        result = BonesResult(
+            metrics=summarise_films(scores, groups, config.seed),
+            before=summarise_films(before, groups, config.seed),
+            pairs={part: len(found) for part, found in split.items()},
+            kinds=tuple(sorted({pair.kind for pair in split["test"]})),
+            encoder=loaded.name,
+            perceptual=config.perceptual,
+            seed=config.seed,
+            notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
+        )
+        _write_model(out, suppressor, config, result, split["test"])
+        return result
+
+    return let_first_rank(finish)
 
 
 def _lies_in(out: Path, folder: Path) -> bool:
@@ -236,7 +242,7 @@ def train_bone_network(
     def draw(chosen: list[tuple[np.ndarray, np.ndarray]], positions: list[int]) -> PairBatch:
         return draw_pair_batch(chosen, positions, config.seed, PairViews(config.crop))
 
-    def measure() -> dict[str, float]:
+    def measure(_step: int) -> dict[str, float]:
         found = [_compute_psnr(network, pair, config) for pair in val]
         network.train()
         return {"val/psnr": float(np.mean(found))} if found else {}

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chess_cxr.arguments import Device, EncoderName, Flat, StorePath, check_device_name, print_result, refuse_existing
+from chess_cxr.arguments import (
+    Device,
+    EncoderName,
+    Flat,
+    StorePath,
+    check_device_name,
+    is_first_rank,
+    print_result,
+    refuse_existing,
+)
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.tasks.classify.config import FinetuneConfig
+from chess_cxr.training.config import TrackingConfig
 
 
 def finetune_classify(
@@ -16,6 +26,7 @@ def finetune_classify(
     out: Path,
     labels: tuple[str, ...] = (),
     config: Flat[FinetuneConfig] = FinetuneConfig(),  # noqa: B008
+    tracking: Flat[TrackingConfig] = TrackingConfig(),  # noqa: B008
     device: Device = "auto",
     json: bool = False,
     quiet: bool = False,
@@ -23,7 +34,8 @@ def finetune_classify(
     """Train a classifier on a store's labels and test it.
 
     Prints results on the test split, with 95 % intervals by patient.  Except in linear mode, it keeps the weights with
-    the best score on the val split.
+    the best score on the val split, and the same command continues an interrupted training.  Several GPUs or machines:
+    torchrun … -m chess_cxr finetune classify …
 
     Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
 
@@ -33,11 +45,13 @@ def finetune_classify(
         out: the model folder to write.
         labels: names of the labels; by default all; for an ordinal task from low to high.
         config: training options.
+        tracking: where the numbers of training steps go.
         device: auto, cpu, cuda, cuda:N or mps.
         json: print the results as JSON.
         quiet: show no progress.
     """
-    refuse_existing(out)
+    if config.mode == "linear":
+        refuse_existing(out)
     check_encoder_name(encoder)
     check_device_name(device)
     from chess_cxr.store import open_store
@@ -47,6 +61,11 @@ def finetune_classify(
     select_labelled(opened, labels, config.task, config.uncertain)
     from chess_cxr.tasks.classify.train import finetune_classifier
 
-    with StageBars(quiet) as bars:
-        result = finetune_classifier(encoder, opened, out, labels, config, bars.show, device=device)
-    print_result(result.as_json() if json else result.as_text(), json)
+    with StageBars(quiet or not is_first_rank()) as bars:
+
+        def show(stage: str, done: int, total: int) -> None:
+            (bars.show_step if stage == "finetune" else bars.show)(stage, done, total)
+
+        result = finetune_classifier(encoder, opened, out, labels, config, show, device, tracking)
+    if is_first_rank():
+        print_result(result.as_json() if json else result.as_text(), json)

@@ -36,6 +36,9 @@ class FinetuneConfig:
             findings, or FINDING=POLICY pairs.
         imbalance: how classes of different size are weighted; not in linear mode.
         aggregate: score studies by the largest or mean probability of their films.
+        precision: of the arithmetic of training steps, not in linear mode; weights and results are float32 always.
+        checkpoint_every: steps between checkpoints, not in linear mode.
+        threads: batches prepared at a time, not in linear mode.
         seed: of everything random.
     """
 
@@ -50,6 +53,9 @@ class FinetuneConfig:
     uncertain: tuple[str, ...] = ("ignore",)
     imbalance: Imbalance = "none"
     aggregate: Literal["none", "max", "mean"] = "none"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint_every: int = 100
+    threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -8,7 +8,15 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import Device, EncoderName, Flat, check_device_name, check_workers, print_result
+from chess_cxr.arguments import (
+    Device,
+    EncoderName,
+    Flat,
+    check_device_name,
+    check_workers,
+    is_first_rank,
+    print_result,
+)
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import UsageError
@@ -62,9 +70,10 @@ def finetune_nodules(
 
     refuse_foreign_folder(out)
     check_perceptual(config.perceptual)
-    with StageBars(quiet) as bars, build_ingest_pool(workers) as pool:
+    with StageBars(quiet or not is_first_rank()) as bars, build_ingest_pool(workers) as pool:
         result = finetune(
             encoder, films, out, config, val, test, bars.show,
             lambda report, _: bars.show_step("train", report.step, config.steps), device, limits, pool,
         )  # fmt: skip
-    print_result(result.as_json() if json else result.as_text(), json)
+    if is_first_rank():
+        print_result(result.as_json() if json else result.as_text(), json)

@@ -52,6 +52,7 @@ from chess_cxr.tasks.nodules.windows import (
 )
 from chess_cxr.tasks.perceptual import build_perceptual
 from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.workers.child import Limits
@@ -132,38 +133,43 @@ def finetune_nodules(
             f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
             "--test"
         )
+    join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step, device=device)
-    generator = NoduleGenerator(method, config.film_size)
-    scores, rows, pairs = [], [], []
-    again = read_each(
-        [film.source for film in held_out],
-        read_source,
-        limits=limits,
-        executor=executor,
-        in_flight=1,
-        told="of the test",
-    )
-    for number, film in enumerate(again):
-        made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
-        scores.append(score_made_film(generator, film, made_HW))
-        pairs.append(cut_pair(generator, film, made_HW))
-        if number < SHOWN:
-            rows.append((film, made_HW))
-        show("test", number + 1, len(held_out))
-    groups = [film.group for film in held_out]
-    made, real = (Squares(pictures, groups) for pictures in zip(*pairs, strict=True))
-    result = NodulesResult(
-        metrics=summarise_films(scores, groups, config.seed),
-        films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
-        kinds=tuple(sorted({film.kind for film in held_out})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-        judged=judge_nodules(made, real, _cut_learned(split["train"]), config.seed),
-    )
-    _write_model(out, method, config, result, rows)
-    return result
+
+    def finish() -> NodulesResult:
+        generator = NoduleGenerator(method, config.film_size)
+        scores, rows, pairs = [], [], []
+        again = read_each(
+            [film.source for film in held_out],
+            read_source,
+            limits=limits,
+            executor=executor,
+            in_flight=1,
+            told="of the test",
+        )
+        for number, film in enumerate(again):
+            made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
+            scores.append(score_made_film(generator, film, made_HW))
+            pairs.append(cut_pair(generator, film, made_HW))
+            if number < SHOWN:
+                rows.append((film, made_HW))
+            show("test", number + 1, len(held_out))
+        groups = [film.group for film in held_out]
+        made, real = (Squares(pictures, groups) for pictures in zip(*pairs, strict=True))
+        result = NodulesResult(
+            metrics=summarise_films(scores, groups, config.seed),
+            films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
+            kinds=tuple(sorted({film.kind for film in held_out})),
+            encoder=loaded.name,
+            perceptual=config.perceptual,
+            seed=config.seed,
+            judged=judge_nodules(made, real, _cut_learned(split["train"]), config.seed),
+        )
+        _write_model(out, method, config, result, rows)
+        return result
+
+    return let_first_rank(finish)
 
 
 def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
@@ -321,7 +327,7 @@ def train_nodule_generator(
     def draw(chosen: list[NoduleWindow], positions: list[int]) -> NoduleBatch:
         return draw_nodule_batch(chosen, positions, config)
 
-    def measure() -> dict[str, float]:
+    def measure(_step: int) -> dict[str, float]:
         return {"val/contrast_ratio": compute_contrast_ratio(method, held_out)} if held_out else {}
 
     described = {
