@@ -35,7 +35,7 @@ def check_device_name(name: str) -> None:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process speaks for its run: rank 0 under torchrun, and any process that is alone."""
+    """Return whether this process prints: the first of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 

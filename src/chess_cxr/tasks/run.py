@@ -60,8 +60,8 @@ def share_batch(batch: int, rank: int, world: int) -> slice:
 class TaskWatch:
     """Logs a run's numbers, and those of held-out films at every `probe_every` steps and the last.
 
-    measure: given a step, returns the numbers of held-out films, and leaves the weights as they were.
-    is_over: says whether these end the run.
+    measure: called with the step; returns the numbers of held-out films and leaves the weights as they were.
+    is_over: whether these numbers end the run.
     """
 
     has_collapsed = False

@@ -97,10 +97,7 @@ def wait_for_ranks() -> None:
 
 
 def let_first_rank(work: Callable[[], Result]) -> Result:
-    """Do on the first rank what one process must do alone, such as to write a model; return its result on every rank.
-
-    The others wait for it as long as it takes.
-    """
+    """Call `work` on the first rank only and return its result on every rank; the others wait as long as it takes."""
     if not dist.is_initialized():
         return work()
     group = dist.new_group(backend="gloo", timeout=timedelta(days=365))

@@ -98,7 +98,7 @@ class StepReport:
 class LoopState:
     """The loop's own state, besides the method and its optimisers: loss scales and counts of skipped steps.
 
-    is_over: whether no step is left, even before the last one.
+    is_over: whether training is finished, be it before its last step.
     """
 
     def __init__(self, method: Method, config: TrainingConfig) -> None:

@@ -46,7 +46,7 @@ from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.training.sync_norm import synchronise_batch_norm
 from chess_cxr.training.trackers import RunEnd, check_tracking
 
-COLLAPSED, OVER = 1000, 2000  # stand among the signal numbers that ranks agree on
+COLLAPSED, OVER = 1000, 2000  # stand for a collapse and an end where ranks agree on the number of a signal
 OnStep = Callable[[StepReport, Mapping[str, float]], None]
 
 
@@ -60,7 +60,7 @@ class Rank:
 
 
 class Watcher(Protocol):
-    """Watches a run on the first rank: measures, logs, warns, and may end it."""
+    """Watches a run on the first rank: measures, logs and warns; it may end the run."""
 
     @property
     def probe(self) -> Mapping[str, float]:
@@ -132,7 +132,7 @@ def train_in_folder(
     if newest and (loop.is_over or first_step >= training.steps):
         if rank.number == 0:
             say(f"{folder} is finished already, at step {first_step}; nothing was trained")
-        wait_for_ranks()  # the first one is to remove the folder only when all have read it
+        wait_for_ranks()  # the first one may remove the folder, once all have read it
         return newest
     batches = inputs.open_batches(first_step, rank)
     end: RunEnd = "failed"
@@ -154,7 +154,7 @@ def train_in_folder(
                     watch.look(report)
                 collapsed = COLLAPSED if watch and training.stop_on_collapse and watch.has_collapsed else 0
                 over = OVER if step == training.steps or (watch and watch.is_over) else 0
-                # one rank may get the signal a step earlier, and only the first rank knows what its watcher saw
+                # one rank may get the signal a step earlier, and only the first rank has a watcher
                 stopped = agree_on_largest(over or get_stop_signal() or collapsed, rank.device)
                 loop.is_over = stopped == OVER
                 if watch:
@@ -188,12 +188,12 @@ def _hold(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def prepare_folder(folder: Path, described: dict[str, Any]) -> Iterator[None]:
-    """Hold a run's folder while work is done there before its first step, which a later call then finds.
+    """Write a run's configuration and hold its folder, for work before the first step whose files a later call finds.
 
-    All ranks must have joined.  Raises UsageError where the folder holds a run of another configuration.
+    Call it on every rank, after `join_ranks`.  Raises UsageError where the folder holds a run of another configuration.
     """
     first = join_ranks()[0] == 0
-    wait_for_ranks()  # each has looked whether the folder may be used
+    wait_for_ranks()  # all have checked that the folder is free
     if (folder / "config.json").exists():
         check_same_configuration(folder, read_run_config(folder), described)
     with (

@@ -198,7 +198,7 @@ class _Mlflow:
 
 
 def _find_out(folder: Path, described: Mapping[str, Any]) -> Path:
-    """Return the folder that the user has named: a task trains in OUT/run."""
+    """Return the folder that the user named: a task trains in OUT/run."""
     return folder.resolve().parent if "task" in described else folder.resolve()
 
 

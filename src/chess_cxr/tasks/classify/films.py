@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from chess_cxr.encoders.embed import embed
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.files.whole import flush_file
+from chess_cxr.records import OnCount
 from chess_cxr.store import Store
 from chess_cxr.tasks.classify.heads import extract_map
 from chess_cxr.tasks.classify.labels import LabelledRows
@@ -76,7 +76,7 @@ def cache_features(
     rows: np.ndarray,
     folder: Path,
     maps: bool,
-    on_films: Callable[[int, int], None],
+    on_films: OnCount,
     rank: int = 0,
     world: int = 1,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What all ways to fit a classifier share, and the one that needs no steps: a logistic probe on features.
+"""Parts of all ways to fit a classifier, and the way without steps: logistic regression on features.
 
 Shapes: M films of a split, N films, D features, L labels.
 """
@@ -18,7 +18,7 @@ from chess_cxr.encoders.embed import embed
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
-from chess_cxr.records import UNCERTAIN, UsageError
+from chess_cxr.records import UNCERTAIN, OnProgress, UsageError
 from chess_cxr.store import Store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.films import FILMS_AT_ONCE
@@ -28,11 +28,10 @@ from chess_cxr.tasks.classify.losses import compute_label_loss
 from chess_cxr.tasks.classify.objective import Classify, HeadShape, compute_probabilities
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 
-CHECKS = 20  # times that held-out films are looked at
+CHECKS = 20  # how often held-out films are scored during training
 FOLDS = 5  # of the training patients; one is held out where there is no val film
 FEWEST_PATIENTS = 10
 RATES = {"mlp": 1e-3, "attentive": 1e-3, "full": 3e-4}
-OnProgress = Callable[[str, int, int], None]
 TakeInput = Callable[[np.ndarray], Tensor]  # films' inputs to a classifier, by their places
 
 
@@ -86,7 +85,7 @@ def plan_training(config: FinetuneConfig, films: int) -> TrainingConfig:
 def fit_linear(
     encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
 ) -> Fitted:
-    """Solve a logistic probe on features of the train split."""
+    """Fit a logistic regression to features of the train split."""
     feature_ND = embed(encoder, store, chosen.rows, lambda done, total: on_progress("embed", done, total))
     train_N = chosen.split == "train"
     probe = fit_linear_probe(
@@ -122,9 +121,9 @@ def build_shape(encoder: Encoder, chosen: LabelledRows, config: FinetuneConfig) 
 
 @dataclass(frozen=True)
 class Parts:
-    """Places among the chosen rows: of the films that teach, and of those held out to choose the moment by.
+    """Indices of the training films, and of the held-out films used for early stopping.
 
-    name: what the latter are.
+    name: what the held-out films are, "" for none.
     """
 
     train: np.ndarray

@@ -107,41 +107,41 @@ class Classify(nn.Module):
 
 
 class BestMoment(nn.Module):
-    """Trains a classifier until held-out films gain no more, and keeps its weights of the best look at them.
+    """Trains a classifier with early stopping: keeps the weights with the smallest loss on held-out films so far.
 
-    patience: looks without gain that end training, 0 for no end.  All that a later call needs is in the state, so that
-    a checkpoint holds it: best, best_loss, best_step (0 before the first look), looks_without_gain.
+    patience: evaluations without improvement after which training ends; 0 for never.  All state is in parameters and
+    buffers, so checkpoints hold it; best_step is 0 before the first evaluation.
     """
 
     best_loss: Tensor
     best_step: Tensor
-    looks_without_gain: Tensor
+    worse: Tensor
 
     def __init__(self, network: Classify, patience: int) -> None:
         super().__init__()
         self.network, self.best, self.patience = network, copy.deepcopy(network), patience
         self.register_buffer("best_loss", torch.tensor(math.inf))
         self.register_buffer("best_step", torch.tensor(0))
-        self.register_buffer("looks_without_gain", torch.tensor(0))
+        self.register_buffer("worse", torch.tensor(0))  # evaluations since the best one
         self.signals: dict[str, float] = {}
 
     @property
     def is_over(self) -> bool:
-        """Whether patience is at its end."""
-        return 0 < self.patience <= int(self.looks_without_gain)
+        """Whether held-out films have not improved for `patience` evaluations."""
+        return 0 < self.patience <= int(self.worse)
 
     def judge(self, step: int, loss: float) -> None:
-        """Take note of the loss on held-out films after a step."""
-        self.looks_without_gain += 1
+        """Note the loss on held-out films after a step, and keep the weights if it is the smallest."""
+        self.worse += 1
         found = self.best_loss.new_tensor(loss)
         if found < self.best_loss:
             self.best.load_state_dict(self.network.state_dict())
             self.best_loss.copy_(found)
             self.best_step.fill_(step)
-            self.looks_without_gain.zero_()
+            self.worse.zero_()
 
     def get_best(self) -> Classify:
-        """Return the classifier of the best look, or as it is now where nobody looked."""
+        """Return the classifier with the best weights, or with the newest where nothing was held out."""
         return self.best if self.best_step else self.network
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:

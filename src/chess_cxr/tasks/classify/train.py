@@ -20,13 +20,12 @@ from chess_cxr.encoders.embed import EncoderLike, tell_seen
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.files.whole import write_whole_folder
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.films import FeatureFilms, PixelFilms, cache_features
 from chess_cxr.tasks.classify.fit import (
     Fitted,
-    OnProgress,
     build_shape,
     check_finetuning,
     compute_loss,
@@ -53,7 +52,7 @@ from chess_cxr.training.run import Rank, RunInputs, describe, hash_uids, prepare
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.training.trackers import check_tracking
 
-FEATURES = "features"  # folder of what is computed of the films once, in the run folder
+FEATURES = "features"  # folder of cached features, in the run folder
 
 
 def finetune_classifier(
@@ -120,7 +119,7 @@ def finetune_classifier(
 def fit_classifier(
     encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
 ) -> Fitted:
-    """Fit a classifier to the train split and score the val and the test split with it; no folder is left behind."""
+    """Fit a classifier to the train split and score the val and the test split with it; write nothing that stays."""
     if config.mode == "linear":
         return fit_linear(encoder, store, chosen, config, on_progress)
     with TemporaryDirectory(prefix="chess-cxr-features-") as scratch, _seed_torch(config.seed, encoder.device):
@@ -177,7 +176,7 @@ def train_classifier(
 
 
 class Learner:
-    """A classifier that learns by steps: its films, its network and, for `training/run`, its batches and looks."""
+    """A classifier trained by steps: its films, its network, its batches and its evaluation on held-out films."""
 
     def __init__(
         self,
@@ -212,11 +211,11 @@ class Learner:
         return read_task_batches(list(self.parts.train), self._films.draw, self.plan, first_step, rank)
 
     def open_watch(self, log: RunLog, _rank: Rank) -> TaskWatch:
-        """Return who looks at the held-out films, and ends the run when they gain no more."""
+        """Return the watcher that logs the run and ends it early."""
         return TaskWatch(log, self.method, self.plan, self.look, lambda: self.method.is_over)
 
     def look(self, step: int) -> dict[str, float]:
-        """Compare the classifier after a step with its best moment so far, on the held-out films if there are any."""
+        """Compute the loss on held-out films after a step, if there are any, and keep the weights if they are best."""
         if not len(self.parts.held_out):
             return {}
         loss = compute_loss(self.method.network, self._chosen, self.parts.held_out, self._films.take)
@@ -225,7 +224,7 @@ class Learner:
         return {"val/loss": loss}
 
     def score(self) -> Fitted:
-        """Score the val and the test films with the best moment."""
+        """Score the val and the test films with the best weights."""
         network, best_step = self.method.get_best(), int(self.method.best_step)
         scores = score_splits(self._chosen, lambda places: score_films(network, places, self._films.take))
         tensors = dict(network.state_dict())
@@ -238,7 +237,7 @@ class Learner:
 
 @contextmanager
 def _seed_torch(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw torch's random numbers from a seed, and put the caller's back."""
+    """Seed torch's random generators, and restore their state in the end."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         # Not torch.manual_seed: it would also reset the other GPUs' generators, which are not put back here.
@@ -258,7 +257,7 @@ def _cache(
     on_progress: OnProgress,
     rank: tuple[int, int],
 ) -> None:
-    """Write what a head learns on to a folder; ranks (number, count) share the work."""
+    """Write the features or feature maps that a head is trained on; ranks (number, count) share the work."""
 
     def show(done: int, total: int) -> None:
         on_progress("embed", done, total)
