@@ -65,8 +65,8 @@ class StepCost:
 def measure_speed_scale(
     method: Method, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> SpeedScale:
-    """Measure the work of one rank's step on batches of `shape` and the machine's peak; takes about a second."""
-    return SpeedScale(count_step_flops(method, shape) / 1e9, measure_gemm_peak(device, dtype=dtype))
+    """Measure the work of one rank's step on batches of `shape`, such as [2, B, 1, H, W], and the machine's peak."""
+    return SpeedScale(count_step_cost(method, shape).flops / 1e9, measure_gemm_peak(device, dtype=dtype))
 
 
 def measure_gemm_peak(
@@ -109,26 +109,12 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def count_step_flops(method: Method, shape: Sequence[int]) -> int:
-    """Count the forward and backward FLOPs of one rank's step on a batch of `shape`, such as [2, B, 1, H, W].
-
-    Computes nothing and leaves the method unchanged.  The time (0.3 to 2 s) depends on the number of layers, not on
-    films or pixels.
-    """
-    # not by count_step_cost: measuring traffic and activations too takes a third longer, and every run begins with this
-    with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
-        ghost, batch = build_ghost(method), torch.empty(*shape)
-        with count_flops() as get_flops:
-            for _, loss in compute_losses(ghost.losses(batch), "float32", torch.device("cpu")):
-                torch.autograd.backward(loss)
-    return get_flops()
-
-
 def count_step_cost(method: Method, shape: Sequence[int], precision: Precision = "float32") -> StepCost:
     """Count FLOPs, memory traffic and activations of one rank's step, on a copy whose tensors have no memory.
 
-    The copy runs its real `losses` and their backward passes.  With several losses the FLOPs add up and the activations
-    are the largest loss's.
+    The copy runs its real `losses` and their backward passes; the original does not change.  With several losses the
+    FLOPs add up and the activations are the largest loss's.  The time (0.4 to 3 s) depends on the number of layers, not
+    on films or pixels.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
         ghost = build_ghost(method)
