@@ -251,7 +251,7 @@ def test_a_runs_page_shows_the_views_of_its_first_step(small_store: Path, tmp_pa
         ("training", "seed", 2**63, "below 2"),
         ("method", "temperature", math.nan, "temperature above 0"),
         ("method", "embedding", 0, "embedding must be at least 1"),
-        ("method", "norm_groups", 8, "norm_groups of one film"),
+        ("method", "norm_groups", 8, "norm_group of one film"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused_before_it_begins(

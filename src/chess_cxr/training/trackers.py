@@ -118,7 +118,9 @@ def check_tracking(config: TrackingConfig) -> None:
 def _import_service(name: str) -> Any:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    return import_extra(name, name, f"the tracker {name}")
+    if name == "wandb":
+        return import_extra("wandb", "wandb", "the tracker wandb")
+    return import_extra("mlflow", "mlflow", "the tracker mlflow")
 
 
 class _Wandb:

@@ -301,7 +301,7 @@ def test_what_does_not_fit_is_refused_in_a_line() -> None:
         ({"nodules": [case.nodule & False]}, "nodule is empty"),
         ({"nodules": [case.nodule[:9]]}, "mask of a nodule is bool"),
         ({"truth_HW": case.truth[:, :9]}, "cannot be compared"),
-        ({"truth_HW": (255 * case.truth).astype(np.uint8)}, "holds floats"),
+        ({"truth_HW": (255 * case.truth).astype(np.uint8)}, "films must be floats"),
     ):
         with pytest.raises(UsageError, match=words):
             score_suppression(case.film, case.truth, **known)
