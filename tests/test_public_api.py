@@ -23,6 +23,7 @@ NAMES = [
     "TrackingConfig",
     "UsageError",
     "audit_stores",
+    "benchmark",
     "continue_from",
     "decode_film",
     "embed",

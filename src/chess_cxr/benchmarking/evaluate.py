@@ -43,6 +43,7 @@ def evaluate(
     seed: int = 0,
     replicates: int = 1000,
     executor: Executor | None = None,
+    device: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Compare encoders by linear probes on cached features: same films, same label draws, same bootstrap.
@@ -52,6 +53,7 @@ def evaluate(
     first_draw: a column of the store whose training films with value 1 are the first draw of the subset of their size.
     Everything is chosen on the train split; `evaluate_on` is only scored.  An encoder that was pre-trained on films it
     is scored on is named in the comparison's `notes`.
+    device: of encoders that are given by name.
     executor: runs probes and bootstrap, in processes that see this machine's temporary folder.  on_progress: called
     with the stage, and how much of it is done, of how much.
     Raises UsageError where a label, a column or a split is missing, or a patient stands in two splits.
@@ -73,7 +75,7 @@ def evaluate(
         replicates=replicates,
     )
     task = open_task(TASK, spec, suite, opened, evaluate_on)
-    loaded = {name: _load(encoder) for name, encoder in named.items()}
+    loaded = {name: _load(encoder, device) for name, encoder in named.items()}
     workers = count_usable_cores() if executor else 0
     with TemporaryDirectory(prefix="chess-cxr-") as cells, open_runner(workers, executor, strict=True) as runner:
         ledger = Ledger(CellFolder(Path(cells), lasting=False), runner, on_progress)
@@ -110,13 +112,13 @@ def _keep_metrics(run: BenchmarkRun, metrics: Sequence[str]) -> dict[SetKey, dic
     }
 
 
-def _load(encoder: EncoderLike) -> EncoderLike:
+def _load(encoder: EncoderLike, device: str) -> EncoderLike:
     if isinstance(encoder, Encoder):
         return encoder
     if isinstance(encoder, str) and encoder.startswith("pixels:"):
         _parse_side(encoder)
         return encoder
-    return load_encoder(encoder)
+    return load_encoder(encoder, device=device)
 
 
 def _name(encoder: EncoderLike) -> str:

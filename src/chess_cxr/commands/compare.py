@@ -11,11 +11,18 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import StorePath, check_workers, parse_encoders, print_result, refuse_existing
+from chess_cxr.arguments import (
+    Device,
+    StorePath,
+    check_device_name,
+    check_workers,
+    parse_encoders,
+    print_result,
+    refuse_existing,
+)
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.workers.cores import count_usable_cores
 
 
 def evaluate(
@@ -33,6 +40,7 @@ def evaluate(
     replicates: int = 1000,
     reference: str = "",
     synthetic: bool = False,
+    device: Device = "auto",
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -57,10 +65,12 @@ def evaluate(
         replicates: number of bootstrap replicates.
         reference: the encoder to compare the others with; by default the first.
         synthetic: label the page SYNTHETIC, for generated films.
+        device: auto, cpu, cuda, cuda:N or mps.
         json: print all numbers as JSON, one record per encoder, subset and metric.
         quiet: show no progress.
     """
     named = parse_encoders(encoders)
+    check_device_name(device)
     reference = reference or next(iter(named))
     if reference not in named:
         raise UsageError(f"the reference {reference!r} is none of the encoders {', '.join(named)}")
@@ -90,6 +100,7 @@ def evaluate(
             evaluate_on=on,
             seed=seed,
             replicates=replicates,
+            device=device,
             on_progress=bars.show,
         )
     if out:
@@ -105,6 +116,7 @@ def benchmark(
     cells: Path | None = None,
     workers: int | None = None,
     cluster: str = "",
+    device: Device = "",
     card: str = "",
     pictures: bool = True,
     json: bool = False,
@@ -125,6 +137,7 @@ def benchmark(
         cells: folder of finished cells, which suites can share; by default OUT.cells.
         workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
+        device: auto, cpu, cuda, cuda:N or mps; by default what the suite says.
         card: the encoder that card_section.md describes; by default the reference.
         pictures: leave films out of the page, to pass it on where films may not go.
         json: print summary, differences and failures as JSON.
@@ -132,34 +145,34 @@ def benchmark(
     """
     refuse_existing(out)
     check_workers(workers, cluster)
-    from chess_cxr.benchmarking.suite import build_suite, read_suite
+    if device:
+        check_device_name(device)
+    from chess_cxr.benchmarking.benchmark import benchmark as run_suite
+    from chess_cxr.benchmarking.benchmark import choose_suite
 
-    if suite.endswith(".toml") or Path(suite).is_file():
-        if stores or encoders:
-            raise UsageError("--stores and --encoders are for presets; a suite file names its own")
-        chosen = read_suite(Path(suite))
-    else:
-        named = parse_encoders(encoders) if encoders else {}
-        chosen = build_suite(suite, {Path(store).stem: store for store in stores}, named)
-    if card and card not in chosen.encoders:
-        raise UsageError(f"--card {card!r} is none of the encoders {', '.join(chosen.encoders)}")
-    from chess_cxr.benchmarking.output import write_benchmark
-    from chess_cxr.benchmarking.run import run_benchmark
-
-    folder = cells or out.with_name(f"{out.name}.cells")
+    named = parse_encoders(encoders) if encoders else {}
+    chosen = choose_suite(suite, stores, named)  # before anything is connected
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(quiet))
-        executor, count = None, workers or count_usable_cores()
+        executor, count = None, workers
         if cluster:
             from chess_cxr.workers.cluster import connect_cluster
 
             executor, count = stack.enter_context(connect_cluster(cluster))
-        done = run_benchmark(chosen, folder, workers=count, executor=executor, on_progress=bars.show)
-        bars.show("write", 0, 1)
-        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card, pictures)
-        bars.show("write", 1, 1)
+        written = run_suite(
+            chosen,
+            out,
+            cells=cells,
+            workers=count,
+            executor=executor,
+            device=device,
+            card=card,
+            pictures=pictures,
+            command=shlex.join(["chess-cxr", *sys.argv[1:]]),
+            on_progress=bars.show,
+        )
     print_result(written.as_json() if json else written.as_text(), json)
-    if failed := len(done.results.failures):
+    if failed := len(written.run.results.failures):
         again = f"to try again remove {out}: finished cells are kept"
         parts = "part" if failed == 1 else "parts"
         raise ChessError(f"{failed} {parts} of the benchmark failed, {out / 'failures.csv'} says why; {again}")
