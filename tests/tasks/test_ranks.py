@@ -105,7 +105,7 @@ def test_a_loss_is_the_mean_over_what_all_ranks_know(task: Task) -> None:
 def test_a_batch_that_two_ranks_cannot_share_is_one_line_and_leaves_nothing(small_store: Path, tmp_path: Path) -> None:
     words = ["finetune", "classify", "random:test_resnet@32", str(small_store), "--mode", "full", "--batch", "9"]
     answers = run_ranks(call_command, 2, [*words, "--out", str(tmp_path / "model")])
-    line = "chess-cxr: 2 ranks cannot share a batch of 9; choose a multiple\n"
+    line = "chess-cxr: a batch of 9 films cannot be shared by 2 ranks; choose a multiple\n"
     assert answers == [(2, "", line)] * 2 and not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.ahead import prepare_ahead
-from chess_cxr.training.order import compute_batch
+from chess_cxr.training.order import compute_batch, share_batch
 from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]
@@ -170,10 +170,7 @@ def read_view_batches(
     """
     if positives not in get_args(Positives):
         raise UsageError(f"positives are {', '.join(get_args(Positives))}, not {positives!r}")
-    if batch % world:
-        raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
-    share = slice(rank * (batch // world), (rank + 1) * (batch // world))
-
+    share = share_batch(batch, rank, world)
     siblings = None if positives == "view" else build_siblings(pool, positives)
     read_jpegs = build_reader(pool, held_bytes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,10 +12,11 @@ from chess_cxr.pretraining.collapse import CollapseAlarm
 from chess_cxr.pretraining.presets import PixelScale
 from chess_cxr.pretraining.probe import probe_encoder, read_labelled_films
 from chess_cxr.store import Store
-from chess_cxr.training.loop import Method, StepReport, TrainingConfig
+from chess_cxr.training.loop import Method, TrainingConfig
 from chess_cxr.training.precision import Precision
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.training.speed import measure_speed_scale
+from chess_cxr.training.watch import RunWatch
 from chess_cxr.views import ViewConfig
 
 
@@ -27,13 +28,8 @@ class PretrainMethod(Method, Protocol):
         """The network that is pre-trained: normalised [B, 1, H, W] -> [B, D]."""
 
 
-class Watch:
-    """Probes the encoder and logs numbers on the first rank, and warns of a collapse and of skipped steps.
-
-    probe: the newest results of the probe.
-    """
-
-    is_over = False  # a run makes all its steps
+class Watch(RunWatch):
+    """Probes the encoder of a pre-training run, and warns of a collapse."""
 
     def __init__(
         self,
@@ -46,35 +42,28 @@ class Watch:
         films_per_rank: int,
         device: torch.device,
     ) -> None:
-        self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._pixels = method, training, pixels
-        self._labelled, self._told_skipped = read_labelled_films(stores, views.size, views=views), 0
-        self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
         shape = (2, films_per_rank, 1, views.size, views.size)
-        self._scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
+        scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
+        labelled = read_labelled_films(stores, views.size, views=views)
+
+        def measure(_step: int) -> dict[str, float]:
+            if labelled is None:
+                return {}
+            probed = probe_encoder(method.encoder, labelled, pixels.mean, pixels.std)
+            return {f"probe/{name}": value for name, value in probed.items()}
+
+        super().__init__(log, method, training, measure, scale=scale)
+        self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
 
     @property
     def has_collapsed(self) -> bool:
         """Whether the collapse alarm rings."""
         return self._alarm.is_ringing
 
-    def look(self, report: StepReport) -> None:
-        """Probe and log what is due after a step."""
-        training, step = self._training, report.step
-        last, values = step == training.steps, dict[str, float]()
-        if report.problem and report.skipped_steps > self._told_skipped:  # an overflow in float16 is normal
-            self._told_skipped = report.skipped_steps
-            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
-        if last or step % training.log_every == 0:
-            values = self.log.summarise(report, self._method.signals, training.batch, self._scale)
-        if self._labelled and (last or step % training.probe_every == 0):
-            probed = probe_encoder(self._method.encoder, self._labelled, self._pixels.mean, self._pixels.std)
-            self.probe = {f"probe/{name}": value for name, value in probed.items()}
-            values |= self.probe
-        if values:
-            self.log.write(step, values)
-            if line := self._alarm.judge(step, values):
-                self.log.say(line)
+    def judge(self, step: int, values: Mapping[str, float]) -> None:
+        """Warn of a collapse."""
+        if line := self._alarm.judge(step, values):
+            self.log.say(line)
 
 
 def find_first_judged_step(training: TrainingConfig) -> int:

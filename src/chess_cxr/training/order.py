@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from chess_cxr.records import UsageError
+
 
 @lru_cache(maxsize=2)
 def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
@@ -31,3 +33,11 @@ def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndar
         chosen = epoch_B == epoch
         film_B[chosen] = compute_epoch_order(films, seed, int(epoch))[position_B[chosen] % films]
     return film_B, position_B
+
+
+def share_batch(batch: int, rank: int, world: int) -> slice:
+    """Return a rank's share of every batch; raises `UsageError` if the ranks cannot share it."""
+    if batch % world:
+        raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
+    own = batch // world
+    return slice(rank * own, (rank + 1) * own)

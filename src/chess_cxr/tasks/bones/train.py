@@ -33,10 +33,11 @@ from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.perceptual import build_perceptual
-from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
+from chess_cxr.training.watch import RunWatch
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 
@@ -262,7 +263,7 @@ def train_bone_network(
     inputs = RunInputs(
         [p.name for p in train],
         lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
-        lambda log, rank: TaskWatch(log, method, training, measure),
+        lambda log, rank: RunWatch(log, method, training, measure),
         {"suppression": groups},
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)

@@ -34,7 +34,7 @@ def finetune_classify(
     """Train a classifier on a store's labels and test it.
 
     Prints results on the test split, with 95 % intervals by patient.  Except in linear mode, it keeps the weights with
-    the best score on the val split, and the same command continues an interrupted training.  Several GPUs or machines:
+    the best score on the val split and, if interrupted, the same command continues.  For several GPUs or machines:
     torchrun … -m chess_cxr finetune classify …
 
     Example: chess-cxr finetune classify encoders/first films.lance --out models/findings
@@ -45,7 +45,7 @@ def finetune_classify(
         out: the model folder to write.
         labels: names of the labels; by default all; for an ordinal task from low to high.
         config: training options.
-        tracking: where the numbers of training steps go.
+        tracking: trackers of the training's numbers.
         device: auto, cpu, cuda, cuda:N or mps.
         json: print the results as JSON.
         quiet: show no progress.

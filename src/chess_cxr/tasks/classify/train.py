@@ -44,13 +44,15 @@ from chess_cxr.tasks.classify.losses import build_balance
 from chess_cxr.tasks.classify.objective import BestMoment, Classify, LabelledBatch
 from chess_cxr.tasks.classify.score import ClassifierResult, score_test
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
-from chess_cxr.tasks.run import TaskWatch, read_task_batches, share_batch
+from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import build_optimizers, train
+from chess_cxr.training.order import share_batch
 from chess_cxr.training.run import Rank, RunInputs, describe, hash_uids, prepare_folder, train_in_folder
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.training.trackers import check_tracking
+from chess_cxr.training.watch import RunWatch
 
 FEATURES = "features"  # folder of cached features, in the run folder
 
@@ -210,9 +212,9 @@ class Learner:
         """Return a rank's batches from a step on, prepared ahead."""
         return read_task_batches(list(self.parts.train), self._films.draw, self.plan, first_step, rank)
 
-    def open_watch(self, log: RunLog, _rank: Rank) -> TaskWatch:
+    def open_watch(self, log: RunLog, _rank: Rank) -> RunWatch:
         """Return the watcher that logs the run and ends it early."""
-        return TaskWatch(log, self.method, self.plan, self.look, lambda: self.method.is_over)
+        return RunWatch(log, self.method, self.plan, self.look, lambda: self.method.is_over)
 
     def look(self, step: int) -> dict[str, float]:
         """Compute the loss on held-out films after a step, if there are any, and keep the weights if they are best."""

@@ -51,10 +51,11 @@ from chess_cxr.tasks.nodules.windows import (
     take_example,
 )
 from chess_cxr.tasks.perceptual import build_perceptual
-from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
+from chess_cxr.training.watch import RunWatch
 from chess_cxr.workers.child import Limits
 
 NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
@@ -341,7 +342,7 @@ def train_nodule_generator(
     inputs = RunInputs(
         [film.name for film in train],
         lambda first_step, rank: read_task_batches(windows, draw, training, first_step, rank),
-        lambda log, rank: TaskWatch(log, method, training, measure),
+        lambda log, rank: RunWatch(log, method, training, measure),
         build_groups(method),
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
