@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from chess_cxr.encoders.backbone import build_encoder
+from chess_cxr.encoders.backbone import build_encoder, create_network
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.records import ChessError, UsageError
 
@@ -95,8 +95,7 @@ def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
         try:
             if channels == 1:
                 return build_encoder(architecture)
-            module: nn.Module = timm.create_model(architecture, pretrained=False, in_chans=channels, num_classes=0)
-            return module
+            return create_network(architecture, channels)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UsageError(f"timm makes no {architecture} with {channels} channel(s): {_tell(error)}") from error
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.ranks import gather_ranks_with_gradient, get_rank
@@ -46,6 +47,14 @@ def compute_nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> 
         return F.cross_entropy(logits.scatter(1, itself[:, None], -torch.inf), other)
 
 
+def compute_search(query_BD: Tensor, view_BD: Tensor, temperature: float) -> Tensor:
+    """Find each query's film among the views of the films of all ranks; unit rows.  Mean InfoNCE loss, nats, scalar."""
+    with full_precision(query_BD.device):
+        logits = query_BD @ gather_ranks_with_gradient(view_BD).T / temperature
+        own = torch.arange(len(query_BD), device=logits.device) + get_rank() * len(query_BD)
+        return F.cross_entropy(logits, own)
+
+
 class SimCLR(nn.Module):
     """Owns the encoder and its projection head.
 
@@ -70,14 +79,23 @@ class SimCLR(nn.Module):
         """Return the parameters that each named loss trains."""
         return {"encoder": [*self.encoder.parameters(), *self.head.parameters()]}
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the contrastive loss of a batch of view pairs, normalised float32 [2, B, 1, H, W].
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the contrastive loss of a batch of views, two global ones and any number of local ones.
 
-        As in the paper both views pass through the network as one batch, and share their BatchNorm.
+        As in the paper both global views pass through the network as one batch, and share their BatchNorm.
+        Local views seek their film among the global views of all films; nothing seeks them.
         """
-        first_BD, second_BD = normalise(self.head(self.encoder(batch.flatten(0, 1)))).chunk(2)
+        views = take_views(batch)
+        first_BD, second_BD = self._embed(views.global_GB1SS[:2].flatten(0, 1)).chunk(2)
         self._measured = measure_pairs(first_BD, second_BD)
-        yield "encoder", compute_nt_xent(first_BD, second_BD, self.config.temperature)
+        losses = [compute_nt_xent(first_BD, second_BD, self.config.temperature)]
+        local_LBD = embed_local(views, self._embed)
+        for local_BD in () if local_LBD is None else local_LBD:
+            losses += [compute_search(local_BD, view, self.config.temperature) for view in (first_BD, second_BD)]
+        yield "encoder", losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def _embed(self, view_B1SS: Tensor) -> Tensor:
+        return normalise(self.head(self.encoder(view_B1SS)))
 
     def after_step(self) -> None:
         """Do nothing: gradient reaches all there is."""

@@ -6,8 +6,9 @@ The decoder and the warps let go of Python's lock, so threads scale, and Lance f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,16 +17,19 @@ import torch
 from torch import Tensor
 
 from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.methods.batch import ViewBatch
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.ahead import prepare_ahead
 from chess_cxr.training.order import compute_batch
-from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
+from chess_cxr.views import Range, ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]
 
 OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
 HELD_BYTES = 1e9  # of encoded films that a process keeps in memory: some 25,000 of 512 pixels
+MOST_GLOBAL, MOST_LOCAL = 16, 32
+MORE_VIEWS = 2**62  # first of the streams of all views but the first two, 48 a position
 SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; epochs and views count up from 0
 
 
@@ -54,6 +58,49 @@ class FilmPool:
         """Return the hashed uid of every film."""
         uids = [store.films["uid"].to_numpy() for store in self.stores]
         return [str(uids[s][r]) for s, r in zip(self.store_of_N, self.row_of_N, strict=True)]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """How many views each film gives, and how large the local ones are (multi-crop, Caron et al. 2020).
+
+    global_views: of the size and kind that `views` says.  local_views: of the same kind but for their size, in pixels,
+    and the share of the film's area that they show.
+    """
+
+    global_views: int = 2
+    local_views: int = 0
+    local_size: int = 32
+    local_area: Range = (0.05, 0.4)
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.global_views <= MOST_GLOBAL and 0 <= self.local_views <= MOST_LOCAL):
+            raise UsageError(f"crops: a film gives 2 to {MOST_GLOBAL} global and at most {MOST_LOCAL} local views")
+        if not 0 < self.local_area[0] <= self.local_area[1] <= 1:
+            raise UsageError("crops: local_area is two shares of the film's area, above 0 and up to 1")
+
+    def check(self, views: ViewConfig) -> None:
+        """Raise `UsageError` where local views would be larger than global ones."""
+        if self.local_views and not 1 <= self.local_size <= views.size:
+            raise UsageError(
+                f"crops: local views of {self.local_size} pixels are larger than the global ones of {views.size}"
+            )
+
+    def find_decoded_side(self, views: ViewConfig) -> int:
+        """Return the shortest side at which a film is decoded, so that no view is much enlarged."""
+        local = self.local_size / math.sqrt(self.local_area[0]) if self.local_views else 0.0
+        return round(max(OVERSAMPLING * views.size, local))
+
+    def build_batch(self, views: ViewConfig, films: int) -> Tensor | ViewBatch:
+        """Return an empty batch of views of so many films, as a step gets it."""
+        global_GB1SS = torch.empty(self.global_views, films, 1, views.size, views.size)
+        if not self.local_views:
+            return global_GB1SS
+        return ViewBatch(global_GB1SS, torch.empty(self.local_views, films, 1, self.local_size, self.local_size))
+
+    def build_local(self, views: ViewConfig) -> ViewConfig:
+        """Return what a local view may be."""
+        return replace(views, size=self.local_size, crop_area=self.local_area, keep=(0.0, 0.0))
 
 
 def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
@@ -157,8 +204,9 @@ def read_view_batches(
     world: int = 1,
     threads: int = 1,
     positives: Positives = "view",
+    crops: Crops = Crops(),  # noqa: B008
     held_bytes: float = HELD_BYTES,
-) -> Generator[Tensor, None, None]:
+) -> Generator[Tensor | ViewBatch, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
 
     batch: films a step over all ranks.  threads: batches prepared at the same time.
@@ -166,6 +214,8 @@ def read_view_batches(
     same study or patient where the store has one, drawn anew each time (MedAug, Vu et al. 2021); a lateral film may so
     be paired with a frontal one, and pairs of a patient may be years and diseases apart.  The first views are the same
     films in the same order in any case.
+    crops: a film that gives more than two views is decoded once; then batches are `ViewBatch`es.  Further global views
+    are the first one's film's, and so are the local ones.
     held_bytes: encoded films are held in memory where all of the pool fit into so many.
     Raises `UsageError` at once where the ranks cannot share the batch or no two films are of one study or patient.
     """
@@ -173,23 +223,62 @@ def read_view_batches(
         raise UsageError(f"positives are {', '.join(get_args(Positives))}, not {positives!r}")
     if batch % world:
         raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
+    crops.check(views)
     share = slice(rank * (batch // world), (rank + 1) * (batch // world))
 
     siblings = None if positives == "view" else build_siblings(pool, positives)
-    read_jpegs = build_reader(pool, held_bytes)
+    read_jpegs, decoded_side = build_reader(pool, held_bytes), crops.find_decoded_side(views)
 
     def decode(film_B: np.ndarray) -> list[np.ndarray]:
-        return [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in read_jpegs(film_B)]
+        return [decode_stored(jpeg, decoded_side) for jpeg in read_jpegs(film_B)]
 
-    def prepare(step: int) -> Tensor:
+    def prepare(step: int) -> Tensor | ViewBatch:
         film_B, position_B = compute_batch(len(pool), batch, step, seed)
         if siblings is None:
-            return torch.from_numpy(draw_view_pairs(decode(film_B[share]), position_B[share].tolist(), seed, views))
+            films = decode(film_B[share])
+            pair = torch.from_numpy(draw_view_pairs(films, position_B[share].tolist(), seed, views))
+            return _add_views(pair, films, position_B[share], seed, views, crops)
         pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
         used, place_2B = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
-        return torch.from_numpy(_draw_views(decode(used), place_2B.reshape(2, -1), position_B[share], seed, views))
+        films, place_2B = decode(used), place_2B.reshape(2, -1)
+        pair = torch.from_numpy(_draw_views(films, place_2B, position_B[share], seed, views))
+        return _add_views(pair, [films[place] for place in place_2B[0]], position_B[share], seed, views, crops)
 
     return prepare_ahead(prepare, range(first_step, steps), threads)
+
+
+def _add_views(
+    pair_2B1SS: Tensor,
+    films: Sequence[np.ndarray],
+    position_B: np.ndarray,
+    seed: int,
+    views: ViewConfig,
+    crops: Crops,
+) -> Tensor | ViewBatch:
+    """Add further global views and the local ones to pairs of views; the pairs alone where there are none."""
+    more, local = crops.global_views - 2, crops.local_views
+    if not more and not local:
+        return pair_2B1SS
+    global_GB1SS = pair_2B1SS
+    if more:
+        extra = _draw_more(films, position_B, seed, views, range(MOST_LOCAL, MOST_LOCAL + more))
+        global_GB1SS = torch.cat([pair_2B1SS, torch.from_numpy(extra)])
+    if not local:
+        return ViewBatch(global_GB1SS)
+    drawn = _draw_more(films, position_B, seed, crops.build_local(views), range(local))
+    return ViewBatch(global_GB1SS, torch.from_numpy(drawn))
+
+
+def _draw_more(
+    films: Sequence[np.ndarray], position_B: np.ndarray, seed: int, views: ViewConfig, streams: range
+) -> np.ndarray:
+    """Draw a view of each film for each stream, pure in seed, position, stream: uint8 [streams, B, 1, size, size]."""
+    drawn = np.empty((len(streams), len(films), 1, views.size, views.size), np.uint8)
+    for which, index in np.ndindex(drawn.shape[:2]):
+        stream = MORE_VIEWS + (MOST_LOCAL + MOST_GLOBAL) * int(position_B[index]) + streams[which]
+        rng = np.random.Generator(np.random.Philox(key=[seed, stream]))
+        drawn[which, index, 0] = draw_view(films[index], views, rng)
+    return drawn
 
 
 def _draw_views(

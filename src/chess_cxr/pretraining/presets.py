@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from chess_cxr.methods import METHODS, MethodConfig
 from chess_cxr.methods.moco import MoCoConfig
-from chess_cxr.pretraining.films import Positives
+from chess_cxr.pretraining.films import Crops, Positives
 from chess_cxr.records import UsageError
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import read_run_config
@@ -42,8 +42,10 @@ class PretrainConfig:
     splits: tuple[str, ...] = ("train", "")
     positives: Positives = "view"
     begin_from: str = ""
+    crops: Crops = Crops()
 
     def __post_init__(self) -> None:
+        self.crops.check(self.views)
         if not self.splits or not set(self.splits) <= {"train", ""}:
             raise UsageError("splits: train and '' (films without a split) are trained on, val and test never are")
 

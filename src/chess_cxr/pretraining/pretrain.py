@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from chess_cxr.encoders.encoder import build_grey_network, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.methods import build_method
+from chess_cxr.methods.batch import ViewBatch, take_views
 from chess_cxr.methods.moco import MoCoConfig, check_norm_groups
-from chess_cxr.pretraining.films import Positives, build_film_pool, read_view_batches
-from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config
+from chess_cxr.pretraining.films import Crops, Positives, build_film_pool, read_view_batches
+from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config, read_pretrain_config
 from chess_cxr.pretraining.watch import PretrainMethod, Watch
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store, StoreLike, get_store
@@ -40,6 +41,7 @@ class RunPlan:
     pixels: PixelScale
     splits: tuple[str, ...] = ("train", "")
     positives: Positives = "view"
+    crops: Crops = Crops()
     begun_from: str = ""
 
 
@@ -64,30 +66,51 @@ def pretrain_run(
         raise UsageError("the given stores hold one film to train on; a film is told from others, so two are needed")
     say, uids = say or say_on_stderr, pool.get_uids()
 
-    def open_batches(first_step: int, rank: Rank) -> Generator[Tensor, None, None]:
+    def open_batches(first_step: int, rank: Rank) -> Generator[ViewBatch, None, None]:
         if len(pool) < training.batch and rank.number == 0:
             say(f"the {len(pool)} films are fewer than a batch of {training.batch}: a film is told from itself then")
         views = read_view_batches(
             pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
             rank=rank.number, world=rank.world, threads=training.loader_threads, positives=plan.positives,
+            crops=plan.crops,
         )  # fmt: skip
         return _normalise(views, plan.pixels, rank.device)
 
     def open_watch(log: RunLog, rank: Rank) -> Watch:
         films_per_rank = training.batch // rank.world
-        return Watch(log, method, stores, training, plan.views, plan.pixels, films_per_rank, rank.device)
+        return Watch(log, method, stores, training, plan.views, plan.crops, plan.pixels, films_per_rank, rank.device)
 
-    inputs = RunInputs(uids, open_batches, open_watch)
+    inputs = RunInputs(uids, open_batches, open_watch, complete=complete_description)
     described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
     return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say, device)
 
 
+def complete_description(written: dict[str, Any]) -> dict[str, Any]:
+    """Return what describes a run of an earlier version, with the entries that it did not know at their defaults."""
+    try:
+        config = read_pretrain_config({name: value for name, value in written.items() if name != "data"})
+    except UsageError:
+        return written
+    return describe(config) | {name: value for name, value in written.items() if name == "data"}
+
+
+def normalise_views(batch: Tensor | ViewBatch, pixels: PixelScale) -> ViewBatch:
+    """Turn uint8 views into what a network takes, on the device where they are."""
+
+    def scale(view: Tensor) -> Tensor:
+        return (view.float() / 255 - pixels.mean) / pixels.std
+
+    views = take_views(batch)
+    local = None if views.local_LB1ss is None else scale(views.local_LB1ss)
+    return ViewBatch(scale(views.global_GB1SS), local, views.guides)
+
+
 def _normalise(
-    views: Generator[Tensor, None, None], pixels: PixelScale, device: torch.device
-) -> Generator[Tensor, None, None]:
+    views: Generator[Tensor | ViewBatch, None, None], pixels: PixelScale, device: torch.device
+) -> Generator[ViewBatch, None, None]:
     try:
         for batch in views:
-            yield (batch.to(device, non_blocking=True).float() / 255 - pixels.mean) / pixels.std
+            yield normalise_views(take_views(batch).to(device), pixels)
     finally:
         views.close()
 
@@ -129,7 +152,7 @@ def pretrain(
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     torch.manual_seed(config.training.seed)
     encoder, sha256 = read_beginning(config)
-    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
+    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, config.crops, sha256)
     method = build_method(config.method, encoder, config.training.steps)
     if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
         check_norm_groups(method, config.method, count_ranks())

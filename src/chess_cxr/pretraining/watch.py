@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from chess_cxr.pretraining.collapse import CollapseAlarm
+from chess_cxr.pretraining.films import Crops
 from chess_cxr.pretraining.presets import PixelScale
 from chess_cxr.pretraining.probe import probe_encoder, read_labelled_films
 from chess_cxr.store import Store
@@ -40,6 +41,7 @@ class Watch:
         stores: Sequence[Store],
         training: TrainingConfig,
         views: ViewConfig,
+        crops: Crops,
         pixels: PixelScale,
         films_per_rank: int,
         device: torch.device,
@@ -48,8 +50,8 @@ class Watch:
         self._method, self._training, self._pixels = method, training, pixels
         self._labelled, self._told_skipped = read_labelled_films(stores, views.size, views=views), 0
         self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
-        shape = (2, films_per_rank, 1, views.size, views.size)
-        self._scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
+        kind = choose_peak_kind(training.precision, device)
+        self._scale = measure_speed_scale(method, lambda: crops.build_batch(views, films_per_rank), device, kind)
 
     @property
     def has_collapsed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.loop import LoopState
 
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
 CHECKPOINT_VERSION = 1
 
 
@@ -82,13 +84,14 @@ def restore_checkpoint(
     optimizers: dict[str, Optimizer],
     described: dict[str, Any],
     loop: LoopState | None = None,
+    complete: Complete | None = None,
 ) -> int:
     """Put a checkpoint's state into method, optimisers, loop and random generators; return its step.
 
     Raises `UsageError` naming the first difference where the checkpoint was written under another configuration.
     """
     step, written_under, tensors = read_checkpoint(path)
-    check_same_configuration(path.parent.parent, written_under, described)
+    check_same_configuration(path.parent.parent, written_under, described, complete)
     method.load_state_dict(_take(tensors, "method."))
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
@@ -113,9 +116,16 @@ def _match_layout(optimizer: Optimizer) -> None:
                 fields[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-def check_same_configuration(run: Path, written_under: dict[str, Any], described: dict[str, Any]) -> None:
-    """Raise `UsageError` naming the first entry in which a run's configuration differs from the one asked for."""
+def check_same_configuration(
+    run: Path, written_under: dict[str, Any], described: dict[str, Any], complete: Complete | None = None
+) -> None:
+    """Raise `UsageError` naming the first entry in which a run's configuration differs from the one asked for.
+
+    complete: gives what an earlier version wrote the entries that it did not know, at their defaults.
+    """
     now = json.loads(json.dumps(described))
+    if complete and written_under != now:
+        written_under = json.loads(json.dumps(complete(written_under)))
     if written_under != now:
         difference = _name_difference(written_under, now)
         raise UsageError(f"{run} holds a run of another configuration: {difference}")

@@ -80,12 +80,14 @@ class RunInputs:
 
     uids: of the films it trains on.  open_batches: from the first step that is to be made, this rank's batches in
     order.  open_watch: the first rank's watcher.  groups: parameter groups as `build_optimizers` takes them.
+    complete: gives a configuration of an earlier version the entries that it did not know, at their defaults.
     """
 
     uids: list[str]
     open_batches: Callable[[int, Rank], Generator[Any, None, None]]
     open_watch: Callable[[RunLog, Rank], Watcher]
     groups: Mapping[str, list[dict[str, Any]]] | None = None
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 def train_in_folder(
@@ -124,8 +126,8 @@ def train_in_folder(
     loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
     if newest is None and (folder / "config.json").exists():
-        check_same_configuration(folder, read_run_config(folder), described)
-    first_step = restore_checkpoint(newest, method, optimizers, described, loop) if newest else 0
+        check_same_configuration(folder, read_run_config(folder), described, inputs.complete)
+    first_step = restore_checkpoint(newest, method, optimizers, described, loop, inputs.complete) if newest else 0
     if first_step >= training.steps and newest:
         if rank.number == 0:
             say(f"{folder} is finished already, at step {first_step}; nothing was trained")

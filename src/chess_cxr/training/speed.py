@@ -62,8 +62,11 @@ class StepCost:
     largest_activation_bytes: int
 
 
+BatchShape = Sequence[int] | Callable[[], Any]  # of a tensor, or what makes an empty batch
+
+
 def measure_speed_scale(
-    method: Method, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
+    method: Method, shape: BatchShape, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> SpeedScale:
     """Measure what the speed of one rank's step on batches of `shape` is held against; takes about a second."""
     return SpeedScale(count_step_flops(method, shape) / 1e9, measure_gemm_peak(device, dtype=dtype))
@@ -109,7 +112,7 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def count_step_flops(method: Method, shape: Sequence[int]) -> int:
+def count_step_flops(method: Method, shape: BatchShape) -> int:
     """Count the FLOPs of one rank's step on a batch of `shape`, such as [2, B, 1, H, W]: forward and backward.
 
     Nothing is computed and nothing of the method changes, so that the time (0.3 to 2 s) hangs on the number of layers,
@@ -117,14 +120,14 @@ def count_step_flops(method: Method, shape: Sequence[int]) -> int:
     """
     # alone: to watch traffic and activations too takes a third longer, and every run begins with this
     with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
-        ghost, batch = build_ghost(method), torch.empty(*shape)
+        ghost, batch = build_ghost(method), _build_batch(shape)
         with count_flops() as get_flops:
             for _, loss in compute_losses(ghost.losses(batch), "float32", torch.device("cpu")):
                 torch.autograd.backward(loss)
     return get_flops()
 
 
-def count_step_cost(method: Method, shape: Sequence[int], precision: Precision = "float32") -> StepCost:
+def count_step_cost(method: Method, shape: BatchShape, precision: Precision = "float32") -> StepCost:
     """Count FLOPs, memory traffic and activations of one rank's step, by a copy whose tensors have no memory.
 
     The copy goes through its real `losses` and their gradients.  Several losses are stepped one after the other:
@@ -132,8 +135,8 @@ def count_step_cost(method: Method, shape: Sequence[int], precision: Precision =
     """
     with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
         ghost = build_ghost(method)
-        batch = torch.empty(*shape)
-        kept = _KeptTensors([*ghost.parameters(), *ghost.buffers(), batch])
+        batch = _build_batch(shape)
+        kept = _KeptTensors([*ghost.parameters(), *ghost.buffers(), *_list_tensors(batch)])
         with count_flops() as get_flops, _Traffic() as traffic:
             losses = compute_losses(ghost.losses(batch), precision, torch.device("cpu"))
             while True:
@@ -144,6 +147,15 @@ def count_step_cost(method: Method, shape: Sequence[int], precision: Precision =
                 torch.autograd.backward(pair[1])
                 kept.forget()
     return StepCost(get_flops(), traffic.bytes, kept.most_bytes, kept.largest_bytes)
+
+
+def _build_batch(shape: BatchShape) -> Any:
+    return shape() if callable(shape) else torch.empty(*shape)
+
+
+def _list_tensors(batch: Any) -> list[Tensor]:
+    parts = [batch] if isinstance(batch, Tensor) else vars(batch).values()
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 @contextmanager
