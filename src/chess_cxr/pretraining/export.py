@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
 
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import TrainingSummary
@@ -14,11 +18,19 @@ from chess_cxr.records import UsageError
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
 from chess_cxr.training.run import read_run_config
 
+Which = Literal["trained", "averaged"]
+HEADS = ("head", "predictor")
+AVERAGED = ("key_encoder", "target_encoder", "teacher_encoder")
 
-def export(run: Path | str, out: Path | str, licence: str = "not stated", data: str = "") -> Path:
-    """Write the query encoder of a run's newest checkpoint as an encoder folder, with its pixel contract and card.
 
-    licence: of the weights.  data: what the films were, for the card (Markdown).  Returns `out`.
+def export(
+    run: Path | str, out: Path | str, licence: str = "not stated", data: str = "", which: Which = "trained"
+) -> Path:
+    """Write the encoder of a run's newest checkpoint as an encoder folder, with its pixel contract, heads and card.
+
+    licence: of the weights.  data: what the films were, for the card (Markdown).  which: "trained", what gradient
+    moves, or "averaged", its moving average, where the method has one.
+    Returns `out`.
     Raises `UsageError` where `run` is no run with a checkpoint or `out` exists.
     """
     run = Path(run)
@@ -28,8 +40,11 @@ def export(run: Path | str, out: Path | str, licence: str = "not stated", data: 
         raise UsageError(f"{run} has no checkpoint yet; continue it with: chess-cxr pretrain")
     config = read_pretrain_config({key: value for key, value in described.items() if key != "data"})
     step, _, tensors = read_checkpoint(newest)
-    prefix = "method.encoder."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    parts = _split_method(tensors, "method.inner." if config.guides else "method.")
+    part = "encoder" if which == "trained" else next((name for name in AVERAGED if name in parts), "")
+    if not part:
+        raise UsageError(f"{METHOD_TITLES[config.method.name]} has no averaged encoder; leave --which out")
+    heads = {f"{name}.{key}": tensor for name in HEADS for key, tensor in parts.get(name, {}).items()}
     contract = PixelContract(config.views.size, (config.pixels.mean,), (config.pixels.std,))
     uids = (run / "training_uids.txt").read_text().split()
     training = TrainingSummary(
@@ -37,9 +52,22 @@ def export(run: Path | str, out: Path | str, licence: str = "not stated", data: 
         images=len(uids),
         steps=step,
         method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}"
+        + (", averaged encoder" if which == "averaged" else "")
         + (f", begun from {Path(config.begin_from).name}" if config.begin_from else ""),
         date=datetime.date.today().isoformat(),
         # where folders lie on this machine is nobody else's business
         config=described | {"begin_from": Path(config.begin_from).name},
     )
-    return write_encoder(Path(out), weights, config.method.architecture, contract, licence, training, uids)
+    return write_encoder(
+        Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads
+    )
+
+
+def _split_method(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each part of a method: its encoder, its heads and what follows them."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            part, _, key = name.removeprefix(prefix).partition(".")
+            parts.setdefault(part, {})[key] = tensor
+    return parts

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.methods.batch import ViewBatch
+from chess_cxr.methods.batch import ViewBatch, take_views
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.ahead import prepare_ahead
-from chess_cxr.training.order import compute_batch
+from chess_cxr.training.order import compute_balanced_batch, compute_batch
 from chess_cxr.views import Range, ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]
 
 OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
 HELD_BYTES = 1e9  # of encoded films that a process keeps in memory: some 25,000 of 512 pixels
+GUIDING = ("site", "manufacturer", "view", "sex", "patient", "study")
 MOST_GLOBAL, MOST_LOCAL = 16, 32
 MORE_VIEWS = 2**62  # first of the streams of all views but the first two, 48 a position
 SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; epochs and views count up from 0
@@ -58,6 +59,23 @@ class FilmPool:
         """Return the hashed uid of every film."""
         uids = [store.films["uid"].to_numpy() for store in self.stores]
         return [str(uids[s][r]) for s, r in zip(self.store_of_N, self.row_of_N, strict=True)]
+
+
+Sizes = tuple[tuple[float, int], ...]
+
+
+def check_sizes(sizes: Sizes, size: int) -> None:
+    """Raise `UsageError` unless a schedule of sizes rises to the end of the run and ends with the run's own size."""
+    shares = [share for share, _ in sizes]
+    if sizes and (shares[-1] != 1 or sorted(set(shares)) != shares or not shares[0] > 0):
+        raise UsageError("sizes: (share of the run, size) pairs rise to share 1, such as [[0.5, 64], [1, 96]]")
+    if sizes and sizes[-1][1] != size:
+        raise UsageError(f"sizes: the last size is that of the run, {size}, not {sizes[-1][1]}")
+
+
+def find_size(sizes: Sizes, step: int, steps: int) -> int:
+    """Return the side of global views at a step: the first whose share of the run is not over."""
+    return next(size for share, size in sizes if step < share * steps)
 
 
 @dataclass(frozen=True)
@@ -91,12 +109,12 @@ class Crops:
         local = self.local_size / math.sqrt(self.local_area[0]) if self.local_views else 0.0
         return round(max(OVERSAMPLING * views.size, local))
 
-    def build_batch(self, views: ViewConfig, films: int) -> Tensor | ViewBatch:
+    def build_batch(self, views: ViewConfig, films: int, guides: Sequence[str] = ()) -> ViewBatch:
         """Return an empty batch of views of so many films, as a step gets it."""
         global_GB1SS = torch.empty(self.global_views, films, 1, views.size, views.size)
-        if not self.local_views:
-            return global_GB1SS
-        return ViewBatch(global_GB1SS, torch.empty(self.local_views, films, 1, self.local_size, self.local_size))
+        local_LB1ss = torch.empty(self.local_views, films, 1, self.local_size, self.local_size)
+        known = {column: torch.zeros(films, dtype=torch.int64) for column in guides}
+        return ViewBatch(global_GB1SS, local_LB1ss if self.local_views else None, known)
 
     def build_local(self, views: ViewConfig) -> ViewConfig:
         """Return what a local view may be."""
@@ -111,6 +129,44 @@ def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
     if not len(pool):
         raise UsageError(f"no film of split {' or '.join(repr(s) for s in splits)} in the given stores")
     return pool
+
+
+def build_groups(pool: FilmPool, by: str) -> list[np.ndarray]:
+    """Divide the films of a pool by a column of the store, by "store" or by "age" (bands of ten years).
+
+    Films of which nothing is known are a group of their own.  Raises `UsageError` where all films are in one group.
+    """
+    if by == "store":
+        code_N = pool.store_of_N
+    elif by == "age":
+        age_N = np.concatenate([store.films["age_years"].to_numpy(float) for store in pool.stores])[_list_rows(pool)]
+        code_N = np.where(np.isnan(age_N), -1, age_N // 10).astype(np.int64)
+    else:
+        code_N, _ = read_codes(pool, by)
+    groups = [np.flatnonzero(code_N == code) for code in np.unique(code_N)]
+    if len(groups) < 2:
+        raise UsageError(f"all films have the same {by}: there is nothing to balance")
+    return groups
+
+
+def read_codes(pool: FilmPool, column: str) -> tuple[np.ndarray, int]:
+    """Number the values of a text column: int64 [N], -1 where it is empty, and how many values there are.
+
+    Raises `UsageError` where the stores lack the column.
+    """
+    if column not in GUIDING:
+        raise UsageError(f"no column {column!r} can guide or balance a run; there are {', '.join(GUIDING)}")
+    text_N = np.concatenate([store.films[column].to_numpy(str) for store in pool.stores])[_list_rows(pool)]
+    known = sorted(set(text_N) - {""})
+    code_of = {value: code for code, value in enumerate(known)}
+    return np.array([code_of.get(value, -1) for value in text_N], np.int64), len(known)
+
+
+def _list_rows(pool: FilmPool) -> np.ndarray:
+    """Return the place of each film among the rows of all stores, one after the other."""
+    starts = np.cumsum([0, *(len(store) for store in pool.stores[:-1])])
+    rows: np.ndarray = starts[pool.store_of_N] + pool.row_of_N
+    return rows
 
 
 def build_reader(pool: FilmPool, most_bytes: float) -> Callable[[np.ndarray], list[bytes]]:
@@ -205,6 +261,9 @@ def read_view_batches(
     threads: int = 1,
     positives: Positives = "view",
     crops: Crops = Crops(),  # noqa: B008
+    guides: Sequence[str] = (),
+    balance: str = "",
+    sizes: Sizes = (),
     held_bytes: float = HELD_BYTES,
 ) -> Generator[Tensor | ViewBatch, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
@@ -216,6 +275,8 @@ def read_view_batches(
     films in the same order in any case.
     crops: a film that gives more than two views is decoded once; then batches are `ViewBatch`es.  Further global views
     are the first one's film's, and so are the local ones.
+    guides: columns of the store that batches bring along.  balance: as many films of every group of `build_groups`.
+    sizes: the side of global views in the course of the run, see `find_size`.
     held_bytes: encoded films are held in memory where all of the pool fit into so many.
     Raises `UsageError` at once where the ranks cannot share the batch or no two films are of one study or patient.
     """
@@ -224,25 +285,37 @@ def read_view_batches(
     if batch % world:
         raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
     crops.check(views)
+    groups = build_groups(pool, balance) if balance else []
+    guide_codes = {column: read_codes(pool, column)[0] for column in guides}
     share = slice(rank * (batch // world), (rank + 1) * (batch // world))
 
     siblings = None if positives == "view" else build_siblings(pool, positives)
-    read_jpegs, decoded_side = build_reader(pool, held_bytes), crops.find_decoded_side(views)
+    read_jpegs = build_reader(pool, held_bytes)
 
-    def decode(film_B: np.ndarray) -> list[np.ndarray]:
-        return [decode_stored(jpeg, decoded_side) for jpeg in read_jpegs(film_B)]
+    def decode(film_B: np.ndarray, views: ViewConfig) -> list[np.ndarray]:
+        return [decode_stored(jpeg, crops.find_decoded_side(views)) for jpeg in read_jpegs(film_B)]
 
     def prepare(step: int) -> Tensor | ViewBatch:
-        film_B, position_B = compute_batch(len(pool), batch, step, seed)
+        at_step = replace(views, size=find_size(sizes, step, steps)) if sizes else views
+        if groups:
+            film_B, position_B = compute_balanced_batch(groups, batch, step, seed)
+        else:
+            film_B, position_B = compute_batch(len(pool), batch, step, seed)
+        own_B = position_B[share]
         if siblings is None:
-            films = decode(film_B[share])
-            pair = torch.from_numpy(draw_view_pairs(films, position_B[share].tolist(), seed, views))
-            return _add_views(pair, films, position_B[share], seed, views, crops)
-        pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
-        used, place_2B = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
-        films, place_2B = decode(used), place_2B.reshape(2, -1)
-        pair = torch.from_numpy(_draw_views(films, place_2B, position_B[share], seed, views))
-        return _add_views(pair, [films[place] for place in place_2B[0]], position_B[share], seed, views, crops)
+            films = decode(film_B[share], at_step)
+            pair = draw_view_pairs(films, own_B.tolist(), seed, at_step)
+        else:
+            pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
+            used, place = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
+            decoded, place_2B = decode(used, at_step), place.reshape(2, -1)
+            pair = _draw_views(decoded, place_2B, own_B, seed, at_step)
+            films = [decoded[place] for place in place_2B[0]]
+        made = _add_views(torch.from_numpy(pair), films, own_B, seed, at_step, crops)
+        if not guide_codes:
+            return made
+        known = {column: torch.from_numpy(code_N[film_B[share]]) for column, code_N in guide_codes.items()}
+        return replace(take_views(made), guides=known)
 
     return prepare_ahead(prepare, range(first_step, steps), threads)
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from chess_cxr.methods import METHODS, MethodConfig
+from chess_cxr.methods.guides import Guide
 from chess_cxr.methods.moco import MoCoConfig
-from chess_cxr.pretraining.films import Crops, Positives
+from chess_cxr.pretraining.films import Crops, Positives, check_sizes
 from chess_cxr.records import UsageError
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import read_run_config
@@ -27,6 +28,9 @@ PAPER_EPOCHS = 200
 class PretrainConfig:
     """One pre-training run, resolved: what is written to a run's `config.json`.
 
+    crops: how many views a film gives.  guides: columns that help or are to be forgotten, see `Guide`.
+    balance: what films are balanced by, see `build_groups`; empty for nothing.
+    sizes: the side of global views in the course of the run, as (share of the run, size); empty for one size.
     positives: whose two views are alike, see `read_view_batches`.  begin_from: an encoder to continue from, as
     `load_encoder` takes it; empty for untrained weights.
     """
@@ -43,9 +47,16 @@ class PretrainConfig:
     positives: Positives = "view"
     begin_from: str = ""
     crops: Crops = Crops()
+    guides: tuple[Guide, ...] = ()
+    balance: str = ""
+    sizes: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
-        self.crops.check(self.views)
+        check_sizes(self.sizes, self.views.size)
+        for _, size in self.sizes or ((1.0, self.views.size),):
+            self.crops.check(replace(self.views, size=size))
+        if len({guide.column for guide in self.guides}) < len(self.guides):
+            raise UsageError("guides: a column guides once")
         if not self.splits or not set(self.splits) <= {"train", ""}:
             raise UsageError("splits: train and '' (films without a split) are trained on, val and test never are")
 

@@ -42,6 +42,7 @@ class Watch:
         training: TrainingConfig,
         views: ViewConfig,
         crops: Crops,
+        guides: Sequence[str],
         pixels: PixelScale,
         films_per_rank: int,
         device: torch.device,
@@ -51,7 +52,9 @@ class Watch:
         self._labelled, self._told_skipped = read_labelled_films(stores, views.size, views=views), 0
         self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
         kind = choose_peak_kind(training.precision, device)
-        self._scale = measure_speed_scale(method, lambda: crops.build_batch(views, films_per_rank), device, kind)
+        self._scale = measure_speed_scale(
+            method, lambda: crops.build_batch(views, films_per_rank, guides), device, kind
+        )
 
     @property
     def has_collapsed(self) -> bool:
