@@ -49,6 +49,7 @@ RECIPES = {
     "where.png": Recipe("cp masks/patient0000_film01.png where.png", ("masks", "film.dcm")),
     "bse_jsrt": _draw("bse_jsrt"),  # pairs with and without bone, as BSE-JSRT has them
     "jsrt": _draw("jsrt"),  # films with marked nodules, as JSRT comes as PNG
+    "ct_nodules": _draw("ct_nodules"),  # drawn nodules in the form of projected CT nodules
     "ChestX-ray14": _draw("ChestX-ray14"),
     "films.lance": Recipe(INGEST.format("films", "labels.csv") + " split=Split", ("films", "labels.csv")),
     "short.json": _draw("short.json"),  # a pre-training of three steps
@@ -163,6 +164,22 @@ def write_jsrt(folder: Path) -> None:
         csv.writer(file).writerows(rows)
 
 
+def write_ct_nodules(folder: Path) -> None:
+    """Write nodules of 10 to 30 mm, half a millimetre a pixel."""
+    import numpy as np
+
+    from chess_cxr.tasks.nodules.insertion import draw_analytic_nodule
+
+    rows: list[tuple[Any, ...]] = [("nodule", "mask", "series_uid", "spacing")]
+    for number in range(5):
+        nodule = draw_analytic_nodule(10.0 + 5 * number, np.random.default_rng(number))
+        write_png(folder / "nodule" / f"{number}.png", nodule.density_YX * 255)
+        write_png(folder / "mask" / f"{number}.png", nodule.mask_YX * 255)
+        rows.append((f"nodule/{number}.png", f"mask/{number}.png", f"1.2.{number}", nodule.spacing_mm))
+    with (folder / "nodules.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
 def write_nih(folder: Path) -> None:
     """Write a few films in the folders and with the table of NIH ChestX-ray14."""
     from chess_cxr.tasks.bones.pairs import draw_phantom_pair
@@ -233,6 +250,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "masks": write_masks,
     "bse_jsrt": write_bse_jsrt,
     "jsrt": write_jsrt,
+    "ct_nodules": write_ct_nodules,
     "ChestX-ray14": write_nih,
     "short.json": write_short_config,
     "suite.toml": write_suite,

@@ -1,4 +1,4 @@
-"""How well the audit finds copies among real films, and what it costs: the figures of docs/audit.md.
+"""How well the audit finds copies among real films, and what it costs: the figures of docs/proof/audit.md.
 
 usage: OMP_NUM_THREADS=1 python audit_films.py DATA OUT [PART...]      DATA: the folder that holds pool.csv
 

@@ -19,8 +19,8 @@ from chess_cxr.evaluation.label_fractions import draw_label_fraction
 from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.store import Store, get_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
-from chess_cxr.tasks.classify.fit import fit_classifier
 from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
+from chess_cxr.tasks.classify.train import fit_classifier
 
 CLASSES = ("bacteria", "normal", "virus")
 TRIALS = {

@@ -31,12 +31,13 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm
-from chess_cxr.tasks.nodules.fit import train_nodule_generator
 from chess_cxr.tasks.nodules.insertion import choose_ct_nodule, draw_contrast, insert_ct_nodule, read_ct_nodules
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.score import measure_nodule
-from chess_cxr.tasks.nodules.train import draw_films
+from chess_cxr.tasks.nodules.sheet import draw_films
+from chess_cxr.tasks.nodules.train import plan_windows, train_nodule_generator
+from chess_cxr.tasks.nodules.windows import take_example
 
 MADE_PER_FILM = 2
 
@@ -104,7 +105,8 @@ def cut(films: Sequence[NoduleFilm], seed: int) -> Crops:
 def make_films(args: argparse.Namespace, train: Sequence[NoduleFilm], fold: int) -> dict[str, list[NoduleFilm]]:
     """Make the same requests come true by both generators, in films of the training patients."""
     config = NodulesConfig(width=8, steps=args.steps, batch=8, seed=fold)
-    method = train_nodule_generator(args.out / f"run_{fold}", load_encoder(args.encoder), train, [], config)
+    examples = [take_example(film, plan_windows(config)) for film in train]
+    method = train_nodule_generator(args.out / f"run_{fold}", load_encoder(args.encoder), examples, [], config)
     generator = NoduleGenerator(method, config.film_size)
     nodules = read_ct_nodules(Path(args.ct_nodules))
     rng = np.random.default_rng([fold, 41])

@@ -21,18 +21,20 @@ from nodule_proof import RECIPES
 from perceptual_strength import measure_strength
 
 from chess_cxr.encoders.load import load_encoder
+from chess_cxr.judges.crops import crop_around
 from chess_cxr.judges.frechet import measure_feature_distance
-from chess_cxr.judges.networks import FeatureNetwork, crop_around, load_feature_network
+from chess_cxr.judges.networks import FeatureNetwork, load_feature_network
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.config import PerceptualConfig
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm
-from chess_cxr.tasks.nodules.fit import train_nodule_generator
 from chess_cxr.tasks.nodules.insertion import read_ct_nodules
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.score import measure_nodule
-from chess_cxr.tasks.nodules.train import draw_films
+from chess_cxr.tasks.nodules.sheet import draw_films
+from chess_cxr.tasks.nodules.train import plan_windows, train_nodule_generator
+from chess_cxr.tasks.nodules.windows import take_example
 
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
 PER_FILM = 2
@@ -100,7 +102,8 @@ def make_fold(
     config = NodulesConfig(
         width=8, perceptual=network, perceptual_weight=weight, compare=compare, steps=args.steps, batch=8, seed=fold
     )
-    method = train_nodule_generator(args.out / f"run_{name_file(name)}_{fold}", encoder, train, [], config)
+    examples = [take_example(film, plan_windows(config)) for film in train]
+    method = train_nodule_generator(args.out / f"run_{name_file(name)}_{fold}", encoder, examples, [], config)
     generator, made = NoduleGenerator(method, config.film_size), []
     for number, (film, request) in enumerate(orders):
         try:

@@ -18,15 +18,17 @@ import torch
 from perceptual_strength import measure_strength
 
 from chess_cxr.encoders.load import load_encoder
+from chess_cxr.judges.crops import crop_around
 from chess_cxr.judges.frechet import measure_feature_distance
 from chess_cxr.judges.memorisation import measure_memorisation
-from chess_cxr.judges.networks import FeatureNetwork, crop_around, load_feature_network
+from chess_cxr.judges.networks import FeatureNetwork, load_feature_network
 from chess_cxr.tasks.config import PerceptualConfig
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, square_film
-from chess_cxr.tasks.nodules.fit import train_nodule_generator
 from chess_cxr.tasks.nodules.objective import GenerateNodules, NoduleBatch, generate
 from chess_cxr.tasks.nodules.score import measure_nodule
+from chess_cxr.tasks.nodules.train import plan_windows, train_nodule_generator
+from chess_cxr.tasks.nodules.windows import take_example
 
 WEAK, STRONG = 0.8, 44.0  # strength of the CXR and of the ImageNet network at the weight 10 of CheSS
 RECIPES = (
@@ -105,7 +107,8 @@ def run_one(
         mode="film", size=SIDE, width=8, latent=64, perceptual=recipe[1], perceptual_weight=weight, compare=compare,
         steps=args.steps, batch=8, seed=seed,
     )  # fmt: skip
-    method = train_nodule_generator(args.out / "runs" / name, encoder, train, [], config)
+    examples = [take_example(film, plan_windows(config)) for film in train]
+    method = train_nodule_generator(args.out / "runs" / name, encoder, examples, [], config)
     trained = time.perf_counter() - started
     made = generate_films(method, asked)
     rows = []

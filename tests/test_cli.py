@@ -518,6 +518,7 @@ def test_a_comparison_prints_numbers_and_writes_its_page(encoder: Path, small_st
         "embed ours: 90/90",
         "embed pixels:8: 90/90",
         "probe: 2/2",
+        "bootstrap: 2/2",
     ]
     page = (tmp_path / "result" / "report.html").read_text()
     assert "SYNTHETIC" in page and "--reference pixels:8 --synthetic" in page
@@ -550,7 +551,7 @@ def test_a_classifier_answers_for_files_and_says_which_it_cannot_read(
     assert float(rows[1][1]) + float(rows[1][2]) == pytest.approx(1, abs=1e-5) and rows[1][3] == ""
     assert rows[2][1:3] == ["", ""] and rows[2][3]
     assert (answer.code, answer.err) == (
-        1, "chess-cxr: 1 of 2 films could not be read; their reasons stand in the table\n"
+        1, "chess-cxr: 1 of 2 films could not be read; the table gives the reasons\n"
     )  # fmt: skip
     [record] = json.loads(run("predict", model, film, "--json", "--quiet").out)
     assert record["stripes"] == pytest.approx(float(rows[1][1]), abs=1e-5)
@@ -610,7 +611,7 @@ def test_a_bone_model_is_made_once(bone_model: Path) -> None:
     [
         ("random:regnetx_002@64 --out model", "name a folder of pairs"),
         ("random:regnetx_002@64 absent --out model", "there is no folder absent"),
-        ("random:regnetx_002@64 phantom:x --out model", "should be phantom:PATIENTS@SIZE#SEED"),
+        ("random:regnetx_002@64 phantom:x --out model", "is not phantom:PATIENTS"),
         ("no/encoder phantom:4@64 --out model", "no/encoder"),
         ("random:regnetx_002@64 phantom:8@64 --out model --crop 64 --size 32", "crop <= size"),
         ("random:regnetx_002@64 phantom:8@64 --out model --perceptual chess", "chess needs the published file"),
@@ -635,7 +636,7 @@ def test_a_bone_model_writes_films_and_says_which_it_cannot_read(
     assert [Path(row[1]).name for row in rows[1:]] == [f"{png.stem}.png", "", "RG3_J2KR.dcm"]
     assert [bool(row[2]) for row in rows[1:]] == [False, True, False]
     assert (answer.code, answer.err) == (
-        1, "chess-cxr: 1 of 3 films could not be read; their reasons stand in the table\n"
+        1, "chess-cxr: 1 of 3 films could not be read; the table gives the reasons\n"
     )  # fmt: skip
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {f"{png.stem}.png", f"{png.stem}_sheet.png", "RG3_J2KR.dcm", "RG3_J2KR_sheet.png"}

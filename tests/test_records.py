@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from chess_cxr.records import parse_age_years, parse_sex, parse_view
+from chess_cxr.records import parse_age_years, parse_date, parse_sex, parse_view
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,12 @@ def test_a_sex_is_read_from_any_spelling(text: str, sex: str) -> None:
 )
 def test_a_view_is_read_from_any_wording(text: str, view: str) -> None:
     assert parse_view(text) == view
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [("20240229", "20240229"), (" 2024-02-29T08:00", "20240229"), ("2024.02.29", "20240229"), ("20230229", "")]
+    + [("00000000", ""), ("99999999", ""), ("2024-0229", ""), ("", "")],
+)
+def test_only_a_day_of_the_calendar_is_a_date(text: str, day: str) -> None:
+    assert parse_date(text) == day

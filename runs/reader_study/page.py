@@ -37,7 +37,7 @@ def write_reader_page(
     """Write the page and return its path.
 
     The films come in an order that `seed` draws.  For each the reader says real or synthetic and how sure, 1 to 5; the
-    score follows the last one, and a file of answers that `evaluation.reader_scores` reads.  Pictures are encoded anew
+    score follows the last one, and a file of answers that `scores.py` reads.  Pictures are encoded anew
     without metadata and filled up to one length, so that no size in the file tells them apart; what they are stands in
     it scrambled: the page is blinded, not secret.  Differences in the pixels themselves, such as traces of a JPEG that
     only the real films once were, are the caller's to avoid.

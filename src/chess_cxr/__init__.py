@@ -14,6 +14,7 @@ from chess_cxr.workers.cores import share_cores
 if TYPE_CHECKING:
     from chess_cxr.audit.audit import AuditOptions, audit_stores
     from chess_cxr.audit.write import write_audit
+    from chess_cxr.benchmarking.benchmark import benchmark
     from chess_cxr.benchmarking.evaluate import evaluate
     from chess_cxr.decode.film import decode_film
     from chess_cxr.encoders.embed import embed
@@ -50,6 +51,7 @@ __all__ = [
     "TrackingConfig",
     "UsageError",
     "audit_stores",
+    "benchmark",
     "continue_from",
     "decode_film",
     "embed",
@@ -84,6 +86,7 @@ _HOMES = {
     "TrackingConfig": "training.config",
     "UsageError": "records",
     "audit_stores": "audit.audit",
+    "benchmark": "benchmarking.benchmark",
     "continue_from": "pretraining.pretrain",
     "decode_film": "decode.film",
     "embed": "encoders.embed",

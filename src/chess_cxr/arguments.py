@@ -1,9 +1,10 @@
-"""What commands share: kinds of arguments, checks of them, and results as text or JSON."""
+"""Argument types of commands, checks of arguments, and results printed as text or JSON."""
 
 from __future__ import annotations
 
 import csv
 import json as json_text
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,24 +24,31 @@ StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
 Examined = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
 Config = TypeVar("Config")
-Flat = Annotated[Config, tyro.conf.arg(name="")]  # its fields are options of the command itself
+Flat = Annotated[Config, tyro.conf.arg(name="")]  # fields become options of the command, without a prefix
 EncoderName = Annotated[Positional[str], tyro.conf.arg(metavar="ENCODER")]
 
 
 def check_device_name(name: str) -> None:
-    """Raise `UsageError` for what is no device; whether it is there, torch must say."""
+    """Raise `UsageError` for an invalid device name, without importing torch; the device may still be absent."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise UsageError(f"there is no device {name[:40]!r}; name auto, cpu, cuda, cuda:N or mps")
 
 
-def check_workers(workers: int | None) -> None:
-    """Refuse a number of workers that is none."""
+def is_first_rank() -> bool:
+    """Return whether this process prints: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_workers(workers: int | None, cluster: str = "") -> None:
+    """Raise `UsageError` for fewer than 1 worker, or for both workers and a cluster."""
     if workers is not None and workers < 1:
         raise UsageError("--workers must be 1 or more")
+    if workers is not None and cluster:
+        raise UsageError("--workers is for this machine; a --cluster has its own")
 
 
 def parse_location(text: str) -> Path | str:
-    """Tell a URL from a path."""
+    """Return a URL as text, anything else as a path."""
     from chess_cxr.files.locations import simplify_location
 
     return simplify_location(text)
@@ -55,7 +63,7 @@ def parse_size_range(text: str) -> tuple[float, float]:
 
 
 def print_films(columns: Sequence[str], records: Iterable[Mapping[str, Any]], as_json: bool, bar: ProgressBar) -> int:
-    """Print one row a film as it comes, or all as JSON; return how many have a reason."""
+    """Print one CSV row per film as it comes, or all films as JSON; return the number of failed films."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if not as_json:
         writer.writerow(columns)
@@ -74,7 +82,7 @@ def print_films(columns: Sequence[str], records: Iterable[Mapping[str, Any]], as
 
 
 def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
-    """Parse FIELD=COLUMN texts."""
+    """Parse FIELD=COLUMN texts into {field: column}."""
     pairs: dict[str, str] = {}
     for text in texts:
         field, found, column = text.partition("=")
@@ -90,7 +98,7 @@ def parse_pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def parse_encoders(texts: Sequence[str]) -> dict[str, str]:
-    """Parse [NAME=]ENCODER texts into encoders by name; a path with a = in it needs a name before it."""
+    """Parse [NAME=]ENCODER texts into {name: encoder}; without a name, the encoder is its own name."""
     named: dict[str, str] = {}
     for text in texts:
         name, found, encoder = text.partition("=")
@@ -107,13 +115,13 @@ def parse_encoders(texts: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_preset_and_config(preset: str, config: Path | None) -> None:
-    """Raise UsageError where both are given: one of them would be passed over in silence."""
+    """Raise UsageError if both are given, as one would be ignored."""
     if preset and config:
         raise UsageError("give --preset or --config, not both: a configuration names all that a preset does")
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise UsageError where something stands at `out`: nothing is ever overwritten."""
+    """Raise UsageError if `out` exists: commands never overwrite anything."""
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
 

@@ -1,7 +1,7 @@
-"""The command line: one dict of command names and functions.
+"""The command line: parse a command, run it, and report errors in one line.
 
-Results go to stdout, progress and messages to stderr.  Exit codes: 0 done, 1 the work or a part of it failed, 2 wrong
-use.  What takes seconds to import is imported inside the commands, after what can be judged without it.
+Results go to stdout, progress and messages to stderr.  Exit codes: 0 done, 1 the work or part of it failed, 2 wrong
+use.  Commands check their arguments before they import slow modules.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from chess_cxr.tasks.table import list_finetune_commands
 
 TRACEBACK_VARIABLE = "CHESS_CXR_TRACEBACK"
 INTERRUPTED = 130
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "doctor": doctor,
@@ -57,7 +55,7 @@ EXAMPLES = ("demo", "ingest", "pretrain")
 
 
 def render_usage() -> str:
-    """Render the main page of the help: the commands with a line each, and where to begin."""
+    """Return the main help page: one line per command, and examples to begin with."""
     about = {name: describe(function)[0] for name, function in COMMANDS.items()}
     width = max(map(len, about))
     examples = [describe(COMMANDS[name])[1] for name in EXAMPLES]
@@ -72,21 +70,21 @@ def render_usage() -> str:
             "Begin with:",
             *(f"  {example}" for example in examples),
             "",
-            "chess-cxr COMMAND --help says more; --version names the version.",
+            "chess-cxr COMMAND --help explains a command; chess-cxr --version prints the version.",
         ]
     )
 
 
 def describe(function: Callable[..., None]) -> tuple[str, str]:
-    """Return the first line of a command's docstring, without its full stop, and its example."""
+    """Return the first sentence of a command's docstring, and its example."""
     text = function.__doc__ or ""
     return text.splitlines()[0].rstrip("."), text.split("Example: ")[1].splitlines()[0]
 
 
 def parse_command(words: Sequence[str]) -> Callable[[], None]:
-    """Turn the words after `chess-cxr` into a call that is ready to be made.
+    """Parse the words after `chess-cxr` into a function without arguments that runs the command.
 
-    Raises UsageError, in one line, for words that make no command; prints help and raises SystemExit where asked to.
+    Raises UsageError, in one line, for invalid words; prints the help and raises SystemExit if the words ask for it.
     """
     if not words:
         raise UsageError("name a command; chess-cxr --help lists them")
@@ -104,7 +102,7 @@ def parse_command(words: Sequence[str]) -> Callable[[], None]:
 
     named = [word.partition("=")[0] for word in words if word.startswith("--")]
     if doubled := [word for word in named if named.count(word) > 1]:
-        raise UsageError(f"{doubled[0]} is given twice; give it once, with all its values behind it")
+        raise UsageError(f"{doubled[0]} is given twice; give it once, followed by all its values")
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     complaint = io.StringIO()
     try:
@@ -120,7 +118,7 @@ def parse_command(words: Sequence[str]) -> Callable[[], None]:
 
 
 def flatten_box(text: str) -> str:
-    """Turn the box that the parser draws around an error into one line."""
+    """Turn the parser's error message, which is drawn in a box, into one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     parts = [""]
     for line in plain.splitlines()[1:-1]:
@@ -137,17 +135,17 @@ def main() -> None:
     """Run the command line and exit with its code."""
     open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # files are named by bytes, which may be no text
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes and may not be valid text
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
-        # Threads of the store may still be at work; Python would crash noisily while taking itself down under them.
+        # threads of the store may still run, and would make a normal shutdown of Python crash
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def open_closed_streams() -> None:
-    """Send what a caller has closed (`>&-`) to nowhere: the next file opened would take its number, and its output."""
+    """Open standard streams that the caller closed (`>&-`): else the next opened file gets their number and output."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -160,7 +158,7 @@ def open_closed_streams() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command line and return its exit code; errors become one line on stderr."""
+    """Run a command line and return its exit code; errors become one line on stderr."""
     try:
         if words[:1] in (["--help"], ["-h"], ["help"]):
             print(render_usage())
@@ -190,13 +188,13 @@ def run(words: Sequence[str]) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out, of the machine or of a GPU, as numpy, OpenCV and torch say it."""
+    """Return whether the error of numpy, OpenCV or torch means that the machine or a GPU ran out of memory."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or "can't allocate memory" in str(error) or "Insufficient memory" in str(error)
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Return whether an exception arose while Ctrl-C was being handled, as what is torn down may complain."""
+    """Return whether an exception arose while Ctrl-C was being handled, such as an error of a cleanup."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
@@ -213,6 +211,6 @@ def complain(message: str, code: int) -> int:
 
 
 def leave_closed_pipe() -> int:
-    """Stay quiet where whoever read the output has seen enough; the code is 1, since not all of it was delivered."""
+    """Stay quiet after the reader of the output has closed its pipe; return 1, as the output is incomplete."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a live bar on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+Say = Callable[[str], None]  # tells the user one important line
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """Counts `total` pieces of work, with rate and time left; used as a context manager.
+    """Progress bar of `total` pieces of work, with rate and time left; a context manager.
 
-    quiet: show nothing.  Without a terminal a line is printed every `every` seconds and one at the end, with no escape
-    codes.
+    quiet: show nothing.  Without a terminal it prints a plain line every `every` seconds, and one at the end.
     """
 
     def __init__(
@@ -47,26 +48,29 @@ class ProgressBar:
             self._print()
 
     def start_from(self, done: int) -> None:
-        """Begin at `done` pieces of earlier work, which say nothing about today's rate."""
+        """Begin at `done` pieces that an earlier run finished; the rate leaves them out."""
         self._first = self._done = done
         if self._live:
             self._live.reset(self._task, completed=done)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count finished pieces; `note` stands at the end of the line."""
-        self._done += count
-        self._note = note
+        """Add finished pieces; `note` stands at the end of the line."""
+        self.advance_to(self._done + count, note)
+
+    def advance_to(self, done: int, note: str = "") -> None:
+        """Show that `done` pieces are finished; `note` stands at the end of the line."""
+        self._done, self._note = done, note
         if self._live:
-            self._live.update(self._task, advance=count, note=note)
+            self._live.update(self._task, completed=done, note=note)
         elif not self._quiet and time.monotonic() - self._printed >= self._every:
             self._print()
 
     def say(self, line: str) -> None:
-        """Print a line that must not be overlooked, also where the progress is quiet."""
+        """Print an important line, even where progress is quiet."""
         if self._live:
             self._live.console.print(f"chess-cxr: {line}", markup=False, highlight=False)
         else:
-            print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
+            say_on_stderr(line)
 
     def _print(self) -> None:
         self._printed = time.monotonic()
@@ -79,15 +83,13 @@ class ProgressBar:
 
 
 class StageBars:
-    """One progress bar after another, for work that names its stages itself; used as a context manager.
+    """One progress bar a stage, for work that names its stages while it runs; a context manager.
 
     prefix: stands before the name of each stage.
     """
 
     def __init__(self, quiet: bool = False, prefix: str = "") -> None:
-        self._quiet, self._prefix = quiet, prefix
-        self._title = ""
-        self._done = 0
+        self._quiet, self._prefix, self._title = quiet, prefix, ""
         self._bar: ProgressBar | None = None
 
     def __enter__(self) -> StageBars:
@@ -99,58 +101,45 @@ class StageBars:
 
     def show(self, title: str, done: int, total: int) -> None:
         """Show that `done` of `total` pieces of the stage `title` are finished; a new title ends the stage before."""
-        self._open(title, total).advance(done - self._done)
-        self._done = done
+        self._open(title, total).advance_to(done)
 
     def show_step(self, title: str, step: int, total: int) -> None:
-        """Show that step `step` of `total` is made; steps before the first one shown were made by an earlier call."""
-        is_new = self._bar is None or title != self._title
-        bar = self._open(title, total)
-        if is_new:
-            bar.start_from(step - 1)
-            self._done = step - 1
-        self.show(title, step, total)
+        """Show that step `step` of `total` is done; steps before the first one shown belong to an earlier run."""
+        self._open(title, total, step - 1).advance_to(step)
 
-    def _open(self, title: str, total: int) -> ProgressBar:
+    def _open(self, title: str, total: int, first: int = 0) -> ProgressBar:
         if self._bar is None or title != self._title:
             self.__exit__(None, None, None)
-            self._title, self._done = title, 0
+            self._title = title
             self._bar = ProgressBar(self._prefix + title, total, "", self._quiet).__enter__()
+            self._bar.start_from(first)
         return self._bar
 
 
 def build_step_note(bar: ProgressBar) -> Callable[[Any, Mapping[str, float]], None]:
-    """Return a callback that shows a run's steps on a progress bar."""
-    shown: int | None = None
+    """Return a callback that shows the steps of a training run on a progress bar."""
+    begun = False
 
     def on_step(report: Any, probe: Mapping[str, float]) -> None:
-        nonlocal shown
-        if shown is None:
-            shown = report.step - 1
-            bar.start_from(shown)
+        nonlocal begun
+        if not begun:
+            bar.start_from(report.step - 1)
+            begun = True
         note = next((f"loss {loss:.3f}" for loss in report.losses.values()), "step skipped")
         if "probe/knn_auroc" in probe:
             note += f"  kNN AUROC {probe['probe/knn_auroc']:.3f}  rank {probe['probe/effective_rank']:.0f}"
-        bar.advance(report.step - shown, note)
-        shown = report.step
+        bar.advance_to(report.step, note)
 
     return on_step
 
 
-def build_count(bar: ProgressBar) -> Callable[[int, int], None]:
-    """Return a callback that shows how many pieces are done on a progress bar."""
-    shown = 0
-
-    def on_count(done: int, _total: int) -> None:
-        nonlocal shown
-        bar.advance(done - shown)
-        shown = done
-
-    return on_count
+def say_on_stderr(line: str) -> None:
+    """Print one line for the user."""
+    print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
 
 
 def say_seconds(seconds: float) -> str:
-    """Say seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss or h:mm:ss."""
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d}"

@@ -1,11 +1,12 @@
-"""What one radiograph is, before and after its identifiers are hashed; the errors that users see."""
+"""Records of radiographs before and after their identifiers are hashed, parsers of their fields, and the errors."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,39 @@ from typing import Any
 import numpy as np
 
 SPLITS = ("train", "val", "test")
-UNCERTAIN = -1.0  # a label that its source calls uncertain; what it counts as is decided by whoever reads it
+UNCERTAIN = -1.0  # a label that its source calls uncertain; each reader chooses a policy, see `resolve_uncertain`
 FLAGS = ("inverted", "lateral", "not_chest", "low_contrast", "collimated", "burned_in", "small")
 SCORES = ("inverted", "lateral", "not_chest", "contrast", "border")
+MAX_AGE_YEARS = 130.0
+_AGE = re.compile(r"^\D{0,3}(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", re.IGNORECASE)
+_YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_DATE = re.compile(r"^([12]\d{3})([-.]?)(\d{2})\2(\d{2})(?:[ T].*)?$", re.ASCII)
+_LATERAL = frozenset({"LATERAL", "LAT", "L", "LL", "RL", "LLAT", "RLAT"})
+
+OnCount = Callable[[int, int], None]  # called with the number of finished pieces and the total
+OnProgress = Callable[[str, int, int], None]  # the same, after the name of the stage
 
 
 class ChessError(Exception):
-    """Work that failed for a reason the user can act on; its text is the whole message, one line."""
+    """Failure whose cause the user can remove; the text is the whole message, one line."""
 
     exit_code = 1
 
 
 class UsageError(ChessError):
-    """The command, the configuration or the input was wrong from the start."""
+    """Wrong command, configuration or input."""
 
     exit_code = 2
 
 
-def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """Import a module that only an optional extra of this package brings.
+class Undecodable(ChessError):
+    """Film that cannot be used; the text is a short reason without path or identifier."""
 
-    purpose: what needs it, as the subject of the error.  Raises UsageError naming the extra where it is missing.
+
+def import_extra(module: str, extra: str, purpose: str) -> Any:
+    """Import a module of an optional extra of this package.
+
+    purpose: what needs the module, the subject of the error.  Raises `UsageError` naming the extra if it is missing.
     """
     try:
         return import_module(module)
@@ -44,10 +57,10 @@ def import_extra(module: str, extra: str, purpose: str) -> Any:
 
 @dataclass(frozen=True)
 class SourceFilm:
-    """One film as its owner names it.  Identifiers are the originals: a `SourceFilm` never leaves the ingest.
+    """Film as its owner describes it, with ORIGINAL identifiers: a `SourceFilm` never leaves the ingest.
 
-    Empty text and NaN mean "not known here"; what the file's own header says then fills the gap.
-    path: a file of this machine, or the URL of an object.  study_date: YYYYMMDD.
+    Empty text and NaN mean "unknown"; the header of the file then fills the gap.
+    path: local file or URL of an object.  study_date: YYYYMMDD.
     labels: 1.0 present, 0.0 absent, `UNCERTAIN`, NaN unknown.
     """
 
@@ -66,11 +79,11 @@ class SourceFilm:
 
 @dataclass(frozen=True)
 class FilmListing:
-    """The films of a source in an order that never changes, listed anew at each iteration: millions need no memory.
+    """Films of a source in a fixed order, listed anew at each iteration so that millions need no memory.
 
-    label_names: every label that any of the films may carry.  count: how many films an iteration gives; may itself
-    walk the source.  described: False for a bare tree, whose films carry nothing but path and uid.  notes: lines for
-    the user on how the source was understood.
+    label_names: every label that a film may carry.  count: returns the number of films; may itself walk the source.
+    described: False for a bare folder tree, whose films have only path and uid.
+    notes: lines that tell the user how the source was read.
     """
 
     label_names: tuple[str, ...]
@@ -85,14 +98,14 @@ class FilmListing:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One film as everything after the ingest sees it; `uid`, `patient` and `study` are keyed hashes.
+    """Film as everything after the ingest sees it; `uid`, `patient` and `study` are keyed hashes.
 
     view: "PA", "AP", "LATERAL" or "".  sex: "F", "M" or "".  split: one of `SPLITS` or "" (none given).
-    age_years: 90 for everybody above 89.  year: of the study, NaN where unknown.
-    study_day: the day of the study, counted from a secret day of each patient's own: only differences between films of
-    one patient mean something.  spacing_mm: distance between pixel centres at the stored size, NaN where unknown.
-    manufacturer: one of a closed list of names, "other" or "".
-    flags: those of `FLAGS` that hold.  scores: what they were judged by, named as in `SCORES`.
+    age_years: 90 for everybody above 89.  year: of the study, NaN if unknown.
+    study_day: days since a secret day of this patient; only differences between films of one patient are meaningful.
+    spacing_mm: distance between pixel centres at the stored size, NaN if unknown.
+    manufacturer: name of a closed list, "other" or "".
+    flags: subset of `FLAGS`.  scores: values that the flags were judged by, named as in `SCORES`.
     labels: 1.0 present, 0.0 absent, `UNCERTAIN`, NaN unknown.
     """
 
@@ -113,23 +126,14 @@ class ImageRecord:
     labels: Mapping[str, float] = field(default_factory=dict)
 
 
-def list_label_names(films: Iterable[SourceFilm]) -> list[str]:
-    """Return every label name that occurs, in order of first appearance."""
-    return list(dict.fromkeys(name for film in films for name in film.labels))
-
-
-class Undecodable(ChessError):
-    """A film that cannot be used; its text is a short reason that holds no path and no identifier."""
-
-
-_AGE = re.compile(r"^\D{0,3}(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)", re.IGNORECASE)
-_YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_LATERAL = frozenset({"LATERAL", "LAT", "L", "LL", "RL", "LLAT", "RLAT"})
-MAX_AGE_YEARS = 130.0
+def build_listing(films: Sequence[SourceFilm]) -> FilmListing:
+    """Build the listing of films held in memory; its labels stand in order of first appearance."""
+    names = dict.fromkeys(name for film in films for name in film.labels)
+    return FilmListing(tuple(names), lambda: iter(films), lambda: len(films))
 
 
 def parse_age_years(text: str) -> float:
-    """Return the age in years from "034Y" (DICOM AS), "18M", "62", "62.0" or "85 or more"; NaN if there is none."""
+    """Parse an age such as "034Y" (DICOM AS), "18M", "62", "62.0" or "85 or more"; return years, NaN if unreadable."""
     found = _AGE.match(text.strip())
     if found is None or text.strip().startswith("-"):
         return math.nan
@@ -146,7 +150,7 @@ def parse_sex(text: str) -> str:
 
 
 def parse_view(text: str) -> str:
-    """Return "PA", "AP", "LATERAL" or "" from a View Position (0018,5101) or a table's wording."""
+    """Return "PA", "AP", "LATERAL" or "" from a View Position (0018,5101) or the wording of a table."""
     words = re.sub(r"[^A-Z]+", " ", text.upper()).replace("POSTERO ANTERIOR", "PA").replace("ANTERO POSTERIOR", "AP")
     tokens = set(words.split())
     for view in ("PA", "AP"):
@@ -155,7 +159,24 @@ def parse_view(text: str) -> str:
     return "LATERAL" if tokens & _LATERAL and "DECUBITUS" not in tokens else ""
 
 
+def parse_date(text: str) -> str:
+    """Parse "20150203" (DICOM DA), "2015-02-03" or "2015.02.03", time or none behind it; return YYYYMMDD or ""."""
+    found = _DATE.match(text.strip())
+    if found is None:
+        return ""
+    try:
+        return date(int(found[1]), int(found[3]), int(found[4])).strftime("%Y%m%d")
+    except ValueError:
+        return ""
+
+
 def resolve_uncertain(label_NL: np.ndarray, policy: str = "ignore") -> np.ndarray:
-    """Return labels as 1, 0 and NaN: what is `UNCERTAIN` becomes NaN ("ignore"), 1 ("ones") or 0 ("zeros")."""
+    """Return labels as 1, 0 and NaN; `UNCERTAIN` becomes NaN ("ignore"), 1 ("ones") or 0 ("zeros")."""
     value = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[policy]
     return np.where(label_NL == UNCERTAIN, value, label_NL)
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+    """Return "3 truncated, 1 blank", the most frequent first."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {name}" for name, count in ranked)

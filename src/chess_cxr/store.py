@@ -1,14 +1,15 @@
-"""The on-disk data set: writer, reader and sample order.  The only file that knows the format.
+"""Write and read stores, the data sets on disk.  No other file knows their format.
 
-A store is one Lance table, one row a film: the 8-bit grey JPEG, the fields of `ImageRecord`, hashes of the picture, one
-boolean column a flag and one float column a score and a label.  Lance is not fork-safe: read it from threads or spawned
-processes.
+A store is one Lance table with one row a film: the 8-bit grey JPEG, the fields of `ImageRecord`, two hashes of the
+picture, a boolean column for each flag and a float column for each score and label.  Lance is not fork-safe: read it
+from threads or spawned processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import secrets
@@ -39,14 +40,14 @@ ROWS_A_SCAN = 65_536
 LABEL_PREFIX = "label:"
 FLAG_PREFIX = "flag:"
 SCORE_PREFIX = "score:"
-COMPLETE = "chess_cxr.complete"  # in the table's own configuration: a store without it is still being written
-WRITER = "chess_cxr.writer"  # there too: which writer holds the store; the one that came last does
-LEDGER = "chess_cxr.ledger"  # in the properties of a commit
+COMPLETE = "chess_cxr.complete"  # configuration key of the table; a store without it is still being written
+WRITER = "chess_cxr.writer"  # configuration key that names the newest writer, which holds the store
+LEDGER = "chess_cxr.ledger"  # property of a commit
 HASHES = ("pixel_hash", "perceptual_hash")
 _TEXT_FIELDS = ("uid", "patient", "study", "view", "sex", "site", "split", "manufacturer")
 _NUMBER_FIELDS = ("age_years", "year", "study_day", "spacing_mm")
 _OTHER_COLUMNS = ("height", "width", "jpeg", *HASHES)
-# What errors of Lance mean, by what their texts hold.
+# Meaning of Lance's errors, by words in their texts.
 _WHY = {
     "status code: 404": "there is no such bucket",
     "status code: 403": "no permission to write there",
@@ -58,17 +59,11 @@ _WHY = {
 }
 
 
-@dataclass
-class _Writing:
-    written: int = 0
-    error: BaseException | None = None
-
-
 @dataclass(frozen=True)
 class StoredFilm:
-    """One encoded film with its record; `jpeg` is 8-bit grey, `height` and `width` in pixels.
+    """Encoded film with its record; `jpeg` is 8-bit grey, `height` and `width` are in pixels.
 
-    pixel_hash, perceptual_hash: of the decoded film, for the search of duplicates; empty where unknown.
+    pixel_hash, perceptual_hash: hashes of the decoded film to find duplicates by, empty if unknown.
     """
 
     record: ImageRecord
@@ -80,12 +75,12 @@ class StoredFilm:
 
 
 def name_label_column(name: str) -> str:
-    """Return the column of a label; for Lance a full stop leads into a field, and a backtick quotes one."""
+    """Return the column of a label, percent-encoded: Lance reads full stops and backticks as syntax."""
     return LABEL_PREFIX + quote(name, safe=" ", errors="surrogatepass").replace(".", "%2E")
 
 
 def check_label_names(names: Sequence[str]) -> None:
-    """Raise `UsageError` for a label that could not be told from another column of the store, or is there twice."""
+    """Raise `UsageError` for a label that has the name of another column or of another label."""
     own = {*_TEXT_FIELDS, *_NUMBER_FIELDS, *_OTHER_COLUMNS}
     for name in names:
         if not name or name in own or name.startswith((FLAG_PREFIX, SCORE_PREFIX, LABEL_PREFIX)):
@@ -94,57 +89,36 @@ def check_label_names(names: Sequence[str]) -> None:
         raise UsageError("two labels have the same name; rename one")
 
 
-def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str, Any]) -> pa.Schema:
-    described = {"version": STORE_VERSION, "labels": list(label_names), "dataset": dataset, "options": dict(options)}
-    fields = [pa.field(name, pa.string()) for name in _TEXT_FIELDS]
-    fields += [pa.field(name, pa.float32()) for name in _NUMBER_FIELDS]
-    fields += [pa.field("height", pa.int32()), pa.field("width", pa.int32())]
-    fields += [pa.field("pixel_hash", pa.string()), pa.field("perceptual_hash", pa.binary())]
-    fields += [pa.field(FLAG_PREFIX + name, pa.bool_()) for name in FLAGS]
-    fields += [pa.field(SCORE_PREFIX + name, pa.float32()) for name in SCORES]
-    fields += [pa.field(name_label_column(name), pa.float32()) for name in label_names]
-    fields.append(pa.field("jpeg", pa.binary()))
-    return pa.schema(fields, metadata={"chess_cxr": json.dumps(described)})
-
-
-def _build_batches(films: Iterable[StoredFilm], schema: pa.Schema, state: _Writing) -> Iterator[pa.RecordBatch]:
-    """Turn films into record batches, keeping the exception that Lance would wrap in its own."""
-    rows: list[dict[str, Any]] = []
+def is_store(location: Path | str) -> bool:
+    """Whether `location` holds a Lance table, complete or not."""
+    if not is_url(location):
+        return any((Path(location) / "_versions").glob("*.manifest"))
     try:
-        for film in films:
-            rows.append(_build_row(film))
-            if len(rows) == ROWS_A_BATCH:
-                yield _build_batch(rows, schema)
-                state.written += len(rows)
-                rows = []
-        if rows:
-            yield _build_batch(rows, schema)
-            state.written += len(rows)
-    except BaseException as error:
-        state.error = error
-        raise
+        return find_kind(f"{location}/_versions") == "folder"
+    except OSError as error:
+        raise ChessError(f"{location} cannot be reached: {error.strerror or error}") from None
 
 
-def _build_row(film: StoredFilm) -> dict[str, Any]:
-    record = film.record
-    row: dict[str, Any] = {name: getattr(record, name) for name in _TEXT_FIELDS + _NUMBER_FIELDS}
-    row |= {name_label_column(name): value for name, value in record.labels.items()}
-    row |= {FLAG_PREFIX + name: name in record.flags for name in FLAGS}
-    row |= {SCORE_PREFIX + name: record.scores.get(name, float("nan")) for name in SCORES}
-    row |= {name: getattr(film, name) for name in HASHES}
-    return row | {"jpeg": film.jpeg, "height": film.height, "width": film.width}
+def check_place(location: Path | str) -> None:
+    """Raise `UsageError` unless a store can be begun or continued at `location`."""
+    if not Path(location).name.isprintable():
+        raise UsageError(f"{str(location)!r} has characters in its name that cannot be printed; choose another --out")
+    if is_store(location):
+        taken = COMPLETE in _open_table(location).config()
+    else:
+        taken = not is_url(location) and not _is_free(Path(location))
+    if taken:
+        raise UsageError(f"{location} exists already; choose another --out or remove it")
 
 
-def _build_batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    unknown = {name: float("nan") for name in schema.names if name.startswith(LABEL_PREFIX)}
-    return pa.RecordBatch.from_pylist([unknown | row for row in rows], schema=schema)
+# ---------------------------------------------------------------- writing
 
 
 class StoreWriter:
-    """A store that grows by commits: killed at any moment, it holds what was committed and nothing else.
+    """Writer of a store that grows by commits; killed at any moment, it leaves exactly what was committed.
 
-    Readers refuse it until `finish`.  Each commit carries a ledger, the JSON object that its writer wants to find
-    again when it goes on later; the films and their ledger become visible together.
+    Readers refuse the store until `finish`.  Each commit carries a ledger, a JSON value that the writer needs to
+    continue later; films and ledger become visible together.
     """
 
     def __init__(self, location: Path | str, schema: pa.Schema, dataset: Any) -> None:
@@ -159,7 +133,7 @@ class StoreWriter:
         return int(self._dataset.count_rows())
 
     def read_columns(self, *names: str) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of what is committed, a part at a time."""
+        """Yield columns of the committed films, batch by batch."""
         yield from self._dataset.to_batches(columns=list(names), batch_size=ROWS_A_SCAN)
 
     def read_ledgers(self) -> Iterator[Any]:
@@ -170,10 +144,10 @@ class StoreWriter:
                 yield json.loads(properties[LEDGER])
 
     def append(self, films: Iterable[StoredFilm], build_ledger: Callable[[], Any]) -> int:
-        """Commit these films, consumed lazily, with the ledger as it stands after the last; return how many they were.
+        """Commit films, consumed lazily, with the ledger built after the last of them; return their number.
 
-        Raises what `films` raised, OSError ENOSPC on a full disk, `ChessError` where the store cannot be written or
-        another writer has taken it over; then none of them is committed.
+        Raises what `films` raises, OSError ENOSPC on a full disk, `ChessError` if the store cannot be written or
+        another writer has taken it over; then none of these films is committed.
         """
         state = _Writing()
         batches = pa.RecordBatchReader.from_batches(self._schema, _build_batches(films, self._schema, state))
@@ -187,51 +161,33 @@ class StoreWriter:
         return state.written
 
     def finish(self) -> None:
-        """Make the store visible to readers and drop what killed writers left; errors as `append`."""
+        """Make the store visible to readers and delete the remains of killed writers; raises as `append`."""
         with _explain_errors(self.location):
             self._check_mine()
-            # What killed writers left goes first; ledgers stay until nobody needs them: a kill in between is harmless.
+            # Remains are deleted first and ledgers, which a continued run needs, last: a kill in between is harmless.
             self._dataset.cleanup_old_versions(older_than=timedelta(days=36_500), delete_unverified=True)
             self._dataset.update_config({COMPLETE: "1", WRITER: None})
             _open_table(self.location).cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
 
     def _check_mine(self) -> None:
-        """Raise `ChessError` where another writer came later; the last one goes on, so that none waits for the dead."""
+        """Raise `ChessError` if another writer came later: the newest wins, so a crashed one blocks nobody."""
         if _open_table(self.location).config().get(WRITER) != self._token:
-            raise ChessError(f"another ingest has taken over {self.location}; this one stops, and loses nothing of it")
+            raise ChessError(f"another ingest has taken over {self.location}; this one stops; nothing is lost")
 
     def remove(self) -> None:
-        """Take back everything that was written, unless another writer has taken the store over or finished it."""
+        """Delete the store, unless another writer has taken it over or finished it."""
         with contextlib.suppress(OSError, ValueError):
             if _open_table(self.location).config().get(WRITER) == self._token:
                 remove_folder(self.location)
 
 
-@contextlib.contextmanager
-def _explain_errors(location: Path | str, state: _Writing | None = None) -> Iterator[None]:
-    """Turn what Lance raises into what `films` raised, a full disk or one line; its texts hold lines of its source."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if state is not None and state.error:
-            raise state.error from None
-        if _is_full_disk(error):
-            raise OSError(errno.ENOSPC, "no space left", str(location)) from None
-        raise ChessError(f"{location} cannot be written: {_say_why(error)}; run the same again to go on") from None
-
-
-def _say_why(error: Exception) -> str:
-    text = str(error).lower()
-    return next((said for words, said in _WHY.items() if words in text), f"{type(error).__name__} in the store")
-
-
 def begin_store(
     location: Path | str, label_names: Sequence[str], dataset: str, options: Mapping[str, Any] | None = None
 ) -> StoreWriter:
-    """Begin the store at `location`, or go on with one that was begun with the same labels, name and `options`.
+    """Begin the store at `location`, or continue one that was begun with the same labels, name and `options`.
 
-    options: what the store is made by, such as its longest side; JSON values.
-    Raises `UsageError` if a complete store or something else stands there, or one begun differently.
+    options: settings that the store is made with, such as its longest side; JSON values.
+    Raises `UsageError` if the place holds a complete store, something else, or a store begun with other settings.
     """
     check_label_names(label_names)
     schema = _build_schema(label_names, dataset, options or {})
@@ -256,9 +212,9 @@ def begin_store(
 
 
 def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: Sequence[str], dataset: str) -> int:
-    """Write a new store from films consumed lazily, whole or not at all; return how many were written.
+    """Write a new store, whole or not at all, from films consumed lazily; return their number.
 
-    Raises `UsageError` if `location` exists, `ChessError` on a full disk or without any film.
+    Raises `UsageError` if `location` exists, `ChessError` on a full disk or without films.
     """
     if is_store(location):
         raise UsageError(f"{location} exists already; choose another --out or remove it")
@@ -274,65 +230,89 @@ def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: 
     return written
 
 
-def _name_for_lance(location: Path | str) -> str:
-    """Return how Lance is told of a location: it would take "a:b" for a URL."""
-    return str(location) if is_url(location) else os.path.abspath(location)
+@dataclass
+class _Writing:
+    written: int = 0
+    error: BaseException | None = None
 
 
-def _open_table(location: Path | str, version: int | None = None) -> Any:
-    return lance.dataset(_name_for_lance(location), version=version)
+def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str, Any]) -> pa.Schema:
+    described = {"version": STORE_VERSION, "labels": list(label_names), "dataset": dataset, "options": dict(options)}
+    fields = [pa.field(name, pa.string()) for name in _TEXT_FIELDS]
+    fields += [pa.field(name, pa.float32()) for name in _NUMBER_FIELDS]
+    fields += [pa.field("height", pa.int32()), pa.field("width", pa.int32())]
+    fields += [pa.field("pixel_hash", pa.string()), pa.field("perceptual_hash", pa.binary())]
+    fields += [pa.field(FLAG_PREFIX + name, pa.bool_()) for name in FLAGS]
+    fields += [pa.field(SCORE_PREFIX + name, pa.float32()) for name in SCORES]
+    fields += [pa.field(name_label_column(name), pa.float32()) for name in label_names]
+    fields.append(pa.field("jpeg", pa.binary()))
+    return pa.schema(fields, metadata={"chess_cxr": json.dumps(described)})
 
 
-def is_store(location: Path | str) -> bool:
-    """Return whether a Lance table, complete or not, stands at `location`."""
-    if not is_url(location):
-        return any((Path(location) / "_versions").glob("*.manifest"))
+def _build_batches(films: Iterable[StoredFilm], schema: pa.Schema, state: _Writing) -> Iterator[pa.RecordBatch]:
+    """Turn films into record batches; keep in `state` the exception that Lance would wrap in its own."""
+    unknown = {name: float("nan") for name in schema.names if name.startswith(LABEL_PREFIX)}
+    rows = (unknown | _build_row(film) for film in films)
     try:
-        return find_kind(f"{location}/_versions") == "folder"
-    except OSError as error:
-        raise ChessError(f"{location} cannot be reached: {error.strerror or error}") from None
+        while some := list(itertools.islice(rows, ROWS_A_BATCH)):
+            yield pa.RecordBatch.from_pylist(some, schema=schema)
+            state.written += len(some)
+    except BaseException as error:
+        state.error = error
+        raise
 
 
-def check_place(location: Path | str) -> None:
-    """Raise `UsageError` unless a store may be begun, or gone on with, at `location`."""
-    if not Path(location).name.isprintable():
-        raise UsageError(f"{str(location)!r} has characters in its name that cannot be printed; choose another --out")
-    if is_store(location):
-        taken = COMPLETE in _open_table(location).config()
-    else:
-        taken = not is_url(location) and not _is_free(Path(location))
-    if taken:
-        raise UsageError(f"{location} exists already; choose another --out or remove it")
+def _build_row(film: StoredFilm) -> dict[str, Any]:
+    record = film.record
+    row: dict[str, Any] = {name: getattr(record, name) for name in _TEXT_FIELDS + _NUMBER_FIELDS}
+    row |= {name_label_column(name): value for name, value in record.labels.items()}
+    row |= {FLAG_PREFIX + name: name in record.flags for name in FLAGS}
+    row |= {SCORE_PREFIX + name: record.scores.get(name, float("nan")) for name in SCORES}
+    row |= {name: getattr(film, name) for name in HASHES}
+    return row | {"jpeg": film.jpeg, "height": film.height, "width": film.width}
+
+
+@contextlib.contextmanager
+def _explain_errors(location: Path | str, state: _Writing | None = None) -> Iterator[None]:
+    """Replace errors of Lance, which quote its source code: by the error of `films`, a full disk or one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if state is not None and state.error:
+            raise state.error from None
+        if _is_full_disk(error):
+            raise OSError(errno.ENOSPC, "no space left", str(location)) from None
+        raise ChessError(f"{location} cannot be written: {_say_why(error)}; run the same again to go on") from None
+
+
+def _say_why(error: Exception) -> str:
+    text = str(error).lower()
+    return next((said for words, said in _WHY.items() if words in text), f"{type(error).__name__} in the store")
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether an error means a full disk, which Lance reports in its text only."""
+    words = ("no space left", "file too large", "quota")
+    return getattr(error, "errno", None) in FULL_DISK or any(word in str(error).lower() for word in words)
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nothing is there but what a writer left that was killed before its first version."""
+    """Whether a place holds nothing, or only the remains of a writer that was killed before its first version."""
     if path.is_symlink() or not path.is_dir():
         return not (path.is_symlink() or path.exists())
     names = {child.name for child in path.iterdir()}
     return bool(names) and names <= {"_versions", "_transactions", "data"}
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """Lance reports a full disk as an error that its text alone tells apart."""
-    words = ("no space left", "file too large", "quota")
-    return getattr(error, "errno", None) in FULL_DISK or any(word in str(error).lower() for word in words)
-
-
-@contextlib.contextmanager
-def _explain_damage(location: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise ChessError(f"{location} cannot be read ({type(error).__name__}): parts are missing or damaged") from None
+# ---------------------------------------------------------------- reading
 
 
 class Store:
-    """A store open for reading, pinned at one version of its table."""
+    """Store open for reading, pinned to one version of its table."""
 
     def __init__(self, location: Path | str, dataset: Any, described: dict[str, Any]) -> None:
         self.location = location
-        self.path = Path(location)  # of a URL: good for its name only
+        self.path = Path(location)  # of a URL, only the name is meaningful
         self.version: int = dataset.version
         self.label_names: list[str] = described["labels"]
         self.dataset_name: str = described["dataset"]
@@ -343,7 +323,7 @@ class Store:
 
     @cached_property
     def films(self) -> pd.DataFrame:
-        """All columns but pixels and hashes, one row a film in table order; labels are named without prefix."""
+        """All columns but pixels and hashes, one row a film in table order; labels have no prefix."""
         names = [name for name in self._dataset.schema.names if name not in ("jpeg", *HASHES)]
         with _explain_damage(self.location):
             table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
@@ -352,8 +332,7 @@ class Store:
     def read_hashes(self) -> pd.DataFrame:
         """Read the columns `HASHES`, one row a film in table order."""
         with _explain_damage(self.location):
-            table: pd.DataFrame = self._dataset.to_table(columns=list(HASHES)).to_pandas()
-        return table
+            return pd.DataFrame(self._dataset.to_table(columns=list(HASHES)).to_pandas())
 
     def read_jpegs(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
         """Read the encoded films at these row numbers, in this order."""
@@ -366,14 +345,14 @@ class Store:
         return [decode_stored(jpeg, shortest_side) for jpeg in self.read_jpegs(rows)]
 
     def get_rows(self, split: str) -> np.ndarray:
-        """Row numbers of one split, in table order."""
+        """Return the row numbers of one split, in table order."""
         return np.flatnonzero(self.films["split"].to_numpy() == split)
 
 
 def open_store(location: Path | str, version: int | None = None) -> Store:
-    """Open the store at `location`, a path or URL, at its newest version or the one named.
+    """Open the store at `location`, a path or URL, at its newest version or at `version`.
 
-    Raises `UsageError` where there is no store, one that is not complete, or one of another format version.
+    Raises `UsageError` if there is no store, it is incomplete, or it has another format version.
     """
     if not is_store(location):
         raise UsageError(f"{location} is not a store; make one with: chess-cxr ingest FOLDER --out {location}")
@@ -398,3 +377,20 @@ StoreLike = Store | Path | str
 def get_store(store: StoreLike) -> Store:
     """Return the store itself, or open the one at this path."""
     return store if isinstance(store, Store) else open_store(store)
+
+
+@contextlib.contextmanager
+def _explain_damage(location: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ChessError(f"{location} cannot be read ({type(error).__name__}): parts are missing or damaged") from None
+
+
+def _name_for_lance(location: Path | str) -> str:
+    """Return the name of a location for Lance, which would take a path such as "a:b" for a URL."""
+    return str(location) if is_url(location) else os.path.abspath(location)
+
+
+def _open_table(location: Path | str, version: int | None = None) -> Any:
+    return lance.dataset(_name_for_lance(location), version=version)

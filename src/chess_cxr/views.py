@@ -1,9 +1,8 @@
 """Augmentations: one resampling for all geometry and one grey-level table for all intensity changes.
 
-A view is drawn from an 8-bit film by composing crop, zoom, shift, rotation, flip, lens distortion and elastic
-deformation into a single warp, and gamma, contrast, brightness and jitter into a single 256-entry table.  Only
-filters and noise touch the pixels once more; what was not drawn costs nothing.  Films and views are uint8 [H, W],
-air dark and bone bright.
+Crop, zoom, shift, rotation, flip, lens distortion and elastic deformation are composed into a single warp; gamma,
+contrast, brightness and jitter into a single 256-entry table.  Only filters and noise touch the pixels again, and
+changes that are not drawn cost nothing.  Films and views are uint8 [H, W], air dark and bone bright.
 """
 
 from __future__ import annotations
@@ -23,36 +22,38 @@ from chess_cxr.records import UsageError
 Range = tuple[float, float]
 FILTERS = ("gaussian_blur", "median_blur", "motion_blur", "sharpen")
 BORDERS = {"air": cv2.BORDER_CONSTANT, "mirror": cv2.BORDER_REFLECT_101}
-ROWS_AT_ONCE = 48  # of a bent view: their maps stay in the cache and are no new pages
+ROWS_AT_ONCE = 48  # of a bent view: sampling maps of this size stay in the cache
 GREY_LEVELS = np.arange(256, dtype=np.float32) / 255
-# 256 equally likely values of a normal distribution with spread 1, and of a uniform one from -1 to 1
+# 256 equally likely values of a normal distribution with standard deviation 1, and of a uniform one on [-1, 1]
 NORMAL_LEVELS = np.array([NormalDist().inv_cdf((level + 0.5) / 256) for level in range(256)])
 NORMAL_LEVELS /= NORMAL_LEVELS.std()
 UNIFORM_LEVELS = (np.arange(256) + 0.5) / 128 - 1
-MOST_SIDE = 4096  # pixels; no film is stored with more than that
+MOST_SIDE = 4096  # pixels, the largest side that a store holds
 ABOVE_ZERO = ("crop_area", "crop_aspect", "gamma")
 NOT_BELOW_ZERO = ("shift", "zoom", "rotate_deg", "distort", "elastic", "jitter", "lift", "noise", "grain", "gain")
-FOLD_FREE = 0.4  # control points that move less than this share of their spacing never fold a spline grid
+FOLD_FREE = 0.4  # a spline grid never folds if its points move by less than this share of their spacing
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """What a random view may be.  Every `*_p` is the probability that the change before it happens.
+    """Ranges from which a random view is drawn.  Every `*_p` is the probability of the change before it.
 
     size: side of the square view in pixels.
     crop_area, crop_aspect: share of the film's area and width/height ratio of the crop, relative to the film.
     shift, zoom: ± share of the side.  rotate_deg: ± degrees.  distort: ± radial lens distortion at the corner.
-    keep: width and height, as shares of the film's, of a central box that stays within the window whatever is drawn
-    for crop, zoom and shift; rotation, distortion and elastic deformation then move its rim by little.
-    elastic: ± share of the side that the control points of a cubic spline grid of `elastic_cells` cells a side move.
-    border: what a view shows beyond the film: air (0), or the film mirrored.
+    keep: width and height, as shares of the film, of a central box that crop, zoom and shift never cut; rotation,
+    distortion and elastic deformation may then move its rim a little.
+    elastic: ± share of the side by which the control points of a cubic spline grid move; the grid has `elastic_cells`
+    cells a side.
+    border: content beyond the film: air (0) or the mirrored film.
     gamma, contrast, brightness, jitter: grey-level changes; gamma is drawn log-uniformly.
-    contrast_about: the grey level that contrast leaves as it is, the view's mean or black.
-    lift: ± shift of all grey levels, share of the scale, drawn when jitter is.
-    filters: one of them is drawn; a name given twice is drawn twice as often.
-    noise: standard deviation range on the 8-bit scale.  grain: ± range of multiplicative noise, of every pixel its own.
-    gain: the same, one factor for the whole view.  Noise, grain and gain, as far as they are set, are equally likely.
-    quick_noise: noise and grain take one of 256 equally likely values, which is several times faster.
+    contrast_about: grey level that contrast leaves unchanged, the mean of the view or black.
+    lift: ± shift of all grey levels, as a share of the scale, drawn together with jitter.
+    filters: one of them is drawn; a name given twice is twice as likely.
+    noise: range of the standard deviation on the 8-bit scale.  grain: ± range of multiplicative noise, one factor a
+    pixel.  gain: ± range of one factor for the whole view.  Those of noise, grain and gain that are set are equally
+    likely.
+    quick_noise: draw noise and grain from 256 equally likely values, which is several times faster.
     """
 
     size: int = 224
@@ -101,7 +102,7 @@ class ViewConfig:
 
 
 def _check_numbers(config: ViewConfig) -> None:
-    """Raise `UsageError` naming the first number that no view can have."""
+    """Raise `UsageError` naming the first number out of range."""
     if not 1 <= config.size <= MOST_SIDE:
         raise UsageError(f"views: size must be 1 to {MOST_SIDE} pixels")
     if not config.zoom < 1 or not config.crop_area[1] <= 1:
@@ -123,7 +124,7 @@ def _check_numbers(config: ViewConfig) -> None:
 
 
 def draw_view(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw one random view of a film: uint8 [size, size], never the film's own memory."""
+    """Draw one random view of a film: uint8 [size, size], never sharing memory with the film."""
     view = _change_grey(_warp(film_HW, config, rng), config, rng)
     if rng.random() < config.filter_p:
         view = _filter(view, config.filters[rng.integers(len(config.filters))], rng)
@@ -133,15 +134,25 @@ def draw_view(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator)
 
 
 def resize_film(film_HW: np.ndarray, size: int) -> np.ndarray:
-    """Squash a film to uint8 [size, size] without augmentation, as the pixel contract does for training."""
+    """Squash a film to uint8 [size, size] without augmentation, as the pixel contract does."""
     shrinking = min(film_HW.shape) >= size
     return cv2.resize(film_HW, (size, size), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def resize_longest(film_HW: np.ndarray, size: int) -> np.ndarray:
+    """Resample a film so that its longest side is `size`: area averages to shrink, bilinear to grow."""
+    scale = size / max(film_HW.shape)
+    height, width = (max(1, round(side * scale)) for side in film_HW.shape)
+    if (height, width) == film_HW.shape:
+        return film_HW.astype(np.float32, copy=False)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(film_HW.astype(np.float32), (width, height), interpolation=method))
 
 
 def draw_view_pairs(films: Sequence[np.ndarray], positions: Sequence[int], seed: int, config: ViewConfig) -> np.ndarray:
     """Draw two views of each film: uint8 [2, B, 1, size, size].
 
-    The randomness of a view is a pure function of (seed, position in the run, first or second view).
+    A view is a pure function of its film, the configuration, seed, position in the run, and first or second view.
     """
     pairs = np.empty((2, len(films), 1, config.size, config.size), np.uint8)
     for index, (film, position) in enumerate(zip(films, positions, strict=True)):
@@ -152,7 +163,7 @@ def draw_view_pairs(films: Sequence[np.ndarray], positions: Sequence[int], seed:
 
 
 def _warp(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw the geometry and resample once; the film itself where nothing moves."""
+    """Draw the geometry and resample once; return the film itself if nothing moves."""
     matrix = _draw_crop_to_film(film_HW.shape, config, rng)
     bend, elastic_2KK = 0.0, None
     if config.distort and rng.random() < config.distort_p:
@@ -170,7 +181,7 @@ def _warp(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> 
 
 
 def _draw_crop_to_film(shape: tuple[int, ...], config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw the affine map, float64 [2, 3], that takes view pixels to film pixels."""
+    """Draw the affine map from view pixels to film pixels, float64 [2, 3]."""
     height, width = shape
     area = rng.uniform(*config.crop_area)
     aspect = math.exp(rng.uniform(math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])))
@@ -198,13 +209,13 @@ def _draw_crop_to_film(shape: tuple[int, ...], config: ViewConfig, rng: np.rando
 
 
 def _draw_centre(side: float, keep: float, rng: np.random.Generator) -> float:
-    """Draw the centre of a window within the film that covers the central `keep`; shares of the film's side."""
+    """Draw the centre of a window inside the film that covers the central `keep`; all are shares of the side."""
     reach = (side - keep) / 2 if keep else 0.5
     return rng.uniform(max(side / 2, 0.5 - reach), min(1 - side / 2, 0.5 + reach))
 
 
 def _cover(side: float, centre: float, keep: float) -> tuple[float, float]:
-    """Widen and move a window as little as makes it cover the central `keep`; returns side and centre."""
+    """Widen and move a window just enough to cover the central `keep`; return side and centre."""
     if not keep:
         return side, centre
     side = max(side, keep)
@@ -252,10 +263,10 @@ def _warp_bent(
 
 @lru_cache(maxsize=16)
 def _build_spline_weights(size: int, cells: int) -> np.ndarray:
-    """Weights of a uniform cubic B-spline's `cells` + 3 control points at `size` pixel centres, float64 [S, K].
+    """Compute the weights of `cells` + 3 control points of a uniform cubic B-spline at `size` pixels, float64 [S, K].
 
-    In steps of 2^-16, and displacements in 256ths: float64 sums of their products are exact, whatever order a
-    machine's matrix product takes them in, and so the same everywhere.
+    Weights are multiples of 2^-16 and displacements of 2^-8, so float64 sums of their products are exact in any order
+    of summation: every machine computes the same warp.
     """
     place = (np.arange(size) + 0.5) / size * cells
     cell = np.minimum(place.astype(int), cells - 1)
@@ -269,7 +280,7 @@ def _build_spline_weights(size: int, cells: int) -> np.ndarray:
 
 
 def _change_grey(view: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw gamma, then contrast and brightness, then jitter and lift, and apply them as one table, uint8 [256]."""
+    """Draw gamma, then contrast and brightness, then jitter and lift; apply them as one table, uint8 [256]."""
     grey, power = GREY_LEVELS, 1.0
 
     def compute_mean() -> float:
@@ -332,7 +343,7 @@ def _add_noise(view: np.ndarray, config: ViewConfig, rng: np.random.Generator) -
 
 
 def _add_quick_noise(view: np.ndarray, kind: str, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw a byte a pixel and look its noise up: integers throughout for noise, so the same bits on every machine."""
+    """Draw a byte a pixel and look up its noise; integer noise is the same to the bit on every machine."""
     if kind == "grain":
         factors = (1 + config.grain * UNIFORM_LEVELS).astype(np.float32)
         return cv2.multiply(view, cv2.LUT(_draw_bytes(view, rng), factors), dtype=cv2.CV_8U)
@@ -341,17 +352,6 @@ def _add_quick_noise(view: np.ndarray, kind: str, config: ViewConfig, rng: np.ra
 
 
 def _draw_bytes(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a byte a pixel from the generator's raw stream, which NumPy promises to keep as it is."""
+    """Draw a byte a pixel from the raw stream of the generator, which NumPy keeps stable across versions."""
     raw = rng.bit_generator.random_raw(view.size // 8 + 1).astype("<u8", copy=False)
     return raw.view(np.uint8)[: view.size].reshape(view.shape)
-
-
-def resize_longest(film_HW: np.ndarray, size: int) -> np.ndarray:
-    """Resample a film so that its longest side is `size`: area means when it shrinks, bilinear when it grows."""
-    scale = size / max(film_HW.shape)
-    height, width = (max(1, round(side * scale)) for side in film_HW.shape)
-    if (height, width) == film_HW.shape:
-        return film_HW.astype(np.float32, copy=False)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized: np.ndarray = cv2.resize(film_HW.astype(np.float32), (width, height), interpolation=method)
-    return resized

@@ -12,7 +12,8 @@ import pytest
 
 from chess_cxr.benchmarking import cache
 from chess_cxr.benchmarking.cache import CellFolder, compute_code_version, compute_key, hash_array, list_sources
-from chess_cxr.benchmarking.cells import EMBED_CODE, FIT_CODE, PROBE_CODE, REPLICATE_CODE
+from chess_cxr.benchmarking.cells import EMBED_CODE, FIT_CODE, PROBE_CODE, REPLICATE_CODE, read_features
+from chess_cxr.benchmarking.run import cut_films
 from chess_cxr.records import ChessError
 
 KEY = compute_key({"some": "cell"})
@@ -47,6 +48,14 @@ def test_a_damaged_cell_is_not_there_and_can_be_written_again(folder: CellFolder
         folder.read_arrays(KEY)
     folder.write(KEY, {"a": np.zeros(2)}, {})
     assert folder.read_arrays(KEY)["a"].tolist() == [0, 0]
+
+
+def test_features_are_gathered_from_their_chunks(tmp_path: Path) -> None:
+    feature_ND = np.arange(10_000, dtype=np.float32).reshape(5000, 2)
+    folder = CellFolder(tmp_path, lasting=False)
+    keys = [folder.keep_array(feature_ND[start:stop], "feature") for start, stop in cut_films(5000)]
+    places = np.array([4999, 0, 2047, 2048, 2049, 4095, 4096])
+    assert len(keys) == 3 and np.array_equal(read_features(folder, keys, places), feature_ND[places])
 
 
 def test_a_cell_that_is_there_stays(folder: CellFolder) -> None:

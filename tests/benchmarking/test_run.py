@@ -12,19 +12,17 @@ import pytest
 
 from chess_cxr.benchmarking.cache import CellFolder
 from chess_cxr.benchmarking.errors import find_worst_errors
-from chess_cxr.benchmarking.evaluate import evaluate
 from chess_cxr.benchmarking.films import open_task
 from chess_cxr.benchmarking.output import read_thumbnails, write_benchmark
 from chess_cxr.benchmarking.run import BenchmarkRun, run_benchmark
 from chess_cxr.benchmarking.suite import Suite, TaskSpec
-from chess_cxr.benchmarking.tables import build_benchmark_tables
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, UsageError
 from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
-from chess_cxr.tasks.classify.fit import fit_classifier
 from chess_cxr.tasks.classify.labels import select_labelled
+from chess_cxr.tasks.classify.train import fit_classifier
 from places import CHECKOUT
 
 pytestmark = pytest.mark.real_films
@@ -48,33 +46,6 @@ def finished(film_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     )
     cells = tmp_path_factory.mktemp("cells")
     return suite, cells, run_benchmark(suite, cells)
-
-
-def test_a_cell_has_the_numbers_that_evaluate_gives_with_the_same_seed(
-    finished: tuple[Suite, Path, BenchmarkRun], film_store: Path
-) -> None:
-    suite, _, run = finished
-    comparison = evaluate(
-        film_store,
-        suite.encoders,
-        CLASSES,
-        fractions=suite.fractions,
-        draws=suite.draws,
-        first_draw="first",
-        seed=suite.seed,
-        replicates=suite.replicates,
-    )
-    tables = build_benchmark_tables(run.results, run.replicates)
-    key = ["encoder", "subset", "metric"]
-    theirs = comparison.table().set_index(key)
-    mine = tables.summary[tables.summary["task"] == "kinds"].set_index(key).loc[theirs.index]
-    assert len(theirs) == 2 * 3 * 11
-    for column in ("value", "low", "high", "n_train_films", "n_train_patients", "draws"):
-        assert mine[column].to_dict() == theirs[column].to_dict(), column
-    gaps = comparison.differences("random").set_index(key)
-    ours = tables.differences[tables.differences["task"] == "kinds"].set_index(key).loc[gaps.index]
-    for column in ("value", "low", "high", "p"):
-        assert ours[column].to_dict() == gaps[column].to_dict(), column
 
 
 def test_the_same_suite_again_computes_nothing_and_finds_the_same(

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from command_line import run
@@ -99,6 +100,25 @@ def test_a_broken_encoder_is_reported_with_exit_code_1_and_the_rest_is_written(f
     assert len(answer.err.splitlines()) == 1
     assert "| pixels |" in answer.out and (folder / "out" / "results.parquet").is_file()
     assert "no pixel contract" in (folder / "out" / "failures.csv").read_text()
+
+
+def test_evaluate_has_the_numbers_of_a_benchmark_of_the_same_encoders_draws_and_films(folder: Path) -> None:
+    suite = SUITE.format(more="").replace("draws = 6", "draws = 2")
+    (folder / "suite.toml").write_text(suite + 'film_counts = [9]\nfirst_draw = "spots"\n')
+    assert run(*COMMAND, "--quiet", cwd=folder).code == 0
+    words = ("--labels", "stripes", "spots", "--fractions", 0.1, 0.5, 1, "--draws", 2, "--replicates", 50, "--quiet")
+    subsets = ("--films", 9, "--first-draw", "spots", "--out", "result")
+    encoders = ("--encoders", "pixels=pixels:16", "coarse=pixels:4")
+    assert run("evaluate", "small.lance", *encoders, *words, *subsets, cwd=folder).code == 0
+    key, kept = ["encoder", "subset", "metric"], ["value", "low", "high", "undefined", "fraction", "n_train_patients"]
+    for mine, theirs, columns in (
+        ("results", "summary", kept),
+        ("differences", "differences", [*kept, "reference", "p", "p_holm"]),
+    ):
+        table = pd.read_csv(folder / "result" / f"{mine}.csv").set_index(key)[columns]
+        other = pd.read_csv(folder / "out" / f"{theirs}.csv").set_index(key).loc[table.index, columns]
+        assert len(table.index.unique("subset")) == 5 and table["value"].nunique() > 5
+        pd.testing.assert_frame_equal(table, other, check_exact=True)
 
 
 @pytest.mark.parametrize(

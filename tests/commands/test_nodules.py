@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from chess_cxr.doctor.check import Request, take
 from chess_cxr.sources.phantom.film import write_phantom_films
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import read_nodule_films
+from chess_cxr.tasks.nodules.insertion import draw_analytic_nodule
 from chess_cxr.tasks.nodules.train import finetune_nodules
 from command_line import Answer, run
 
@@ -115,13 +117,44 @@ def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path
     done = run(*words, *rest)
     assert (done.code, done.err) == (0, "")
     assert "contrast_made" in done.out and "phantom (SYNTHETIC)" in done.out
+    assert "not judged: a distance between made and real nodules takes 24 films" in done.out
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {"model.safetensors", "config.json", "result.json", "test_films.png", "metrics.jsonl"}
+
+
+@pytest.mark.usefixtures("vgg16_file")
+def test_made_and_real_nodules_of_enough_test_films_are_judged(tmp_path: Path) -> None:
+    words = ("finetune", "nodules", ENCODER, "phantom:40@128", "--out", tmp_path / "model", "--width", "4")
+    rest = ("--steps", "1", "--batch", "2", "--film-size", "128", "--test", "0.7", "--quiet")
+    done = run(*words, *rest)
+    assert (done.code, done.err) == (0, "")
+    result = json.loads((tmp_path / "model" / "result.json").read_text())
+    count = result["films"]["scored"]["films"]
+    assert count >= 24 and result["judged"]["distance"]["count"] == result["judged"]["distance"]["other_count"] == count
+    assert result["judged"]["distance"]["network"] == "vgg16@64" and result["judged"]["notes"] == []
+    assert f"{count} against {count} films: Fréchet" in done.out and "KID" in done.out
+    assert "held-out films; " in done.out and "training films" in done.out
+
+
+def test_a_hostile_film_ends_the_training_in_one_line_before_it_begins(data: Path, film: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "marked"
+    for part in ("films", "masks"):
+        shutil.copytree(data / part, folder / part)
+    words = ("finetune", "nodules", ENCODER, folder, "--out", tmp_path / "model", "--workers", "2", "--quiet")
+    late = run(*words, "--limits.film-seconds", "0.0001")
+    (folder / "films" / film.name).write_bytes(film.read_bytes()[:2000])
+    broken = run(*words)
+    for answer, reason in ((late, "not decoded within 0.0001 seconds"), (broken, "")):
+        [line] = answer.err.splitlines()
+        assert answer.code == 1 and answer.out == ""
+        assert line.startswith(f"chess-cxr: film 1 of 2 by name cannot be decoded: {reason}")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (("phantom:12@128", "--workers", "0"), "--workers must be 1 or more"),
         (("phantom:12@128", "--perceptual", "pixels:32"), "bare pixels are no perceptual network"),
         (("phantom:12@128", "--film-size", "32"), "size <= film_size"),
         (("phantom:0",), "is not phantom:PATIENTS"),
@@ -214,6 +247,77 @@ def test_film_mode_writes_whole_films_with_their_mask(data: Path, tmp_path: Path
     for row in read_rows(tmp_path / "out"):
         size, text = read_png(tmp_path / "out" / row["film"])
         assert size == read_png(tmp_path / "out" / row["mask"])[0] == (64, 64) and "SYNTHETIC film" in text
+
+
+def write_ct_nodules(folder: Path) -> Path:
+    """Three drawn nodules in the form of the projected CT nodules."""
+    rows = ["nodule,mask,series_uid"]
+    for number, diameter in enumerate((18.0, 22.0, 26.0)):
+        nodule = draw_analytic_nodule(diameter, np.random.default_rng(number))
+        for part, pixels in (("nodule", nodule.density_YX), ("mask", nodule.mask_YX)):
+            write_png(
+                folder / part / f"{number}.png", np.rint(255 * cv2.resize(np.float32(pixels), None, fx=0.5, fy=0.5))
+            )
+        rows.append(f"nodule/{number}.png,mask/{number}.png,1.2.{number}")
+    (folder / "nodules.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_ct_nodules_are_inserted_in_the_place_of_a_model(data: Path, tmp_path: Path) -> None:
+    insertion = f"insertion:{write_ct_nodules(tmp_path / 'ct')}"
+    words = ("--lungs", data / "lungs", *SPACING, "--size-mm", "20-30", "--quiet")
+    for out in ("a", "b"):
+        answer = run("generate", insertion, "--films", data / "films", "--random", "4", *words, "--out", tmp_path / out)
+        assert (answer.code, answer.err) == (0, "")
+    assert read_all(tmp_path / "a") == read_all(tmp_path / "b")
+    sources = 2 * sorted((data / "films").iterdir())
+    assert len({row["model_sha256"] for row in read_rows(tmp_path / "a")}) == 1
+    for row, source, seed in zip(read_rows(tmp_path / "a"), sources, range(4), strict=True):
+        assert find_box(tmp_path / "a" / row["mask"]) == tuple(int(row[n]) for n in ("x", "y", "width", "height"))
+        assert (row["seed"], row["synthetic"], len(row["model_sha256"])) == (str(seed), "yes", 64)
+        assert "SYNTHETIC" in read_png(tmp_path / "a" / row["film"])[1]
+        before, after, mask = (
+            cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(int)
+            for path in (source, tmp_path / "a" / row["film"], tmp_path / "a" / row["mask"])
+        )
+        near = cv2.dilate((mask > 0).astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
+        assert (after - before)[mask > 0].mean() > 3 and np.array_equal(before[~near], after[~near])
+
+
+def test_an_insertion_without_nodules_or_spacing_is_refused(data: Path, film: Path, tmp_path: Path) -> None:
+    words = ("--films", film, "--mask", data / "masks" / film.name, "--lungs", data / "lungs", "--quiet")
+    assert_refused(run("generate", "insertion:nowhere", *words, "--out", tmp_path / "out"), "nodules.csv")
+    answer = run("generate", f"insertion:{write_ct_nodules(tmp_path / 'ct')}", *words, "--out", tmp_path / "out")
+    assert_failed(answer, 1, 1, "does not say its pixel spacing; give it with --spacing-mm")
+
+
+def test_made_nodules_are_compared_with_real_ones_and_too_few_are_refused_before(data: Path, tmp_path: Path) -> None:
+    insertion, films = f"insertion:{write_ct_nodules(tmp_path / 'ct')}", tmp_path / "films"
+    films.mkdir()
+    for number, film in enumerate(read_nodule_films("phantom:4@128#8")[1::2]):
+        write_png(films / f"{number}.png", np.rint(255 * film.film_HW))
+    words = (
+        "generate",
+        insertion,
+        "--films",
+        films,
+        *SPACING,
+        "--size-mm",
+        "20-30",
+        "--judge",
+        "random:regnetx_002@64",
+    )
+    few = run(*words, "--random", "3", "--compare-with", "phantom:30@128", "--out", tmp_path / "out", "--quiet")
+    assert_refused(few, "takes 24 films of 4 patients on each side; 3 made of 3 are too few")
+    real = run(*words, "--random", "24", "--compare-with", "phantom:9@128", "--out", tmp_path / "out", "--quiet")
+    assert_refused(real, "9 real of 9 are too few")
+    assert not (tmp_path / "out").exists()
+    done = run(*words, "--random", "24", "--compare-with", "phantom:30@128", "--out", tmp_path / "out", "--quiet")
+    [line] = done.err.splitlines()
+    assert done.code == 0 and len(done.out.splitlines()) == 25
+    assert line.startswith(f"made against real nodules: {ENCODER}") and "24 against 30 films" in line
+    told = json.loads((tmp_path / "out" / "distance.json").read_text())
+    assert (told["count"], told["other_count"]) == (24, 30) and f"Fréchet {told['frechet']['value']:.4g} [" in line
 
 
 def test_masks_of_films_that_share_a_name_are_not_overwritten(
@@ -309,7 +413,7 @@ def test_a_mask_that_nothing_can_be_made_for_has_its_reason_in_its_row(
 
 def assert_failed(answer: Answer, failed: int, count: int, part: str) -> None:
     assert answer.code == 1
-    assert answer.err == (f"chess-cxr: {failed} of {count} films could not be made; their reasons stand in the table\n")
+    assert answer.err == (f"chess-cxr: {failed} of {count} films could not be made; the table gives the reasons\n")
     rows = list(csv.DictReader(answer.out.splitlines()))
     reasons = [row["reason"] for row in rows if row["reason"]]
     assert len(rows) == count and len(reasons) == failed and all(part in reason for reason in reasons), reasons

@@ -320,10 +320,10 @@ def test_a_deflated_film_is_copied_and_a_deflate_bomb_is_not(monkeypatch: pytest
     assert copied.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     start = 144 + int.from_bytes(content[140:144], "little")
     squeeze = zlib.compressobj(9, wbits=-15)
-    assert refuse(content[:start] + content[start:-20]) == "DICOM deflated data set ends early"
-    monkeypatch.setattr("chess_cxr.deidentify.film.MAX_INFLATED_BYTES", 1 << 20)
+    assert refuse(content[:start] + content[start:-20]) == "deflated DICOM data set ends early"
+    monkeypatch.setattr("chess_cxr.decode.dicom.MAX_INFLATED_BYTES", 1 << 20)
     bomb = squeeze.compress(bytes(1 << 22)) + squeeze.flush()
-    assert refuse(content[:start] + bomb) == "DICOM inflates to more than 1 GiB"
+    assert refuse(content[:start] + bomb) == "DICOM data set inflates to more than 1 MiB"
 
 
 def test_millions_of_tiny_elements_are_refused_before_they_fill_the_memory() -> None:

@@ -401,15 +401,16 @@ def test_the_smallest_memory_limit_of_all_groups_counts(tmp_path: Path, kind: st
         "v1": ("4:cpu,memory:/a/b", "memory", "memory.limit_in_bytes"),
         "v2": ("0::/a/b", "", "memory.max"),
     }[kind]
-    own, root = tmp_path / "own", tmp_path / "root"
-    own.write_text(f"3:cpuset:/\n{line}\n")
-    assert read_memory_limit(root, own) is None
-    (root / base / "a" / "b").mkdir(parents=True)
-    (root / base / "a" / "b" / name).write_text("max\n" if kind == "v2" else f"{(1 << 63) - 4096}\n")
-    assert read_memory_limit(root, own) is None
-    (root / base / "a" / name).write_text("2147483648\n")
-    (root / base / name).write_text("4294967296\n")
-    assert read_memory_limit(root, own) == 2 << 30
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpuset:/\n{line}\n")
+    assert read_memory_limit(tmp_path) is None
+    folder = tmp_path / "sys/fs/cgroup" / base
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / name).write_text("max\n" if kind == "v2" else f"{(1 << 63) - 4096}\n")
+    assert read_memory_limit(tmp_path) is None
+    (folder / "a" / name).write_text("2147483648\n")
+    (folder / name).write_text("4294967296\n")
+    assert read_memory_limit(tmp_path) == 2 << 30
 
 
 def test_disks_that_are_full_or_cannot_be_written_are_broken(tmp_path: Path) -> None:

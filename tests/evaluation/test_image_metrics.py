@@ -204,7 +204,7 @@ def test_the_bone_suppression_ratio_of_known_results() -> None:
 def test_what_cannot_be_compared_is_refused_in_a_line(metric: Metric) -> None:
     result, truth = make_pair(30, 30)
     for bad, words in (
-        ((255 * result).astype(np.uint8), "holds floats, not uint8"),
+        ((255 * result).astype(np.uint8), "films must be floats, not uint8"),
         (result[:, :20], "cannot be compared"),
         (result[None], r"is \[H, W\]"),
         (np.where(result > 0.9, np.nan, result) - np.inf, "NaN or infinity"),
@@ -212,7 +212,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(metric: Metric) -> None:
         with pytest.raises(UsageError, match=words) as caught:
             metric(bad, truth)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="holds floats"):
+    with pytest.raises(UsageError, match="films must be floats"):
         metric(result, (255 * truth).astype(np.uint8))
     with pytest.raises(UsageError, match="state its data range"):
         metric(255 * result, 255 * truth)
@@ -224,7 +224,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(metric: Metric) -> None:
 
 def test_the_ratio_refuses_whole_numbers_too() -> None:
     result, truth = make_pair(30, 30)
-    with pytest.raises(UsageError, match="holds floats"):
+    with pytest.raises(UsageError, match="films must be floats"):
         compute_bone_suppression_ratio((255 * truth).astype(np.uint8), result, truth)
 
 

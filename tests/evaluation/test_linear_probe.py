@@ -237,7 +237,7 @@ def test_features_on_any_scale_give_the_same_scores() -> None:
     ("feature", "label", "message"),
     [
         (np.full((3, 2), np.nan), [0, 1, 2], "NaN or infinity"),
-        (np.zeros((3, 0)), [0, 1, 2], "one row a film"),
+        (np.zeros((3, 0)), [0, 1, 2], "one row per film"),
         (np.zeros((4, 2)), [0, 1, 2], "4 rows of features, 3 labels, 3 patients"),
         (np.zeros((3, 2)), [0, 1, 3], "whole numbers from 0 to 2"),
         (np.zeros((3, 2)), [[0.0, 1.0]] * 3, "do not fit 3 finding names"),

@@ -14,10 +14,9 @@ from chess_cxr.evaluation.metrics import (
     build_multiclass_statistic,
     build_multilabel_statistic,
     build_ordinal_statistic,
-    compute_binary,
     compute_multiclass,
     compute_multilabel,
-    compute_ordinal,
+    evaluate_once,
 )
 from chess_cxr.evaluation.ranked_scores import RankedScores
 from chess_cxr.records import UsageError
@@ -134,7 +133,7 @@ def test_multilabel_weightings_skip_unknown_films() -> None:
         ([0, 1, 2], np.zeros((3, 2)), "do not fit 3 names"),
         ([0, 1, 2], np.full((3, 3), np.nan), "diverged"),
         ([], np.zeros((0, 3)), "no films"),
-        (["a", "b", "c"], np.zeros((3, 3)), "one class index a film"),
+        (["a", "b", "c"], np.zeros((3, 3)), "one class index per film"),
     ],
 )
 def test_bad_multiclass_input_is_refused_in_one_line(label: list[float], score: np.ndarray, message: str) -> None:
@@ -264,7 +263,7 @@ def test_scores_that_are_no_probabilities_are_not_calibrated() -> None:
     with pytest.raises(UsageError, match="rows sum to 1"):
         compute_multiclass([0, 1], [[0.5, 0.2], [0.3, 0.3]], ("a", "b"), probabilities=True)
     with pytest.raises(UsageError, match="from 0 to 1"):
-        compute_binary([0, 1], [0.5, 1.5], probabilities=True)
+        build_binary_statistic([0, 1], [0.5, 1.5], probabilities=True)
 
 
 def test_one_finding_is_a_multilabel_task_with_one_column() -> None:
@@ -272,10 +271,11 @@ def test_one_finding_is_a_multilabel_task_with_one_column() -> None:
     label = generator.choice([0.0, 1.0, np.nan], 120)
     score = generator.random(120)
     want = compute_multilabel(label[:, None], score[:, None], ("nodule",), operating_points=True, probabilities=True)
-    assert compute_binary(label, score, "nodule", operating_points=True, probabilities=True) == want
+    statistic = build_binary_statistic(label, score, "nodule", operating_points=True, probabilities=True)
+    assert evaluate_once(statistic, 120) == want
     assert want["auroc"] == want["auroc/nodule"]
-    with pytest.raises(UsageError, match="one label and one score a film"):
-        compute_binary(label[:, None], score)
+    with pytest.raises(UsageError, match="one label and one score per film"):
+        build_binary_statistic(label[:, None], score)
 
 
 def test_ordinal_metrics_agree_with_scikit_learn() -> None:
@@ -283,7 +283,7 @@ def test_ordinal_metrics_agree_with_scikit_learn() -> None:
     label = generator.integers(0, 4, 150)
     score = -np.abs(np.arange(4) - (label + generator.normal(0, 1.2, 150))[:, None])
     grades = ("none", "mild", "moderate", "severe")
-    found = compute_ordinal(label, score, grades)
+    found = evaluate_once(build_ordinal_statistic(label, score, grades), 150)
     prediction = score.argmax(axis=1)
     want = sklearn_metrics.cohen_kappa_score(label, prediction, weights="quadratic")
     assert found["weighted_kappa"] == pytest.approx(want)
@@ -294,7 +294,7 @@ def test_ordinal_metrics_agree_with_scikit_learn() -> None:
 
 
 def test_one_rank_alone_has_no_kappa() -> None:
-    found = compute_ordinal([1, 1], [[0, 1, 0], [0, 1, 0]], NAMES)
+    found = evaluate_once(build_ordinal_statistic([1, 1], [[0, 1, 0], [0, 1, 0]], NAMES), 2)
     assert math.isnan(found["weighted_kappa"]) and found["rank_error"] == 0.0
 
 
@@ -305,7 +305,7 @@ def test_one_film_has_an_accuracy_and_no_area() -> None:
 
 
 def test_constant_scores_find_nothing_at_a_high_specificity() -> None:
-    found = compute_binary([1, 0, 1, 0, 0], [0.5] * 5, operating_points=True)
+    found = evaluate_once(build_binary_statistic([1, 0, 1, 0, 0], [0.5] * 5, operating_points=True), 5)
     assert found["auroc"] == 0.5 and found["auprc"] == pytest.approx(0.4)
     assert found["sensitivity_at_specificity_0.9"] == 0.0 and found["specificity_at_sensitivity_0.9"] == 0.0
 

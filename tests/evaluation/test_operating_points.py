@@ -157,7 +157,7 @@ def test_a_site_without_validation_films_has_no_threshold_of_its_own() -> None:
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(UsageError, match="no rule named"):
         choose_threshold([0, 1], [0, 1], ThresholdRule("best"))
-    with pytest.raises(UsageError, match="above 0 and up to 1"):
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
         choose_threshold([0, 1], [0, 1], ThresholdRule("sensitivity", 90))
     label, score = draw_films(10, films=10)
     with pytest.raises(UsageError, match="9 patients"):

@@ -47,7 +47,7 @@ def touch(root: Path, *names: str) -> Path:
 @pytest.mark.parametrize("code", ["EXPIRED_TOKEN", "INVALID_ACCESS_KEY_ID", "SLOW_DOWN", "SERVICE_UNAVAILABLE"])
 def test_what_a_store_refuses_for_all_objects_is_no_fault_of_one(code: str) -> None:
     said = OSError(f"When reading information for key 'SECRET' in bucket 'b': AWS Error {code} during HeadObject")
-    translated = locations._translate(said)
+    translated = locations.translate_error(said)
     assert isinstance(translated, ConnectionError)
     assert "SECRET" not in str(translated)
 

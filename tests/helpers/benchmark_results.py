@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.benchmarking.predictions import BenchmarkResults, EvaluatedFilms, Failure, PredictionSet, TaskFilms
-from chess_cxr.benchmarking.tables import build_benchmark_tables
+from chess_cxr.benchmarking.tables import SetKey, build_benchmark_tables, build_statistic, list_set_keys
+from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
 
 STRENGTH = {"ours": 1.6, "ImageNet": 1.2, "scratch": 0.1}
 SUBSETS = (("10 %", 0.1, 2), ("50 %", 0.5, 2), ("100 %", 1.0, 1))
@@ -70,8 +71,18 @@ def make_results(encoders: dict[str, float] = STRENGTH, replicates: int = 200) -
     )  # fmt: skip
 
 
+def resample(results: BenchmarkResults) -> dict[SetKey, dict[str, DrawReplicates]]:
+    """Every metric of every set on the same resamples of the patients, as the cells of a benchmark have it."""
+    parts = {}
+    for key in list_set_keys(results):
+        task, sets = results.tasks[key.task], results.select_draws(*vars(key).values())
+        statistics = [build_statistic(task.kind, task.test.label, one.test_MC, task.class_names) for one in sets]
+        parts[key] = replicate_draws(task.test.patient_M, statistics, results.replicates, results.seed)
+    return parts
+
+
 def make_tables(results: BenchmarkResults) -> dict[str, pd.DataFrame]:
-    return dict(vars(build_benchmark_tables(results)))
+    return dict(vars(build_benchmark_tables(results, resample(results))))
 
 
 def make_thumbnails(results: BenchmarkResults) -> dict[str, np.ndarray]:

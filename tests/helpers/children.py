@@ -46,7 +46,7 @@ TINY_SGD = replace(TINY, training=replace(TINY.training, optimizer="sgd", learni
 WITHOUT_BATCH_NORM = replace(TINY, method=replace(TINY.method, architecture="test_efficientnet_gn", norm_groups=1))
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["chess_cxr.api"])
+_SERVER.set_forkserver_preload(["chess_cxr.pretraining.pretrain", "chess_cxr.tasks.classify.train"])
 
 
 def start_training(store: Path, out: Path, config: PretrainConfig, **more: Any) -> tuple[ForkServerProcess, Any]:
@@ -90,6 +90,16 @@ def run_ranks(target: Callable[..., Any], world: int, *args: Any) -> list[Any]:
         process.join(300)
         assert process.exitcode == 0
     return answers
+
+
+def die_in_child(target: Callable[..., Any], *args: Any) -> int | None:
+    """Call `target(*args)`, which is to end its process; return the exit code."""
+    ours, theirs = _SERVER.Pipe(duplex=False)
+    process = _SERVER.Process(target=_call, args=((0, 1, 0), theirs, target, args))
+    process.start()
+    process.join(300)
+    ours.close()
+    return process.exitcode
 
 
 def find_free_port() -> int:

@@ -1,6 +1,6 @@
-"""Counts the canaries that libraries leave in one film; a script, for docs/deidentification.md.
+"""Counts the canaries that libraries leave in one film; a script, for docs/proof/deidentification.md.
 
-pip install dicom-anonymizer deid; python tests/ingest/deidentify_libraries.py
+pip install dicom-anonymizer deid; python tests/helpers/deidentify_libraries.py
 """
 
 import io

@@ -49,9 +49,10 @@ def finetune_toy(
     import torch
 
     from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
-    from chess_cxr.tasks.run import TaskWatch, read_task_batches
+    from chess_cxr.tasks.run import read_task_batches
     from chess_cxr.training.loop import TrainingConfig
     from chess_cxr.training.run import RunInputs, describe, train_in_folder
+    from chess_cxr.training.watch import RunWatch
 
     refuse_foreign_folder(out)
     picture_NHW, method = np.load(pictures), build_toy()
@@ -61,7 +62,7 @@ def finetune_toy(
         lambda first_step, rank: read_task_batches(
             list(picture_NHW), lambda chosen, _: torch.from_numpy(np.stack(chosen)), training, first_step, rank
         ),
-        lambda log, rank: TaskWatch(log, method, training, lambda: {}),
+        lambda log, rank: RunWatch(log, method, training, lambda _step: {}),
     )
     train_in_folder(out / "run", method, training, inputs, {"task": "toy", "toy": describe(config)})
     result = {"weight": float(method.weight), "pictures": len(picture_NHW)}

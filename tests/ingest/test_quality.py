@@ -108,7 +108,7 @@ def test_correcting_the_polarity_is_the_callers_work(phantom: np.ndarray) -> Non
 
 @pytest.mark.real_films
 def test_lateral_films_are_called_lateral_by_their_picture(real_films: Path) -> None:
-    # Their weights have seen these six; docs/quality.md has the rate with the patient left out.
+    # Their weights have seen these six; docs/proof/quality.md has the rate with the patient left out.
     laterals = sorted((real_films / "nasty/not_frontal").glob("lateral_*.jpg"))
     found = [judge(decode_film(path).pixels) for path in laterals]
     assert [quality.view for quality in found] == ["LATERAL"] * 6

@@ -9,16 +9,15 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.encoder import TrainingSummary
+from chess_cxr.encoders.encoder import TrainingSummary, compute_state_sha256
 from chess_cxr.encoders.folder import write_encoder
 from chess_cxr.encoders.load import build_random_encoder, load_encoder
 from chess_cxr.judges import inception
+from chess_cxr.judges.crops import crop_around
 from chess_cxr.judges.frechet import compute_kid
 from chess_cxr.judges.networks import (
     FeatureNetwork,
     check_judges,
-    compute_weights_sha256,
-    crop_around,
     load_feature_network,
 )
 from chess_cxr.judges.vgg16 import find_vgg16_file, load_vgg16
@@ -92,7 +91,7 @@ def test_a_random_judge_is_another_network_than_a_random_loss() -> None:
     assert judge.weights_sha256 != loss.weights_sha256
     check_judges([loss, judge], loss.weights_sha256)
     check_judges([loss], None)
-    assert compute_weights_sha256(load_encoder("random:resnet10t@64#0").module) == loss.weights_sha256
+    assert compute_state_sha256(load_encoder("random:resnet10t@64#0").module) == loss.weights_sha256
     with pytest.raises(UsageError, match="was in the generator's loss"):
         check_judges([loss], loss.weights_sha256)
     with pytest.raises(UsageError, match="need a feature network"):

@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from chess_cxr.encoders.backbone import build_encoder
+from chess_cxr.encoders.encoder import build_encoder
 from chess_cxr.methods import METHODS, AnyMethod, MethodConfig, build_method
 from chess_cxr.methods.full_precision import normalise
 from chess_cxr.methods.moco import MoCo

@@ -19,13 +19,13 @@ from chess_cxr.pretraining.page import (
     MOST_POINTS,
     RunFacts,
     draw_run_curves,
-    list_entries,
     list_numbers,
     render_run_page,
     shrink_view,
     thin_curve,
 )
 from chess_cxr.report.pictures import encode_png
+from chess_cxr.training.config import flatten_config
 
 VOID = {"meta", "link", "br", "img"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
@@ -141,7 +141,7 @@ def test_configuration_and_environment_stand_in_flat_tables() -> None:
     texts = read_texts(render_run_page(make_facts(metrics=[])))
     for expected in [("th", "method.queue"), ("td", "1024"), ("td", '["train", ""]'), ("th", "threads")]:
         assert expected in texts
-    assert list_entries({"a": {"b": None}}) == [("a.b", "null")]
+    assert flatten_config({"a": {"b": None}}) == {"a.b": "null"}
 
 
 def test_views_arrive_to_the_bit_and_side_by_side() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chess_cxr.encoders.backbone import build_encoder
+from chess_cxr.encoders.encoder import build_encoder
 from chess_cxr.methods.moco import MoCo
 from chess_cxr.pretraining.calibrate import (
     Calibration,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chess_cxr.encoders.backbone import build_encoder
+from chess_cxr.encoders.encoder import build_encoder
 from chess_cxr.methods.moco import count_own_groups
 from chess_cxr.pretraining.presets import PRESETS, chess_paper, read_pretrain_config
 from chess_cxr.records import UsageError

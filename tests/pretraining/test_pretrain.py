@@ -251,7 +251,7 @@ def test_a_runs_page_shows_the_views_of_its_first_step(small_store: Path, tmp_pa
         ("training", "seed", 2**63, "below 2"),
         ("method", "temperature", math.nan, "temperature above 0"),
         ("method", "embedding", 0, "embedding must be at least 1"),
-        ("method", "norm_groups", 8, "norm_groups of one film"),
+        ("method", "norm_groups", 8, "norm_group of one film"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused_before_it_begins(
@@ -294,7 +294,7 @@ def test_fewer_films_than_a_batch_are_said_and_one_film_is_refused(one_picture: 
     tiny, said = build_tiny_config(1), list[str]()
     large = replace(tiny, training=replace(tiny.training, batch=32))
     pretrain(one_picture, tmp_path / "run", large, say=said.append)
-    assert said == ["the 16 films are fewer than a batch of 32: a film is told from itself then"]
+    assert said == ["the 16 films are fewer than a batch of 32, which then holds films twice"]
     record = ImageRecord(uid="0" * 32, patient="p", split="train")
     jpeg = encode_film(np.full((40, 40), 0.5, np.float32), 40)
     write_store(tmp_path / "lone.lance", [StoredFilm(record, *jpeg)], [], "")

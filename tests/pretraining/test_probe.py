@@ -14,16 +14,14 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from chess_cxr.methods.moco import MoCo
+from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.pretraining.collapse import CollapseAlarm, CollapseLimits, find_collapse
 from chess_cxr.pretraining.films import build_film_pool, read_view_batches
 from chess_cxr.pretraining.probe import (
     LabelledFilms,
-    compute_alignment,
     compute_effective_rank,
     compute_knn_aurocs,
     compute_linear_aurocs,
-    compute_negative_similarity,
-    compute_uniformity,
     embed_films,
     probe_encoder,
     read_labelled_films,
@@ -102,19 +100,6 @@ def test_effective_rank_runs_from_one_to_the_number_of_dimensions() -> None:
     assert compute_effective_rank(torch.zeros(30, 6)) == pytest.approx(1, abs=1e-3)
 
 
-def test_alignment_uniformity_and_similarity_equal_their_sums_over_pairs() -> None:
-    generator = torch.Generator().manual_seed(1)
-    first, second = (nn.functional.normalize(torch.randn(9, 4, generator=generator), dim=1) for _ in range(2))
-    pairs = [(i, j) for i in range(9) for j in range(i)]
-    apart = [sum((float(a) - float(b)) ** 2 for a, b in zip(first[i], first[j], strict=True)) for i, j in pairs]
-    assert compute_uniformity(first) == pytest.approx(math.log(sum(math.exp(-2 * d) for d in apart) / 36), abs=1e-6)
-    cosines = [sum(float(a) * float(b) for a, b in zip(first[i], first[j], strict=True)) for i, j in pairs]
-    assert compute_negative_similarity(first) == pytest.approx(sum(cosines) / 36, abs=1e-6)
-    moved = [sum((float(a) - float(b)) ** 2 for a, b in zip(first[i], second[i], strict=True)) for i in range(9)]
-    assert compute_alignment(first, second) == pytest.approx(sum(moved) / 9, abs=1e-6)
-    assert compute_uniformity(torch.ones(9, 4) / 2) == 0
-
-
 def test_the_bank_is_train_the_queries_are_val_and_test_is_never_read(small_store: Path) -> None:
     store = open_store(small_store)
     films = read_labelled_films([store], size=24, views=TINY.views)
@@ -185,7 +170,7 @@ def describe_features(feature: torch.Tensor) -> dict[str, float]:
     return {
         "probe/effective_rank": compute_effective_rank(feature),
         "probe/feature_std": float(unit.std(0).mean() * feature.shape[1] ** 0.5),
-        "probe/uniformity": compute_uniformity(unit),
+        "probe/uniformity": float(measure_pairs(unit, unit)["uniformity"]),
     }
 
 

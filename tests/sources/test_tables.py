@@ -8,7 +8,7 @@ import pytest
 
 from chess_cxr.records import UsageError
 from chess_cxr.sources.read_table import read_table
-from chess_cxr.sources.tables import build_table_listing, parse_date
+from chess_cxr.sources.tables import build_table_listing
 
 TEXT = 'file,patient\n1.png,"p,1"\n2.png,007\n'
 
@@ -154,16 +154,6 @@ def test_a_table_of_just_the_size_that_is_allowed_is_read(tmp_path: Path, monkey
     monkeypatch.setattr("chess_cxr.sources.read_table.MAX_TABLE_BYTES", len(TEXT) - 1)
     with pytest.raises(UsageError, match="has more than"):
         read_table(tmp_path / "t.csv")
-
-
-def test_only_a_day_of_the_calendar_is_a_date() -> None:
-    assert [parse_date(text) for text in ("20240229", " 2024-02-29T08:00", "20230229", "00000000", "99999999")] == [
-        "20240229",
-        "20240229",
-        "",
-        "",
-        "",
-    ]
 
 
 def test_cells_that_are_not_understood_are_counted_and_the_columns_named(tmp_path: Path) -> None:

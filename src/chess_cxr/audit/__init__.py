@@ -1,1 +1,1 @@
-"""Patients and pictures that splits, stores and published lists share."""
+"""Audit leaks: patients and pictures shared between splits, stores and published lists."""

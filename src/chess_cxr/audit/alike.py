@@ -11,6 +11,7 @@ import numpy as np
 
 from chess_cxr.audit.matching import FilmDetail, FilmMatch, compute_detail, find_by_points, match_films
 from chess_cxr.audit.near import find_near_hashes, unpack_hashes
+from chess_cxr.records import OnProgress
 from chess_cxr.workers.cores import count_usable_cores
 
 FILMS_AT_ONCE = 256
@@ -18,7 +19,6 @@ PAIRS_AT_ONCE = 1024
 DETAILS_KEPT = 4000  # about 0.1 MB each
 
 ReadFilms = Callable[[Sequence[int]], Sequence[np.ndarray]]
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

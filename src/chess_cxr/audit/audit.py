@@ -23,11 +23,10 @@ from chess_cxr.audit.result import (
     PAIR_COLUMNS,
     PATIENT_COLUMNS,
     AuditResult,
-    OnProgress,
     _get_row,
 )
 from chess_cxr.audit.write import _draw_pairs, _render
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store
 
 GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them with the first of each split

@@ -7,11 +7,13 @@ Fischler and Bolles 1981), and then the fine detail of one film, laid on the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from chess_cxr.records import OnCount
 
 SIDE = 256  # pixels on the longest side of what is compared
 POINTS = 200
@@ -23,8 +25,6 @@ RANSAC_PIXELS = 3.0
 RANSAC_TRIALS = 500
 MIN_COMMON_PIXELS = 4000
 BINS = 8
-
-OnCount = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from chess_cxr.ingest.hashes import HASH_BYTES, HASH_VERSION, U, V
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnCount, UsageError
 
 SWAPPED = np.array([np.flatnonzero((v == U) & (u == V))[0] for u, v in zip(U, V, strict=True)])
 POSES = 16
@@ -17,7 +17,6 @@ BLOCK = 512
 TABLES = 24
 BUCKET = 32
 EXACT_BELOW = 100_000
-OnCount = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+
+from chess_cxr.report.page import load_template
+from chess_cxr.report.pictures import embed_picture
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,8 @@ def render_audit(
 
     leaks: colours the verdict.  pairs_in_all: so that the page can say how many it does not show.
     """
-    template = files("chess_cxr.audit").joinpath("audit.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"picture": _embed, "zip": partial(zip, strict=True)}
-    return environment.from_string(template).render(
+    picture, pair_up = partial(embed_picture, kind="jpeg"), partial(zip, strict=True)
+    return load_template("chess_cxr.audit", "audit.html", picture=picture, zip=pair_up).render(
         title=title,
         verdict=verdict,
         leaks=leaks,
@@ -69,7 +67,3 @@ def render_audit(
         left_out=pairs_in_all - len(pairs),
         notes=notes,
     )
-
-
-def _embed(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"

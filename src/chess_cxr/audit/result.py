@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ DRAWN_COLUMNS = ("match", "first_number", "second_number")
 PATIENT_COLUMNS = ("leak", "patient", "where", "films")
 LIST_COLUMNS = ("leak", "training_list", "store", "split", "films", "matched_by")
 ROWS_SHOWN = 20
-OnProgress = Callable[[str, int, int], None]
 TOLD = {
     "same film": ("pair with one uid", "pairs with one uid"),
     "same pixels": ("pair with the same pixels", "pairs with the same pixels"),

@@ -11,9 +11,10 @@ import pandas as pd
 
 from chess_cxr.audit.matching import FilmMatch, compute_detail, lay_film
 from chess_cxr.audit.page import AuditTable, FilmPicture, PairPicture, render_audit
-from chess_cxr.audit.result import KINDS, LEAKS, ROWS_SHOWN, TOLD, AuditResult, OnProgress, _get_row
+from chess_cxr.audit.result import KINDS, LEAKS, ROWS_SHOWN, TOLD, AuditResult, _get_row
 from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.film_jpeg import encode_film
+from chess_cxr.records import OnProgress
 from chess_cxr.report.page import write_page
 from chess_cxr.store import Store
 

@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chess_cxr.files.whole import flush_file, flush_folder, write_flushed
+from chess_cxr.files.whole import flush_file, flush_folder
 from chess_cxr.records import ChessError
 
 DESCRIPTION = "cell.json"
-PACKAGE = Path(__file__).parents[1]
 PACKAGE = Path(__file__).parents[1]
 PARTIAL = ".partial-"
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -34,9 +33,13 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class CellFolder:
-    """The folder of all cells; it can be pickled, and used by many processes at once."""
+    """The folder of all cells; it can be pickled, and used by many processes at once.
+
+    lasting: whether every cell reaches the disk at once; no need where the folder goes when its process ends.
+    """
 
     root: Path
+    lasting: bool = True
 
     def locate(self, key: str) -> Path:
         """Return where the cell of this key stands, or will stand."""
@@ -67,28 +70,31 @@ class CellFolder:
             draft.mkdir(parents=True)
             for name, array in arrays.items():
                 np.save(draft / f"{name}.npy", array, allow_pickle=False)
-                flush_file(draft / f"{name}.npy")
             sizes = {name: (draft / f"{name}.npy").stat().st_size for name in arrays}
             described = json.dumps({"bytes": sizes, "facts": dict(facts)}, allow_nan=False)
-            write_flushed(draft / DESCRIPTION, described.encode())
-            flush_folder(draft)
+            (draft / DESCRIPTION).write_text(described, "utf-8")
+            if self.lasting:
+                for file in draft.iterdir():
+                    flush_file(file)
+                flush_folder(draft)
             place.parent.mkdir(exist_ok=True)
             if place.exists() and not self.holds(key):
                 shutil.rmtree(place)
             if not place.exists():
                 draft.rename(place)
-                flush_folder(place.parent)
+                if self.lasting:
+                    flush_folder(place.parent)
         except OSError as error:
             if not self.holds(key):  # else another process was faster with the same cell
                 raise ChessError(f"cannot write to {self.root}: {error.strerror or error}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def keep_array(self, array: NDArray[np.generic]) -> str:
+    def keep_array(self, array: NDArray[np.generic], name: str = "array") -> str:
         """Store one array under the hash of its content and return that key."""
-        key = compute_key({"array": hash_array(array)})
+        key = compute_key({name: hash_array(array)})
         if not self.holds(key):
-            self.write(key, {"array": array}, {})
+            self.write(key, {name: array}, {})
         return key
 
     def read_array(self, key: str) -> NDArray[Any]:

@@ -6,6 +6,7 @@ Networks and stores are imported by the cells that need them: a worker that only
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from chess_cxr.benchmarking.suite import EncoderSource
 from chess_cxr.benchmarking.tables import build_statistic
 from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
+from chess_cxr.evaluation.ranked_scores import mean_known
 from chess_cxr.records import ChessError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 # A multiple of the films that `embed` takes at once: a film's neighbours in a batch do not depend on the chunk.
 FILMS_A_CHUNK = 2048
 EMBED_CODE = ("encoders.embed",)
-FIT_CODE = ("tasks.classify.fit",)
+FIT_CODE = ("tasks.classify.train",)
 PROBE_CODE = ("evaluation.linear_probe",)
 REPLICATE_CODE = ("benchmarking.tables",)
 Computed = tuple[Mapping[str, NDArray[np.generic]], dict[str, Any]]
@@ -64,19 +66,24 @@ class Outcome:
     reason: str = ""
 
 
-def run_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
-    """Compute a cell and put it into the folder: the task that an executor is given.
+def compute_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
+    """Compute a cell and put it into the folder.  key: as whoever sends the cell has computed it."""
+    if cell.key != key:
+        raise ChessError("its worker runs another version of chess-cxr")
+    if not cells.holds(key):
+        started = time.monotonic()
+        arrays, facts = cell.compute(cells)
+        cells.write(key, arrays, facts | {"seconds": time.monotonic() - started})
+    return Outcome(key)
 
-    key: as whoever sends it has computed it.  Never raises an Exception: clusters log a task that raises, with its
-    arguments.
+
+def run_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
+    """Compute a cell, or say why that failed.
+
+    Never raises an Exception: clusters log a task that raises, with its arguments.
     """
     try:
-        if cell.key != key:
-            return Outcome(key, "its worker runs another version of chess-cxr")
-        if not cells.holds(key):
-            started = time.monotonic()
-            arrays, facts = cell.compute(cells)
-            cells.write(key, arrays, facts | {"seconds": time.monotonic() - started})
+        return compute_cell(cell, key, cells)
     except ChessError as error:
         return Outcome(key, " ".join(str(error).split()))
     except MemoryError:
@@ -84,7 +91,6 @@ def run_cell(cell: Cell, key: str, cells: CellFolder) -> Outcome:
     except Exception as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         return Outcome(key, f"unexpected {type(error).__name__}: {first}")
-    return Outcome(key)
 
 
 # ---------------------------------------------------------------- features
@@ -206,7 +212,8 @@ class ProbeCell:
             else np.empty((0, len(self.class_names)), np.float32)
             for split, places in (("val", val), ("test", test))
         }
-        return scores, {"notes": list(probe.notes)}
+        strength = float(np.exp(mean_known(np.log(probe.strength_C), axis=0)))
+        return scores, {"notes": list(probe.notes), "strength": None if math.isnan(strength) else strength}
 
 
 @dataclass(frozen=True)
@@ -252,8 +259,8 @@ class FitCell:
         """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
         from chess_cxr.encoders.encoder import Encoder
         from chess_cxr.tasks.classify.config import FinetuneConfig
-        from chess_cxr.tasks.classify.fit import fit_classifier
         from chess_cxr.tasks.classify.labels import LabelledRows
+        from chess_cxr.tasks.classify.train import fit_classifier
 
         encoder = _load_once(self.source, self.identity, self.device)
         if not isinstance(encoder, Encoder):

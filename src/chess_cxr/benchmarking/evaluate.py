@@ -1,21 +1,33 @@
-"""Compare encoders on one store by linear probes."""
+"""Compare encoders on one store by linear probes: a benchmark of one task whose cells are not kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 
+from chess_cxr.benchmarking.cache import CellFolder
+from chess_cxr.benchmarking.comparison import Comparison
+from chess_cxr.benchmarking.encoders import EncoderFacts
+from chess_cxr.benchmarking.films import OpenedTask, open_task
+from chess_cxr.benchmarking.run import BenchmarkRun, Ledger, cut_films, finish_run
+from chess_cxr.benchmarking.suite import EncoderSource, Suite, TaskSpec
+from chess_cxr.benchmarking.tables import SetKey
+from chess_cxr.benchmarking.workers import open_runner
 from chess_cxr.encoders.embed import EncoderLike, _parse_side, embed, tell_seen
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.evaluation.compare import Comparison, compare_encoders
-from chess_cxr.records import UsageError
-from chess_cxr.store import Store, StoreLike, get_store
-from chess_cxr.tasks.classify.labels import select_labelled
+from chess_cxr.evaluation.intervals import DrawReplicates
+from chess_cxr.records import SPLITS, OnProgress, UsageError
+from chess_cxr.store import StoreLike, get_store
+from chess_cxr.tasks.classify.labels import METRICS
+from chess_cxr.workers.cores import count_usable_cores
+
+TASK = "evaluate"  # the name of the one task; no file shows it
 
 
 def evaluate(
@@ -31,7 +43,8 @@ def evaluate(
     seed: int = 0,
     replicates: int = 1000,
     executor: Executor | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Compare encoders by linear probes on cached features: same films, same label draws, same bootstrap.
 
@@ -40,66 +53,72 @@ def evaluate(
     first_draw: a column of the store whose training films with value 1 are the first draw of the subset of their size.
     Everything is chosen on the train split; `evaluate_on` is only scored.  An encoder that was pre-trained on films it
     is scored on is named in the comparison's `notes`.
-    executor: runs the probes.  on_progress: called with the stage, and how much of it is done, of how much.
+    device: of encoders that are given by name.
+    executor: runs probes and bootstrap, in processes that see this machine's temporary folder.  on_progress: called
+    with the stage, and how much of it is done, of how much.
+    Raises UsageError where a label, a column or a split is missing, or a patient stands in two splits.
     """
     opened = get_store(store)
-    chosen = select_labelled(opened, labels)
     named = dict(encoders) if isinstance(encoders, Mapping) else {_name(encoder): encoder for encoder in encoders}
-    first: np.ndarray | None = None
-    if first_draw:
-        first = _find_first_draw(opened, first_draw, chosen.rows, chosen.split)
-        film_counts = sorted({len(first), *film_counts})
-    loaded = {name: _load(encoder) for name, encoder in named.items()}
-    features = {
-        name: embed(encoder, opened, chosen.rows, _watch(on_progress, f"embed {name}"))
-        for name, encoder in loaded.items()
-    }
-    comparison = compare_encoders(
-        features,
-        chosen.label,
-        chosen.names,
-        chosen.patient,
-        chosen.split,
-        data_set=opened.dataset_name or opened.path.stem,
-        fractions=fractions,
-        film_counts=film_counts,
-        first_draw=first,
+    if not named:
+        raise UsageError("a comparison needs at least one encoder")
+    if evaluate_on not in SPLITS[1:]:
+        raise UsageError(f"probes are evaluated on val or test, not on {evaluate_on!r}")
+    spec = TaskSpec(str(opened.location), tuple(labels), film_counts=tuple(film_counts), first_draw=first_draw)
+    suite = Suite(
+        encoders=dict.fromkeys(named, ""),
+        tasks={TASK: spec},
+        fractions=tuple(fractions),
         draws=draws,
-        one_film_per_patient=True,
         seed=seed,
-        task=chosen.kind,
-        evaluate_on=evaluate_on,
+        reference=next(iter(named)),
         replicates=replicates,
-        executor=executor,
-        on_probe=_watch(on_progress, "probe"),
     )
-    scored = opened.films["uid"].to_numpy()[chosen.rows[chosen.split == evaluate_on]]
-    return replace(
-        comparison, notes=tuple(note for name, it in loaded.items() if (note := tell_seen(name, it, scored)))
+    task = open_task(TASK, spec, suite, opened, evaluate_on)
+    loaded = {name: _load(encoder, device) for name, encoder in named.items()}
+    workers = count_usable_cores() if executor else 0
+    with TemporaryDirectory(prefix="chess-cxr-") as cells, open_runner(workers, executor, strict=True) as runner:
+        ledger = Ledger(CellFolder(Path(cells), lasting=False), runner, on_progress)
+        features = {(TASK, name): _embed(name, encoder, task, ledger) for name, encoder in loaded.items()}
+        facts = {name: _describe(name, encoder, task) for name, encoder in loaded.items()}
+        run = finish_run(suite, {TASK: task}, facts, features, ledger)
+        parts = _keep_metrics(run, METRICS[task.chosen.kind])
+    films, subsets = run.results.tasks[TASK], run.results.list_subsets(TASK)
+    return Comparison(run.results, parts, films.data_set, films.split, tuple(named), subsets, films.notes)
+
+
+def _embed(name: str, encoder: EncoderLike, task: OpenedTask, ledger: Ledger) -> tuple[str, ...]:
+    """Embed the films of the task; return the keys of the features."""
+    feature_ND = embed(encoder, task.store, task.chosen.rows, ledger.watch(f"embed {name}"))
+    return tuple(
+        ledger.folder.keep_array(feature_ND[start:stop], "feature") for start, stop in cut_films(len(feature_ND))
     )
 
 
-def _find_first_draw(store: Store, column: str, rows: np.ndarray, split: np.ndarray) -> np.ndarray:
-    if column not in store.label_names:
-        raise UsageError(f"{store.path.name} has no column {column!r}; it has {', '.join(store.label_names)}")
-    marked = store.films[column].to_numpy()[rows] == 1
-    first = np.flatnonzero(marked & (split == "train"))
-    if not len(first):
-        raise UsageError(f"column {column!r} of {store.path.name} marks no labelled film of the train split")
-    return first
+def _describe(name: str, encoder: EncoderLike, task: OpenedTask) -> EncoderFacts:
+    note = tell_seen(name, encoder, task.films.test.uid_M)
+    return EncoderFacts(EncoderSource(name, ""), identity="", about="", seen={TASK: note} if note else {})
 
 
-def _watch(on_progress: Callable[[str, int, int], None] | None, stage: str) -> Callable[[int, int], None] | None:
-    return (lambda done, total: on_progress(stage, done, total)) if on_progress else None
+def _keep_metrics(run: BenchmarkRun, metrics: Sequence[str]) -> dict[SetKey, dict[str, DrawReplicates]]:
+    """Return the resampled metrics of these names, and of single classes or findings, as arrays in memory."""
+    return {
+        key: {
+            metric: DrawReplicates(np.array(part.value_D), np.array(part.value_DR))
+            for metric, part in parts.items()
+            if metric.partition("/")[0] in metrics
+        }
+        for key, parts in run.replicates.items()
+    }
 
 
-def _load(encoder: EncoderLike) -> EncoderLike:
+def _load(encoder: EncoderLike, device: str) -> EncoderLike:
     if isinstance(encoder, Encoder):
         return encoder
     if isinstance(encoder, str) and encoder.startswith("pixels:"):
         _parse_side(encoder)
         return encoder
-    return load_encoder(encoder)
+    return load_encoder(encoder, device=device)
 
 
 def _name(encoder: EncoderLike) -> str:

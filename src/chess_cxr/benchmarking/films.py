@@ -6,12 +6,14 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
+from chess_cxr.benchmarking.draws import LabelDraw, plan_draws
 from chess_cxr.benchmarking.predictions import EvaluatedFilms, TaskFilms
 from chess_cxr.benchmarking.suite import Suite, TaskSpec
-from chess_cxr.evaluation.compare import LabelDraw, plan_draws
 from chess_cxr.evaluation.subgroups import compute_age_bands
 from chess_cxr.records import SPLITS, UsageError
 from chess_cxr.store import STORE_VERSION, Store, open_store
@@ -24,53 +26,79 @@ _HASH = re.compile(r"[0-9a-f]{16,128}")
 class OpenedTask:
     """A task with its films at hand.
 
-    rows: row numbers in the store [N].  content: SHA-256 of these films.  patient_code_N: numbers that sort like the
-    hashed patients.  val, test: places among the N.  plan: the label draws, of places among the N.
+    patient_code_N: numbers that sort like the hashed patients.  val, test: places among the N films.  plan: the label
+    draws, of places among the N.
     """
 
     spec: TaskSpec
     store: Store
     chosen: LabelledRows
-    content: str
     patient_code_N: np.ndarray
     val: np.ndarray
     test: np.ndarray
     plan: tuple[LabelDraw, ...]
     films: TaskFilms
 
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of the N films."""
+        return compute_films_hash(self.store, self.chosen.rows)
 
-def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
+
+def open_tasks(suite: Suite) -> dict[str, OpenedTask]:
+    """Open every task of a suite.
+
+    Raises UsageError, with the task's name, for what `open_task` refuses, and for uids that are no hashes.
+    """
+    tasks = {}
+    for name, spec in suite.tasks.items():
+        try:
+            tasks[name] = open_task(name, spec, suite)
+            _check_uids(tasks[name])
+        except UsageError as error:
+            raise UsageError(f"tasks.{name}: {error}") from None
+    return tasks
+
+
+def open_task(
+    name: str,
+    spec: TaskSpec,
+    suite: Suite,
+    store: Store | None = None,
+    scored: Literal["val", "test"] | None = None,
+) -> OpenedTask:
     """Open the store of a task, select its labelled films and draw its label subsets.
 
+    store: opened already.  scored: the only split to predict, as `test` of what is returned; by default val and test.
     Raises UsageError where the store, a label or a split is missing, or a patient stands in two splits.
     """
-    store = open_store(spec.store)
+    store = store or open_store(spec.store)
     chosen = select_labelled(store, spec.labels, spec.kind, spec.uncertain)
-    train, val, test = (np.flatnonzero(chosen.split == split) for split in SPLITS)
-    for split, places in (("train", train), ("test", test)):
-        if not len(places):
-            raise UsageError(f"tasks.{name}: {store.path.name} has no labelled film in its {split} split")
-    held_out = np.concatenate([val, test])
-    torn = np.intersect1d(chosen.patient[train], chosen.patient[held_out])
-    if len(torn) or len(np.intersect1d(chosen.patient[val], chosen.patient[test])):
-        raise UsageError(f"tasks.{name}: a patient of {store.path.name} stands in two splits: split by patient first")
-    first = _find_first_draw(store, spec.first_draw, chosen, train) if spec.first_draw else None
+    places = {split: np.flatnonzero(chosen.split == split) for split in SPLITS}
+    train, val, test = places["train"], places["val"], places["test"]
+    if scored:
+        val, test = val[:0], places[scored]
+    for split, found in (("train", train), (scored or "test", test)):
+        if not len(found):
+            raise UsageError(f"{store.path.name} has no labelled film in its {split} split")
+    patients = np.concatenate([np.unique(chosen.patient[found]) for found in (train, val, test)])
+    if len(np.unique(patients)) < len(patients):
+        raise UsageError(f"a patient of {store.path.name} stands in two splits: split by patient first")
     plan = plan_draws(
         chosen.patient,
         chosen.taught,
         train,
         suite.fractions if spec.fractions is None else spec.fractions,
-        sorted({*spec.film_counts, *([len(first)] if first is not None else [])}),
+        spec.film_counts,
         suite.draws,
-        one_film_per_patient=True,
-        seed=suite.seed,
-        first_draw=first,
+        suite.seed,
+        _find_first_draw(store, spec.first_draw, chosen, train) if spec.first_draw else None,
     )
+    has_no_val = () if scored or len(val) else (f"{name} has no val film: nothing can be calibrated or chosen on it.",)
     return OpenedTask(
         spec=spec,
         store=store,
         chosen=chosen,
-        content=compute_films_hash(store, chosen.rows),
         patient_code_N=np.unique(chosen.patient, return_inverse=True)[1].astype(np.int64),
         val=val,
         test=test,
@@ -80,10 +108,11 @@ def open_task(name: str, spec: TaskSpec, suite: Suite) -> OpenedTask:
             data_set=store.dataset_name or store.path.stem,
             kind=chosen.kind,
             class_names=chosen.names,
-            val=_describe_films(name, store, chosen, val),
-            test=_describe_films(name, store, chosen, test),
+            val=_describe_films(store, chosen, val),
+            test=_describe_films(store, chosen, test),
             train_total=len(train),
-            notes=() if len(val) else (f"{name} has no val film: nothing can be calibrated or chosen on it.",),
+            notes=has_no_val,
+            split=scored or "test",
         ),
     )
 
@@ -113,14 +142,18 @@ def _find_first_draw(store: Store, column: str, chosen: LabelledRows, train: np.
     return first
 
 
-def _describe_films(name: str, store: Store, chosen: LabelledRows, places: np.ndarray) -> EvaluatedFilms:
+def _check_uids(task: OpenedTask) -> None:
+    """Refuse uids that could be original names: a benchmark writes them down."""
+    for uid_M in (task.films.val.uid_M, task.films.test.uid_M):
+        if wrong := sum(not _HASH.fullmatch(uid) for uid in uid_M.tolist()):
+            raise UsageError(f"{wrong} of {len(uid_M)} uids of {task.store.path.name} are no keyed hashes")
+
+
+def _describe_films(store: Store, chosen: LabelledRows, places: np.ndarray) -> EvaluatedFilms:
     films = store.films.iloc[chosen.rows[places]]
-    uid = _as_text(films["uid"])
-    if wrong := sum(not _HASH.fullmatch(text) for text in uid):
-        raise UsageError(f"tasks.{name}: {wrong} of {len(uid)} uids of {store.path.name} are no keyed hashes")
     groups = {key: _as_text(films[key]) for key in ("sex", "view", "site")}
     groups["age_band"] = compute_age_bands(films["age_years"].to_numpy(np.float64))
-    return EvaluatedFilms(uid, chosen.patient[places].astype(str), chosen.label[places], groups)
+    return EvaluatedFilms(_as_text(films["uid"]), chosen.patient[places].astype(str), chosen.label[places], groups)
 
 
 def _as_text(column: Sequence[object]) -> np.ndarray:

@@ -5,6 +5,7 @@ Shape suffixes: M evaluated films, C classes or L findings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -35,6 +36,7 @@ class TaskFilms:
     """One task: its labels and the films it is scored on.
 
     train_total: labelled films of its train split.  notes: what a reader of its numbers has to know beside them.
+    split: what `test` is of.
     """
 
     name: str
@@ -45,6 +47,7 @@ class TaskFilms:
     test: EvaluatedFilms
     train_total: int
     notes: tuple[str, ...] = ()
+    split: Literal["val", "test"] = "test"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class PredictionSet:
     subset: the column it belongs to, such as "1 %" or "31 films".  fraction: its films as a part of the train split.
     draw: number of the draw, the same films for every encoder; seed: of that draw.
     val_MC, test_MC: probabilities, float32, of each class (rows sum to 1) or of each finding by itself.
-    notes: what could not be done as asked.  seconds: that the fit took.
+    notes: what could not be done as asked.  seconds: that the fit took.  strength: penalty of a linear head, geometric
+    mean over the classes or findings that could be fitted.
     """
 
     task: str
@@ -70,6 +74,7 @@ class PredictionSet:
     test_MC: NDArray[np.float32]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    strength: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from chess_cxr.benchmarking.predictions import PredictionSet, TaskFilms
 from chess_cxr.evaluation.intervals import average_draws, replicate_draws
-from chess_cxr.evaluation.metrics import (
-    FloatArray,
-    Statistic,
-    WeightArray,
-    check_classes,
-    check_findings,
-    check_scores,
-    mean_known,
-)
-from chess_cxr.evaluation.ranked_scores import divide_known
+from chess_cxr.evaluation.metrics import Statistic, check_classes, check_findings, check_scores
+from chess_cxr.evaluation.ranked_scores import FloatArray, WeightArray, divide_known, mean_known
 
 POINTS = 51
 MEAN = ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,17 +20,16 @@ from chess_cxr.benchmarking.cells import (
     ReplicateCell,
     read_replicates,
 )
+from chess_cxr.benchmarking.draws import LabelDraw
 from chess_cxr.benchmarking.encoders import EncoderFacts, describe_source, resolve_sources
-from chess_cxr.benchmarking.films import OpenedTask, open_task
+from chess_cxr.benchmarking.films import OpenedTask, open_tasks
 from chess_cxr.benchmarking.predictions import BenchmarkResults, Failure, PredictionSet, TaskFilms
 from chess_cxr.benchmarking.suite import Suite
 from chess_cxr.benchmarking.tables import Replicates, SetKey, list_set_keys
 from chess_cxr.benchmarking.workers import CellRunner, check_folder, open_runner
-from chess_cxr.evaluation.compare import LabelDraw
 from chess_cxr.evaluation.intervals import DrawReplicates
-from chess_cxr.records import ChessError, UsageError
+from chess_cxr.records import ChessError, OnCount, OnProgress, UsageError
 
-OnProgress = Callable[[str, int, int], None]
 Features = dict[tuple[str, str], tuple[str, ...]]  # (task, encoder) -> keys of its embed cells
 Places = tuple[str, str, str, LabelDraw]  # task, encoder, head, draw
 
@@ -47,7 +47,7 @@ class BenchmarkRun:
 
 
 @dataclass
-class _Ledger:
+class Ledger:
     """What is under way: the sources of every key that is needed again, and what failed."""
 
     folder: CellFolder
@@ -55,7 +55,8 @@ class _Ledger:
     on_progress: OnProgress | None
     failures: list[Failure] = field(default_factory=list)
 
-    def watch(self, stage: str) -> Callable[[int, int], None] | None:
+    def watch(self, stage: str) -> OnCount | None:
+        """Return a callback for how much of a stage is done."""
         show = self.on_progress
         return None if show is None else lambda done, total: show(stage, done, total)
 
@@ -76,11 +77,11 @@ def run_benchmark(
     Raises UsageError where the suite names what is not there, ChessError where nothing at all could be computed.
     """
     sources = resolve_sources(suite.encoders, suite.reference)
-    tasks = {name: open_task(name, spec, suite) for name, spec in suite.tasks.items()}
+    tasks = open_tasks(suite)
     folder = CellFolder(Path(cells).absolute())
     check_folder(folder)
     with open_runner(workers, executor) as runner:
-        ledger = _Ledger(folder, runner, on_progress)
+        ledger = Ledger(folder, runner, on_progress)
         facts: dict[str, EncoderFacts] = {}
         scored = {name: task.films.test.uid_M for name, task in tasks.items()}
         for number, (name, source) in enumerate(sources.items()):
@@ -95,28 +96,36 @@ def run_benchmark(
                     Failure(task, name, head, "", -1, str(error)) for task in tasks for head in tasks[task].spec.heads
                 ]
         features = _embed_all(suite, tasks, facts, ledger)
-        sets, probes = _probe_all(tasks, facts, features, ledger, suite.device)
-        films = {name: _add_notes(task.films, facts) for name, task in tasks.items()}
-        about = {name: facts[name].about if name in facts else suite.encoders[name] for name in suite.encoders}
-        results = BenchmarkResults(
-            films, tuple(sets), (), about, suite.reference, suite.seed, suite.replicates, suite.level, suite.synthetic
-        )
-        if not sets:
-            reason = ledger.failures[0].reason if ledger.failures else "there was nothing to do"
-            raise ChessError(f"none of the benchmark's cells could be computed; the first: {reason}")
-        results, replicates = _replicate_all(results, tasks, probes, ledger)
-        return BenchmarkRun(
-            suite,
-            replace(results, failures=tuple(ledger.failures)),
-            replicates,
-            tasks,
-            runner.computed,
-            runner.kept,
-        )
+        return finish_run(suite, tasks, facts, features, ledger)
+
+
+def finish_run(
+    suite: Suite,
+    tasks: Mapping[str, OpenedTask],
+    facts: Mapping[str, EncoderFacts],
+    features: Features,
+    ledger: Ledger,
+) -> BenchmarkRun:
+    """Fit every head to every draw of these features, and resample the metrics of what it predicts.
+
+    Raises ChessError where nothing could be computed.
+    """
+    sets, probes = _probe_all(tasks, facts, features, ledger, suite.device)
+    if not sets:
+        reason = ledger.failures[0].reason if ledger.failures else "there was nothing to do"
+        raise ChessError(f"none of the benchmark's cells could be computed; the first: {reason}")
+    films = {name: _add_notes(task.films, facts) for name, task in tasks.items()}
+    about = {name: facts[name].about if name in facts else suite.encoders[name] for name in suite.encoders}
+    results = BenchmarkResults(
+        films, tuple(sets), (), about, suite.reference, suite.seed, suite.replicates, suite.level, suite.synthetic
+    )
+    results, replicates = _replicate_all(results, tasks, probes, ledger)
+    results = replace(results, failures=tuple(ledger.failures))
+    return BenchmarkRun(suite, results, replicates, tasks, ledger.runner.computed, ledger.runner.kept)
 
 
 def _embed_all(
-    suite: Suite, tasks: Mapping[str, OpenedTask], facts: Mapping[str, EncoderFacts], ledger: _Ledger
+    suite: Suite, tasks: Mapping[str, OpenedTask], facts: Mapping[str, EncoderFacts], ledger: Ledger
 ) -> Features:
     """Embed the films of every task by every encoder, one encoder after the other; return the keys of what stands."""
     planned: dict[tuple[str, str], list[EmbedCell]] = {}
@@ -128,7 +137,7 @@ def _embed_all(
                 EmbedCell(
                     known.source, known.identity, location, version, rows, task.content, start, stop, suite.device
                 )
-                for start, stop in _cut(films)
+                for start, stop in cut_films(films)
             ]
     cells = [cell for part in planned.values() for cell in part]
     failed = ledger.runner.run(cells, ledger.folder, ledger.watch("embed"))
@@ -143,7 +152,8 @@ def _embed_all(
     return features
 
 
-def _cut(films: int) -> Iterator[tuple[int, int]]:
+def cut_films(films: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last film but one of every chunk whose features lie in a cell of their own."""
     for start in range(0, films, FILMS_A_CHUNK):
         yield start, min(start + FILMS_A_CHUNK, films)
 
@@ -152,7 +162,7 @@ def _probe_all(
     tasks: Mapping[str, OpenedTask],
     facts: Mapping[str, EncoderFacts],
     features: Features,
-    ledger: _Ledger,
+    ledger: Ledger,
     device: str,
 ) -> tuple[list[PredictionSet], dict[tuple[SetKey, int], str]]:
     """Fit every head to every draw; return what stands, and the key of each set's cell."""
@@ -209,6 +219,7 @@ def _read_set(place: Places, task: OpenedTask, folder: CellFolder, key: str) -> 
         test_MC=np.array(arrays["test"]),
         notes=tuple(facts["notes"]),
         seconds=float(facts["seconds"]),
+        strength=math.nan if facts.get("strength") is None else float(facts["strength"]),
     )
 
 
@@ -216,7 +227,7 @@ def _replicate_all(
     results: BenchmarkResults,
     tasks: Mapping[str, OpenedTask],
     probes: Mapping[tuple[SetKey, int], str],
-    ledger: _Ledger,
+    ledger: Ledger,
 ) -> tuple[BenchmarkResults, dict[SetKey, dict[str, DrawReplicates]]]:
     """Resample the metrics of every row and column; sets whose metrics fail are taken out and told."""
     planned: dict[SetKey, ReplicateCell] = {}

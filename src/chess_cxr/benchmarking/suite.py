@@ -39,7 +39,7 @@ class TaskSpec:
 
     store: path or URL of a store with labels.  labels: their names, all of the store's by default.
     kind: by default told from the labels.  uncertain: what an uncertain label counts as.
-    heads: what is fitted to the encoders, as modes of `fitting.FinetuneConfig`.  fractions: instead of the suite's;
+    heads: what is fitted to the encoders, as modes of `FinetuneConfig`.  fractions: instead of the suite's;
     film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of the store
     that marks the first draw of a subset of its own size.
     """

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from chess_cxr.benchmarking.predictions import BenchmarkResults, Failure, PredictionSet, TaskFilms, TaskKind
 from chess_cxr.evaluation.delong import compare_areas
 from chess_cxr.evaluation.holm import correct_holm
-from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, replicate_draws, subtract_draws
+from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, subtract_draws
 from chess_cxr.evaluation.metrics import (
     Statistic,
     build_multiclass_statistic,
@@ -52,12 +52,8 @@ class BenchmarkTables:
     failures: pd.DataFrame
 
 
-def build_benchmark_tables(results: BenchmarkResults, replicates: Replicates | None = None) -> BenchmarkTables:
-    """Build all tables of a benchmark.
-
-    replicates: from `compute_replicates`, where they are at hand; its draws are those of `results`, in their order.
-    """
-    parts = compute_replicates(results) if replicates is None else replicates
+def build_benchmark_tables(results: BenchmarkResults, parts: Replicates) -> BenchmarkTables:
+    """Build all tables of a benchmark.  parts: its resampled metrics, draw by draw in the order of `results`."""
     return BenchmarkTables(
         sets=build_set_table(results, parts),
         summary=build_summary_table(results, parts),
@@ -81,19 +77,6 @@ def list_set_keys(results: BenchmarkResults) -> tuple[SetKey, ...]:
     )
 
 
-def compute_replicates(results: BenchmarkResults) -> dict[SetKey, dict[str, DrawReplicates]]:
-    """Evaluate every set on the test films and on the same resamples of their patients."""
-    return {
-        key: replicate_draws(
-            results.tasks[key.task].test.patient_M,
-            [_build_statistic(results.tasks[key.task], one.test_MC) for one in _select(results, key)],
-            results.replicates,
-            results.seed,
-        )
-        for key in list_set_keys(results)
-    }
-
-
 def build_statistic(kind: TaskKind, label: ArrayLike, score_MC: ArrayLike, names: Sequence[str]) -> Statistic:
     """Return the statistic of all metrics that a benchmark reports, for one set of probabilities."""
     build = build_multiclass_statistic if kind == "multiclass" else build_multilabel_statistic
@@ -113,7 +96,7 @@ def build_set_table(results: BenchmarkResults, replicates: Replicates) -> pd.Dat
                 | {"n_train_films": one.n_train_films, "n_train_patients": one.n_train_patients}
                 | _describe_films(task)
                 | {"encoder_is": results.encoders[key.encoder], "synthetic": results.synthetic}
-                | {"seconds": one.seconds, "notes": "; ".join(one.notes)}
+                | {"seconds": one.seconds, "strength": one.strength, "notes": "; ".join(one.notes)}
                 | values
             )
     return pd.DataFrame(rows)
@@ -173,10 +156,6 @@ def build_difference_table(results: BenchmarkResults, replicates: Replicates) ->
     return table
 
 
-def _build_statistic(task: TaskFilms, test_MC: ArrayLike) -> Statistic:
-    return build_statistic(task.kind, task.test.label, test_MC, task.class_names)
-
-
 def _compare_one_area(
     results: BenchmarkResults, mine: tuple[PredictionSet, ...], theirs: tuple[PredictionSet, ...], metric: str
 ) -> float:
@@ -208,10 +187,10 @@ def _select(results: BenchmarkResults, key: SetKey) -> tuple[PredictionSet, ...]
 
 def _describe(results: BenchmarkResults, key: SetKey) -> dict[str, object]:
     sets = _select(results, key)
+    films = float(np.mean([one.n_train_films for one in sets]))
     return (
         vars(key)
-        | {"fraction": float(np.mean([one.fraction for one in sets]))}
-        | {"n_train_films": float(np.mean([one.n_train_films for one in sets]))}
+        | {"fraction": films / results.tasks[key.task].train_total, "n_train_films": films}
         | {"n_train_patients": float(np.mean([one.n_train_patients for one in sets]))}
         | {"draws": len(sets)}
         | _describe_films(results.tasks[key.task])
@@ -224,7 +203,7 @@ def _describe_films(task: TaskFilms) -> dict[str, object]:
     test = task.test
     return {
         "data_set": task.data_set,
-        "split": "test",
+        "split": task.split,
         "n_test": len(test.uid_M),
         "n_test_patients": len(np.unique(test.patient_M)),
     }

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import util
@@ -15,29 +15,30 @@ from multiprocessing import util
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from chess_cxr.benchmarking.cache import CellFolder
-from chess_cxr.benchmarking.cells import Cell, Outcome, run_cell
-from chess_cxr.records import ChessError
+from chess_cxr.benchmarking.cells import Cell, Outcome, compute_cell, run_cell
+from chess_cxr.records import ChessError, OnCount
 from chess_cxr.workers.cores import count_usable_cores
 
 WORKER_DIED = "its worker died, most likely for want of memory"
 IN_FLIGHT_A_WORKER = 2
-OnDone = Callable[[int, int], None]
 
 
 class CellRunner:
     """Runs cells in processes of this machine, in those of an executor, or here.
 
     workers: processes of a pool of its own, which is made anew where one of them dies; 0 computes here.
-    executor: used instead, with about `workers` cells at once.
+    executor: used instead, with about `workers` cells at once.  strict: raise what stops a cell, here or in the
+    executor, instead of reporting it.
     """
 
-    def __init__(self, workers: int = 0, executor: Executor | None = None) -> None:
+    def __init__(self, workers: int = 0, executor: Executor | None = None, strict: bool = False) -> None:
         self._workers = workers
         self._executor = executor
+        self._strict = strict
         self._pool: ProcessPoolExecutor | None = None
         self.computed = self.kept = 0
 
-    def run(self, cells: Sequence[Cell], folder: CellFolder, on_done: OnDone | None = None) -> dict[str, str]:
+    def run(self, cells: Sequence[Cell], folder: CellFolder, on_done: OnCount | None = None) -> dict[str, str]:
         """Compute the cells that are not in the folder yet; return the reasons of those that failed, by key.
 
         on_done: called with how much is finished, of all that was missing, in the cells' `size`.
@@ -61,12 +62,13 @@ class CellRunner:
 
     def _compute(self, cells: Sequence[Cell], folder: CellFolder) -> Iterator[Outcome]:
         if self._executor is not None:
-            yield from _run_ahead(self._executor, cells, folder, self._workers, [])
+            yield from _run_ahead(self._executor, cells, folder, self._workers, [], self._strict)
         elif self._workers:
             yield from self._compute_in_pool(cells, folder)
         else:
+            run = compute_cell if self._strict else run_cell
             for cell in cells:
-                yield run_cell(cell, cell.key, folder)
+                yield run(cell, cell.key, folder)
 
     def _compute_in_pool(self, cells: Sequence[Cell], folder: CellFolder) -> Iterator[Outcome]:
         """A pool that lost a process is lost: what was under way is tried once more at the end, each in its own."""
@@ -113,9 +115,9 @@ class CellRunner:
 
 
 @contextmanager
-def open_runner(workers: int = 0, executor: Executor | None = None) -> Iterator[CellRunner]:
+def open_runner(workers: int = 0, executor: Executor | None = None, strict: bool = False) -> Iterator[CellRunner]:
     """Yield a runner; where its block is left by an error or Ctrl-C, its processes end at once."""
-    runner = CellRunner(workers, executor)
+    runner = CellRunner(workers, executor, strict)
     try:
         yield runner
     except BaseException:
@@ -141,20 +143,26 @@ def start_worker(threads: int) -> None:
 
 
 def _run_ahead(
-    executor: Executor, cells: Iterable[Cell], folder: CellFolder, workers: int, lost: list[Cell]
+    executor: Executor,
+    cells: Iterable[Cell],
+    folder: CellFolder,
+    workers: int,
+    lost: list[Cell],
+    strict: bool = False,
 ) -> Iterator[Outcome]:
     """Yield outcomes as they come, with a few cells under way; those under way when the pool breaks go to `lost`."""
+    run = compute_cell if strict else run_cell
     remaining = deque(cells)
     running: dict[Future[Outcome], Cell] = {}
     try:
         while remaining or running:
             while remaining and len(running) < IN_FLIGHT_A_WORKER * max(1, workers):
                 cell = remaining[0]
-                running[executor.submit(run_cell, cell, cell.key, folder)] = cell
+                running[executor.submit(run, cell, cell.key, folder)] = cell
                 remaining.popleft()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                outcome = _take(future, running[future])
+                outcome = future.result() if strict else _take(future, running[future])
                 del running[future]
                 yield outcome
     except BrokenExecutor:

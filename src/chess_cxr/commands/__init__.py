@@ -1,1 +1,1 @@
-"""The commands: what stands on the command line, checked and handed to the rooms that do the work."""
+"""Commands: check the arguments, call the rooms that do the work, and print the results."""

@@ -12,7 +12,9 @@ import tyro
 from tyro.conf import Positional
 
 from chess_cxr.arguments import (
+    Device,
     StorePath,
+    check_device_name,
     check_workers,
     parse_encoders,
     print_result,
@@ -21,7 +23,6 @@ from chess_cxr.arguments import (
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.workers.cores import count_usable_cores
 
 
 def evaluate(
@@ -39,6 +40,7 @@ def evaluate(
     replicates: int = 1000,
     reference: str = "",
     synthetic: bool = False,
+    device: Device = "auto",
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -51,22 +53,24 @@ def evaluate(
     Args:
         store: a store with labels.
         encoders: [NAME=]ENCODER: encoder folders, random:NETWORK@SIZE, imagenet:tf_efficientnet_lite0, pixels:SIDE.
-        out: folder to write, with results.csv, draws.csv, differences.csv, table.md and report.html.
-        labels: names of the labels; all by default.
-        fractions: parts of the training patients that are labelled.
-        films: further label subsets, by number of films, one of each patient.
-        draws: label draws a fraction.
-        first_draw: a 0/1 column that marks the first draw of a subset of its own size.
-        on: the split that is scored.
-        metric: of the printed table.
-        seed: of draws and bootstrap.
-        replicates: of the bootstrap.
-        reference: encoder that differences are taken to; the first by default.
-        synthetic: say on the page that the films were generated.
-        json: print all numbers as JSON, one record for each encoder, subset and metric.
-        quiet: no progress on stderr.
+        out: folder for results.csv, draws.csv, differences.csv, table.md and report.html.
+        labels: names of the labels; by default all.
+        fractions: label fractions, as shares of the training patients.
+        films: additional label subsets, by number of films, one film per patient.
+        draws: number of label draws per fraction.
+        first_draw: a 0/1 column that marks the first draw of an additional label subset.
+        on: the split to score.
+        metric: the metric of the printed table.
+        seed: random seed of draws and bootstrap.
+        replicates: number of bootstrap replicates.
+        reference: the encoder to compare the others with; by default the first.
+        synthetic: label the page SYNTHETIC, for generated films.
+        device: auto, cpu, cuda, cuda:N or mps.
+        json: print all numbers as JSON, one record per encoder, subset and metric.
+        quiet: show no progress.
     """
     named = parse_encoders(encoders)
+    check_device_name(device)
     reference = reference or next(iter(named))
     if reference not in named:
         raise UsageError(f"the reference {reference!r} is none of the encoders {', '.join(named)}")
@@ -82,7 +86,7 @@ def evaluate(
     if metric not in known:
         raise UsageError(f"no metric named {metric!r} for these labels; there are {', '.join(known)}")
     from chess_cxr.benchmarking.evaluate import evaluate as compare
-    from chess_cxr.report.comparison import write_comparison
+    from chess_cxr.benchmarking.page.comparison import write_comparison
 
     with StageBars(quiet) as bars:
         comparison = compare(
@@ -96,6 +100,7 @@ def evaluate(
             evaluate_on=on,
             seed=seed,
             replicates=replicates,
+            device=device,
             on_progress=bars.show,
         )
     if out:
@@ -111,63 +116,63 @@ def benchmark(
     cells: Path | None = None,
     workers: int | None = None,
     cluster: str = "",
+    device: Device = "",
     card: str = "",
     pictures: bool = True,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Compare encoders on several tasks, at several label fractions, and write tables and a page.
+    """Compare encoders on several tasks and label fractions; write tables and a page.
 
-    Every cell is computed once and kept in the folder of cells: stopped at any moment, the same command goes on.  A
-    cell that fails is reported and does not stop the others; the exit code is 1 then.
+    If interrupted, the same command continues: each finished cell is kept in the folder of cells.  If a cell fails, the
+    others go on, and the exit code is 1.
 
     Example: chess-cxr benchmark suite.toml --out result
 
     Args:
         suite: a TOML file, or the name of a preset: paper.
-        out: folder to write, with results.parquet, summary.csv, differences.csv, predictions/, table.md, report.html.
+        out: folder for results.parquet, summary.csv, differences.csv, predictions/, table.md and report.html.
         stores: for a preset: stores, each a task with all its labels.
         encoders: for a preset: NAME=ENCODER, such as CheSS=chess:chess.pth.tar ours=encoders/first.
-        cells: folder of finished cells, which suites may share; OUT.cells by default.
-        workers: processes; by default one a core.
+        cells: folder of finished cells, which suites can share; by default OUT.cells.
+        workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
-        card: encoder that card_section.md is of; the reference by default.
-        pictures: leave films out of the page, so that it may go where they may not.
+        device: auto, cpu, cuda, cuda:N or mps; by default what the suite says.
+        card: the encoder that card_section.md describes; by default the reference.
+        pictures: leave films out of the page, to pass it on where films may not go.
         json: print summary, differences and failures as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     refuse_existing(out)
-    check_workers(workers)
-    if workers is not None and cluster:
-        raise UsageError("--workers is for this machine; a --cluster has its own")
-    from chess_cxr.benchmarking.suite import build_suite, read_suite
+    check_workers(workers, cluster)
+    if device:
+        check_device_name(device)
+    from chess_cxr.benchmarking.benchmark import benchmark as run_suite
+    from chess_cxr.benchmarking.benchmark import choose_suite
 
-    if suite.endswith(".toml") or Path(suite).is_file():
-        if stores or encoders:
-            raise UsageError("--stores and --encoders are for presets; a suite file names its own")
-        chosen = read_suite(Path(suite))
-    else:
-        named = parse_encoders(encoders) if encoders else {}
-        chosen = build_suite(suite, {Path(store).stem: store for store in stores}, named)
-    if card and card not in chosen.encoders:
-        raise UsageError(f"--card {card!r} is none of the encoders {', '.join(chosen.encoders)}")
-    from chess_cxr.benchmarking.output import write_benchmark
-    from chess_cxr.benchmarking.run import run_benchmark
-
-    folder = cells or out.with_name(f"{out.name}.cells")
+    named = parse_encoders(encoders) if encoders else {}
+    chosen = choose_suite(suite, stores, named)  # before anything is connected
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(quiet))
-        executor, count = None, workers or count_usable_cores()
+        executor, count = None, workers
         if cluster:
             from chess_cxr.workers.cluster import connect_cluster
 
             executor, count = stack.enter_context(connect_cluster(cluster))
-        done = run_benchmark(chosen, folder, workers=count, executor=executor, on_progress=bars.show)
-        bars.show("write", 0, 1)
-        written = write_benchmark(done, out, shlex.join(["chess-cxr", *sys.argv[1:]]), card, pictures)
-        bars.show("write", 1, 1)
+        written = run_suite(
+            chosen,
+            out,
+            cells=cells,
+            workers=count,
+            executor=executor,
+            device=device,
+            card=card,
+            pictures=pictures,
+            command=shlex.join(["chess-cxr", *sys.argv[1:]]),
+            on_progress=bars.show,
+        )
     print_result(written.as_json() if json else written.as_text(), json)
-    if failed := len(done.results.failures):
+    if failed := len(written.run.results.failures):
         again = f"to try again remove {out}: finished cells are kept"
         parts = "part" if failed == 1 else "parts"
         raise ChessError(f"{failed} {parts} of the benchmark failed, {out / 'failures.csv'} says why; {again}")

@@ -6,47 +6,42 @@ import itertools
 import sys
 from pathlib import Path
 
-from chess_cxr.arguments import (
-    Examined,
-    print_result,
-)
+from chess_cxr.arguments import Examined, print_result
 from chess_cxr.records import ChessError
 
 
 def demo(out: Path = Path("demo"), quick: bool = False, quiet: bool = False) -> None:
-    """Walk the whole path on generated films, in minutes.
+    """Run the whole pipeline on generated films, in minutes.
 
     Generated DICOM films -> store -> pre-training -> encoder -> classification, bone suppression and nodule generation,
-    each with and without the encoder -> report.html, whose path is printed last.  Everything is SYNTHETIC: it shows
-    that the software works.
+    each with and without the encoder -> report.html, whose path is printed last.  All data are SYNTHETIC: the demo
+    shows that the software works.
 
     Example: chess-cxr demo --out demo
 
     Args:
-        out: folder for all that is made; an interrupted demo continues there.
-        quick: a tenth of the films and steps, in about a minute: whether it runs, with numbers that mean nothing.
-        quiet: no progress on stderr.
+        out: folder for all results; if interrupted, the same command continues there.
+        quick: use a tenth of the films and steps, to see in about a minute whether it runs; the numbers mean nothing.
+        quiet: show no progress.
     """
     from chess_cxr.demo.run import QUICK, run_demo, shorten_config
 
-    if quick:
-        print(run_demo(out, quiet, QUICK, shorten_config()))
-    else:
-        print(run_demo(out, quiet))
+    size, config = (QUICK, shorten_config()) if quick else (None, None)
+    print(run_demo(out, quiet, size, config))
 
 
 def doctor(paths: Examined = (), out: Path = Path(), json: bool = False) -> None:
-    """Say what works on this machine, what does not, and what to do about it.
+    """Check this installation, and tell how to fix what does not work.
 
-    Looks at Python, packages, cores, memory, disk, decoders, writers, torch and its device.  A line each: a tick, a
-    dash for what is optional, a cross for what the core needs and lacks.  Stores, encoders, models and runs that are
-    named as PATH are opened and checked.  The exit code is 1 if there is a cross.
+    Checks Python, packages, cores, memory, disk, decoders, writers, torch and its device, and every store, encoder,
+    model and run given as PATH.  Prints one line per check: a tick, a dash for an optional part that is missing, or a
+    cross for a required one.  The exit code is 1 if there is a cross.
 
     Example: chess-cxr doctor films.lance encoders/first
 
     Args:
-        paths: stores, encoder folders, model folders and run folders.
-        out: a folder on the disk that results will go to.
+        paths: stores, encoder folders, model folders and run folders to check.
+        out: a folder on the disk where results will be written.
         json: print everything as JSON.
     """
     from chess_cxr.doctor.check import Request

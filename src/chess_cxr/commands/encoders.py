@@ -3,53 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    EncoderName,
-    StorePath,
-    check_device_name,
-    print_result,
-    refuse_existing,
-)
+from chess_cxr.arguments import Device, EncoderName, StorePath, check_device_name, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
-from chess_cxr.progress import ProgressBar, build_count
+from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
 
-def export(
-    run: Positional[Path],
-    out: Path,
-    licence: str = "not stated",
-    data: str = "",
-    which: Literal["trained", "averaged"] = "trained",
-) -> None:
-    """Write a run's encoder as a folder that everybody can load, with timm alone.
+def export(run: Positional[Path], out: Path, licence: str = "not stated", data: str = "") -> None:
+    """Export a run's encoder as a folder that timm alone can load.
 
     Example: chess-cxr export runs/first --out encoders/first --licence Apache-2.0 --data "5,000 films of hospital A"
 
     Args:
         run: a run folder.
         out: the encoder folder to write.
-        licence: of the weights.
-        data: what the films were, for the model card.
-        which: trained, the network that gradient moves, or averaged, its moving average, where the method has one.
+        licence: licence of the weights.
+        data: description of the training films, for the model card.
     """
     refuse_existing(out)
     if not (run / "config.json").is_file():
         raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
     from chess_cxr.pretraining.export import export as write
 
-    print(write(run, out, licence, data, which))
+    print(write(run, out, licence, data))
 
 
 def import_weights(file: Positional[Path], out: Path) -> None:
-    """Turn a checkpoint in the published CheSS layout into an encoder folder.
+    """Convert a checkpoint in the published CheSS layout into an encoder folder.
 
-    Only plain tensors are read: a file with code in it is refused.
+    Reads plain tensors only, and refuses files that contain code.
 
     Example: chess-cxr weights import chess.pth.tar --out encoders/chess
 
@@ -66,7 +51,7 @@ def import_weights(file: Positional[Path], out: Path) -> None:
 
 
 def show_weights(encoder: Positional[Path]) -> None:
-    """Print what an encoder folder says of itself, as JSON.
+    """Print the description of an encoder folder as JSON.
 
     Example: chess-cxr weights show encoders/chess
 
@@ -81,7 +66,7 @@ def show_weights(encoder: Positional[Path]) -> None:
 
 
 def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "auto", quiet: bool = False) -> None:
-    """Write the feature vector of every film of a store to a Parquet file.
+    """Write the feature vectors of a store's films to a Parquet file.
 
     Example: chess-cxr embed encoders/first films.lance --out features.parquet
 
@@ -90,7 +75,7 @@ def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "a
         store: a store.
         out: the Parquet file to write.
         device: auto, cpu, cuda, cuda:N or mps.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     refuse_existing(out)
     check_encoder_name(encoder)
@@ -101,4 +86,4 @@ def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "a
     from chess_cxr.encoders.embed import write_features
 
     with ProgressBar("embed", len(opened), "films", quiet) as bar:
-        print(write_features(encoder, opened, out, build_count(bar), device))
+        print(write_features(encoder, opened, out, lambda done, _: bar.advance_to(done), device))

@@ -49,33 +49,33 @@ def ingest(
 ) -> None:
     """Turn films (DICOM, PNG, JPEG, TIFF, WebP, NIfTI, MHA, JSRT's IMG) into a store.
 
-    Each film is decoded once, within limits of time and memory, and judged; identifiers become keyed hashes; patients
-    are split into train, val and test.  What cannot be read stands in OUT's quarantine file with its reason; the rest
-    is stored all the same, with exit code 1.  Stopped at any moment, the same command goes on.
+    Decodes each film once, within limits of time and memory, checks its quality, replaces identifiers by keyed hashes,
+    and splits patients into train, val and test.  Lists films that cannot be read, with the reason, in OUT's quarantine
+    file, and stores the others; the exit code is then 1.  If interrupted, the same command continues.
 
     Example: chess-cxr ingest films/ --out films.lance --table labels.csv --columns patient=PatientID class=Diagnosis
 
     Args:
         sources: folders, files or URLs such as s3://bucket/films.
         out: the store to write, such as films.lance or s3://bucket/films.lance.
-        table: CSV, TSV or Parquet with one row a film.
-        columns: FIELD=COLUMN pairs; fields are path, uid, patient, study, view, age, sex, split, class, labels,
-            study_date, manufacturer.
-        dataset: a public data set whose tables and folders are known, such as nih-chestxray14; "list" lists them.
-        site: name of the hospital or set in the store; by default that of the data set.
-        longest_side: of the stored films, in pixels.
-        val: fraction of the patients for validation, where the table gives no split.
-        test: fraction of the patients for the test.
-        seed: of the split.
-        stratify: give each split its share of every label; without it each patient's split hangs on its id alone.
-        key_file: secret key of the identifier hashes; by default CHESS_CXR_ID_KEY or a file of your own made once.
-        id_map: write uid and path of every film there, for your eyes only.
-        workers: processes; by default one a core.
+        table: a CSV, TSV or Parquet file with one row per film.
+        columns: FIELD=COLUMN pairs; the fields are path, uid, patient, study, view, age, sex, split, class, labels, \
+study_date, manufacturer.
+        dataset: a known public data set, such as nih-chestxray14; "list" lists them.
+        site: name of the hospital or data set in the store; by default that of --dataset.
+        longest_side: longest side of the stored films in pixels.
+        val: fraction of the patients for validation, if the table has no split.
+        test: fraction of the patients for testing, if the table has no split.
+        seed: random seed of the split.
+        stratify: split each patient by a hash of its id alone, instead of giving each split its share of every label.
+        key_file: secret key of the identifier hashes; by default CHESS_CXR_ID_KEY, or a file made once for you.
+        id_map: a file to write with uid and original path of every film; keep it private.
+        workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
-        quality: what is judged.
-        limits: what one film may take.
+        quality: thresholds of the quality check.
+        limits: limits of time and memory per film.
         json: print the summary as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     pairs = parse_pairs(columns)
     if dataset == "list":
@@ -88,9 +88,7 @@ def ingest(
     if not sources:
         raise UsageError("no source folder is given")
     store = parse_location(out)
-    check_workers(workers)
-    if workers is not None and cluster:
-        raise UsageError("--workers is for this machine; a --cluster has its own")
+    check_workers(workers, cluster)
     if cluster:
         from chess_cxr.workers.cluster import check_address
 
@@ -130,7 +128,7 @@ def ingest(
 def list_source_films(
     places: Sequence[Path | str], table: Path | None, columns: dict[str, str], dataset: str, val: float
 ) -> FilmListing:
-    """List the films of an ingest: a public data set's, a table's or all below the sources."""
+    """List the films to ingest: those of a public data set, of a table, or all in the sources."""
     if not dataset:
         from chess_cxr.sources.folder import read_folder
 
@@ -149,7 +147,7 @@ def list_source_films(
 
 @contextlib.contextmanager
 def open_executor(workers: int | None, cluster: str) -> Iterator[tuple[Executor, int]]:
-    """Yield what runs the work of an ingest, a cluster or this machine's cores, and how many films at once."""
+    """Yield an executor, of a cluster or of this machine's cores, and its number of threads."""
     if cluster:
         from chess_cxr.workers.cluster import connect_cluster
 
@@ -174,24 +172,24 @@ def deidentify(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Copy DICOM films without what identifies their patients.
+    """Copy DICOM films without identifying data.
 
-    After PS3.15 Annex E, by an allow-list: identifiers become keyed hashes, dates move by a secret number of days a
-    patient, free text and private elements are left out, pixels stay to the bit.  OUT/report.csv says what became of
-    each film.  Stopped at any moment, the same command goes on.
+    Follows PS3.15 Annex E with an allow-list: replaces identifiers by keyed hashes, shifts dates by a secret number of
+    days per patient, removes free text and private elements, and keeps pixels bit by bit.  OUT/report.csv lists the
+    outcome for each film.  If interrupted, the same command continues.
 
     Example: chess-cxr deidentify archive/ --out copies --key-file ~/keys/study.key
 
     Args:
         sources: folders, files or URLs such as s3://bucket/films.
-        out: folder for the copies: patient/study/film.dcm, all keyed hashes.
-        key_file: secret key of the hashes; by default CHESS_CXR_ID_KEY or a file of your own made once.
-        allow_burned_in: also copy what may have words in its pixels: declared ones, colour, secondary captures.
-        workers: processes; by default one a core.
-        limits: what one film may take.
-        id_map: write uid and path of every film there, for your eyes only.
+        out: folder for the copies, as patient/study/film.dcm with hashed names.
+        key_file: secret key of the hashes; by default CHESS_CXR_ID_KEY, or a file made once for you.
+        allow_burned_in: also copy films whose pixels may contain text: declared ones, colour, secondary captures.
+        workers: number of processes; by default one per core.
+        limits: limits of time and memory per film.
+        id_map: a file to write with uid and original path of every film; keep it private.
         json: print the summary as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     check_workers(workers)
     from chess_cxr.deidentify.copies import REPORT, DeidentifyOptions, check_apart, deidentify_files
@@ -221,21 +219,21 @@ def audit(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Find patients and pictures that stores, splits or published training lists share.
+    """Find patients and images that stores, splits or published training lists share.
 
-    Turned, mirrored, inverted and resized copies are found too.  The exit code is 1 where anything is shared across
-    splits, stores or lists, so that a CI can stop on it.
+    Also finds rotated, mirrored, inverted and resized copies.  The exit code is 1 if anything is shared across splits,
+    stores or lists, so that a CI can stop.
 
     Example: chess-cxr audit ours.lance theirs.lance --training-list encoders/first --out audit
 
     Args:
         stores: stores to compare with each other and within themselves.
         training_list: encoder folders, or files with hashed uids, hashed patients or pixel hashes.
-        out: folder to write, with pairs.csv, patients.csv, lists.csv and report.html with the pairs side by side.
-        thorough: look for any turn, crop and scale among any number of films, not only among up to 2,000.
-        duplicate_similarity: of fine detail, from which two films are one exposure.
+        out: folder for pairs.csv, patients.csv, lists.csv and report.html, which shows the pairs side by side.
+        thorough: search for any rotation, crop and scale even among more than 2,000 films, which takes long.
+        duplicate_similarity: least similarity of fine detail for two films to be one exposure.
         json: print everything as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     if out:
         refuse_existing(out)

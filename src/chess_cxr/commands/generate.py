@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    check_device_name,
-    parse_size_range,
-    print_films,
-)
-from chess_cxr.progress import ProgressBar
+from chess_cxr.arguments import Device, check_device_name, parse_size_range, print_films
+from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.workers.child import Limits
 
 
 def generate(
-    model: Annotated[Positional[Path], tyro.conf.arg(metavar="MODEL")],
+    model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")],
     films: tuple[str, ...],
     out: Path,
     mask: Path | None = None,
@@ -28,65 +24,72 @@ def generate(
     size_mm: str = "5-30",
     spacing_mm: float | None = None,
     lungs: Path | None = None,
+    compare_with: str = "",
+    judge: str = "vgg16@64",
     device: Device = "auto",
     limits: Limits = Limits(),  # noqa: B008
     seed: int = 0,
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Paint nodules into films: SYNTHETIC films, each with its mask, box and provenance.
+    """Paint nodules into films: SYNTHETIC films, each with mask, box and provenance.
 
-    DICOM becomes derived DICOM with Synthetic Data set, every other film PNG.  OUT's generated.csv has one row a film:
-    box, diameter, hashes of source and model, and seed.  The same command makes the same films.  A film that fails
-    has a reason instead, and the exit code is 1.
+    Makes derived DICOM with Synthetic Data set from DICOM, and PNG from other files.  OUT's generated.csv has one row
+    per film with box, diameter, hashes of source and model, and seed.  The same command makes the same films.  If a
+    film fails, its row gives the reason, and the exit code is 1.
 
     Example: chess-cxr generate models/nodules --films healthy/ --random 20 --size-mm 5-30 --out synthetic
 
     Args:
-        model: what finetune nodules wrote.
-        films: film files or folders that nodules are painted into.
-        out: folder for what is made.
-        mask: a mask of the film's size, 0 and one other level; or a folder with one of the same name for each film.
-        random: how many films to make with a nodule of random place in the lung and random size.
+        model: a model folder from finetune nodules; or insertion:FOLDER, to insert real CT nodules from FOLDER's \
+pictures and nodules.csv (nodule, mask, series_uid).
+        films: film files or folders to paint nodules into.
+        out: folder for the films.
+        mask: a mask of the film's size, 0 and one other level; or a folder with a mask of the same name for each film.
+        random: number of films to make with a nodule of random size at a random place in the lung.
         size_mm: smallest and largest diameter of random nodules.
-        spacing_mm: pixel spacing of films that do not say it, as PNG and JPEG never do.
-        lungs: folder with a lung mask for each film; found by a small network without.
+        spacing_mm: pixel spacing of films that do not state it, such as PNG and JPEG.
+        lungs: folder with a lung mask for each film; by default a small network finds the lungs.
+        compare_with: folder of films with marked nodules, as for finetune nodules; prints their Fréchet distance and \
+KID from the generated nodules on stderr, and writes them to OUT's distance.json.
+        judge: network of these distances: vgg16@SIZE, lite0, inception, random:NETWORK@SIZE or an encoder folder.
         device: auto, cpu, cuda, cuda:N or mps.
-        limits: what one film may take.
-        seed: of everything random; film N has seed + N.
-        json: print JSON, one record for each film.
-        quiet: no progress on stderr.
+        limits: limits of time and memory per film.
+        seed: random seed; film N has seed + N.
+        json: print JSON, one record per film.
+        quiet: show no progress.
     """
     smallest, largest = parse_size_range(size_mm)
     check_device_name(device)
     if spacing_mm is not None and not 0.01 <= spacing_mm <= 10:
         raise UsageError("--spacing-mm is a number from 0.01 to 10")
     if random < 0:
-        raise UsageError("--random is how many films to make: 1 or more")
+        raise UsageError("--random, the number of films to make, must be 1 or more")
     from chess_cxr.sources.folder import read_folder
 
     for place in map(Path, films):
         if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-            raise UsageError(f"{out} lies inside {place}, where its films would pass for others; choose another --out")
+            raise UsageError(f"{out} lies inside {place} and its films would pass for sources; choose another --out")
     listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
-    from chess_cxr.tasks.nodules.model import generate_files, load_nodule_generator, plan_orders
+    from chess_cxr.tasks.nodules.distance import compare_made, read_real_nodules
+    from chess_cxr.tasks.nodules.orders import MadeFile, generate_files, load_painter, plan_orders
 
     orders = plan_orders(listed, mask, random, seed)
-    made = generate_files(
-        load_nodule_generator(model, device),
-        orders,
-        out,
-        (smallest, largest),
-        spacing_mm or float("nan"),
-        lungs,
-        limits,
-    )
+    painter = load_painter(model, device, limits)
+    with StageBars(quiet) as bars:
+        real = read_real_nodules(compare_with, judge, orders, limits, bars.show) if compare_with else None
+    made = list[MadeFile]()
     columns = ("source", "film", "mask", "x", "y", "width", "height", "reason")
-    records = (
-        dict(zip(columns, (str(m.order.location), str(m.film or ""), str(m.mask or ""), *m.box, m.reason), strict=True))
-        for m in made
-    )
+
+    def describe(one: MadeFile) -> dict[str, Any]:
+        made.append(one)
+        values = (str(one.order.location), str(one.film or ""), str(one.mask or ""), *one.box, one.reason)
+        return dict(zip(columns, values, strict=True))
+
+    files = generate_files(painter, orders, out, (smallest, largest), spacing_mm or float("nan"), lungs, limits)
     with ProgressBar("generate", len(orders), "films", quiet) as bar:
-        failed = print_films(columns, records, json, bar)
+        failed = print_films(columns, map(describe, files), json, bar)
+    if real:
+        print(compare_made(made, real, out, limits, seed), file=sys.stderr)
     if failed:
-        raise ChessError(f"{failed} of {len(orders)} films could not be made; their reasons stand in the table")
+        raise ChessError(f"{failed} of {len(orders)} films could not be made; the table gives the reasons")

@@ -1,4 +1,4 @@
-"""Use a model on film files: predict."""
+"""Apply a model to film files: predict."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    check_device_name,
-    check_workers,
-    parse_location,
-    print_films,
-)
+from chess_cxr.arguments import Device, check_device_name, check_workers, parse_location, print_films
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.workers.child import Limits
@@ -33,40 +27,41 @@ def predict(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Use a model on film files.
+    """Apply a model to film files.
 
-    A classifier's probabilities are printed as CSV.  A bone model writes films without bone to OUT, DICOM as derived
-    DICOM images and others as PNG, and prints their names: chess-cxr predict models/bones new/ --out suppressed
+    For a classifier, prints probabilities as CSV.  For a bone model, writes films without bone to OUT, as derived DICOM
+    for DICOM and as PNG for other files, and prints their names: chess-cxr predict models/bones new/ --out suppressed
 
-    Files are decoded as the ingest does it.  A film that fails has a reason instead, and the exit code is 1.  Research
-    software, not a medical device.
+    Decodes files like ingest.  If a film fails, its row gives the reason, and the exit code is 1.  Research software,
+    not a medical device.
 
     Example: chess-cxr predict models/findings new/film.dcm new/other.png
 
     Args:
-        model: what finetune classify or finetune bones wrote.
+        model: a model folder from finetune classify or finetune bones.
         films: files (DICOM, PNG, JPEG, …), folders or URLs.
-        out: folder for what a bone model makes.
-        burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of what it makes.
-        sheets: write a picture of film, result and bone beside what it makes.
-        saliency: folder for a picture of each film with what spoke for each label of a classifier (Grad-CAM).
+        out: folder for the films that a bone model makes.
+        burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of these films.
+        sheets: also write a picture of film, result and removed bone.
+        saliency: folder for pictures of a classifier's saliency for each film and label (Grad-CAM).
         device: auto, cpu, cuda, cuda:N or mps.
-        workers: processes that decode; by default one a core.
-        limits: what one film may take.
-        json: print JSON, one record for each film.
-        quiet: no progress on stderr.
+        workers: number of decoding processes; by default one per core.
+        limits: limits of time and memory per film.
+        json: print JSON, one record per film.
+        quiet: show no progress.
     """
     check_workers(workers)
     check_device_name(device)
     if not films:
         raise UsageError("no film is given")
     from chess_cxr.sources.folder import read_folder
-    from chess_cxr.tasks.table import PredictOptions, predict_films
+    from chess_cxr.tasks.table import PredictOptions, find_predictor, predict_films
 
+    find_predictor(model)  # before its films are looked for
     locations = [film.path for film in read_folder([parse_location(film) for film in films])]
     options = PredictOptions(out, burn_in, sheets, saliency, device, workers, limits)
     predictions = predict_films(model, locations, options)
     with ProgressBar("predict", len(locations), "films", quiet) as bar:
         failed = print_films(predictions.columns, predictions.records, json, bar)
     if failed:
-        raise ChessError(f"{failed} of {len(locations)} films could not be read; their reasons stand in the table")
+        raise ChessError(f"{failed} of {len(locations)} films could not be read; the table gives the reasons")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from chess_cxr.arguments import (
     RunPaths,
     Stores,
     check_device_name,
+    is_first_rank,
     print_result,
     refuse_preset_and_config,
 )
@@ -35,22 +35,22 @@ def pretrain(
     device: Device = "auto",
     quiet: bool = False,
 ) -> None:
-    """Pre-train an encoder on the films of some stores, without labels.
+    """Pre-train an encoder on stores of films, without labels.
 
-    The same command again continues an interrupted run.  Films of the val and test splits are never trained on.
-    Several GPUs or machines: torchrun … -m chess_cxr pretrain …
+    Never trains on films of the val and test splits.  If interrupted, the same command continues the run.  For several
+    GPUs or machines: torchrun … -m chess_cxr pretrain …
 
     Example: chess-cxr pretrain films.lance --preset cpu_small --out runs/first
 
     Args:
         stores: stores to train on.
-        out: the run folder.
+        out: the run folder to write or continue.
         preset: chess_paper, chess_strong, cpu_small or demo; by default cpu_small.
-        config: a JSON file like a run's config.json instead of a preset.
+        config: a JSON file such as a run's config.json, instead of a preset.
         begin_from: an encoder to continue from: a folder, or a name such as imagenet:tf_efficientnet_lite0.
-        tracking: where numbers go.
+        tracking: trackers of the run's numbers.
         device: auto, cpu, cuda, cuda:N or mps.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     refuse_preset_and_config(preset, config)
     check_device_name(device)
@@ -63,7 +63,7 @@ def pretrain(
     from chess_cxr.pretraining.pretrain import pretrain as run_pretrain
 
     chosen = read_config_file(config) if config else build_config(preset or "cpu_small", out)
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = is_first_rank()
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
         run = run_pretrain(
             opened,
@@ -84,13 +84,13 @@ def runs(
     sort: str = "started",
     json: bool = False,
 ) -> None:
-    """List pre-training runs: how far they are, how fast, what their encoders are worth.
+    """List pre-training runs with their progress, speed and results.
 
     Example: chess-cxr runs runs/ --sort knn_auroc_best
 
     Args:
-        folders: runs, or folders up to two levels above runs.
-        sort: column to sort by, such as started, name, state, step, loss, knn_auroc_best or images_per_second.
+        folders: run folders, or folders up to two levels above them.
+        sort: the column to sort by, such as started, name, state, step, loss, knn_auroc_best or images_per_second.
         json: print JSON.
     """
     from chess_cxr.pretraining.runs import list_runs
@@ -100,12 +100,12 @@ def runs(
 
 
 def compare_runs(folders: RunPaths, json: bool = False) -> None:
-    """Put pre-training runs side by side: in what they differ, and their newest numbers.
+    """Compare pre-training runs: different configuration entries, and newest numbers.
 
     Example: chess-cxr runs compare runs/first runs/second
 
     Args:
-        folders: two runs or more.
+        folders: two or more run folders.
         json: print JSON.
     """
     from chess_cxr.pretraining.runs import compare_runs as compare
@@ -120,15 +120,15 @@ def write_run_page(
     films: int = 12,
     synthetic: bool = False,
 ) -> None:
-    """Write a run's page, RUN/report.html, with its curves and a sheet of the view pairs it saw.
+    """Write the page of a run, RUN/report.html, with its curves and some view pairs.
 
     Example: chess-cxr runs page runs/first --store films.lance
 
     Args:
         run: a run folder.
-        store: stores it was trained on, for the sheet of views.
-        films: how many on the sheet.
-        synthetic: say on the page that the films were generated.
+        store: the stores of the run, for the view pairs.
+        films: number of films to show.
+        synthetic: label the page SYNTHETIC, for generated films.
     """
     from chess_cxr.pretraining.runs import is_run
 
@@ -154,26 +154,26 @@ def plan_run(
     calibration: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Tell what a pre-training run will take: store, steps, hours, memory, traffic, money.
+    """Estimate what a pre-training run takes: storage, steps, hours, memory, traffic and money.
 
     For named GPUs the numbers are calculated from data sheets, not measured.  Without --gpus they are for this machine,
-    as measured by --calibrate, which trains the preset for a short while.
+    scaled from a short training run that --calibrate measures.
 
     Example: chess-cxr plan --images 4.8e6 --preset chess_paper --gpus 8xH100 --price 3
 
     Args:
-        images: films of the run.
-        preset: what is run; by default chess_paper.
-        config: a JSON configuration instead of a preset.
-        gpus: such as H100, 8xH100 or 4x8xH100 (nodes, GPUs of each).
-        price: of one GPU for an hour.
+        images: number of films.
+        preset: the preset to plan; by default chess_paper.
+        config: a JSON configuration to plan, instead of a preset.
+        gpus: GPUs such as H100, 8xH100 or 4x8xH100 (nodes, GPUs per node).
+        price: price per GPU-hour.
         network_gbit: Gbit/s of a node's network, all its cards together.
-        epochs: passes over the films instead of the preset's steps.
-        film_kilobytes: of an encoded film, if you know it.
-        calibrate: measure this machine first and keep that in the calibration file.
-        store: films to calibrate with; generated ones by default.
-        seconds: of the calibration.
-        calibration: file of the calibration; by default one in your configuration folder.
+        epochs: passes over the films, instead of the preset's steps.
+        film_kilobytes: mean size of an encoded film, if known.
+        calibrate: measure this machine first, and save the result.
+        store: films to calibrate with; by default generated ones.
+        seconds: duration of the calibration.
+        calibration: the calibration file; by default one in your configuration folder.
         json: print JSON.
     """
     refuse_preset_and_config(preset, config)

@@ -1,1 +1,1 @@
-"""One file of any kind to one film."""
+"""Decode a file of any kind into a film."""

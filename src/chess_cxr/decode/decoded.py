@@ -1,4 +1,4 @@
-"""What a decoded film is, and what is refused as none."""
+"""The decoded film, checks of its size and range, and greys stretched between percentiles."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ MIN_SIDE = 32
 MAX_ASPECT = 8
 WINDOW_PERCENTILES = (0.5, 99.5)
 SPARE = 1.5
-# A film whose middle 99 % span less than this is blank: two steps of an 8-bit screen.
-MIN_RANGE = 2 / 255
+MIN_RANGE = 2 / 255  # a film is blank if its middle 99 % span less than two steps of an 8-bit screen
 _EIGHT_BITS = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)
 class FilmHeader:
-    """What the file itself says about the film: the ORIGINAL identifiers, empty or NaN where it says nothing.
+    """Description of a film in its own file, with ORIGINAL identifiers; empty or NaN if absent.
 
-    study_date: YYYYMMDD of Study Date (0008,0020).  manufacturer: as the file has it.  burned_in: "YES", "NO" or "" of
-    Burned In Annotation (0028,0301).  modality, body_part: (0008,0060), (0018,0015).  frames: (0028,0008).
+    study_date: YYYYMMDD of Study Date (0008,0020).  manufacturer: as written in the file.  burned_in: "YES", "NO" or ""
+    of Burned In Annotation (0028,0301).  modality, body_part: (0008,0060), (0018,0015).  frames: (0028,0008).
     """
 
     patient: str = ""
@@ -44,9 +43,9 @@ class FilmHeader:
 
 @dataclass(frozen=True)
 class DecodedFilm:
-    """pixels: float32 [H, W] in [0, 1], air 0, bone 1.  spacing_mm: between pixel centres, NaN where unknown.
+    """pixels: float32 [H, W] in [0, 1], air 0, bone 1.  spacing_mm: between pixel centres, NaN if unknown.
 
-    full_height, full_width: what the file holds; pixels are fewer where the decoder was allowed to reduce them.
+    full_height, full_width: size in the file; `pixels` is smaller if the decoder reduced it.
     """
 
     pixels: np.ndarray
@@ -62,7 +61,7 @@ class DecodedFilm:
 
 
 def check_size(height: int, width: int, frames: int = 1) -> None:
-    """Refuse what is too large, too small or too narrow, before any memory is taken for it."""
+    """Raise `Undecodable` for a size that is too large, too small or too narrow; call this before allocating memory."""
     if height * width * max(frames, 1) > MAX_MEGAPIXELS * 1_000_000:
         raise Undecodable(f"more than {MAX_MEGAPIXELS} megapixels")
     if min(height, width) < MIN_SIDE:
@@ -72,7 +71,7 @@ def check_size(height: int, width: int, frames: int = 1) -> None:
 
 
 def check_range(pixels: np.ndarray) -> None:
-    """Refuse a blank image: one whose middle 99 % of pixels span less than two of 255 grey levels."""
+    """Raise `Undecodable` for a blank image: the middle 99 % of its pixels span less than two of 255 grey levels."""
     step_y, step_x = (max(1, side // 128) for side in pixels.shape)
     values = pixels[::step_y, ::step_x].ravel()
     first, last = (round(share / 100 * (values.size - 1)) for share in WINDOW_PERCENTILES)
@@ -100,25 +99,23 @@ def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def count_levels(index_HW: np.ndarray) -> np.ndarray:
-    """Return how often each value of a uint8 or uint16 image occurs, int64; five times as fast as `np.bincount`."""
+    """Count each value of a uint8 or uint16 image, int64; five times as fast as `np.bincount`."""
     levels = 1 << (8 * index_HW.dtype.itemsize)
     return cv2.calcHist([index_HW], [0], None, [levels], [0, levels]).ravel().astype(np.int64)
 
 
 def scale_8_bits(grey_HW: np.ndarray) -> np.ndarray:
     """Return uint8 as value / 255, float32."""
-    scaled: np.ndarray = cv2.LUT(grey_HW, _EIGHT_BITS)
-    return scaled
+    return np.asarray(cv2.LUT(grey_HW, _EIGHT_BITS))
 
 
 def stretch_between_percentiles(raw_HW: np.ndarray) -> np.ndarray:
-    """Map any grey image between its 0.5th and 99.5th percentile to [0, 1]; what is not a number becomes air."""
+    """Map any grey image between its 0.5th and 99.5th percentile to [0, 1]; NaN becomes air."""
     if raw_HW.dtype in (np.uint8, np.uint16):
         value_N, counts_N = np.arange(1 << (8 * raw_HW.dtype.itemsize)), count_levels(raw_HW)
         seen = counts_N > 0
         table_N = stretch(value_N, *find_window(value_N[seen], counts_N[seen]))
-        grey: np.ndarray = cv2.LUT(raw_HW, table_N)
-        return grey
+        return np.asarray(cv2.LUT(raw_HW, table_N))
     known = np.isfinite(raw_HW)
     if not known.any():
         raise Undecodable("blank image")
@@ -131,10 +128,10 @@ def stretch_between_percentiles(raw_HW: np.ndarray) -> np.ndarray:
 
 
 def choose_halvings(height: int, width: int, at_least: int, most: int) -> int:
-    """Return how many octaves, at most `most`, a decoder may leave out for a film that will be shrunk to `at_least`.
+    """Return how often, at most `most` times, a decoder may halve a film that will be shrunk to `at_least`.
 
-    The longest side stays half as long again as asked, so that averaging has the last word: without that, what the
-    wavelets of JPEG 2000 leave of noise and edges shows.
+    The longest side stays at least 1.5 times `at_least`: the averaging that follows hides the noise and edges that the
+    wavelets of JPEG 2000 leave.
     """
     halvings = 0
     while at_least > 0 and halvings < most and max(height, width) / 2 ** (halvings + 1) >= SPARE * at_least:

@@ -1,8 +1,8 @@
-"""The codecs of imagecodecs, simplejpeg and Pillow as a decoding plugin of pydicom.
+"""Decoding plugin of pydicom with the codecs of imagecodecs, simplejpeg and Pillow.
 
-Of the public decoders that were tried these take the least processor time and agree with the others to the bit.
-The plugin decodes to the size that the runner asks for: if that is a half, a quarter or an eighth of the frame's own,
-the codec leaves out its finest octaves and all the work on them.
+Among the public decoders these take the least processor time, and they agree with the others to the bit.  The plugin
+decodes to the size that the runner asks for: for a half, a quarter or an eighth of the frame, the codec skips the
+finest octaves.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import DecodeRunner
 
 PLUGIN = "chess_cxr"
-DECODER_DEPENDENCIES: dict[uid.UID, tuple[str, ...]] = {}  # pydicom asks for it; nothing here is optional
+DECODER_DEPENDENCIES: dict[uid.UID, tuple[str, ...]] = {}  # part of the plugin interface; nothing is optional
 
 _Decode = Callable[[bytes, DecodeRunner], np.ndarray]
 
 
 def is_available(transfer_syntax: str) -> bool:
-    """Whether the plugin decodes the transfer syntax; part of pydicom's plugin interface."""
+    """Whether the plugin decodes a transfer syntax; part of the plugin interface."""
     return transfer_syntax in _DECODERS
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     """Decode one frame to unsigned or signed little-endian samples, pixel by pixel (Planar Configuration 0).
 
-    Raises `ValueError`, or an error of the codec, where the frame is damaged or is not of the runner's size.
+    Raises `ValueError` or an error of the codec if the frame is damaged or has another size than the runner's.
     """
     try:
         return _decode_frame(src, runner)
     except MemoryError:
-        raise MemoryError("unable to allocate memory") from None  # pydicom keeps the text of an error and not its type
+        raise MemoryError("unable to allocate memory") from None  # pydicom keeps the text of an error only
 
 
 def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
@@ -52,51 +52,44 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 def _decode_rle(src: bytes, runner: DecodeRunner) -> np.ndarray:
-    """RLE Lossless (PS3.5 annex G): the bytes of each sample in segments of their own, planes one after another."""
+    """Decode RLE Lossless (PS3.5 annex G): one segment a byte of a sample, planes one after another."""
     dtype = np.dtype(f"<u{runner.bits_allocated // 8}")
     planes = (runner.samples_per_pixel, runner.rows, runner.columns)
     buffer = bytearray(dtype.itemsize * int(np.prod(planes)))
     decoded = imagecodecs.dicomrle_decode(src, dtype.str, out=buffer)
-    # Segments may end in one byte of padding, never early.
+    # A segment may end in one byte of padding.
     stored = np.frombuffer(decoded, dtype, count=int(np.prod(planes))).reshape(planes)
     return np.moveaxis(stored, 0, -1) if runner.samples_per_pixel > 1 else stored[0]
 
 
 def _decode_jpeg(src: bytes, runner: DecodeRunner) -> np.ndarray:
-    """JPEG with 8 bits (PS3.5 A.4.1), strictly; one sample a pixel asked of a colour image is its luminance."""
+    """Decode JPEG with 8 bits (PS3.5 A.4.1) strictly; return the luminance of colour if one sample is asked for."""
     if runner.samples_per_pixel == 1:
-        grey: np.ndarray = simplejpeg.decode_jpeg(
-            src, colorspace="GRAY", min_height=runner.rows, min_width=runner.columns
-        )
-        return grey[..., 0]
-    if runner.get_option("stored_as_rgb"):  # nothing in the stream says so, only Photometric Interpretation
+        grey = simplejpeg.decode_jpeg(src, colorspace="GRAY", min_height=runner.rows, min_width=runner.columns)
+        return np.asarray(grey[..., 0])
+    if runner.get_option("stored_as_rgb"):  # only Photometric Interpretation tells, not the stream
         return imagecodecs.jpeg8_decode(src, colorspace="RGB", outcolorspace="RGB")
-    colour: np.ndarray = simplejpeg.decode_jpeg(src, colorspace="RGB")
-    return colour
+    return np.asarray(simplejpeg.decode_jpeg(src, colorspace="RGB"))
 
 
 def _decode_deep_jpeg(src: bytes, runner: DecodeRunner) -> np.ndarray:
-    """JPEG with 12 bits, and lossless JPEG of any selection value (PS3.5 A.4.1, A.4.2)."""
-    return imagecodecs.jpeg8_decode(src)
-
-
-def _decode_lossless_jpeg(src: bytes, runner: DecodeRunner) -> np.ndarray:
+    """Decode JPEG with 12 bits, or lossless JPEG of any selection value (PS3.5 A.4.1, A.4.2)."""
     try:
         return imagecodecs.jpeg8_decode(src)
     except imagecodecs.Jpeg8Error:
-        return imagecodecs.jpegsof3_decode(src)  # twice as slow, but knows the odd streams of old devices
+        return imagecodecs.jpegsof3_decode(src)  # twice as slow, but reads the odd streams of old devices
 
 
 def _decode_jpeg_ls(src: bytes, runner: DecodeRunner) -> np.ndarray:
-    """JPEG-LS, lossless and near-lossless (PS3.5 A.4.3)."""
+    """Decode JPEG-LS, lossless or near-lossless (PS3.5 A.4.3)."""
     return imagecodecs.jpegls_decode(src)
 
 
 def _decode_jpeg_2000(src: bytes, runner: DecodeRunner) -> np.ndarray:
-    """JPEG 2000 Part 1 (PS3.5 A.4.4) and High-Throughput JPEG 2000 (A.4.10).
+    """Decode JPEG 2000 Part 1 (PS3.5 A.4.4) or High-Throughput JPEG 2000 (A.4.10) with OpenJPEG.
 
-    OpenJPEG reads both.  OpenJPH would take half its time for the second, but imagecodecs 2026.3 drops its errors and
-    returns memory that nothing was written to.
+    OpenJPH takes half the time for the latter, but imagecodecs 2026.3 ignores its errors and returns uninitialised
+    memory.
     """
     if halvings := runner.get_option("halvings", 0):
         return _decode_halved(src, halvings)
@@ -104,9 +97,9 @@ def _decode_jpeg_2000(src: bytes, runner: DecodeRunner) -> np.ndarray:
 
 
 def _decode_halved(src: bytes, halvings: int) -> np.ndarray:
-    """Decode a grey frame without its finest `halvings` octaves, to the bits that the full decoder would give.
+    """Decode a grey frame without its finest `halvings` octaves, in the bits of the full decoder.
 
-    Pillow shifts values up to fill 8 or 16 bits and lifts signed ones above zero; both are taken back.
+    Pillow shifts values up to fill 8 or 16 bits and offsets signed ones above zero; both are undone.
     """
     precision, signed = _get_depth(src)
     with Image.open(io.BytesIO(src), formats=["JPEG2000"]) as image:
@@ -115,7 +108,7 @@ def _decode_halved(src: bytes, halvings: int) -> np.ndarray:
     if lifted.dtype.itemsize * 8 < precision or lifted.ndim != 2:
         raise ValueError("the compressed frame has more bits than its decoder gives")
     lifted = lifted >> (8 * lifted.dtype.itemsize - precision)
-    # In two's complement, taking back the lift is turning over the sign bit.
+    # In two's complement, undoing the offset means flipping the sign bit.
     return lifted ^ lifted.dtype.type(1 << (precision - 1)) if signed else lifted
 
 
@@ -129,7 +122,7 @@ _DECODERS: dict[str, _Decode] = {
     uid.RLELossless: _decode_rle,
     uid.JPEGBaseline8Bit: _decode_jpeg,
     uid.JPEGExtended12Bit: _decode_deep_jpeg,
-    uid.JPEGLossless: _decode_lossless_jpeg,
+    uid.JPEGLossless: _decode_deep_jpeg,
     uid.JPEGLSLossless: _decode_jpeg_ls,
     uid.JPEGLSNearLossless: _decode_jpeg_ls,
     uid.JPEG2000Lossless: _decode_jpeg_2000,

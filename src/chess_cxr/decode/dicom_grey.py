@@ -1,6 +1,6 @@
-"""Stored values to grey in [0, 1]: Modality LUT and VOI LUT modules of PS3.3, palettes and padding.
+"""Map stored values to grey in [0, 1]: Modality LUT and VOI LUT modules of PS3.3, palettes and padding.
 
-Everything is worked out on a table: a film has 65,536 stored values at most, but millions of pixels.
+All mappings are computed on a table of at most 65,536 stored values, then applied to millions of pixels at once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _PARTIAL_BLACK, _PARTIAL_WHITE = 16 / 255, 235 / 255
 def map_to_grey(stored: StoredPixels, module: PixelModule, dataset: pydicom.Dataset) -> np.ndarray:
     """Return the frame as float32 [H, W] in [0, 1], bone bright.
 
-    Grey frames go through Modality LUT or rescale (PS3.3 C.11.1), then the first VOI LUT or window (C.11.2); where
-    there is none that works, 8 bits are kept as they are and more are stretched between their percentiles.
-    MONOCHROME1 (C.7.6.3.1.2) is inverted.  Padding (C.7.5.1.1.2) becomes air.
+    Grey frames go through Modality LUT or rescale (PS3.3 C.11.1), then the first VOI LUT or window (C.11.2).  Without a
+    valid one, 8 bits are kept and more are stretched between their percentiles.  MONOCHROME1 (C.7.6.3.1.2) is
+    inverted.  Padding (C.7.5.1.1.2) becomes air.
     """
     if stored.is_rgb:
         return _weigh_colours(stored.pixels, stored.bits)
@@ -37,18 +37,17 @@ def map_to_grey(stored: StoredPixels, module: PixelModule, dataset: pydicom.Data
         table_N = _map_palette(value_N, dataset)
     else:
         table_N = _map_grey(index_HW, value_N, module, dataset)
-    grey: np.ndarray = cv2.LUT(index_HW, table_N.astype(np.float32))
-    return grey
+    return np.asarray(cv2.LUT(index_HW, table_N.astype(np.float32)))
 
 
 # ---------------------------------------------------------------- stored values
 
 
 def _index_values(stored: StoredPixels, module: PixelModule) -> tuple[np.ndarray, np.ndarray]:
-    """Return uint8 or uint16 [H, W] and the stored value that each of the 256 or 65,536 indices stands for.
+    """Return the frame as indices, uint8 or uint16 [H, W], and the stored value of each of 256 or 65,536 indices.
 
-    Bits above Bits Stored are masked and the sign is extended from the highest bit that counts (PS3.5 8.1.1): old
-    devices kept overlays there.  Where 32 bits hold more than 65,536 levels, the lowest bits are dropped.
+    Bits above Bits Stored, in which old devices kept overlays, are masked; the sign is extended from the highest stored
+    bit (PS3.5 8.1.1).  If 32 bits hold more than 65,536 levels, the lowest bits are dropped.
     """
     pixels = np.ascontiguousarray(stored.pixels)
     if pixels.dtype.itemsize <= 2:
@@ -62,22 +61,20 @@ def _index_values(stored: StoredPixels, module: PixelModule) -> tuple[np.ndarray
 
 
 def find_values(container: np.ndarray, stored: StoredPixels, signed: bool) -> np.ndarray:
-    """Return the stored values that containers of unsigned bits hold, int64."""
+    """Return the stored values, int64, in containers of unsigned bits."""
     top = 1 << stored.bits
-    value: np.ndarray
     if stored.overshoots and not signed:
-        value = np.minimum(container, top - 1)
-        return value
-    value = (container >> stored.shift) & (top - 1)
+        return np.asarray(np.minimum(container, top - 1))
+    value: np.ndarray = (container >> stored.shift) & (top - 1)
     return value - top * (value >= top // 2) if signed else value
 
 
 def find_padding(value_N: np.ndarray, module: PixelModule, dataset: pydicom.Dataset) -> np.ndarray:
-    """Return which stored values are padding: one value or a range (PS3.3 C.7.5.1.1.2), before any LUT."""
+    """Return which stored values are padding, one value or a range before any LUT (PS3.3 C.7.5.1.1.2)."""
     value, limit = (read_number(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return np.zeros(len(value_N), dtype=bool)
-    # Written as US where the pixels are signed, or the other way round
+    # Some files write US for signed pixels, or SS for unsigned ones
     wrapped = [_wrap(int(end), module) for end in (value, value if limit is None else limit)]
     return (value_N >= min(wrapped)) & (value_N <= max(wrapped))
 
@@ -100,7 +97,7 @@ def _map_grey(index_HW: np.ndarray, value_N: np.ndarray, module: PixelModule, da
         if not counts_N.any():
             raise Undecodable("blank image")
     if table_N is None and module.stored == 8 and not module.signed and np.array_equal(modality_N, value_N):
-        table_N = value_N / 255  # eight bits without a window were made for a screen, like a PNG
+        table_N = value_N / 255  # eight bits without a window are meant for a screen, like a PNG
     if table_N is None:
         assert counts_N is not None
         seen = counts_N > 0
@@ -112,28 +109,26 @@ def _map_grey(index_HW: np.ndarray, value_N: np.ndarray, module: PixelModule, da
 
 
 def _map_luminance(value_N: np.ndarray, bits: int, photometric: str) -> np.ndarray:
-    """Luminance of a colour image (PS3.3 C.7.6.3.1.2); windows speak of grey images only."""
+    """Map luminance of a colour image to grey (PS3.3 C.7.6.3.1.2); windows apply to grey images only."""
     table_N = value_N / ((1 << bits) - 1)
     if photometric.startswith("YBR_PARTIAL"):
         table_N = (table_N - _PARTIAL_BLACK) / (_PARTIAL_WHITE - _PARTIAL_BLACK)
-    clipped: np.ndarray = np.clip(table_N, 0, 1)
-    return clipped
+    return np.asarray(np.clip(table_N, 0, 1))
 
 
 def _map_palette(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Luminance of the colours that a palette gives the values (PS3.3 C.7.6.3.1.5, C.7.9; segmented: C.7.9.2)."""
+    """Map values to the luminance of their palette colours (PS3.3 C.7.6.3.1.5, C.7.9; segmented: C.7.9.2)."""
     descriptor = dataset.RedPaletteColorLookupTableDescriptor
     entries, first = int(descriptor[0]) or 1 << 16, int(descriptor[1])
-    # Values off the table take its ends; pydicom wraps those that do not fit the entries' type.
+    # Values off the table map to its ends; pydicom would wrap those that do not fit the type of the entries.
     used_N = np.clip(value_N, first, first + entries - 1)
     colour_NC = apply_color_lut(used_N, dataset)
     top = np.iinfo(colour_NC.dtype).max
-    table_N: np.ndarray = np.clip(colour_NC[:, :3].astype(np.float64) @ _LUMINANCE[0] / top, 0, 1)
-    return table_N
+    return np.asarray(np.clip(colour_NC[:, :3].astype(np.float64) @ _LUMINANCE[0] / top, 0, 1))
 
 
 def _weigh_colours(pixels_HWC: np.ndarray, bits: int) -> np.ndarray:
-    """RGB (PS3.3 C.7.6.3.1.2) to luminance."""
+    """Convert RGB (PS3.3 C.7.6.3.1.2) to luminance."""
     grey = cv2.transform(np.ascontiguousarray(pixels_HWC).astype(np.float32), _LUMINANCE / ((1 << bits) - 1))
     return np.clip(grey, 0, 1, out=grey)
 
@@ -142,23 +137,22 @@ def _weigh_colours(pixels_HWC: np.ndarray, bits: int) -> np.ndarray:
 
 
 def apply_modality(value_N: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Return the values through Modality LUT Sequence (PS3.3 C.11.1.1) or Rescale Slope and Intercept, float64."""
+    """Apply Modality LUT Sequence (PS3.3 C.11.1.1) or Rescale Slope and Intercept; float64."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(value_N, dataset.ModalityLUTSequence[0], dataset)
     source = find_functional_group(dataset, "PixelValueTransformationSequence", "RescaleSlope")
     slope, intercept = read_number(source, "RescaleSlope"), read_number(source, "RescaleIntercept")
-    # A slope of zero would make every film blank; archives hold such files.
+    # Archives hold files with a slope of zero, which would make the film blank.
     return value_N * (slope or 1.0) + (intercept or 0.0)
 
 
 def apply_voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None:
-    """Return values through the first VOI LUT (PS3.3 C.11.2.1.1), else the first window (C.11.2.1.2), on [0, 1].
+    """Apply the first VOI LUT (PS3.3 C.11.2.1.1), else the first window (C.11.2.1.2); on [0, 1].
 
-    None where there is none that works: a width of zero, an unknown function.
+    Returns None without a valid one, such as for a width of zero or an unknown function.
     """
     if dataset.get("VOILUTSequence"):
-        entries = _look_up(values, dataset.VOILUTSequence[0], dataset, normalised=True)
-        return entries
+        return _look_up(values, dataset.VOILUTSequence[0], dataset, normalised=True)
     source = find_functional_group(dataset, "FrameVOILUTSequence", "WindowCenter")
     center, width = read_number(source, "WindowCenter"), read_number(source, "WindowWidth")
     if center is None or width is None:
@@ -168,7 +162,7 @@ def apply_voi(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray | None
 
 
 def _apply_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray | None:
-    """Window Center (0028,1050) and Width (0028,1051) by VOI LUT Function (0028,1056), on [0, 1].
+    """Apply Window Center (0028,1050) and Width (0028,1051) by VOI LUT Function (0028,1056); on [0, 1].
 
     LINEAR: PS3.3 C.11.2.1.2.1.  SIGMOID: C.11.2.1.3.1.  LINEAR_EXACT: C.11.2.1.3.2.
     """
@@ -186,14 +180,14 @@ def _apply_window(values: np.ndarray, center: float, width: float, function: str
 def _look_up(
     values: np.ndarray, item: pydicom.Dataset, dataset: pydicom.Dataset, normalised: bool = False
 ) -> np.ndarray:
-    """Look values up in LUT Data (0028,3006) as LUT Descriptor (0028,3002) says (PS3.3 C.11.1.1.1, C.11.2.1.1).
+    """Look values up in LUT Data (0028,3006) by LUT Descriptor (0028,3002) (PS3.3 C.11.1.1.1, C.11.2.1.1).
 
-    normalised: on the range that the entries use.  Written here since pydicom 3.0 wraps the index of 8-bit tables, and
-    since many devices declare 16 bits an entry and fill 12.
+    normalised: scale to the range of the entries.  Not left to pydicom 3.0, which wraps the index of 8-bit tables and
+    trusts devices that declare 16 bits an entry and fill 12.
     """
     entries, first = int(item.LUTDescriptor[0]) or 1 << 16, int(item.LUTDescriptor[1])
     if first >= 1 << 15 and float(values.min()) < 0:
-        first -= 1 << 16  # written as US although the values are signed
+        first -= 1 << 16  # written as US despite signed values
     lut: np.ndarray
     if isinstance(item.LUTData, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
@@ -211,7 +205,7 @@ def _look_up(
 
 
 def find_functional_group(dataset: pydicom.Dataset, sequence: str, keyword: str) -> pydicom.Dataset:
-    """Return what holds an attribute of the first frame: the data set, else a functional group (PS3.3 C.7.6.16)."""
+    """Return the holder of an attribute of the first frame: the data set or a functional group (PS3.3 C.7.6.16)."""
     if keyword in dataset:
         return dataset
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
@@ -223,7 +217,7 @@ def find_functional_group(dataset: pydicom.Dataset, sequence: str, keyword: str)
 
 
 def read_number(dataset: pydicom.Dataset, keyword: str) -> float | None:
-    """Return the first value of an attribute; None where there is none, or none that is a finite number."""
+    """Return the first value of an attribute, None if it is missing or no finite number."""
     try:
         value = dataset.get(keyword)
         first = value if isinstance(value, (str, int, float)) else next(iter(value or ()), None)

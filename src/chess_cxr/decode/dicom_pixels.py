@@ -1,4 +1,4 @@
-"""The first frame of a DICOM file as stored values: Image Pixel module (PS3.3 C.7.6.3), encodings of PS3.5."""
+"""Decode the first frame of a DICOM file to stored values: Image Pixel module (PS3.3 C.7.6.3), encodings of PS3.5."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 @dataclass(frozen=True)
 class PixelModule:
-    """The Image Pixel module's numbers (PS3.3 C.7.6.3.1), judged.
+    """Checked attributes of the Image Pixel module (PS3.3 C.7.6.3.1).
 
-    allocated: 8, 16 or 32 bits.  photometric: upper case, no spaces around.  is_padded: some value is no part of the
-    film (PS3.3 C.7.5.1.1.2).
+    allocated: 8, 16 or 32 bits.  photometric: upper case, without surrounding spaces.  is_padded: some stored value
+    means padding (PS3.3 C.7.5.1.1.2).
     """
 
     height: int
@@ -43,18 +43,18 @@ class PixelModule:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one native frame (PS3.5 8.1.1; 4:2:2 chrominance: PS3.3 C.7.6.3.1.2)."""
+        """Bytes of one native frame (PS3.5 8.1.1; 4:2:2 chrominance in PS3.3 C.7.6.3.1.2)."""
         length = self.height * self.width * self.samples * (self.allocated // 8)
         return length // 3 * 2 if self.photometric == "YBR_FULL_422" and self.samples == 3 else length
 
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """One frame as its file holds it.
+    """One frame as stored in its file.
 
-    pixels: unsigned integers [H, W] or, where `is_rgb`, [H, W, 3].  bits: how many of each, from the lowest, are the
-    value.  overshoots: larger values are ringing of a lossy codec; otherwise the bits above are dirt.
-    is_luminance: grey made from colour.  halvings: how often the frame was halved while it was decoded.
+    pixels: unsigned integers [H, W], or [H, W, 3] if `is_rgb`.  bits: number of lowest bits that hold the value.
+    overshoots: larger values are ringing of a lossy codec; otherwise higher bits are meaningless.
+    is_luminance: grey derived from colour.  halvings: number of halvings during decoding.
     """
 
     pixels: np.ndarray
@@ -67,7 +67,7 @@ class StoredPixels:
 
 
 def read_pixel_module(dataset: pydicom.Dataset) -> PixelModule:
-    """Read and judge the Image Pixel module before any memory is taken for the image."""
+    """Read and check the Image Pixel module before memory is allocated for the image."""
     if not dataset.get("PixelData"):
         raise Undecodable("DICOM without pixel data")
     try:
@@ -99,8 +99,8 @@ def read_pixel_module(dataset: pydicom.Dataset) -> PixelModule:
 def decode_stored(dataset: pydicom.Dataset, module: PixelModule, at_least: int = 0) -> StoredPixels:
     """Decode the first frame; at_least: as for `chess_cxr.decode.film.decode_film`.
 
-    The bytes have the last word: native data under the name of a compressed transfer syntax, compressed data under a
-    native one or under another codec's, and frames that are not encapsulated are all read as what they are.
+    The bytes decide, not the transfer syntax: native data declared as compressed, compressed data declared as native or
+    as of another codec, and frames without encapsulation are all read as what they are.
     """
     frame = _find_compressed_frame(dataset, module)
     if frame is None:
@@ -117,11 +117,11 @@ def decode_stored(dataset: pydicom.Dataset, module: PixelModule, at_least: int =
 
 
 def _find_compressed_frame(dataset: pydicom.Dataset, module: PixelModule) -> bytes | None:
-    """Return the first frame's codestream (PS3.5 A.4), or None where the pixel data are native (PS3.5 8.2)."""
+    """Return the codestream of the first frame (PS3.5 A.4), None for native pixel data (PS3.5 8.2)."""
     data = dataset.PixelData
     if _is_encapsulated(data):
         frame = _join_first_frame(data, module)
-        # Encapsulated Uncompressed (PS3.5 A.4.11), or whatever was put into items without being compressed
+        # Encapsulated Uncompressed (PS3.5 A.4.11), or any native frame put into items
         if module.frame_bytes <= len(frame) <= module.frame_bytes + 1 and _is_native(frame, module):
             dataset.PixelData = frame
             return None
@@ -134,7 +134,7 @@ def _find_compressed_frame(dataset: pydicom.Dataset, module: PixelModule) -> byt
 
 
 def _is_encapsulated(data: bytes) -> bool:
-    """Whether the value is a chain of items: no native image begins with two item tags so far apart."""
+    """Whether the value is a chain of items; no native image begins with two item tags at the right distance."""
     if data[:4] != _ITEM:
         return False
     second = 8 + int.from_bytes(data[4:8], "little")
@@ -149,7 +149,7 @@ def _join_first_frame(data: bytes, module: PixelModule) -> bytes:
     if module.frames > 1:
         first: bytes = get_frame(data, 0, number_of_frames=module.frames)
         return first
-    # The offset table of a single frame says nothing, and may be wrong.
+    # The offset table of a single frame is useless, and may be wrong.
     buffer = BytesIO(data)
     parse_basic_offsets(buffer)
     fragments = list(generate_fragments(buffer))
@@ -160,11 +160,11 @@ def _join_first_frame(data: bytes, module: PixelModule) -> bytes:
 
 
 def _decode_native(dataset: pydicom.Dataset, module: PixelModule) -> StoredPixels:
-    """Native pixel data of either byte order and planar configuration (PS3.5 8.1, A.1 to A.3)."""
+    """Decode native pixel data of either byte order and planar configuration (PS3.5 8.1, A.1 to A.3)."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in (uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian):
         syntax = uid.ExplicitVRLittleEndian
-    # Some name 4:2:2 and store every chrominance sample.
+    # Some files declare 4:2:2 but store every chrominance sample.
     is_halved = module.frame_bytes < module.height * module.width * module.samples * (module.allocated // 8)
     is_halved = is_halved and len(dataset.PixelData) < module.frame_bytes // 2 * 3 * module.frames
     pixels, _ = get_decoder(syntax).as_array(
@@ -180,19 +180,19 @@ def _decode_native(dataset: pydicom.Dataset, module: PixelModule) -> StoredPixel
     high_bit_shift = module.high_bit + 1 - module.stored
     shift = 0
     if high_bit_shift > 0 and module.high_bit < module.allocated:
-        # Values below another High Bit are of ACR-NEMA's time; most files that name one have them at the bottom.
+        # ACR-NEMA files stored values below High Bit; most files that declare another one store them at the bottom.
         shift = high_bit_shift if int(pixels.max()) >> module.stored else 0
     return _take_luminance(StoredPixels(pixels, module.stored, shift), module, is_rgb=False)
 
 
 def _decode_rle(frame: bytes, module: PixelModule) -> StoredPixels:
-    """RLE Lossless (PS3.5 annex G); the RLE header has no size, so a frame can only be the header's."""
+    """Decode RLE Lossless (PS3.5 annex G), in the size of the module: an RLE header states none."""
     pixels = _run_plugin(uid.RLELossless, frame, module, module.height, module.width)
     return _take_luminance(StoredPixels(pixels, module.stored), module, is_rgb=False)
 
 
 def _decode_compressed(frame: bytes, header: FrameHeader, module: PixelModule, at_least: int) -> StoredPixels:
-    """JPEG (PS3.5 A.4.1, A.4.2), JPEG-LS (A.4.3), JPEG 2000 (A.4.4) and HTJ2K (A.4.10)."""
+    """Decode JPEG (PS3.5 A.4.1, A.4.2), JPEG-LS (A.4.3), JPEG 2000 (A.4.4) or HTJ2K (A.4.10)."""
     if (header.height, header.width) != (module.height, module.width):
         raise Undecodable("DICOM header and compressed image differ in size")
     if not header.complete:
@@ -201,10 +201,10 @@ def _decode_compressed(frame: bytes, header: FrameHeader, module: PixelModule, a
         raise Undecodable("DICOM compressed image is neither grey nor RGB")
     is_jpeg = header.syntax == uid.JPEGBaseline8Bit
     says_rgb = module.photometric == "RGB"
-    # What libjpeg takes for YCbCr although only the tag says otherwise, and only where nothing in the stream speaks
+    # libjpeg assumes YCbCr; the RGB of the tag counts only if nothing in the stream decides
     stored_as_rgb = is_jpeg and says_rgb and header.samples == 3 and not header.is_rgb and b"JFIF" not in frame[:32]
     is_rgb = header.samples == 3 and (header.is_rgb or stored_as_rgb)
-    samples = 1 if is_jpeg and not is_rgb else header.samples  # a YCbCr image's luminance is all that is wanted
+    samples = 1 if is_jpeg and not is_rgb else header.samples  # of YCbCr, only the luminance is needed
     halvings = _choose_halvings(header, module, at_least) if samples == 1 else 0
     pixels = _run_plugin(
         header.syntax,
@@ -227,17 +227,15 @@ def _decode_compressed(frame: bytes, header: FrameHeader, module: PixelModule, a
 
 
 def _choose_halvings(header: FrameHeader, module: PixelModule, at_least: int) -> int:
-    """Return how many octaves the codec may leave out.
+    """Return the number of octaves that the codec may skip.
 
-    None of an image with padding or a palette: averaging mixes those values with others that mean something else.
+    Images with padding or a palette are decoded in full: averaging would mix values of different meaning.
     """
-    if module.is_padded or module.photometric == "PALETTE COLOR":
-        return 0
-    if header.precision > min(module.stored, 16):
+    if module.is_padded or module.photometric == "PALETTE COLOR" or header.precision > min(module.stored, 16):
         return 0
     halvings = choose_halvings(module.height, module.width, at_least, header.halvings)
     if header.syntax != uid.JPEGBaseline8Bit:
-        # Pillow rounds the reduced size half up where JPEG 2000 rounds it up, and fails where the two differ.
+        # JPEG 2000 rounds the reduced size up, Pillow half up; Pillow fails if the two differ.
         while any(0 < side % 2**halvings < 2**halvings // 2 for side in (module.height, module.width)):
             halvings -= 1
     return halvings
@@ -268,7 +266,7 @@ def _run_plugin(
 
 
 def _describe(module: PixelModule, height: int, width: int, photometric: str = "") -> dict[str, object]:
-    """Return the module as pydicom's decoders want it, with nothing left that they would act on of their own."""
+    """Return the module as options of pydicom's decoders, such that they change nothing by themselves."""
     return {
         "rows": height,
         "columns": width,
@@ -284,7 +282,7 @@ def _describe(module: PixelModule, height: int, width: int, photometric: str = "
 
 
 def _take_luminance(stored: StoredPixels, module: PixelModule, is_rgb: bool) -> StoredPixels:
-    """Keep Y of YBR (PS3.3 C.7.6.3.1.2); RGB is left for the grey levels to weigh."""
+    """Keep Y of YBR (PS3.3 C.7.6.3.1.2); leave RGB to `map_to_grey`."""
     if stored.pixels.ndim == 2:
         return stored
     if module.photometric.startswith(("YBR_FULL", "YBR_PARTIAL")) and not is_rgb:

@@ -1,4 +1,4 @@
-"""One file of any kind to one array: 2-D float32 in [0, 1], air dark and bone bright.
+"""Decode a file of any kind into one array: 2-D float32 in [0, 1], air dark and bone bright.
 
 Training and serving both call `decode_film`, so they see the same numbers.
 """
@@ -14,57 +14,64 @@ from pathlib import Path
 import cv2
 from PIL import ImageFile
 
-from chess_cxr.decode.decoded import DecodedFilm, FilmHeader, check_range
+from chess_cxr.decode.decoded import DecodedFilm, check_range
 from chess_cxr.decode.dicom import decode_dicom, is_dicom
 from chess_cxr.decode.image import decode_image
 from chess_cxr.decode.jsrt import decode_jsrt, is_jsrt
 from chess_cxr.decode.volume import decode_volume, is_volume
 from chess_cxr.files.locations import NotAFile, TooLarge, is_url, read_location
-from chess_cxr.records import Undecodable
-
-__all__ = ["DecodedFilm", "FilmHeader", "Undecodable", "decode_film"]
+from chess_cxr.records import ChessError, Undecodable
 
 MAX_FILE_BYTES = 1 << 30
-# -9 is IMAGING_CODEC_MEMORY of Pillow, whose TIFF reader says no more than that.
+# -9 is IMAGING_CODEC_MEMORY of Pillow; its TIFF reader reports only this number.
 _MEMORY_WORDS = ("allocate memory", "unable to allocate", "bad_alloc", "bad alloc", "out of memory", "decoder error -9")
 
 
 def decode_film(location: Path | str, at_least: int = 0) -> DecodedFilm:
-    """Decode one DICOM, PNG, JPEG, TIFF, WebP, NIfTI, MetaImage or raw JSRT file, or object of a store.
+    """Decode a local file or stored object: DICOM, PNG, JPEG, TIFF, WebP, NIfTI, MetaImage or raw JSRT.
 
-    Its content says which it is, never its name; only JSRT's films, which have no header, are told by theirs.
+    The content decides on the format, not the name; only JSRT films, which have no header, are recognised by name.
 
-    8-bit images are kept as value / 255.  Deeper ones are stretched between their 0.5th and 99.5th percentile.
-    DICOM goes through rescale or Modality LUT (PS3.3 C.11.1) and VOI LUT or window (C.11.2); where there is
-    none and the pixels are deeper than 8 bits, through the same percentiles.  MONOCHROME1 is inverted,
-    Pixel Padding (C.7.5.1.1.2) becomes air, colour becomes luminance, the first of many frames is taken.
+    8-bit images are kept as value / 255, deeper ones are stretched between their 0.5th and 99.5th percentile.  DICOM
+    goes through rescale or Modality LUT (PS3.3 C.11.1) and VOI LUT or window (C.11.2); without a window, pixels deeper
+    than 8 bits are stretched like other images.  MONOCHROME1 is inverted, Pixel Padding (C.7.5.1.1.2) becomes air,
+    colour becomes luminance, and only the first frame is decoded.
 
-    at_least: the longest side that the caller will shrink the film to, in pixels.  Where a codec can, it then decodes
-    to a half, a quarter or an eighth of the size, but never below one and a half times `at_least`: JPEG, JPEG 2000
-    and HTJ2K, alone or in DICOM.  JPEG and grey PNG files of 8 bits come at `at_least` itself.  0 decodes the whole
-    film.  spacing_mm is of the size returned.
+    at_least: longest side, in pixels, to which the caller will shrink the film; 0 decodes the whole film.  Codecs that
+    can (JPEG, JPEG 2000 and HTJ2K, alone or in DICOM) then decode to a half, a quarter or an eighth of the size, but
+    not below 1.5 times `at_least`.  JPEG and grey PNG files of 8 bits are shrunk to `at_least` itself.  spacing_mm
+    belongs to the size returned.
 
-    Raises `Undecodable` for everything that cannot be used: broken, truncated, blank, above 120 megapixels
-    (before memory is taken), below 32 pixels on a side or more than 8 times as long as wide; ConnectionError, which
-    says nothing about the film, where an object store cannot be reached.
+    Raises `Undecodable` for a film that is broken, truncated, blank, above 120 megapixels (before memory is allocated),
+    below 32 pixels on a side or more than 8 times as long as wide; `ConnectionError`, which is no fault of the film, if
+    an object store cannot be reached.
     """
     content = read_film_content(location)
-    try:
-        with silence():
-            film = _decode(content, str(location), at_least)
-            check_range(film.pixels)
-    except Undecodable:
-        raise
-    except Exception as error:
-        if tells_of_memory(error):
-            raise Undecodable("not enough memory to decode it") from None
-        # The text of a library's error may quote the header: only its type is safe to pass on.
-        raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None
+    with refuse_damage("decode it"):
+        film = _decode(content, str(location), at_least)
+        check_range(film.pixels)
     return film
 
 
-def tells_of_memory(error: Exception) -> bool:
-    """Whether a library ran out of memory; OpenCV, libtiff through Pillow and ITK say so in ways of their own."""
+@contextlib.contextmanager
+def refuse_damage(purpose: str) -> Iterator[None]:
+    """Turn what libraries raise into `Undecodable`, and keep them from printing: both may quote the header.
+
+    purpose: what memory is needed for, as in "decode it".
+    """
+    try:
+        with _silence():
+            yield
+    except ChessError:
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise Undecodable(f"not enough memory to {purpose}") from None
+        raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a library ran out of memory; OpenCV, libtiff through Pillow and ITK report it each in their own way."""
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
     text = str(error).lower()
@@ -82,9 +89,9 @@ def _decode(content: bytes, name: str, at_least: int) -> DecodedFilm:
 
 
 def read_film_content(location: Path | str) -> bytes:
-    """Return what the file of a film holds.
+    """Read the content of a film's file.
 
-    Raises `Undecodable` for what concerns this film alone, ConnectionError where its store or server fails them all.
+    Raises `Undecodable` for a fault of this film, `ConnectionError` for one of its object store or server.
     """
     try:
         content = read_location(location, MAX_FILE_BYTES)
@@ -95,7 +102,7 @@ def read_film_content(location: Path | str) -> bytes:
     except FileNotFoundError:
         raise Undecodable("file not found") from None
     except PermissionError:
-        if is_url(location):  # credentials that have run out meanwhile look the same
+        if is_url(location):  # perhaps expired credentials
             raise ConnectionError from None
         raise Undecodable("no permission to read the file") from None
     except TooLarge:
@@ -110,8 +117,8 @@ def read_film_content(location: Path | str) -> bytes:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep the libraries from printing: their warnings and log lines quote header values."""
+def _silence() -> Iterator[None]:
+    """Silence the libraries, whose warnings and log lines quote header values."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "PIL", "imagecodecs")]
     levels = [logger.level for logger in loggers]
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -121,7 +128,7 @@ def silence() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # pydicom only warns where a file ends early; what is left of such a film is not a film.
+            # pydicom only warns about files that end early; here they are errors.
             warnings.filterwarnings("error", message=".*(End of file reached|EOF|fewer|truncated).*")
             yield
     finally:

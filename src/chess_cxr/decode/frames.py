@@ -1,6 +1,6 @@
-"""What a compressed frame says of itself, read before any decoder sees it.
+"""Read the header of a compressed frame before a decoder sees it.
 
-Decoders allocate what the stream claims, and files name codecs that their frames were not written with.
+Decoders allocate what the stream claims, and some files name another codec than their frames were written with.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pydicom import uid
 
 _ENDS = frozenset({0xD8, 0xD9, *range(0xD0, 0xD8), 0x01})  # markers without a length: SOI, EOI, RSTn, TEM
 _SOC_SIZ = b"\xff\x4f\xff\x51"
-# Of the main header of JPEG 2000 (ISO/IEC 15444-1 table A.2; CAP in 15444-15)
-_CAP, _SIZ, _COD, _SOT, _EOC = 0xFF50, 0xFF51, 0xFF52, 0xFF90, 0xFFD9
-_HT_PART = 1 << (32 - 15)  # Pcap15 of CAP: some code-blocks are of High-Throughput JPEG 2000
+# Markers of JPEG 2000 (ISO/IEC 15444-1 table A.2; CAP in 15444-15)
+_CAP, _COD, _SOT = 0xFF50, 0xFF52, 0xFF90
+_HT_PART = 1 << (32 - 15)  # Pcap15 of CAP: the stream may hold code-blocks of High-Throughput JPEG 2000
 
 
 @dataclass(frozen=True)
 class FrameHeader:
-    """syntax: the transfer syntax such a stream belongs to.  precision: bits of a sample.
+    """syntax: transfer syntax of such a stream.  precision: bits of a sample.
 
-    exact: decodes to what was encoded.  complete: is not seen to be cut off.  is_rgb: the decoder gives RGB, whatever
-    the stream holds.  halvings: how often its decoder may leave out the finest octave.
+    exact: lossless.  complete: not visibly cut off.  is_rgb: the decoder returns RGB, whatever the stream holds.
+    halvings: number of octaves that the decoder can skip.
     """
 
     syntax: uid.UID
@@ -38,21 +38,21 @@ class FrameHeader:
 
 
 def read_frame_header(frame: bytes) -> FrameHeader | None:
-    """Read the header of a JPEG, JPEG-LS, JPEG 2000 or HTJ2K frame; None for what is none of them.
+    """Read the header of a JPEG, JPEG-LS, JPEG 2000 or HTJ2K frame; return None for any other content.
 
-    Raises `struct.error` or `IndexError` where the header itself is cut off.
+    Raises `struct.error` or `IndexError` if the header itself is cut off.
     """
     if frame[:2] == b"\xff\xd8":
         return _read_jpeg_header(frame)
     if frame[:4] == _SOC_SIZ:
         return _read_j2k_header(frame, 0)
     if frame[4:8] == b"jP  " and (start := frame.find(_SOC_SIZ, 0, 1 << 16)) > 0:
-        return _read_j2k_header(frame, start)  # PS3.5 A.4.4 wants the bare codestream; some wrote whole JP2 files
+        return _read_j2k_header(frame, start)  # a whole JP2 file, against PS3.5 A.4.4
     return None
 
 
 def find_rle_segments(frame: bytes) -> int:
-    """Return how many segments the RLE header (PS3.5 G.5) announces; 0 for what is no such header."""
+    """Return the number of segments in an RLE header (PS3.5 G.5), 0 if it is none."""
     if len(frame) < 64:
         return 0
     segments, *offsets = struct.unpack_from("<16I", frame)
@@ -85,13 +85,13 @@ def _read_jpeg_header(frame: bytes) -> FrameHeader | None:
         return None
     marker, precision, height, width, samples = found
     syntax, exact, halvings = _name_jpeg_syntax(marker, precision, near)
-    # The decoders fill in what is missing without a word.
+    # Decoders silently fill in missing data.
     complete = b"\xff\xd9" in frame[-1024:]
     return FrameHeader(syntax, height, width, samples, precision, exact, complete, is_rgb, halvings)
 
 
 def _iterate_jpeg_segments(frame: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each marker with the place and the length of what it says, up to the first scan."""
+    """Yield each marker with position and length of its segment, up to the first scan."""
     at = 2
     while at + 4 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
@@ -104,12 +104,12 @@ def _iterate_jpeg_segments(frame: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _name_jpeg_syntax(marker: int, precision: int, near: int) -> tuple[uid.UID, bool, int]:
-    """Return the transfer syntax (PS3.5 A.4.1 to A.4.3), whether it is exact and the octaves it can leave out."""
+    """Return transfer syntax (PS3.5 A.4.1 to A.4.3), whether it is lossless, and the number of skippable octaves."""
     if marker == 0xF7:
         return (uid.JPEGLSNearLossless if near else uid.JPEGLSLossless), not near, 0
     if marker == 0xC3:
         return uid.JPEGLossless, True, 0
-    # Sequential or progressive, Huffman or arithmetic: one decoder reads them all.
+    # One decoder reads sequential, progressive, Huffman and arithmetic coding.
     return (uid.JPEGBaseline8Bit, False, 3) if precision == 8 else (uid.JPEGExtended12Bit, False, 0)
 
 
@@ -130,11 +130,9 @@ def _read_j2k_header(frame: bytes, start: int) -> FrameHeader:
         elif marker == _SOT:
             break
         at += 2 + length
-    lossless, lossy = (
-        (uid.HTJ2KLossless, uid.HTJ2K) if high_throughput else (uid.JPEG2000Lossless, uid.JPEG2000)
-    )  # PS3.5 A.4.4
+    names = (uid.JPEG2000, uid.JPEG2000Lossless, uid.HTJ2K, uid.HTJ2KLossless)  # PS3.5 A.4.4
     return FrameHeader(
-        syntax=lossless if reversible else lossy,
+        syntax=names[2 * high_throughput + reversible],
         height=y1 - y0,
         width=x1 - x0,
         samples=samples,
@@ -147,7 +145,7 @@ def _read_j2k_header(frame: bytes, start: int) -> FrameHeader:
 
 
 def _reaches_end(frame: bytes, at: int) -> bool:
-    """Whether each tile-part is as long as it says, the last one followed by EOC."""
+    """Whether each tile-part has its stated length, and EOC follows the last one."""
     while at + 12 <= len(frame):
         marker, length = struct.unpack_from(">H4xI", frame, at)
         if marker != _SOT:

@@ -1,11 +1,10 @@
-"""PNG, JPEG, TIFF and WebP to grey."""
+"""Decode PNG, JPEG, TIFF and WebP to grey."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Callable
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -23,7 +22,7 @@ from chess_cxr.decode.decoded import (
 from chess_cxr.film_jpeg import shrink_film
 from chess_cxr.records import Undecodable
 
-# EXIF 2.32 tag 0x0112: what turns the stored rows and columns upright
+# Operations that turn stored rows and columns upright, by EXIF 2.32 tag 0x0112
 _ORIENT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda grey: np.rot90(grey, 2),
@@ -34,15 +33,14 @@ _ORIENT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 _TURNED = (5, 6, 7, 8)
-# Two canvases and the picture in RGBA, and the decoder's own copy of it
-_WEBP_BYTES_A_PIXEL = 16
+_WEBP_BYTES_A_PIXEL = 16  # two canvases and the picture in RGBA, and a copy by the decoder
 _PNG_GREY = (b"\x08\x00", b"\x10\x00")  # bit depth and colour type of IHDR (ISO/IEC 15948 11.2.2)
 
 
 def decode_image(content: bytes, at_least: int = 0) -> DecodedFilm:
     """Decode an image file: 8-bit grey as value / 255, deeper grey between its percentiles, upright by EXIF.
 
-    at_least: as for `chess_cxr.decode.film.decode_film`; JPEG and grey PNG can be reduced.
+    at_least: as for `chess_cxr.decode.film.decode_film`; reduces JPEG and grey PNG.
     """
     _check_is_image(content)
     if content[8:12] == b"WEBP":
@@ -55,12 +53,12 @@ def decode_image(content: bytes, at_least: int = 0) -> DecodedFilm:
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
         return _decode_jpeg(content, image, at_least)
     if image.format == "PNG" and _is_plain_grey(content, image):
-        # The same bits as Pillow's in three quarters of the time, and strict about what is missing at the end
+        # Agrees with Pillow to the bit in three quarters of the time, and refuses a missing end
         raw = imagecodecs.png_decode(content)
         if raw.dtype == np.uint8:
             return _scale_shrunk(raw, at_least, *raw.shape)
         return DecodedFilm(stretch_between_percentiles(raw))
-    white_is_zero = image.format == "TIFF" and _get_tiff_tag(image, 262) == 0 and image.mode not in ("1", "L")
+    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0 and image.mode not in ("1", "L")
     image.load()
     upright = ImageOps.exif_transpose(image)
     pixels = _decode_deep(upright) if upright.mode[:1] in ("I", "F") else _decode_8_bits(upright)
@@ -80,20 +78,16 @@ def _check_is_image(content: bytes) -> None:
     raise Undecodable("not a DICOM, PNG, JPEG, TIFF, WebP, NIfTI or MetaImage file")
 
 
-def _get_tiff_tag(image: Image.Image, tag: int) -> Any:
-    return getattr(image, "tag_v2", {}).get(tag)
-
-
 def _is_plain_grey(content: bytes, image: Image.Image) -> bool:
-    """Whether a PNG is 8 or 16 bits of grey and nothing else; EXIF may stand in two kinds of chunk."""
+    """Whether a PNG is plain grey of 8 or 16 bits; EXIF may be in two kinds of chunk."""
     may_be_turned = b"eXIf" in content or b"exif" in content
     return content[24:26] in _PNG_GREY and "transparency" not in image.info and not may_be_turned
 
 
 def _decode_webp(content: bytes) -> np.ndarray:
-    """Decode the first frame; the size is checked before Pillow takes memory for it, which it does as it opens one.
+    """Decode the first frame; check its size first, since Pillow allocates memory on opening.
 
-    Its decoder says the same of damage and of too little memory: where it fails, the memory is asked for again.
+    Pillow reports damage and lack of memory alike, so after a failure the memory is requested again.
     """
     height, width = _read_webp_size(content)
     check_size(height, width)
@@ -107,7 +101,7 @@ def _decode_webp(content: bytes) -> np.ndarray:
 
 
 def _read_webp_size(content: bytes) -> tuple[int, int]:
-    """Return height and width that the first chunk of a WebP file states (RFC 9649, 2.5 to 2.7; RFC 6386, 9.1)."""
+    """Read height and width from the first chunk of a WebP file (RFC 9649, 2.5 to 2.7; RFC 6386, 9.1)."""
     kind, head = content[12:16], content[20:30]
     if len(head) < 10:
         raise Undecodable("damaged WebP file")
@@ -122,13 +116,14 @@ def _read_webp_size(content: bytes) -> tuple[int, int]:
 
 
 def _decode_jpeg(content: bytes, image: Image.Image, at_least: int) -> DecodedFilm:
-    """Decode strictly: what Pillow fills with grey in a damaged stream is an error here."""
+    """Decode strictly: refuse a damaged stream, which Pillow would fill with grey."""
     factor = 2 ** choose_halvings(image.height, image.width, at_least, most=3)
     height, width = math.ceil(image.height / factor), math.ceil(image.width / factor)
     try:
         grey = simplejpeg.decode_jpeg(content, colorspace="GRAY", min_height=height, min_width=width)[..., 0]
     except ValueError as error:
-        raise Undecodable(f"damaged JPEG ({_name_jpeg_fault(str(error))})") from None
+        fault = "ends early" if "premature" in str(error).lower() else "corrupt data"
+        raise Undecodable(f"damaged JPEG ({fault})") from None
     orientation = image.getexif().get(0x0112, 1)
     upright = _ORIENT[orientation](grey) if orientation in _ORIENT else grey
     full = (image.width, image.height) if orientation in _TURNED else (image.height, image.width)
@@ -136,18 +131,14 @@ def _decode_jpeg(content: bytes, image: Image.Image, at_least: int) -> DecodedFi
 
 
 def _scale_shrunk(grey_HW: np.ndarray, at_least: int, full_height: int, full_width: int) -> DecodedFilm:
-    """Shrink 8 bits of grey to the size that is asked before they become four times as large."""
+    """Shrink 8-bit grey to the requested size before it becomes float."""
     if at_least:
         grey_HW = shrink_film(grey_HW, at_least, full_height, full_width)
     return DecodedFilm(scale_8_bits(grey_HW), full_height=full_height, full_width=full_width)
 
 
-def _name_jpeg_fault(text: str) -> str:
-    return "ends early" if "premature" in text.lower() else "corrupt data"
-
-
 def _decode_8_bits(image: Image.Image) -> np.ndarray:
-    """Turn any 8-bit mode into grey; what is fully transparent is no part of the film, hence air."""
+    """Convert any 8-bit mode to grey; fully transparent pixels become air."""
     alpha = None
     if "transparency" in image.info or image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
         image = image.convert("RGBA")
@@ -162,6 +153,6 @@ def _decode_8_bits(image: Image.Image) -> np.ndarray:
 
 
 def _decode_deep(image: Image.Image) -> np.ndarray:
-    """Stretch 16-bit, 32-bit and float grey between its percentiles; what is not a number is air."""
+    """Stretch 16-bit, 32-bit or float grey between its percentiles; NaN becomes air."""
     raw = np.asarray(image)
     return stretch_between_percentiles(np.ascontiguousarray(raw.astype(raw.dtype.newbyteorder("="), copy=False)))

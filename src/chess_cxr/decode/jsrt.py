@@ -1,4 +1,4 @@
-"""The raw films of the JSRT database (Shiraishi et al. 2000)."""
+"""Decode raw films of the JSRT database (Shiraishi et al. 2000)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _HIGHEST = 4095
 
 
 def is_jsrt(content: bytes, name: str) -> bool:
-    """Tell a JSRT film: the files have no header, so only name and exact size speak for one."""
+    """Recognise a JSRT film, which has no header, by its name and exact size."""
     return name.lower().endswith(".img") and len(content) == 2 * SIDE * SIDE
 
 
 def decode_jsrt(content: bytes) -> DecodedFilm:
-    """Decode 2048 x 2048 values of 12 bits, big-endian uint16, in which air is bright, 0.175 mm apart."""
+    """Decode 2048 x 2048 values of 12 bits, big-endian uint16, air bright, pixels 0.175 mm apart."""
     raw = np.frombuffer(content, dtype=">u2").reshape(SIDE, SIDE).astype(np.uint16)
     if int(raw.max()) > _HIGHEST:
         raise Undecodable("not a film of the JSRT database: more than 12 bits")

@@ -1,9 +1,9 @@
-"""NIfTI (.nii, .nii.gz) and MetaImage (.mha) files with one image in them.
+"""Decode NIfTI (.nii, .nii.gz) and MetaImage (.mha) files that hold one 2-D image.
 
-MetaImage needs SimpleITK, which is optional: `pip install 'chess-cxr[volumes]'`.  It allocates what a header claims, so
-headers are judged here first, and it reads files only, so the bytes pass through one that is in memory and vanishes
-with the process: a film must not stay behind where a decoder is killed.  SimpleITK tells NIfTI by the ending of the
-path, which such a file cannot have; what follows a NIfTI header is a plain array, so NumPy takes it.
+MetaImage needs the optional SimpleITK: `pip install 'chess-cxr[volumes]'`.  SimpleITK allocates what a header claims,
+so headers are checked here first.  It reads only files, so the bytes go through a file in memory that vanishes with the
+process: a killed decoder must leave no film behind.  SimpleITK recognises NIfTI by a file extension, which such a file
+lacks; NumPy reads NIfTI instead, a plain array behind a header.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _NIFTI_HEADER = 348
 _META_FIRST = re.compile(rb"\s*(ObjectType|NDims|Comment)\s*=")
 _META_LAST = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*(\S*)[ \t]*\r?\n", re.MULTILINE)
 _META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "FLOAT": 4, "DOUBLE": 8}
-# Data types of nifti1.h that are one real number, and its units of length in millimetres
+# Real data types of nifti1.h, and its units of length in millimetres
 _NIFTI_GREY = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
 _NIFTI_UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a header claims.  sides: every dimension.  data_bytes: of the image, uncompressed, from byte `start` on."""
+    """Claims of a header.  sides: every dimension.  data_bytes: of the uncompressed image, from byte `start` on."""
 
     sides: tuple[int, ...]
     data_bytes: int
@@ -43,7 +43,7 @@ class _Claim:
 
 
 def is_volume(content: bytes) -> bool:
-    """Tell NIfTI-1 by its magic, in a gzip file too, and MetaImage by its first key."""
+    """Recognise NIfTI-1 by its magic, gzipped or not, and MetaImage by its first key."""
     head = _inflate(content, _NIFTI_HEADER) if content[:3] == _GZIP else content
     return head[344:348] == b"n+1\0" or bool(_META_FIRST.match(content))
 
@@ -51,8 +51,8 @@ def is_volume(content: bytes) -> bool:
 def decode_volume(content: bytes) -> DecodedFilm:
     """Decode a NIfTI-1 or MetaImage file that holds one 2-D image, in its order of rows and columns.
 
-    8 bits without a sign are kept as value / 255; everything else is stretched between its percentiles.
-    spacing_mm is NaN where the header gives no unit or the pixels are not square.
+    Unsigned 8-bit values are kept as value / 255; everything else is stretched between its percentiles.
+    spacing_mm is NaN if the header gives no unit or the pixels are not square.
     """
     pixels, spacing = _read_meta(content) if _META_FIRST.match(content) else _read_nifti(content)
     grey = scale_8_bits(pixels) if pixels.dtype == np.uint8 else stretch_between_percentiles(pixels)
@@ -75,10 +75,10 @@ def _check_claim(claim: _Claim) -> None:
 
 
 def _inflate(content: bytes, most: int) -> bytes:
-    """Return at most `most` bytes of what a gzip file holds."""
+    """Inflate at most `most` bytes of a gzip file."""
     parts: list[bytes] = []
     try:
-        while content[:3] == _GZIP and most > 0:  # a file may be many gzip members, one after another
+        while content[:3] == _GZIP and most > 0:  # a file may consist of several gzip members
             member = zlib.decompressobj(16 + zlib.MAX_WBITS)
             parts.append(member.decompress(content, most))
             most -= len(parts[-1])
@@ -91,7 +91,7 @@ def _inflate(content: bytes, most: int) -> bytes:
 def _read_nifti(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read NIfTI-1.1 (nifti1.h: dim, datatype, pixdim, vox_offset, scl_slope, scl_inter, xyzt_units).
 
-    Returns the one 2-D image, and its spacing in mm where the header gives a unit.
+    Returns the image and its spacing in mm, NaN if the header gives no unit.
     """
     is_packed = content[:3] == _GZIP
     head = _inflate(content, _NIFTI_HEADER) if is_packed else content[:_NIFTI_HEADER]
@@ -112,7 +112,7 @@ def _read_nifti(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
         raise Undecodable("NIfTI image ends early")
     stored = np.frombuffer(content, dtype, math.prod(sides), claim.start).reshape(sides[::-1])
     pixels = _squeeze(stored.astype(dtype.newbyteorder("="), copy=False))
-    if math.isfinite(slope) and slope != 0 and (slope, inter) != (1, 0):  # a slope of 0 means that there is none
+    if math.isfinite(slope) and slope != 0 and (slope, inter) != (1, 0):  # a slope of 0 means none
         pixels = pixels * slope + (inter if math.isfinite(inter) else 0.0)
     unit_mm = _NIFTI_UNITS_MM.get(head[123] & 7, math.nan)
     pixdim = struct.unpack_from(f"{order}{count}f", head, 80)
@@ -123,10 +123,7 @@ def _read_nifti(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
 
 
 def _read_meta(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Return the one 2-D image, and its spacing where the header gives one.
-
-    A header that names another file for its pixels is refused.
-    """
+    """Read the image, and its spacing if the header gives one; refuse pixels in another file."""
     last = _META_LAST.search(content, 0, 1 << 16)
     if last is None or last[1] != b"LOCAL":
         raise Undecodable("MetaImage whose pixels are not in the file itself")
@@ -158,14 +155,14 @@ def _check_meta_is_whole(content: bytes, claim: _Claim, is_packed: bool) -> None
 
 
 def _read_with_itk(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Return the one 2-D image, and its spacing where two dimensions are longer than one pixel."""
+    """Read the image and the spacing of the dimensions longer than one pixel."""
     try:
         itk = import_extra("SimpleITK", "volumes", "MetaImage")
     except UsageError as error:
         raise Undecodable(str(error)) from None
     with _lend_path(content) as path:
         reader = itk.ImageFileReader()
-        reader.SetImageIO("MetaImageIO")  # otherwise the ending of the path decides
+        reader.SetImageIO("MetaImageIO")  # else the file extension decides
         reader.SetFileName(path)
         reader.SetGlobalWarningDisplay(False)
         image = reader.Execute()
@@ -175,7 +172,7 @@ def _read_with_itk(content: bytes) -> tuple[np.ndarray, tuple[float, ...]]:
 
 @contextlib.contextmanager
 def _lend_path(content: bytes) -> Iterator[str]:
-    """Yield a path by which this process can read `content`: in memory where the system can, else a temporary file."""
+    """Yield a path from which this process can read `content`, in memory if the system can, else a temporary file."""
     try:
         descriptor = os.memfd_create("film")
     except (AttributeError, OSError):  # not Linux, or forbidden there

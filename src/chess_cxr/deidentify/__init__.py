@@ -1,1 +1,1 @@
-"""What may leave the archive, and copies that hold nothing else."""
+"""De-identify: keyed hashes of identifiers, and DICOM copies with allowed attributes only."""

@@ -1,6 +1,6 @@
-"""Compressed frames without what their formats let writers say in words: comments, application data, trailing bytes.
+"""Strip compressed frames of all that may hold text: comments, application data, trailing bytes.
 
-Nothing is decoded or encoded again: segments that decoding needs are copied to the bit, all others are left out.
+Nothing is decoded: segments that decoding needs are copied to the bit, all others are left out.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ _JPEG_LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")  # after 0xFF a data 
 # ISO/IEC 15444-1 table A.2 and 15444-15: SIZ CAP PRF CPF COD COC TLM PLM PLT QCD QCC RGN POC PPM PPT CRG
 _J2K_TABLES = frozenset({0xFF50, 0xFF51, 0xFF52, 0xFF53, 0xFF55, 0xFF56, 0xFF57, 0xFF58, 0xFF59, 0xFF5C, 0xFF5D})
 _J2K_TABLES |= {0xFF5E, 0xFF5F, 0xFF60, 0xFF61, 0xFF63}
-_J2K_COMMENT, _J2K_SOT, _J2K_SOD, _J2K_EOC = 0xFF64, 0xFF90, 0xFF93, 0xFFD9
+_J2K_COMMENT, _J2K_SOT, _J2K_SOD = 0xFF64, 0xFF90, 0xFF93
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 
 
 def strip_frame(frame: bytes, transfer_syntax: str, pixels: int) -> bytes:
-    """Return one frame of encapsulated pixel data that decodes to the same values and holds no words.
+    """Return one frame of encapsulated pixel data that decodes to the same values and holds no text.
 
     pixels: height times width of the frame.
-
-    Raises `Undecodable` for what is no complete frame of the transfer syntax (one of `COMPRESSED`).
+    Raises `Undecodable` unless the frame is complete and of the transfer syntax (one of `COMPRESSED`).
     """
     try:
         if transfer_syntax in _JPEG_2000:
@@ -76,7 +75,7 @@ def _strip_jpeg(frame: bytes, family: frozenset[str]) -> bytes:
 
 
 def _read_jpeg_segment(frame: bytes, at: int) -> tuple[int, bytes, int]:
-    """Return the marker at `at`, its segment with the length before it, and where the next marker stands."""
+    """Return the marker at `at`, its segment including the length, and the position of the next marker."""
     if frame[at] != 0xFF:
         raise Undecodable("DICOM compressed image is damaged")
     while frame[at] == 0xFF:  # fill bytes
@@ -94,7 +93,7 @@ def _read_jpeg_segment(frame: bytes, at: int) -> tuple[int, bytes, int]:
 
 
 def _clean_jpeg_segment(marker: int, body: bytes) -> bytes:
-    """Return what decoding needs of a segment: tables whole, JFIF without its thumbnail, Adobe's colour transform."""
+    """Keep of a segment what decoding needs: tables, JFIF without its thumbnail, Adobe's colour transform."""
     if marker in _JPEG_TABLES:
         return body
     if marker == _APP0 and body[2:7] == b"JFIF\0" and len(body) >= 16:
@@ -110,9 +109,9 @@ def _clean_jpeg_segment(marker: int, body: bytes) -> bytes:
 
 
 def _strip_jpeg_2000(frame: bytes) -> bytes:
-    """Copy main header, tile-parts and EOC (ISO/IEC 15444-1 A); comments in tile-parts are blanked in their place.
+    """Copy main header, tile-parts and EOC (ISO/IEC 15444-1 A); blank comments inside tile-parts.
 
-    A JP2 file, which PS3.5 A.4.4 rules out and some writers embed all the same, is reduced to its codestream.
+    A JP2 file, which some writers embed against PS3.5 A.4.4, is reduced to its codestream.
     """
     if frame.startswith(_JP2_SIGNATURE):
         frame = _find_codestream(frame)
@@ -127,7 +126,7 @@ def _strip_jpeg_2000(frame: bytes) -> bytes:
         marker, length, _, tile_bytes = struct.unpack_from(">HHHI", frame, at)
         if marker != _J2K_SOT or length != 10:
             raise Undecodable("DICOM compressed image is damaged")
-        # A tile-part of length 0 goes on to EOC, which cannot stand within packets (ISO/IEC 15444-1 A.1.3).
+        # A tile-part of length 0 ends at EOC, which cannot occur within packets (ISO/IEC 15444-1 A.1.3).
         end = at + tile_bytes if tile_bytes else frame.find(b"\xff\xd9", at + 12)
         if not at + 14 <= end < len(frame):
             raise Undecodable("DICOM compressed image ends early")
@@ -167,7 +166,7 @@ def _walk_j2k_header(frame: bytes, at: int, last: int) -> Iterator[tuple[int, in
 
 
 def _blank_tile_part(frame: bytes, at: int, end: int) -> bytes:
-    """Return a tile-part of the same length, for TLM and Psot count on it, whose comments are all zero."""
+    """Zero the comments of a tile-part; keep its length, which TLM and Psot state."""
     tile = bytearray(frame[at:end])
     for marker, start, stop in _walk_j2k_header(frame, at + 12, _J2K_SOD):
         if stop > end:
@@ -182,7 +181,7 @@ def _blank_tile_part(frame: bytes, at: int, end: int) -> bytes:
 
 
 def _strip_rle(frame: bytes, pixels: int) -> bytes:
-    """Copy each segment as far as its `pixels` bytes go (PS3.5 G.3), with a header (G.5) made anew."""
+    """Copy each segment up to its `pixels` bytes (PS3.5 G.3) behind a new header (G.5)."""
     count, *offsets = struct.unpack_from("<16I", frame)
     if not 1 <= count <= 15:
         raise Undecodable("DICOM compressed image is damaged")
@@ -195,7 +194,7 @@ def _strip_rle(frame: bytes, pixels: int) -> bytes:
 
 
 def _find_rle_end(frame: bytes, at: int, pixels: int) -> int:
-    """Return where a segment ends that unpacks to `pixels` bytes."""
+    """Return the end of a segment that unpacks to `pixels` bytes."""
     while pixels > 0:
         control = frame[at]
         if control < 128:

@@ -1,6 +1,6 @@
-"""De-identified copies of DICOM films, as files: OUT/patient/study/film.dcm, all three keyed hashes, and a report.
+"""Write de-identified copies of DICOM films: OUT/patient/study/film.dcm, all three keyed hashes, and a report.
 
-An interrupted run leaves what it has finished, and a folder `.partial` that tells the next run where to go on.
+An interrupted run leaves its finished copies and a folder `.partial`, from which the next run continues.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from chess_cxr.decode.film import read_film_content
 from chess_cxr.deidentify.film import DeidentifiedFilm, deidentify_dicom
 from chess_cxr.deidentify.id_map import check_id_map, open_id_map
 from chess_cxr.deidentify.identity import hash_id
+from chess_cxr.files.locations import is_url
 from chess_cxr.files.whole import flush_file, flush_folder, hold, place_new, write_atomically, write_flushed
-from chess_cxr.records import ChessError, SourceFilm, Undecodable, UsageError
+from chess_cxr.records import ChessError, SourceFilm, Undecodable, UsageError, list_counts
 from chess_cxr.workers.child import Limits, check_limits
 from chess_cxr.workers.pool import call_in_child, run_in_order
 
@@ -37,11 +38,11 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class DeidentifyOptions:
-    """How films become copies.
+    """Options of a de-identification.
 
-    id_key: what `read_id_key` returned.  allow_burned_in: also copy what may hold words in its pixels.
-    limits: what one film may take.  in_flight: how many films the executor is given ahead of the report.
-    id_map: where to write the one file that ties hashed uids to paths.
+    id_key: result of `read_id_key`.  allow_burned_in: also copy films that may hold text in their pixels.
+    limits: time and memory for one film.  in_flight: films submitted ahead of the report.
+    id_map: file that will tie hashed uids to paths, the only one that does.
     """
 
     id_key: bytes
@@ -53,9 +54,9 @@ class DeidentifyOptions:
 
 @dataclass(frozen=True)
 class DeidentifySummary:
-    """What one de-identification did, earlier runs that it continued included.
+    """Counts of a de-identification, including the runs that it continued.
 
-    copied: films with a copy.  refused: films without one, by reason.  seconds: of this run.
+    copied: films with a copy.  refused: films without one, by reason.  seconds: duration of this run.
     """
 
     copied: int
@@ -66,15 +67,13 @@ class DeidentifySummary:
         """Return the summary in a line or two, without any identifier."""
         lines = [f"{self.copied} films copied in {self.seconds:.0f} s"]
         if self.refused:
-            ranked = sorted(self.refused.items(), key=lambda item: (-item[1], item[0]))
-            reasons = ", ".join(f"{count} {reason}" for reason, count in ranked)
-            lines.append(f"{sum(self.refused.values())} refused: {reasons}")
+            lines.append(f"{sum(self.refused.values())} refused: {list_counts(self.refused)}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class CopiedFilm:
-    """A row of the report: the hashed uid that a store has too, "copied" or "refused", why, and where the copy is."""
+    """Row of the report: hashed uid (as in a store), "copied" or "refused", reason, and path of the copy."""
 
     uid: str
     status: str
@@ -89,14 +88,14 @@ def deidentify_files(
     executor: Executor | None = None,
     on_film: Callable[[], object] | None = None,
 ) -> DeidentifySummary:
-    """Write a de-identified copy (PS3.15 Annex E) of each film below `out`, and `report.csv` with a row a film.
+    """Write a de-identified copy (PS3.15 Annex E) of each film below `out`, and `report.csv` with one row a film.
 
-    sources: in an order that never changes; they are gone through once.  Films are copied in `executor`, here without
-    one; `on_film` is called after each.  The same call again continues an interrupted run: a film that has its copy is
-    not done again.  Of films with one SOP Instance UID those count whose copies are the same; others are refused.
+    sources: films in a fixed order, iterated once.  Films are copied in `executor` or, without one, here; `on_film` is
+    called after each.  The same call continues an interrupted run and skips finished copies.  Films that share a SOP
+    Instance UID are accepted if their copies are equal, else refused.
 
-    Raises `UsageError` if `out` holds anything but an interrupted run with the same key, options and films, and
-    `ChessError` if the executor is lost or the disk full; then the run can be continued.
+    Raises `UsageError` if `out` holds anything but an interrupted run with the same key, options and films;
+    `ChessError` if the executor is lost or the disk is full, after which the run can be continued.
     """
     started = time.monotonic()
     if options.in_flight < 1:
@@ -106,8 +105,8 @@ def deidentify_files(
     copied = 0
     check_id_map(options.id_map, out)
     with _open_report(out, options) as (done, write), open_id_map(options.id_map) as write_id:
-        films = _name_in_map(sources, options.id_key, write_id)
-        with contextlib.closing(_go_through(films, done, write, out, options, executor)) as rows:
+        films = _write_id_map(sources, options.id_key, write_id)
+        with contextlib.closing(_copy_films(films, done, write, out, options, executor)) as rows:
             for row in rows:
                 copied += row.status == COPIED
                 refused.update([row.reason] if row.status == REFUSED else [])
@@ -118,7 +117,7 @@ def deidentify_files(
     return DeidentifySummary(copied, dict(refused), time.monotonic() - started)
 
 
-def _name_in_map(
+def _write_id_map(
     films: Iterable[SourceFilm], id_key: bytes, write_id: Callable[[Sequence[str]], object] | None
 ) -> Iterator[SourceFilm]:
     for film in films:
@@ -128,10 +127,10 @@ def _name_in_map(
 
 
 def check_apart(out: Path, sources: Iterable[Path | str]) -> None:
-    """Raise `UsageError` where copies would land among the films, or films among the copies."""
+    """Raise `UsageError` if `out` and a source lie within each other."""
     target = out.resolve()
     for source in sources:
-        if isinstance(source, str) and "://" in source:
+        if is_url(source):
             continue
         folder = Path(source).resolve()
         if folder == target or folder in target.parents or target in folder.parents:
@@ -139,14 +138,13 @@ def check_apart(out: Path, sources: Iterable[Path | str]) -> None:
 
 
 def copy_film(film: SourceFilm, out: Path, options: DeidentifyOptions) -> CopiedFilm:
-    """Copy one film through this thread's child; whatever is wrong with it becomes a reason without header or name.
+    """Copy one film through this thread's child; a failure becomes a reason without header values or names.
 
-    The child reads, and this process writes: a child that is killed leaves nothing, and a refused film no copy.
+    The child reads and this process writes, so a killed child leaves nothing behind.
     """
     uid = hash_id(options.id_key, "uid", film.uid)
     try:
-        request = film, options.id_key, options.allow_burned_in
-        copy = call_in_child(deidentify_film_file, options.limits, *request)
+        copy = call_in_child(deidentify_film_file, options.limits, film, options.id_key, options.allow_burned_in)
         relative = f"{copy.patient}/{copy.study}/{copy.instance}.dcm"
         _write_copy(out, relative, copy.content)
     except Undecodable as error:
@@ -155,15 +153,15 @@ def copy_film(film: SourceFilm, out: Path, options: DeidentifyOptions) -> Copied
 
 
 def deidentify_film_file(film: SourceFilm, id_key: bytes, allow_burned_in: bool) -> DeidentifiedFilm:
-    """Read one film and return its copy: the task of a child.
+    """Read one film and return its copy; the task of a child.
 
-    Raises `Undecodable`, and ConnectionError where an object store cannot be reached.
+    Raises `Undecodable`, and `ConnectionError` if an object store cannot be reached.
     """
     return deidentify_dicom(read_film_content(film.path), film, id_key, allow_burned_in)
 
 
 def _write_copy(out: Path, relative: str, content: bytes) -> None:
-    """Make the copy appear whole or not at all, and never in the place of another film."""
+    """Write a copy whole or not at all, and never over another film."""
     target = out / relative
     partial = out / _PARTIAL / f"{target.name}.{os.getpid()}-{threading.get_ident()}"
     try:
@@ -171,7 +169,7 @@ def _write_copy(out: Path, relative: str, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         place_new(partial, target)
     except FileExistsError:
-        # The run was killed after it wrote this very copy, or the archive holds the film twice.
+        # An earlier run was killed after it wrote this copy, or the archive holds the film twice.
         if target.read_bytes() != content:
             raise Undecodable("another film has the same SOP Instance UID") from None
     except OSError as error:
@@ -180,10 +178,7 @@ def _write_copy(out: Path, relative: str, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- order
-
-
-def _go_through(
+def _copy_films(
     sources: Iterator[SourceFilm],
     done: Iterable[CopiedFilm],
     write: Callable[[CopiedFilm], None],
@@ -191,7 +186,7 @@ def _go_through(
     options: DeidentifyOptions,
     executor: Executor | None,
 ) -> Generator[CopiedFilm, None, None]:
-    """Yield the rows of earlier runs, checked against the sources, then those of the films that remain."""
+    """Yield the rows of earlier runs, checked against the sources, then those of the remaining films."""
     for row in done:
         film = next(sources, None)
         if film is None or hash_id(options.id_key, "uid", film.uid) != row.uid:
@@ -204,20 +199,21 @@ def _go_through(
             yield row
 
 
-# ---------------------------------------------------------------- the report, and where an interrupted run stopped
+# ---------------------------------------------------------------- the report and the state of an interrupted run
 
 
 @contextlib.contextmanager
 def _open_report(
     out: Path, options: DeidentifyOptions
 ) -> Iterator[tuple[Iterator[CopiedFilm], Callable[[CopiedFilm], None]]]:
-    """Yield the rows of the run that is continued, and what writes a row; at the end `report.csv` appears."""
+    """Yield the rows of the interrupted run and a function that writes a row; `report.csv` appears at the end."""
     partial = out / _PARTIAL
     fresh = _begin(out, options)
     try:
         refusal = ChessError(f"another run is writing {out}; wait for it or choose another --out")
         with hold(partial / "lock", refusal):
-            _sweep(partial)
+            for left in partial.glob("*.dcm.*"):
+                left.unlink()
             report = partial / REPORT
             _cut_report(report, out)
             with open(report, "a", encoding="utf-8", newline="") as file:
@@ -237,7 +233,7 @@ def _has_rows(report: Path) -> bool:
 
 
 def _begin(out: Path, options: DeidentifyOptions) -> bool:
-    """Make `out` ready and return whether it is new; refuse one that is not an interrupted run of the same kind."""
+    """Prepare `out` and return whether it is new; refuse anything but an interrupted run of the same kind."""
     started = out / _PARTIAL / "started.json"
     wanted = {"key": hash_id(options.id_key, "study", "\0key"), "allow_burned_in": options.allow_burned_in}
     if (out / REPORT).exists() or out.is_symlink() or (out.exists() and not out.is_dir()):
@@ -253,13 +249,8 @@ def _begin(out: Path, options: DeidentifyOptions) -> bool:
     return True
 
 
-def _sweep(partial: Path) -> None:
-    for left in partial.glob("*.dcm.*"):
-        left.unlink()
-
-
 def _cut_report(report: Path, out: Path) -> None:
-    """Cut the report behind its last row that is whole and whose copy is there; begin it where there is none."""
+    """Truncate the report after the last complete row whose copy exists; begin a missing report."""
     if not report.exists():
         report.write_text(",".join(COLUMNS) + "\n", encoding="ascii")
         return
@@ -274,7 +265,7 @@ def _cut_report(report: Path, out: Path) -> None:
 
 
 def _read_rows(report: Path) -> Iterator[CopiedFilm]:
-    end = report.stat().st_size  # rows that are written meanwhile are not those of earlier runs
+    end = report.stat().st_size  # rows written meanwhile belong to this run
     with open(report, "rb") as file:
         file.readline()
         while file.tell() < end:
@@ -293,6 +284,6 @@ def _build_row_writer(file: TextIO) -> Callable[[CopiedFilm], None]:
 
     def write(row: CopiedFilm) -> None:
         writer.writerow((row.uid, row.status, row.reason, row.copy))
-        file.flush()  # a killed run loses no row of a film that it finished
+        file.flush()  # a killed run loses no row of a finished film
 
     return write

@@ -1,4 +1,4 @@
-"""The map from hashed uids to original paths, for the owner of the films alone."""
+"""Write the map from hashed uids to original paths, for the owner of the films only."""
 
 from __future__ import annotations
 
@@ -15,18 +15,9 @@ from chess_cxr.store import is_store
 ID_MAP_COLUMNS = ("uid", "path")
 
 
-def _is_id_map(path: Path) -> bool:
-    """Whether it is a map: one that an ingest wrote which was stopped at its very end may be written again."""
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                return file.readline(100).rstrip() == ",".join(ID_MAP_COLUMNS)
-    return False
-
-
 @contextlib.contextmanager
 def open_id_map(path: Path | None) -> Iterator[Callable[[Sequence[str]], object] | None]:
-    """Yield what writes one row to the CSV file `path`; it appears (mode 0600) only if all inside succeeds."""
+    """Yield a function that writes a row to the CSV file `path`; the file (mode 0600) appears if the block succeeds."""
     if path is None:
         yield None
         return
@@ -49,7 +40,7 @@ def open_id_map(path: Path | None) -> Iterator[Callable[[Sequence[str]], object]
 
 
 def check_id_map(id_map: Path | None, out: Path | str, *beside: Path | str) -> None:
-    """Raise `UsageError` where the map would meet `out`, the files written `beside` it or anything that exists."""
+    """Raise `UsageError` if the map exists or would lie in `out` or replace one of the files `beside` it."""
     if id_map is None:
         return
     if (id_map.exists() or id_map.is_symlink()) and not (is_store(out) and _is_id_map(id_map)):
@@ -59,3 +50,12 @@ def check_id_map(id_map: Path | None, out: Path | str, *beside: Path | str) -> N
     place, store = Path(os.path.realpath(id_map)), Path(os.path.realpath(out))
     if store in (place, *place.parents) or place in [Path(os.path.realpath(other)) for other in beside]:
         raise UsageError(f"--id-map {id_map} lies where the store is written; choose another place for it")
+
+
+def _is_id_map(path: Path) -> bool:
+    """Whether a file is such a map, which an ingest that was stopped at its very end may overwrite."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                return file.readline(100).rstrip() == ",".join(ID_MAP_COLUMNS)
+    return False

@@ -1,6 +1,6 @@
-"""What may leave the archive of each field: keyed hashes, shifted days, capped ages, names of a closed list.
+"""Make identifying fields anonymous: keyed hashes, shifted days, capped ages, names of a closed list.
 
-The key of it all never stands beside the data: whoever holds both could confirm a guess at a patient's number.
+The key must never lie beside the data: whoever holds both can confirm a guess at a patient's number.
 """
 
 from __future__ import annotations
@@ -19,83 +19,55 @@ from typing import Literal
 
 from chess_cxr.files.locations import NotAFile, TooLarge, find_own_folder, is_url, read_location
 from chess_cxr.files.whole import place_new, write_flushed
-from chess_cxr.records import UsageError
+from chess_cxr.records import UsageError, parse_date
 
 KEY_VARIABLE = "CHESS_CXR_ID_KEY"
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16
-HASH_CHARACTERS = 24  # 96 bits: no collision to expect below 10^13 films
+HASH_CHARACTERS = 24  # 96 bits: no collision is expected below 10^13 films
 CAPPED_AGE_YEARS = 90.0
-SPACINGS_MM = 0.01, 20.0  # from a magnified detail to a film of half a metre at 32 pixels
-FIRST_YEAR = 1895  # of the first radiograph: an earlier date is a placeholder such as 00010101
-# 179 years: where a study's year is known, its day within the year is open for all but 1 in 180 patients, whose secret
-# stands at an edge of the range.
+SPACINGS_MM = 0.01, 20.0  # from a magnified detail to half a metre in 32 pixels
+FIRST_YEAR = 1895  # of the first radiograph; earlier dates are placeholders such as 00010101
+# 179 years: the year of a study gives its day away for at most 1 in 180 patients, whose secret is at an edge.
 SECRET_DAYS = 1 << 16
 FIRST_SECRET_DAY = date(1900, 1, 1).toordinal()
-COPY_DAYS = 36_525  # copies date films at least a century back, where nobody takes the day for the real one
+COPY_DAYS = 36_525  # copies date films at least a century back, so that nobody takes the day for the real one
 
-# How the makers of chest X-ray units, detectors and readers begin their names, after `_simplify`.
-_MANUFACTURERS = {
-    "Acteon": "acteon",
-    "Agfa": "agfa",
-    "Allengers": "allengers",
-    "Analogic": "analogic",
-    "Arcoma": "arcoma",
+# Makers of chest X-ray units, detectors and readers: those whose devices write the name itself, and, after `_simplify`,
+# the beginnings of what the others write.
+_MAKERS = (
+    "Acteon|Agfa|Allengers|Analogic|Arcoma|Canon|Carestream|Control-X|Del Medical|DRGEM|DRTECH|Genoray|Hitachi|Hologic|"
+    "iRay|Italray|Listem|Lodox|Lumisys|Neusoft|Perlong|Philips|Rayence|Sedecal|Shimadzu|Siemens|Stephanix|Swissray|"
+    "Toshiba|Varex|Varian|Vidar|Vieworks"
+)
+_MAKERS_BY_BEGINNING = {
     "BMI": "bmi biomedical|biomedical international",
-    "Canon": "canon",
-    "Carestream": "carestream",
-    "Control-X": "control x",
     "Delft Imaging": "delft imaging|delft di|oldelft|nucletron oldelft",
-    "Del Medical": "del medical",
     "DK Medical": "dk medical|dongkang",
     "DMS Apelem": "dms|apelem",
-    "DRGEM": "drgem",
-    "DRTECH": "drtech",
     "Fujifilm": "fuji|fujifilm|fuji photo film",
     "GE": "ge|gems|gehc|ge healthcare|ge medical|general electric",
-    "Genoray": "genoray",
     "GMM": "gmm|general medical merate",
-    "Hitachi": "hitachi",
-    "Hologic": "hologic",
     "iCRco": "icrco|icr co",
     "Imaging Dynamics": "imaging dynamics|idc",
-    "iRay": "iray",
-    "Italray": "italray",
     "Kodak": "kodak|eastman kodak",
     "Konica Minolta": "konica|minolta|kmmg",
-    "Listem": "listem",
-    "Lodox": "lodox",
-    "Lumisys": "lumisys",
     "Mindray": "mindray|shenzhen mindray",
-    "Neusoft": "neusoft",
-    "Perlong": "perlong",
-    "Philips": "philips",
-    "Rayence": "rayence",
     "Samsung": "samsung|gemss",
-    "Sedecal": "sedecal",
-    "Shimadzu": "shimadzu",
-    "Siemens": "siemens",
-    "Stephanix": "stephanix",
-    "Swissray": "swissray",
     "Thales": "thales|trixell",
-    "Toshiba": "toshiba",
     "United Imaging": "united imaging|uih",
-    "Varex": "varex",
-    "Varian": "varian",
-    "Vidar": "vidar",
-    "Vieworks": "vieworks",
     "Villa": "villa sistemi",
     "Wandong": "wandong|wdm",
 }
-# Data sets write "PhilipsMedicalSystems" too: names of this many letters count without a word's end after them.
+# Beginnings of this many letters need no end of word, as in "PhilipsMedicalSystems".
 _TELLING_LETTERS = 6
 
 
 def read_id_key(path: Path | None = None) -> bytes:
-    """Return the secret that keys the hashes of identifiers.
+    """Return the secret key for the hashes of identifiers.
 
-    It comes from `path`, else from the environment variable CHESS_CXR_ID_KEY, else from this user's
-    own file `chess-cxr/id.key` in the configuration folder, which is made on first use (mode 0600).
-    Raises `UsageError` where the key cannot be read or is shorter than 16 bytes.
+    The key comes from `path`, else from the environment variable CHESS_CXR_ID_KEY, else from the user's own file
+    `chess-cxr/id.key` in the configuration folder, which is created on first use (mode 0600).
+    Raises `UsageError` if the key cannot be read or is shorter than 16 bytes.
     """
     if path is not None and not path.exists():
         raise UsageError(f"there is no key file {path}; make one with: openssl rand -hex 32 > {path}")
@@ -110,47 +82,43 @@ def read_id_key(path: Path | None = None) -> bytes:
 
 
 def get_key_path() -> Path:
-    """Return where this user's key is kept: `$XDG_CONFIG_HOME/chess-cxr/id.key`, by default below `~/.config`."""
+    """Return the path of the user's own key: `$XDG_CONFIG_HOME/chess-cxr/id.key`, by default below `~/.config`."""
     return find_own_folder() / "id.key"
 
 
 def hash_id(key: bytes, kind: Literal["uid", "patient", "study", "listed"], text: str) -> str:
     """Return 24 hexadecimal characters of HMAC-SHA256 (RFC 2104) over the kind and the identifier.
 
-    The same text gives unrelated hashes as uid, patient, study and listed film.  Empty text (not known) stays empty.
+    One text has unrelated hashes as uid, patient, study and listed film.  Empty text (unknown) stays empty.
     """
-    if not text:
-        return ""
-    return hmac.new(key, f"{kind}\0{text}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[
-        :HASH_CHARACTERS
-    ]
+    return _compute_digest(key, f"{kind}\0{text}").hex()[:HASH_CHARACTERS] if text else ""
 
 
 def hash_uid(key: bytes, uid: str) -> str:
-    """Return the DICOM UID that stands for `uid`: 2.25. and a UUID (PS3.5 B.2) made of its HMAC-SHA256.
+    """Return the replacement of a DICOM UID: 2.25. and a UUID (PS3.5 B.2) made from its HMAC-SHA256.
 
-    One UID gives the same new one in every file, so that references go on pointing at what they pointed at.
+    A UID has the same replacement in every file, so references between files remain valid.
     """
-    digest = hmac.new(key, f"dicom uid\0{uid}".encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+    digest = _compute_digest(key, f"dicom uid\0{uid}")
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
 def shift_day(key: bytes, patient: str, study_date: str) -> float:
-    """Return the day of a study (YYYYMMDD), counted from a secret day of the patient's own; NaN for no valid date.
+    """Return the days from a secret day of the patient to a study (YYYYMMDD), NaN for an invalid date.
 
-    The secret day is one of 2^16 that follow 1900-01-01, by HMAC-SHA256 of the patient: differences between the days of
-    one patient are exact, and nothing else means anything.  patient: who owns the film, as `hash_id` is given it.
+    HMAC-SHA256 of the patient selects the secret day from the 2^16 days after 1900-01-01: differences between the days
+    of one patient are exact, everything else is meaningless.  patient: owner of the film, as passed to `hash_id`.
     """
-    day = parse_date(study_date)
+    day = _parse_day(study_date)
     return math.nan if day is None else float(day.toordinal() - FIRST_SECRET_DAY - _find_secret(key, patient))
 
 
 def shift_date(key: bytes, patient: str, study_date: str) -> str:
-    """Return a date (YYYYMMDD) moved one to three centuries back, by the patient's secret; "" for no valid date.
+    """Return a date (YYYYMMDD) shifted one to three centuries back by the patient's secret, "" for an invalid date.
 
-    The differences are those of `shift_day`.
+    Differences within a patient are exact, as with `shift_day`.
     """
-    day = parse_date(study_date)
+    day = _parse_day(study_date)
     if day is None:
         return ""
     moved = day - timedelta(days=COPY_DAYS + _find_secret(key, patient))
@@ -158,62 +126,52 @@ def shift_date(key: bytes, patient: str, study_date: str) -> str:
 
 
 def read_year(study_date: str) -> float:
-    """Return the year of a date (YYYYMMDD); NaN for no valid date."""
-    day = parse_date(study_date)
+    """Return the year of a date (YYYYMMDD), NaN for an invalid date."""
+    day = _parse_day(study_date)
     return math.nan if day is None else float(day.year)
 
 
-def parse_date(text: str) -> date | None:
-    """Parse YYYYMMDD (DICOM DA, PS3.5 6.2); None for what is no day since 1895."""
-    if not re.fullmatch(r"[0-9]{8}", text.strip()):
-        return None
-    try:
-        day = date.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    return day if day.year >= FIRST_YEAR else None
-
-
 def cap_age(age_years: float) -> float:
-    """Return 90 for every age above 89 (45 CFR 164.514(b)(2)(i)(C)), other ages and NaN as they are."""
+    """Return 90 for every age above 89 (45 CFR 164.514(b)(2)(i)(C)), any other age or NaN unchanged."""
     return CAPPED_AGE_YEARS if age_years > CAPPED_AGE_YEARS - 1 else age_years
 
 
 def limit_spacing(spacing_mm: float) -> float:
-    """Return a pixel spacing to four digits, NaN for what no film has: a header may hold any number in its place."""
+    """Return a pixel spacing to four digits, NaN for an implausible one: a header may hold any number there."""
     low, high = SPACINGS_MM
     return float(f"{spacing_mm:.4g}") if low <= spacing_mm <= high else math.nan
 
 
 def name_manufacturer(text: str) -> str:
-    """Return the maker that a free text begins with, as one of a closed list; "other" for no maker known, "" for none.
+    """Return the maker of a closed list that a free text begins with, "other" for an unknown one, "" without text.
 
     No character of the text itself is passed on.
     """
     words = _simplify(text)
     if not words:
         return ""
-    return next((name for name, starts in _MANUFACTURERS.items() if _begins(words, starts)), "other")
+    named = {name: _simplify(name) for name in _MAKERS.split("|")} | _MAKERS_BY_BEGINNING
+    return next((name for name, starts in named.items() if _begins(words, starts)), "other")
 
 
 def check_key_place(key_file: Path | None, others: Iterable[Path | str]) -> None:
-    """Raise `UsageError` where the key lies within or beside one of `others`, links followed: source, store, copies.
+    """Raise `UsageError` if the key lies within or beside one of `others` (source, store, copies), links followed.
 
-    Beside is in the same folder, not deeper: a key below the home goes with films in the home.
-    key_file: as given to `read_id_key`; None is the user's own file, unless the environment holds the key.
-    URLs among `others` are passed over: the key is a file of this machine.
+    Beside means in the same folder, not deeper: a key below the home folder may go with films in the home folder.
+    key_file: as passed to `read_id_key`; None means the user's own file, unless the environment holds the key.
+    URLs among `others` are skipped, since the key is a local file.
     """
     if key_file is None and os.environ.get(KEY_VARIABLE):
         return
     named = key_file or get_key_path()
     key = Path(os.path.realpath(named))
     if key_file is not None and not key.exists():
-        return  # `read_id_key` says so
+        return  # `read_id_key` reports it
     for other in others:
         if is_url(other):
             continue
         place = Path(os.path.realpath(other))
-        # A link, as key or as film, stands beside the data as much as what it leads to.
+        # A link to a key or to films counts as much as its target.
         beside = {place.parent, Path(os.path.realpath(Path(other).parent))}
         where = "within" if place == key or place in key.parents else "beside"
         if where == "within" or beside & {key.parent, Path(os.path.realpath(named.parent))}:
@@ -223,9 +181,18 @@ def check_key_place(key_file: Path | None, others: Iterable[Path | str]) -> None
             )
 
 
+def _parse_day(text: str) -> date | None:
+    """Parse YYYYMMDD (DICOM DA, PS3.5 6.2); None for anything else and for days before 1895."""
+    found = parse_date(text) if text.strip().isdigit() else ""
+    return date.fromisoformat(found) if found and int(found[:4]) >= FIRST_YEAR else None
+
+
 def _find_secret(key: bytes, patient: str) -> int:
-    digest = hmac.new(key, f"day\0{patient}".encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
-    return int.from_bytes(digest[:8], "big") % SECRET_DAYS
+    return int.from_bytes(_compute_digest(key, f"day\0{patient}")[:8], "big") % SECRET_DAYS
+
+
+def _compute_digest(key: bytes, text: str) -> bytes:
+    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
 
 
 def _simplify(text: str) -> str:
@@ -261,7 +228,7 @@ def _read_key_file(path: Path) -> bytes:
 
 
 def _write_new_key(path: Path) -> None:
-    """Create the key whole or not at all: two ingests that start together must end up with one key."""
+    """Create the key whole or not at all, so that two ingests that start together end up with one key."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,8 +1,8 @@
-"""Which attributes of a DICOM film a de-identified copy may hold, and which of their values.
+"""Attributes, and values of them, that a de-identified copy of a DICOM film may hold.
 
-An allow-list within the Basic Application Level Confidentiality Profile (PS3.15 Annex E, table E.1-1): what is not
-named here is left out, whether or not the profile knows it, and what is named is kept only where its value is a number
-in a plausible range, one of the terms that the standard lists, or made anew from a keyed hash.  No free text passes.
+This is an allow-list within the Basic Application Level Confidentiality Profile (PS3.15 Annex E, table E.1-1).  All
+attributes not named here are removed, whether or not the profile knows them.  A named one is kept only if its value is
+a number in a plausible range or a term of the standard, or is replaced by a keyed hash.  No free text passes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pydicom.uid import UID_dictionary
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers in [low, high]; text is rounded to `digits` digits, so that no long number passes; 0 keeps it as it is.
+    """Numbers in [low, high]; text is rounded to `digits` digits, so that no long number passes (0: not rounded).
 
-    most: of the values, where the standard sets no number.
+    most: greatest number of values, if the standard sets none.
     """
 
     low: float
@@ -32,7 +32,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Terms:
-    """Code strings, all of them in `allowed`; only the first `most` are looked at and kept."""
+    """Code strings, all in `allowed`; only the first `most` are read and kept."""
 
     allowed: frozenset[str]
     most: int = 1
@@ -40,7 +40,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Items:
-    """A sequence of at most `most` items with attributes of their own; one without any of `needed` is left out."""
+    """Sequence of at most `most` items with their own rules; removed unless every item has all of `needed`."""
 
     kept: Mapping[str, Rule]
     needed: tuple[str, ...] = ()
@@ -49,32 +49,32 @@ class Items:
 
 @dataclass(frozen=True)
 class Concepts:
-    """A code sequence whose codes are among the known ones of PS3.16; meanings are the standard's, not the file's."""
+    """Code sequence with known codes of PS3.16; meanings are taken from the standard, not from the file."""
 
 
 @dataclass(frozen=True)
 class Uid:
-    """A UID: the standard's own are kept, all others hashed."""
+    """UID: those of the standard are kept, all others hashed."""
 
 
 @dataclass(frozen=True)
 class Day:
-    """A date, or the date of a date and time, moved by the patient's secret."""
+    """Date, or date of a date and time, shifted by the patient's secret."""
 
 
 @dataclass(frozen=True)
 class Age:
-    """Years, months, weeks or days; 90 years for everybody above 89."""
+    """Age in years, months, weeks or days; 90 years for everybody above 89."""
 
 
 @dataclass(frozen=True)
 class Maker:
-    """One of the closed list of `name_manufacturer`."""
+    """Name of the closed list of `name_manufacturer`."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A lookup table's 8 or 16-bit entries, as many as the named descriptor says."""
+    """8 or 16-bit entries of a look-up table, as many as the named descriptor states."""
 
     descriptor: str
 
@@ -83,12 +83,16 @@ Rule = Numbers | Terms | Items | Concepts | Uid | Day | Age | Maker | Table
 
 
 def _terms(text: str, most: int = 1) -> Terms:
-    """Split at commas where there are any, since some terms hold spaces."""
+    """Split at commas if there are any, since some terms hold spaces."""
     return Terms(frozenset(text.split(",") if "," in text else text.split()), most)
 
 
+def _each(names: str, rule: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
 _YES_NO = _terms("YES NO")
-# PS3.16 annex L, what a chest unit exposes, and the vendors' ways to write it.
+# PS3.16 annex L: body parts that a chest unit exposes, and vendors' spellings.
 _BODY_PARTS = _terms(
     "ABDOMEN ABDOMENPELVIS ANKLE ARM BREAST CHEST CHESTABDOMEN CHESTABDPELVIS CLAVICLE COCCYX CSPINE CTSPINE ELBOW "
     "EXTREMITY FINGER FOOT FOREARM HAND HEAD HEART HIP HUMERUS JAW KNEE LEG LSPINE LSSPINE LUNG MEDIASTINUM NECK "
@@ -103,32 +107,21 @@ _LUT: dict[str, Rule] = {"LUTDescriptor": _DESCRIPTOR, "LUTData": Table("LUTDesc
 _GREY_UNITS = _terms("OD HU US MGML Z_EFF ED EDW HU_MOD PCT UNSPECIFIED")
 
 KEPT: dict[str, Rule] = {
-    # Identity, all of it made anew (PS3.15 E.3.6: dates are modified)
-    "SOPClassUID": Uid(),
-    "SOPInstanceUID": Uid(),
-    "StudyInstanceUID": Uid(),
-    "SeriesInstanceUID": Uid(),
-    "FrameOfReferenceUID": Uid(),
-    "ReferencedImageSequence": Items(_REFERENCE, ("ReferencedSOPInstanceUID",)),
-    "SourceImageSequence": Items(_REFERENCE, ("ReferencedSOPInstanceUID",)),
-    "StudyDate": Day(),
-    "SeriesDate": Day(),
-    "AcquisitionDate": Day(),
-    "ContentDate": Day(),
-    "AcquisitionDateTime": Day(),
+    # Identity, replaced (PS3.15 E.3.6: dates are modified)
+    **_each("SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID", Uid()),
+    **_each("ReferencedImageSequence SourceImageSequence", Items(_REFERENCE, ("ReferencedSOPInstanceUID",))),
+    **_each("StudyDate SeriesDate AcquisitionDate ContentDate AcquisitionDateTime", Day()),
     # Patient characteristics (PS3.15 E.3.7)
     "PatientSex": _terms("F M O"),
     "PatientAge": Age(),
-    # What kind of film it is
+    # Kind of film
     "Modality": _terms("CR DX RF XA RG DR OT"),
     "ImageType": _terms("ORIGINAL DERIVED PRIMARY SECONDARY", most=2),
     "ConversionType": _terms("DV DI DF WSD SD SI DRW SYN"),
     "PresentationIntentType": _terms("FOR PRESENTATION,FOR PROCESSING"),
     "Manufacturer": Maker(),
-    "SeriesNumber": Numbers(0, 99_999),
-    "InstanceNumber": Numbers(0, 99_999),
-    "BurnedInAnnotation": _YES_NO,
-    "RecognizableVisualFeatures": _YES_NO,
+    **_each("SeriesNumber InstanceNumber", Numbers(0, 99_999)),
+    **_each("BurnedInAnnotation RecognizableVisualFeatures", _YES_NO),
     "QualityControlImage": _terms("YES NO BOTH"),
     "LossyImageCompression": _terms("00 01"),
     "LossyImageCompressionRatio": Numbers(0, 1000, most=4),
@@ -139,25 +132,16 @@ KEPT: dict[str, Rule] = {
     "PatientOrientation": Terms(frozenset(_SIDES), most=2),
     "Laterality": _terms("R L"),
     "ImageLaterality": _terms("R L U B"),
-    "AnatomicRegionSequence": Concepts(),
-    "ViewCodeSequence": Concepts(),
+    **_each("AnatomicRegionSequence ViewCodeSequence", Concepts()),
     # Exposure and geometry
     "KVP": Numbers(0, 500),
-    "ExposureTime": Numbers(0, 99_999),
     "ExposureTimeInuS": Numbers(0, 1e8),
-    "XRayTubeCurrent": Numbers(0, 9_999),
-    "XRayTubeCurrentInuA": Numbers(0, 1e7),
-    "Exposure": Numbers(0, 9_999),
-    "ExposureInuAs": Numbers(0, 1e7),
-    "RelativeXRayExposure": Numbers(0, 99_999),
-    "Sensitivity": Numbers(0, 99_999),
-    "ExposureIndex": Numbers(0, 99_999),
-    "TargetExposureIndex": Numbers(0, 99_999),
-    "DeviationIndex": Numbers(-99, 99),
+    **_each("XRayTubeCurrentInuA ExposureInuAs", Numbers(0, 1e7)),
+    **_each("XRayTubeCurrent Exposure EntranceDoseInmGy FieldOfViewDimensions", Numbers(0, 9_999)),
+    **_each("DistanceSourceToDetector DistanceSourceToPatient", Numbers(0, 9_999)),
+    **_each("ExposureTime RelativeXRayExposure Sensitivity ExposureIndex TargetExposureIndex", Numbers(0, 99_999)),
     "ImageAndFluoroscopyAreaDoseProduct": Numbers(0, 99_999),
-    "EntranceDoseInmGy": Numbers(0, 9_999),
-    "DistanceSourceToDetector": Numbers(0, 9_999),
-    "DistanceSourceToPatient": Numbers(0, 9_999),
+    "DeviationIndex": Numbers(-99, 99),
     "EstimatedRadiographicMagnificationFactor": Numbers(0.1, 10),
     "FocalSpots": Numbers(0, 10, most=4),
     "Grid": _terms("FIXED FOCUSED RECIPROCATING PARALLEL CROSSED IN NONE", most=4),
@@ -165,47 +149,33 @@ KEPT: dict[str, Rule] = {
     "DetectorType": _terms("DIRECT SCINTILLATOR STORAGE FILM"),
     "DetectorConfiguration": _terms("AREA SLOT"),
     "FieldOfViewShape": _terms("RECTANGLE ROUND HEXAGONAL"),
-    "FieldOfViewDimensions": Numbers(0, 9_999),
-    "FieldOfViewOrigin": Numbers(-99_999, 99_999),
+    "FieldOfViewOrigin": _EDGE,
     "FieldOfViewRotation": Numbers(0, 360),
     "FieldOfViewHorizontalFlip": _YES_NO,
-    "CollimatorShape": _terms("RECTANGULAR CIRCULAR POLYGONAL", most=3),
-    "CollimatorLeftVerticalEdge": _EDGE,
-    "CollimatorRightVerticalEdge": _EDGE,
-    "CollimatorUpperHorizontalEdge": _EDGE,
-    "CollimatorLowerHorizontalEdge": _EDGE,
-    "ShutterShape": _terms("RECTANGULAR CIRCULAR POLYGONAL", most=3),
-    "ShutterLeftVerticalEdge": _EDGE,
-    "ShutterRightVerticalEdge": _EDGE,
-    "ShutterUpperHorizontalEdge": _EDGE,
-    "ShutterLowerHorizontalEdge": _EDGE,
+    **_each("CollimatorShape ShutterShape", _terms("RECTANGULAR CIRCULAR POLYGONAL", most=3)),
+    **_each("CollimatorLeftVerticalEdge CollimatorRightVerticalEdge", _EDGE),
+    **_each("CollimatorUpperHorizontalEdge CollimatorLowerHorizontalEdge", _EDGE),
+    **_each("ShutterLeftVerticalEdge ShutterRightVerticalEdge", _EDGE),
+    **_each("ShutterUpperHorizontalEdge ShutterLowerHorizontalEdge", _EDGE),
     "CassetteOrientation": _terms("LANDSCAPE PORTRAIT"),
-    "PixelSpacing": Numbers(0.001, 100, digits=0),
-    "ImagerPixelSpacing": Numbers(0.001, 100, digits=0),
-    "NominalScannedPixelSpacing": Numbers(0.001, 100, digits=0),
+    **_each("PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing", Numbers(0.001, 100, digits=0)),
     "PixelSpacingCalibrationType": _terms("GEOMETRY FIDUCIAL"),
     "PixelAspectRatio": Numbers(1, 99_999),
-    # Pixels (PS3.3 C.7.6.3) and how they are shown (C.11)
+    # Pixels (PS3.3 C.7.6.3) and their display (C.11)
     "SamplesPerPixel": Numbers(1, 3),
     "PhotometricInterpretation": _terms(
         "MONOCHROME1,MONOCHROME2,RGB,PALETTE COLOR,YBR_FULL,YBR_FULL_422,YBR_ICT,YBR_RCT"
     ),
-    "PlanarConfiguration": Numbers(0, 1),
+    **_each("PlanarConfiguration PixelRepresentation", Numbers(0, 1)),
     "NumberOfFrames": Numbers(1, 9_999),
-    "Rows": Numbers(1, 65_535),
-    "Columns": Numbers(1, 65_535),
+    **_each("Rows Columns", Numbers(1, 65_535)),
     "BitsAllocated": Numbers(8, 16),
     "BitsStored": Numbers(1, 16),
     "HighBit": Numbers(0, 15),
-    "PixelRepresentation": Numbers(0, 1),
-    "PixelPaddingValue": _DESCRIPTOR,
-    "PixelPaddingRangeLimit": _DESCRIPTOR,
-    "SmallestImagePixelValue": _DESCRIPTOR,
-    "LargestImagePixelValue": _DESCRIPTOR,
+    **_each("PixelPaddingValue PixelPaddingRangeLimit SmallestImagePixelValue LargestImagePixelValue", _DESCRIPTOR),
     "PixelIntensityRelationship": _terms("LIN LOG DISP"),
     "PixelIntensityRelationshipSign": Numbers(-1, 1),
-    "RescaleIntercept": Numbers(-1e6, 1e6, digits=0),
-    "RescaleSlope": Numbers(-1e6, 1e6, digits=0),
+    **_each("RescaleIntercept RescaleSlope", Numbers(-1e6, 1e6, digits=0)),
     "RescaleType": _GREY_UNITS,
     "ModalityLUTSequence": Items(_LUT | {"ModalityLUTType": _GREY_UNITS}, ("LUTDescriptor", "LUTData"), most=1),
     "VOILUTSequence": Items(_LUT, ("LUTDescriptor", "LUTData")),
@@ -218,19 +188,19 @@ for _colour in ("Red", "Green", "Blue"):
     KEPT[f"{_colour}PaletteColorLookupTableDescriptor"] = _DESCRIPTOR
     KEPT[f"{_colour}PaletteColorLookupTableData"] = Table(f"{_colour}PaletteColorLookupTableDescriptor")
 
-# Where a film has one of these and its value is not allowed, the film would change its look: it is refused instead.
+# A film is refused if one of these has a value that is not allowed, since it would look different without it.
 VITAL = frozenset(
     {"SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"}
     | {"BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleIntercept", "RescaleSlope"}
     | {"ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "PresentationLUTShape", "PixelPaddingValue"}
     | {name for name in KEPT if "Palette" in name}
 )
-# Type 2 attributes of the Patient and General Study modules: present in every copy, and empty.
+# Type 2 attributes of the Patient and General Study modules: present but empty in every copy.
 EMPTY = ("StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID")
-# Type 2 attributes that are empty where the film has no value that may stay.
+# Type 2 attributes that are empty unless the film has an allowed value.
 EMPTY_IF_UNKNOWN = ("StudyDate", "PatientSex", "Manufacturer", "SeriesNumber", "InstanceNumber", "PatientOrientation")
 
-# Single-frame and multi-frame projection radiographs; the names are PS3.6's.
+# Single-frame and multi-frame projection radiographs, by their names in PS3.6.
 RADIOGRAPHS = frozenset(
     uid
     for uid, (name, kind, *_) in UID_dictionary.items()
@@ -244,16 +214,9 @@ RADIOGRAPHS = frozenset(
         "X-Ray Radiofluoroscopic Image Storage",
     }
 )
-SECONDARY_CAPTURES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.7",
-        "1.2.840.10008.5.1.4.1.1.7.2",
-        "1.2.840.10008.5.1.4.1.1.7.3",
-        "1.2.840.10008.5.1.4.1.1.7.4",
-    }
-)
+SECONDARY_CAPTURES = frozenset(f"1.2.840.10008.5.1.4.1.1.7{kind}" for kind in ("", ".2", ".3", ".4"))
 
-# PS3.16 CID 7050: what was done.
+# PS3.16 CID 7050: de-identification methods.
 BASIC_PROFILE, MODIFIED_DATES, PATIENT_CHARACTERISTICS = "113100", "113107", "113108"
 METHODS = {
     BASIC_PROFILE: "Basic Application Confidentiality Profile",
@@ -263,12 +226,12 @@ METHODS = {
 
 
 def find_concept(value: str, scheme: str) -> Code | None:
-    """Return the code that may stay for a code value and its scheme, with its meaning as in PS3.16; None for others.
+    """Return the allowed code of a code value and scheme, with its meaning in PS3.16, None for any other.
 
-    Anatomic regions (CID 4031), views and their modifiers (CID 4010, 4011) and sides (CID 244).  What older films carry
-    of SNOMED RT becomes SNOMED CT.
+    Allowed are anatomic regions (CID 4031), views and their modifiers (CID 4010, 4011) and sides (CID 244).  SNOMED RT
+    of older films becomes SNOMED CT.
     """
-    # Compared one by one: codes that are equal across the two schemes differ in their hashes.
+    # No hash look-up: codes that are equal across the two schemes have different hashes.
     asked = Code(value, "SRT" if scheme in ("SNM3", "99SDM") else scheme, "")
     return next((code for code in _list_concepts() if code == asked), None)
 

@@ -1,4 +1,4 @@
-"""The values of a DICOM data set that the allow-list lets pass, in a new data set."""
+"""Copy the allowed values of a DICOM data set into a new data set."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Element: TypeAlias = RawDataElement | DataElement
 
 @dataclass(frozen=True)
 class Identity:
-    """What pseudonyms are made of: the secret key, and who owns the film."""
+    """Secret key and owner of the film, from which pseudonyms are made."""
 
     key: bytes
     owner: str
@@ -53,7 +53,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class _Place:
-    """An element where it stands: in `source`, to be carried into `copy` with the value representation `vr`."""
+    """Element of `source` that is to be copied into `copy` with the value representation `vr`."""
 
     source: Dataset
     copy: Dataset
@@ -64,12 +64,12 @@ class _Place:
 
 
 def clean_dataset(source: Dataset, rules: Mapping[str, Rule], identity: Identity, signed: bool = False) -> Dataset:
-    """Return a new data set of what `rules` let pass; what cannot be understood does not.
+    """Return a new data set with the values that `rules` allow, without any that cannot be read.
 
-    signed: Pixel Representation (0028,0103) of the film, where `source` does not hold it.
+    signed: Pixel Representation (0028,0103) of the film, for a `source` without it.
     """
     copy = Dataset()
-    # All at once, as they are in the file: reading a sequence makes pydicom convert other elements.
+    # All raw elements first: reading a sequence makes pydicom convert others.
     elements = {name: source.get_item(get_tag(name)) for name in rules if get_tag(name) in source}
     for name, element in elements.items():
         tag, rule = get_tag(name), rules[name]
@@ -94,7 +94,7 @@ def get_tag(name: str) -> int:
 
 
 def read_texts(element: Element) -> list[str]:
-    """Return the values of a short text element; none where it is empty or too long for anything that may stay."""
+    """Return the values of a text element, none if it is empty or too long for any allowed value."""
     if not element.value:
         return []
     if not isinstance(element.value, bytes):
@@ -105,7 +105,7 @@ def read_texts(element: Element) -> list[str]:
 
 
 def read_word(source: Dataset, name: str) -> str:
-    """Return the value of a text attribute if it has exactly one, else ""."""
+    """Return the value of a text attribute that has exactly one, else ""."""
     tag = get_tag(name)
     element = source.get_item(tag) if tag in source else None
     texts = read_texts(element) if element is not None else []
@@ -120,7 +120,7 @@ def build_code(value: str, scheme: str, meaning: str) -> Dataset:
 
 
 def _choose_vr(allowed: str, element: Element, signed: bool) -> str:
-    """Return one VR where the dictionary leaves a choice: the file's own, else by Pixel Representation (PS3.5 A)."""
+    """Return one VR of the dictionary's choices: that of the file, else by Pixel Representation (PS3.5 A)."""
     choices = allowed.split(" or ")
     if len(choices) > 1 and element.VR in choices:
         return str(element.VR)
@@ -148,7 +148,7 @@ def _find_order(place: _Place) -> str:
 
 
 def _read_decimals(place: _Place, digits: int) -> list[Any]:
-    """Return decimal or integer strings (PS3.5 6.2) as numbers are written, rounded; none if one is no number."""
+    """Return decimal or integer strings (PS3.5 6.2), rounded; none if one of them is no number."""
     texts = read_texts(place.element)
     form = _WHOLE if place.vr == "IS" else _DECIMAL
     if not all(form.fullmatch(text) and len(text) <= 16 for text in texts):
@@ -161,7 +161,7 @@ def _read_decimals(place: _Place, digits: int) -> list[Any]:
 
 
 def _has_multiplicity(count: int, wanted: str, most: int) -> bool:
-    """Whether so many values are right for a value multiplicity (PS3.5 6.4) such as "2" or "1-n"."""
+    """Whether a number of values fits a value multiplicity (PS3.5 6.4) such as "2" or "1-n"."""
     low, _, high = wanted.partition("-")
     if not high:
         return count == int(low)
@@ -191,11 +191,8 @@ def _read_items(place: _Place) -> list[Dataset]:
 
 
 def _clean_concepts(place: _Place, rule: Concepts) -> Any:
-    read = [
-        (read_word(item, "CodeValue"), read_word(item, "CodingSchemeDesignator"))
-        for item in _read_items(place)[:MAX_CODES]
-    ]
-    codes = [find_concept(value, scheme) for value, scheme in read]
+    items = _read_items(place)[:MAX_CODES]
+    codes = [find_concept(read_word(item, "CodeValue"), read_word(item, "CodingSchemeDesignator")) for item in items]
     kept = [build_code(code.value, code.scheme_designator, code.meaning) for code in codes if code is not None]
     return Sequence(kept) if kept else None
 
@@ -213,7 +210,7 @@ def _clean_day(place: _Place, rule: Day) -> Any:
 
 
 def _clean_age(place: _Place, rule: Age) -> Any:
-    """Write the age as PS3.5 6.2 wants it; archives write "62" too."""
+    """Write an age, such as "62" in some archives, in the form of PS3.5 6.2."""
     texts = read_texts(place.element)
     if len(texts) != 1 or not _AGE.fullmatch(texts[0]):
         return None
@@ -229,7 +226,7 @@ def _clean_maker(place: _Place, rule: Maker) -> Any:
 
 
 def _clean_table(place: _Place, rule: Table) -> Any:
-    """Take a table's entries if they are as many as its descriptor says (PS3.3 C.11.1.1), in 8 or 16 bits."""
+    """Copy the 8 or 16-bit entries of a look-up table if their number matches its descriptor (PS3.3 C.11.1.1)."""
     descriptor, value = place.copy.get(rule.descriptor), place.element.value
     if descriptor is None or not isinstance(value, bytes):
         return None

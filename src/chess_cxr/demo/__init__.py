@@ -1,1 +1,1 @@
-"""All of CheSS on generated films."""
+"""The demo: all of CheSS on generated films."""

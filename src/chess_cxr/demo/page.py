@@ -1,4 +1,4 @@
-"""The page of the demo: what was made, the four tasks, and one table in the form of the paper's."""
+"""The page of the demo: generated films, pre-training, the four tasks, and a table in the form of the paper's."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from chess_cxr.evaluation.compare import Comparison
+from chess_cxr.benchmarking.comparison import Comparison
+from chess_cxr.benchmarking.page.comparison import build_comparison_sections
 from chess_cxr.methods import METHOD_TITLES, compute_chance_loss
 from chess_cxr.pretraining.presets import PretrainConfig
 from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.records import SPLITS
-from chess_cxr.report.comparison import build_comparison_sections
 from chess_cxr.report.page import Section, render_page, write_page
 from chess_cxr.report.plots import draw_film, draw_training_curves
 from chess_cxr.sources.phantom.film import CLASSES
 from chess_cxr.store import Store
 from chess_cxr.views import draw_view_pairs, resize_film
 
-FILM_WIDTH, EXAMPLE_WIDTH = 9, 15  # of a drawn film on the page, in letters
+FILM_WIDTH, EXAMPLE_WIDTH = 9, 15  # of a film on the page, in letters
 REAL, HEALTHY = "nodules of other patients", "the same places without a nodule"
 DISTANCE = "Fréchet distance × 1000"
 BONE_METRICS = {"psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"), "rmse": ("RMSE, of 255", "lower")}
@@ -32,7 +32,7 @@ BONE_METRICS = {"psnr": ("PSNR, dB", "higher"), "ssim": ("SSIM", "higher"), "rms
 
 @dataclass(frozen=True)
 class Examples:
-    """A new film, the same without bone, the same with a made nodule: float [H, W]; nodule_HW: where that was asked."""
+    """A new film, the same without bone, and the same with a generated nodule at nodule_HW: float [H, W]."""
 
     film_HW: np.ndarray
     suppressed_HW: np.ndarray
@@ -42,10 +42,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class DemoResults:
-    """What the stations found.
+    """The results of all stations.
 
-    bones: `result.json` of the bone network of each perceptual loss.  distances: of the nodules of each generator, with
-    the judge's name.
+    bones: `result.json` of the bone network for each perceptual loss.
+    distances: of the nodules of each generator, with the judge's name.
     """
 
     comparison: Comparison
@@ -57,7 +57,7 @@ class DemoResults:
 def write_demo_page(
     out: Path, store: Store, config: PretrainConfig, results: DemoResults, seed: int, subtitle: str
 ) -> Path:
-    """Write `report.html` into the demo's folder and return its path."""
+    """Write `report.html` into the demo's folder; return its path."""
     sections = [
         *_build_film_sections(out, store, config, seed),
         *build_comparison_sections(results.comparison, ["accuracy", "auroc"]),
@@ -96,8 +96,8 @@ def _build_film_sections(out: Path, store: Store, config: PretrainConfig, seed: 
             f"{config.training.batch} films, on the train split only.",
             draw_training_curves(read_metrics(out / "run"), compute_chance_loss(config.method)),
             20,
-            "First: the loss, and that of a network that knows nothing. Second: a nearest-neighbour probe. Third: all "
-            "lines would fall towards 0 if the encoder forgot to tell films apart. SYNTHETIC films.",
+            "First: the loss, and that of an untrained network. Second: a nearest-neighbour probe. Third: all "
+            "lines would fall towards 0 if the representation collapsed. SYNTHETIC films.",
         ),
     ]
 
@@ -158,15 +158,15 @@ def _build_nodule_section(results: DemoResults) -> Section:
     ).replace({"none": "made, no perceptual loss", "pre-trained": "made, pre-trained perceptual loss"})
     return Section(
         "Nodule generation",
-        "A small SPADE generator learns to paint a nodule where a mask asks for one; every other pixel of the film "
-        "stays as it was. It learns with or without a perceptual loss on the pre-trained encoder.",
+        "A small SPADE generator learns to paint a nodule at a given mask, and leaves the rest of the film unchanged. "
+        "It learns with or without a perceptual loss on the pre-trained encoder.",
         (
             _draw(shown.painted_HW, "film with a made nodule"),
             _draw(shown.film_HW[here], "before"),
             _draw(shown.painted_HW[here], "after"),
         ),
         EXAMPLE_WIDTH,
-        "The film from above with a nodule that was asked for; the squares show its place. SYNTHETIC.",
+        "The film from above with a generated nodule; the squares show its place. SYNTHETIC.",
         table,
         _describe_distances(told),
     )
@@ -176,7 +176,7 @@ def _describe_distances(told: Mapping[str, Any]) -> str:
     return (
         f"Squares around {told['count']} made nodules against squares around {told['count']} nodules that the phantom "
         "rendered in other patients. Lower is more alike: the first row is what chance leaves between two sets of "
-        "rendered nodules, the second what a distance looks like where there is a difference. Judge: "
+        "rendered nodules, the second what a distance looks like if there is a difference. Judge: "
         f"{told['judge']}, {told['dimension']} features: an untrained network, since the demo's own encoder took part "
         "in the training. 95 % bootstrap intervals over films. SYNTHETIC."
     )
@@ -228,7 +228,7 @@ def _find(table: pd.DataFrame, encoder: str, subset: str, metric: str) -> Mappin
 
 
 def _scale(found: Mapping[str, float]) -> dict[str, float]:
-    """An untrained network has small features, and so small distances."""
+    """Multiply the numbers by 1000, as the distances on an untrained network's features are small."""
     return {key: 1000 * value for key, value in found.items()}
 
 

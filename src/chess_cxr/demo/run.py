@@ -1,4 +1,4 @@
-"""All of CheSS on generated films, in a few minutes: pre-training and the four tasks; `chess-cxr demo`."""
+"""The demo: pre-training and the four tasks of CheSS on generated films, in a few minutes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 
+from chess_cxr.benchmarking.comparison import Comparison
 from chess_cxr.benchmarking.evaluate import evaluate
 from chess_cxr.demo.page import HEALTHY, REAL, DemoResults, Examples, write_demo_page
-from chess_cxr.evaluation.compare import Comparison
 from chess_cxr.files.whole import read_json, write_atomically
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.judges.crops import crop_around
 from chess_cxr.judges.frechet import compute_frechet_interval
-from chess_cxr.judges.networks import crop_around, load_feature_network
+from chess_cxr.judges.networks import load_feature_network
 from chess_cxr.pretraining.export import export
 from chess_cxr.pretraining.presets import PretrainConfig
 from chess_cxr.pretraining.presets import demo as demo_preset
 from chess_cxr.pretraining.pretrain import pretrain
 from chess_cxr.progress import StageBars, say_seconds
+from chess_cxr.records import OnProgress
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.sources.phantom.film import CLASSES, write_phantom_films
 from chess_cxr.store import Store, open_store
@@ -40,20 +42,20 @@ from chess_cxr.workers.pool import build_ingest_pool, build_pool
 
 SEED = 0
 DEMO_KEY = b"chess-cxr demo: generated films, nothing to hide"
-PERCEPTUAL = {"none": "none", "pre-trained": "same"}  # names on the page, and those that the tasks know
-JUDGE = "random:resnet18@64#7"  # no package of the core brings a trained one, and the demo's own encoder is no judge
-SHOWN_PATIENT, SHOWN_FILM = 90_001, 4  # seeds of a film that no station learns from
+PERCEPTUAL = {"none": "none", "pre-trained": "same"}  # names on the page -> names of perceptual losses
+JUDGE = "random:resnet18@64#7"  # untrained: the core packages contain no trained one but the demo's own encoder
+SHOWN_PATIENT, SHOWN_FILM = 90_001, 4  # seeds of a film that no station trains on
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo does.
+    """The size of the demo.
 
-    film_size: side of the generated DICOM films in pixels.  fractions: parts of the training patients that are
-    labelled.  draws: label draws a fraction.  replicates: of the bootstrap.
+    film_size: side of the generated DICOM films in pixels.  fractions: label fractions of the training patients.
+    draws: label draws per fraction.  replicates: of the bootstrap.
     bone_pairs, bone_steps: of each bone network.  nodule_patients, nodule_steps: of each nodule generator.
-    judged_nodules: how many made nodules are held against as many others.
-    planned_share: of `PLANNED_SECONDS`, until the first stations have shown the pace.
+    judged_nodules: number of generated nodules to compare with as many others.
+    planned_share: expected time, as a share of `PLANNED_SECONDS`.
     """
 
     patients: int = 250
@@ -72,21 +74,31 @@ class DemoSize:
 
 QUICK = DemoSize(
     patients=30, films_per_patient=2, film_size=128, fractions=(0.25, 1.0), draws=2, replicates=100, bone_pairs=10,
-    bone_steps=20, nodule_patients=10, nodule_steps=20, judged_nodules=20,
-    planned_share=0.2,
+    bone_steps=20, nodule_patients=10, nodule_steps=20, judged_nodules=20, planned_share=0.2,
 )  # fmt: skip
+PLANNED_SECONDS = {  # on two free cores
+    "generate DICOM films": 45.0,
+    "ingest": 6.0,
+    "pre-train": 155.0,
+    "classify": 12.0,
+    "suppress bones, no perceptual loss": 28.0,
+    "suppress bones, pre-trained perceptual loss": 33.0,
+    "generate nodules, no perceptual loss": 42.0,
+    "generate nodules, pre-trained perceptual loss": 46.0,
+    "judge the nodules": 40.0,
+}
 
 
 def shorten_config() -> PretrainConfig:
-    """Return the pre-training of the quick demo."""
+    """Return the pre-training configuration of the quick demo."""
     config = demo_preset()
     return replace(config, training=replace(config.training, steps=60, probe_every=30))
 
 
 class Stations:
-    """Numbers the stations of the demo and estimates how long all that is left will take.
+    """Announces the stations of the demo and estimates the time left.
 
-    planned: seconds of each station on two free cores; how far the finished ones were off corrects the rest.
+    planned: expected seconds of each station, corrected by the pace of the finished ones.
     """
 
     def __init__(self, planned: Mapping[str, float], quiet: bool) -> None:
@@ -96,7 +108,7 @@ class Stations:
 
     @contextmanager
     def enter(self, name: str) -> Iterator[StageBars]:
-        """Say which station begins; yield bars for what it does."""
+        """Announce a station; yield its progress bars."""
         place = self._names.index(name)
         if not self._quiet:
             later = sum(self._planned[other] for other in self._names[place:])
@@ -110,35 +122,22 @@ class Stations:
         self._expected += self._planned[name]
 
     def skip(self, name: str) -> None:
-        """Say that an earlier call finished this station."""
+        """Announce that an earlier call finished this station."""
         if not self._quiet:
             place = self._names.index(name)
             print(f"station {place + 1} of {len(self._names)}: {name}: done before", file=sys.stderr, flush=True)
         self._planned = {**self._planned, name: 0.0}
 
 
-PLANNED_SECONDS = {
-    "generate DICOM films": 45.0,
-    "ingest": 6.0,
-    "pre-train": 155.0,
-    "classify": 12.0,
-    "suppress bones, no perceptual loss": 28.0,
-    "suppress bones, pre-trained perceptual loss": 33.0,
-    "generate nodules, no perceptual loss": 42.0,
-    "generate nodules, pre-trained perceptual loss": 46.0,
-    "judge the nodules": 40.0,
-}
-
-
 def run_demo(
     out: Path, quiet: bool = False, size: DemoSize | None = None, config: PretrainConfig | None = None
 ) -> Path:
-    """Walk from generated DICOM films to a report; each station that is there already is not made again.
+    """Run all stations from generated DICOM films to the report, skipping those that an earlier call finished.
 
-    size, config: how much of everything, by default a few minutes' worth.  Returns the path of `report.html`.
+    size, config: by default for a few minutes.  Returns the path of `report.html`.
     """
     started = time.monotonic()
-    torch.set_num_threads(1)  # networks this small lose more by waking a second thread than they gain by it
+    torch.set_num_threads(1)  # for networks this small, a second thread costs more than it gains
     size, config = size or DemoSize(), config or demo_preset()
     is_new = not out.exists() or not any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +177,7 @@ def _make_store(out: Path, size: DemoSize, stations: Stations) -> Store:
 
 
 def _build_counter(bars: StageBars, title: str, total: int) -> Callable[[], None]:
-    """Return a callback that counts one piece of a stage."""
+    """Return a callback that counts one finished piece of a stage."""
     done = 0
 
     def count() -> None:
@@ -216,7 +215,7 @@ def _classify(store: Store, encoder: Path, config: PretrainConfig, size: DemoSiz
 
 
 def _suppress_bones(folder: Path, name: str, encoder: Path, size: DemoSize, stations: Stations) -> Mapping[str, Any]:
-    """Train a bone network with the perceptual loss of this name; return its `result.json`."""
+    """Train a bone network with a perceptual loss; return its `result.json`."""
     out, station = folder / name, f"suppress bones, {_describe_perceptual(name)}"
     if (out / "config.json").exists():
         stations.skip(station)
@@ -251,10 +250,10 @@ def _describe_perceptual(name: str) -> str:
     return "no perceptual loss" if name == "none" else f"{name} perceptual loss"
 
 
-def _judge_nodules(folder: Path, size: DemoSize, show: Callable[[str, int, int], None]) -> Mapping[str, Any]:
-    """Hold squares around made nodules against squares around the nodules of other patients; by generator.
+def _judge_nodules(folder: Path, size: DemoSize, show: OnProgress) -> Mapping[str, Any]:
+    """Compare crops around each generator's nodules with crops around nodules of other patients.
 
-    What each generator paints over, and what it is judged against, are films that it did not learn from.
+    Neither the painted nor the compared films are training films of the generators.
     """
     file = folder / "distances.json"
     if file.exists():
@@ -279,10 +278,8 @@ def _judge_nodules(folder: Path, size: DemoSize, show: Callable[[str, int, int],
     return told
 
 
-def _draw_films(
-    patients: int, seed: int, show: Callable[[str, int, int], None]
-) -> tuple[list[NoduleFilm], list[NoduleFilm]]:
-    """Return a film with a nodule and one without of each of some new patients."""
+def _draw_films(patients: int, seed: int, show: OnProgress) -> tuple[list[NoduleFilm], list[NoduleFilm]]:
+    """Generate a film with a nodule, and one without, of each of some new patients."""
     films = read_nodule_films(
         f"phantom:{patients}@128#{seed}", on_film=lambda done, total: show(f"draw films #{seed}", done, total)
     )

@@ -1,1 +1,1 @@
-"""Derived films: written as DICOM or PNG, in the form of their source."""
+"""Write derived films as DICOM or PNG, in the format of their source."""

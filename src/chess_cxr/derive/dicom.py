@@ -1,12 +1,11 @@
-"""A DICOM film and what is to be added to it, to a derived DICOM film of the same patient and study.
+"""Derive a DICOM film of the same patient and study from a DICOM film and a change of its grey, bytes in and bytes out.
 
-Bytes in, bytes out.  This is not de-identification: a hospital's own derived film belongs to the patient of its source.
+This is not de-identification: the derived film belongs to the patient of its source.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
@@ -24,9 +23,9 @@ from chess_cxr.decode.decoded import count_levels, find_window
 from chess_cxr.decode.dicom import decode_dicom, read_dataset
 from chess_cxr.decode.dicom_grey import apply_modality, apply_voi, find_padding, find_values, map_to_grey
 from chess_cxr.decode.dicom_pixels import PixelModule, StoredPixels, decode_stored, read_pixel_module
-from chess_cxr.deidentify.film import IMPLEMENTATION, IMPLEMENTATION_NAME
+from chess_cxr.deidentify.film import write_dicom
 from chess_cxr.deidentify.values import build_code
-from chess_cxr.derive.grey import GreyScale, build_grey_scale, burn_in_text, change_values
+from chess_cxr.derive.grey import change_film
 from chess_cxr.records import Undecodable, UsageError
 
 Kind = Literal["bone-suppressed", "synthetic nodule"]
@@ -34,8 +33,8 @@ SOFTWARE = "chess-cxr"
 # PS3.16 CID 7202, CID 7005 and, for each kind, CID 7203
 _SOURCE = ("121322", "DCM", "Source image for image processing operation")
 _PROCESSING = ("109102", "DCM", "Processing Equipment")
-_LO, _ST = 64, 1024  # longest values, PS3.5 6.2
-# What speaks of the source's own pixels or instance and would be untrue of the derived film
+_LO, _ST = 64, 1024  # greatest lengths of values, PS3.5 6.2
+# Attributes that describe the source's pixels or instance and would be untrue of the derived film
 _UNTRUE = (
     "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelDataProviderURL", "IconImageSequence",
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
@@ -44,7 +43,7 @@ _UNTRUE = (
     "SOPAuthorizationComment", "AuthorizationEquipmentCertificationNumber", "SeriesDate", "SeriesTime", "SeriesNumber",
     "DataSetTrailingPadding",
 )  # fmt: skip
-# PS3.3 C.7.6.1.1.5.1, by the last numbers of the transfer syntax
+# PS3.3 C.7.6.1.1.5.1, by the last number of the transfer syntax
 _LOSSY_METHODS = {
     "50": "ISO_10918_1", "51": "ISO_10918_1", "81": "ISO_14495_1", "91": "ISO_15444_1", "203": "ISO_15444_15",
 }  # fmt: skip
@@ -52,7 +51,7 @@ _LOSSY_METHODS = {
 
 @dataclass(frozen=True)
 class KindWords:
-    """How a kind of derived film is named: description, code of CID 7203, series, and the text to burn in."""
+    """Names of a kind of derived film: description, code of CID 7203, series, and text to burn in."""
 
     description: str
     code: tuple[str, str, str]
@@ -78,9 +77,9 @@ KINDS: dict[Kind, KindWords] = {
 
 @dataclass(frozen=True)
 class Derivation:
-    """What is done to a film: text is burned in unless empty; model: which weights, for the description.
+    """Derivation of a film.  text: burned in unless empty.  model: name of the weights, for the description.
 
-    seed: makes UIDs, and so the whole file, the same at each run; None: new UIDs, and the time is noted.
+    seed: makes UIDs, and so the whole file, reproducible; None gives new UIDs and notes the time.
     """
 
     kind: Kind
@@ -92,11 +91,12 @@ class Derivation:
 def derive_dicom(content: bytes, change_HW: np.ndarray, derivation: Derivation) -> bytes:
     """Return a DICOM file whose decoded film is clip(film + change, 0, 1), to the nearest stored value.
 
-    change_HW: float32, of the size of the whole decoded film, on its grey from air 0 to bone 1.  Stored values where it
-    is 0, and padding, stay as they are; depth, sign, photometric interpretation, rescale and windows too.  A film
-    without a window that works is shown between percentiles of its own: those are written down as its window.
-    Where a window reaches beyond the values that the depth has, the darkest or brightest of them is the nearest.  Out
-    comes Explicit VR Little Endian.  Raises `Undecodable` for what is no grey single-frame film of 8 or 16 bits.
+    change_HW: float32 of the size of the whole decoded film, on its grey from air 0 to bone 1.
+    Stored values stay where the change is 0 and on padding; depth, sign, photometric interpretation, rescale and
+    windows stay too.  A film without a valid window, which is shown between its percentiles, gets them as its window.
+    A window may reach beyond the values of the depth; the darkest or brightest value then stands for the rest.
+    The file is Explicit VR Little Endian.  Raises `Undecodable` unless the film is grey, single-frame and of 8 or 16
+    bits.
     """
     dataset = read_dataset(content)
     module = read_pixel_module(dataset)
@@ -111,13 +111,12 @@ def derive_dicom(content: bytes, change_HW: np.ndarray, derivation: Derivation) 
     grey_N, is_film_N = _build_table(dataset, module, stored)
     if change_HW.shape != index_HW.shape:
         raise UsageError(f"a change of {_size(change_HW)} does not fit a film of {_size(index_HW)}")
-    scale = build_grey_scale(grey_N, is_film_N)
-    derived_HW = _derive_values(index_HW, change_HW, grey_N, scale, derivation.text)
+    derived_HW = change_film(index_HW, change_HW, grey_N, derivation.text, is_film_N)
     if stored.overshoots:
         _note_loss(dataset, module.frame_bytes / max(1, compressed_bytes))
     _store_pixels(dataset, module, derived_HW, _find_lowest(stored, module))
     _describe(dataset, derivation)
-    written = _write(dataset)
+    written = write_dicom(dataset, ExplicitVRLittleEndian)
     _check_alike(written, grey_N[derived_HW])
     return written
 
@@ -145,15 +144,15 @@ def _find_lowest(stored: StoredPixels, module: PixelModule) -> int:
 
 
 def _list_stored(stored: StoredPixels, module: PixelModule) -> np.ndarray:
-    """Every value that the film could hold, from the lowest, int64."""
+    """Return every value that the film could hold, ascending, int64."""
     lowest = _find_lowest(stored, module)
     return np.arange(lowest, lowest + (1 << stored.bits), dtype=np.int64)
 
 
 def _fix_window(dataset: Dataset, module: PixelModule, stored: StoredPixels, index_HW: np.ndarray) -> None:
-    """Write down the percentiles that a film without a window is shown between, or its derived film had others.
+    """Give a film without a valid window its percentiles as one, since the derived film would have others.
 
-    Window Center and Width of a LINEAR function (PS3.3 C.11.2.1.2.1) that maps the same values to 0 and 1.
+    Window Center and Width of a LINEAR function (PS3.3 C.11.2.1.2.1) map the same values to 0 and 1.
     """
     value_N = _list_stored(stored, module)
     modality_N = apply_modality(value_N, dataset)
@@ -174,7 +173,7 @@ def _fix_window(dataset: Dataset, module: PixelModule, stored: StoredPixels, ind
 
 
 def _build_table(dataset: Dataset, module: PixelModule, stored: StoredPixels) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each possible stored value is shown as, float32, and whether it is film (not padding)."""
+    """Return the grey of each possible stored value, float32, and whether the value is film and not padding."""
     value_N = _list_stored(stored, module)
     is_film_N = ~find_padding(value_N, module, dataset)
     ramp = (value_N & ((1 << stored.bits) - 1)).astype("<u2")[None]
@@ -182,19 +181,10 @@ def _build_table(dataset: Dataset, module: PixelModule, stored: StoredPixels) ->
     return grey_N, is_film_N
 
 
-def _derive_values(
-    index_HW: np.ndarray, change_HW: np.ndarray, grey_N: np.ndarray, scale: GreyScale, text: str
-) -> np.ndarray:
-    derived_HW = change_values(index_HW, change_HW, grey_N, scale)
-    if text:
-        burn_in_text(derived_HW, text, scale)
-    return derived_HW
-
-
 def _store_pixels(dataset: Dataset, module: PixelModule, index_HW: np.ndarray, lowest: int) -> None:
-    """Put the values at the bottom of their containers, sign extended, as PS3.5 8.1.1 has it today.
+    """Store the values in the lowest bits of their containers, sign extended (PS3.5 8.1.1).
 
-    Overlays that old devices kept in the bits above are gone then, so nothing may point at them.
+    This erases overlays in the higher bits, so attributes that refer to them are removed.
     """
     value_HW = (index_HW.astype(np.int32) + lowest).astype("<u2" if module.allocated == 16 else "u1")
     for group in range(0x6000, 0x6020, 2):
@@ -207,7 +197,7 @@ def _store_pixels(dataset: Dataset, module: PixelModule, index_HW: np.ndarray, l
 
 
 def _note_loss(dataset: Dataset, ratio: float) -> None:
-    """Say that the film once was compressed with loss, where its source does not (PS3.3 C.7.6.1.1.5)."""
+    """Declare earlier lossy compression if the source does not (PS3.3 C.7.6.1.1.5)."""
     if str(dataset.get("LossyImageCompression") or "") == "01":
         return
     dataset.LossyImageCompression = "01"
@@ -218,7 +208,7 @@ def _note_loss(dataset: Dataset, ratio: float) -> None:
 
 
 def _check_alike(written: bytes, grey_HW: np.ndarray) -> None:
-    """Read the file as any user of it will: a film that looks other than meant is never handed out."""
+    """Decode the file as its users will; refuse to return a film that looks different than intended."""
     seen_HW = decode_dicom(written).pixels
     if seen_HW.shape != grey_HW.shape or float(np.abs(seen_HW - grey_HW).max()) > 1e-4:
         raise Undecodable("the derived film would not look as it should: its header says too little of its greys")
@@ -228,7 +218,7 @@ def _check_alike(written: bytes, grey_HW: np.ndarray) -> None:
 
 
 def _describe(dataset: Dataset, derivation: Derivation) -> None:
-    """Tell of the derivation (PS3.3 C.7.6.1.1.3, C.7.6.1.1.4, C.12.1.1.1, C.7.5.2)."""
+    """Describe the derivation (PS3.3 C.7.6.1.1.3, C.7.6.1.1.4, C.12.1.1.1, C.7.5.2)."""
     words = KINDS[derivation.kind]
     source = dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")
     if not all(source) or not dataset.get("StudyInstanceUID"):
@@ -265,7 +255,7 @@ def _renew_uids(dataset: Dataset, derivation: Derivation) -> None:
 
 
 def _drop_untrue(dataset: Dataset) -> None:
-    """Leave out what was true of the source's pixels alone, and private elements, of which nobody knows."""
+    """Remove attributes that are true only of the source's pixels, and private elements."""
     pixels = dataset["PixelData"]
     for name in _UNTRUE:
         if name in dataset:
@@ -277,7 +267,7 @@ def _drop_untrue(dataset: Dataset) -> None:
 
 
 def _walk(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield the data set and the items of its sequences; no other element is converted, and so none is judged."""
+    """Yield the data set and the items of its sequences; convert no other element, lest pydicom judge it."""
     yield dataset
     for tag in list(dataset.keys()):
         vr = dataset.get_item(tag).VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
@@ -320,16 +310,3 @@ def _describe_software(words: KindWords, derivation: Derivation) -> Dataset:
     if derivation.seed is None:
         item.ContributionDateTime = time.strftime("%Y%m%d%H%M%S")
     return item
-
-
-def _write(dataset: Dataset) -> bytes:
-    """Return the file (PS3.10 7), in Explicit VR Little Endian."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION, IMPLEMENTATION_NAME
-    dataset.file_meta = meta
-    dataset.preamble = bytes(128)
-    written = io.BytesIO()
-    dataset.save_as(written, enforce_file_format=True)
-    return written.getvalue()

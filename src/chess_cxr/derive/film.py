@@ -1,6 +1,6 @@
-"""Files of derived films: a bone-suppressed film, or one with a SYNTHETIC nodule, in the form its source had.
+"""Write derived films, bone-suppressed or with a SYNTHETIC nodule, in the format of their source.
 
-DICOM gives DICOM, of the same patient and study; PNG, JPEG, TIFF, WebP and raw JSRT films give PNG.
+DICOM becomes DICOM of the same patient and study; PNG, JPEG, TIFF, WebP and raw JSRT films become PNG.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import uuid
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,12 +19,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from chess_cxr.decode.decoded import count_levels, find_window, stretch
 from chess_cxr.decode.dicom import is_dicom
-from chess_cxr.decode.film import read_film_content, silence, tells_of_memory
+from chess_cxr.decode.film import read_film_content, refuse_damage
 from chess_cxr.decode.image import decode_image
 from chess_cxr.decode.jsrt import decode_jsrt, is_jsrt
 from chess_cxr.decode.volume import is_volume
 from chess_cxr.derive.dicom import KINDS, SOFTWARE, Derivation, Kind, derive_dicom
-from chess_cxr.derive.grey import build_grey_scale, burn_in_text, change_values
+from chess_cxr.derive.grey import change_film
 from chess_cxr.files.whole import place_new, write_flushed
 from chess_cxr.records import ChessError, Undecodable, UsageError
 
@@ -46,26 +45,26 @@ def write_derived_film(
     model: str = "",
     seed: int | None = None,
 ) -> Path:
-    """Write the film in `source` with `change_HW` added, in the folder `out`, and return the new file's path.
+    """Write the film in `source` plus `change_HW` into the folder `out`; return the path of the new file.
 
-    change_HW: float32, of the size that `ingest.decode.decode_film` gives the whole film, what is added to its grey
-    (air 0, bone 1): minus the bone, or plus a nodule.  Decoding a DICOM file that comes out gives
-    clip(film + change, 0, 1) to the nearest stored value.  PNG has no window: a film of 16 bits keeps its stored
-    values where the change is 0, and whoever stretches it between percentiles stretches it a little otherwise.
+    change_HW: float32 of the size of the whole film in `decode.film.decode_film`; added to its grey (air 0, bone 1), it
+    removes bone or adds a nodule.  A DICOM file decodes to clip(film + change, 0, 1), to the nearest stored value.  PNG
+    has no window: a film of 16 bits keeps its stored values where the change is 0, but its percentiles, and so its
+    stretched greys, may shift a little.
 
-    kind: names what was done, in the file.  text: burned into a corner unless empty; `KINDS[kind].text` is the usual.
-    model: which weights did it, ASCII.  seed: makes UIDs, and so the whole DICOM file, the same at each run.
-    The name is the source's, with .dcm or .png; where that is taken, with -2, -3 and so on.  No file is overwritten.
+    kind: kind of derivation, named in the file.  text: burned into a corner unless empty, usually `KINDS[kind].text`.
+    model: name of the weights, ASCII.  seed: makes UIDs, and so the whole DICOM file, reproducible.
+    The file has the name of the source with .dcm or .png, if necessary with -2, -3 and so on; none is overwritten.
 
-    Raises `UsageError` for a change, text or `out` that does not fit, `Undecodable` for a film that cannot be read or
-    derived from (colour, several frames, 32 bits, big-endian), ChessError where the file cannot be written.
+    Raises `UsageError` for an invalid change, text or `out`, `Undecodable` for a film that cannot be read or derived
+    from (colour, several frames, 32 bits, big-endian), `ChessError` if the file cannot be written.
     """
     derivation = Derivation(kind, text, _check_model(model), seed)
     if kind not in KINDS:
         raise UsageError(f"unknown kind of derived film {kind!r}: use one of {', '.join(KINDS)}")
     change_HW = _check_change(change_HW)
     content = read_film_content(source)
-    with silence():
+    with refuse_damage("derive from it"):
         derived, suffix = _derive(content, str(source), change_HW, derivation)
     return write_new_file(out, Path(str(source)).stem, suffix, derived)
 
@@ -83,25 +82,15 @@ def _check_change(change_HW: np.ndarray) -> np.ndarray:
 
 
 def _derive(content: bytes, name: str, change_HW: np.ndarray, derivation: Derivation) -> tuple[bytes, str]:
-    try:
-        if is_dicom(content):
-            return derive_dicom(content, change_HW, derivation), ".dcm"
-        if is_volume(content):
-            raise Undecodable("a film of NIfTI or MetaImage cannot be derived from: give DICOM, PNG, JPEG or TIFF")
-        read = _read_jsrt if is_jsrt(content, name) else _read_image
-        return _derive_png(content, read, change_HW, derivation), ".png"
-    except ChessError:
-        raise
-    except Exception as error:
-        if tells_of_memory(error):
-            raise Undecodable("not enough memory to derive from it") from None
-        # The text of a library's error may quote the header: only its type is safe to pass on.
-        raise Undecodable(f"damaged or unsupported file ({type(error).__name__})") from None
+    if is_dicom(content):
+        return derive_dicom(content, change_HW, derivation), ".dcm"
+    if is_volume(content):
+        raise Undecodable("a film of NIfTI or MetaImage cannot be derived from: give DICOM, PNG, JPEG or TIFF")
+    raw_HW, table_N = _read_jsrt(content) if is_jsrt(content, name) else _read_image(content)
+    return _derive_png(content, raw_HW, table_N, change_HW, derivation), ".png"
 
 
 # ---------------------------------------------------------------- images
-
-_ReadRaw = Callable[[bytes], tuple[np.ndarray, np.ndarray]]
 
 
 def _read_jsrt(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -111,8 +100,8 @@ def _read_jsrt(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_image(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return stored values, uint8 or uint16 [H, W], and what each is shown as, float32 [256 or 65,536]."""
-    film_HW = decode_image(content).pixels  # refuses what is damaged or too large before anything is read here
+    """Return stored values, uint8 or uint16 [H, W], and the grey of each, float32 [256 or 65,536]."""
+    film_HW = decode_image(content).pixels  # refuses a damaged or too large file
     if content[8:12] != b"WEBP":
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF")) as image:
             if image.mode[:1] in ("I", "F"):
@@ -126,7 +115,7 @@ def _read_image(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_table(raw_HW: np.ndarray, film_HW: np.ndarray) -> np.ndarray:
-    """Return what each of 65,536 stored values is shown as; whether air is bright among them, the film tells."""
+    """Return the grey of each of 65,536 stored values; the decoded film tells whether air is bright in them."""
     value_N, counts_N = np.arange(1 << 16), count_levels(raw_HW)
     seen = counts_N > 0
     table_N = stretch(value_N, *find_window(value_N[seen], counts_N[seen]))
@@ -136,16 +125,14 @@ def _find_table(raw_HW: np.ndarray, film_HW: np.ndarray) -> np.ndarray:
     raise Undecodable("the file's grey scale is of an unknown kind")
 
 
-def _derive_png(content: bytes, read: _ReadRaw, change_HW: np.ndarray, derivation: Derivation) -> bytes:
+def _derive_png(
+    content: bytes, raw_HW: np.ndarray, table_N: np.ndarray, change_HW: np.ndarray, derivation: Derivation
+) -> bytes:
     """Return a PNG of the source's depth and polarity, with its provenance in a tEXt chunk."""
-    raw_HW, table_N = read(content)
     if change_HW.shape != raw_HW.shape:
         sizes = (" x ".join(str(side) for side in array.shape[::-1]) for array in (change_HW, raw_HW))
         raise UsageError("a change of {} pixels does not fit a film of {} pixels".format(*sizes))
-    scale = build_grey_scale(table_N)
-    derived_HW = change_values(raw_HW, change_HW, table_N, scale)
-    if derivation.text:
-        burn_in_text(derived_HW, derivation.text, scale)
+    derived_HW = change_film(raw_HW, change_HW, table_N, derivation.text)
     told = PngInfo()
     for key, value in _tell(content, derivation).items():
         told.add_text(key, value)
@@ -155,7 +142,7 @@ def _derive_png(content: bytes, read: _ReadRaw, change_HW: np.ndarray, derivatio
 
 
 def _tell(content: bytes, derivation: Derivation) -> dict[str, str]:
-    """Say where the film comes from by what it holds: a path may name the patient."""
+    """Describe the source by the hash of its content; a path may name the patient."""
     words = KINDS[derivation.kind]
     found = {
         SOFTWARE: f"{words.series}, derived from {hashlib.sha256(content).hexdigest()}",
@@ -169,13 +156,13 @@ def _tell(content: bytes, derivation: Derivation) -> dict[str, str]:
 
 
 def write_new_file(out: Path, stem: str, suffix: str, content: bytes) -> Path:
-    """Make a new file of a name that is free appear whole, and return its path.
+    """Write a new file, whole or not at all, under a free name; return its path.
 
-    Its name is `stem`, cut to 200 bytes, and `suffix`; where that is taken, -2, -3 and so on stand between them.  Two
-    programs that write at once take different names.
-    Raises `UsageError` where `out` is no folder, ChessError where it cannot be written into.
+    The name is `stem`, cut to 200 bytes, plus `suffix`; if taken, with -2, -3 and so on between them.  Programs that
+    write at the same time take different names.
+    Raises `UsageError` if `out` is not a folder, `ChessError` if it cannot be written into.
     """
-    while len(os.fsencode(stem)) > _MAX_STEM:  # by letters: half a letter is no text that could be printed
+    while len(os.fsencode(stem)) > _MAX_STEM:  # cut whole letters, which can be printed
         stem = stem[:-1]
     stem = stem or "film"
     growing = out / f".{uuid.uuid4().hex}.partial"

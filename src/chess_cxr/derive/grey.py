@@ -1,6 +1,6 @@
-"""From shown greys back to stored values: which value to store so that a film looks changed by so much.
+"""Change the stored values of a film so that its displayed greys change by a given amount.
 
-Suffixes: H, W pixels of a film, N values that may be stored, K greys that they are shown as.
+Suffixes: H, W pixels of a film, N possible stored values, K displayed greys.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import numpy as np
 
 from chess_cxr.records import Undecodable, UsageError
 
-_ROWS_AT_ONCE = 256  # a film of 120 megapixels is changed in bands: its int64 ranks alone would take a gigabyte
+_ROWS_AT_ONCE = 256  # bands save memory: int64 ranks of 120 megapixels would take a gigabyte
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_COVERED = 80  # of 255: from there on a pixel belongs to a letter; small letters would run together below
+_COVERED = 80  # of 255: coverage from which a pixel belongs to a letter; below, small letters would merge
 _LETTER_SHARE, _MIN_LETTER_PX, _MAX_WIDTH_SHARE = 1 / 45, 8.0, 0.9
 MAX_TEXT = 64
 
 
 @dataclass(frozen=True)
 class GreyScale:
-    """What stored values are shown as, in order, and what each of K greys can be stored as.
+    """Look-up table from stored values to greys, and its inverse.
 
-    level_K: the greys, float32, ascending.  rank_N: place of each stored value among those of the film, by rising grey;
-    -1 for values that are no part of the film (padding).  value_R: the other way round.  first_K, last_K: ranks of the
-    values that look alike, such as all that lie below a window.
+    level_K: greys, float32, ascending.  rank_N: rank of each stored value by grey, -1 for padding.  value_R: stored
+    value of each rank.  first_K, last_K: range of the ranks that look alike, such as all values below a window.
     """
 
     level_K: np.ndarray
@@ -35,11 +34,22 @@ class GreyScale:
     last_K: np.ndarray
 
 
-def build_grey_scale(grey_N: np.ndarray, is_film_N: np.ndarray | None = None) -> GreyScale:
-    """Turn a table around: grey_N, float32 in [0, 1], is what each stored value 0..N-1 is shown as.
+def change_film(
+    value_HW: np.ndarray, change_HW: np.ndarray, grey_N: np.ndarray, text: str, is_film_N: np.ndarray | None = None
+) -> np.ndarray:
+    """Change a film as `change_values` does, and burn in `text` unless it is empty; see `build_grey_scale`."""
+    scale = build_grey_scale(grey_N, is_film_N)
+    changed_HW = change_values(value_HW, change_HW, grey_N, scale)
+    if text:
+        burn_in_text(changed_HW, text, scale)
+    return changed_HW
 
-    is_film_N: False for values that are no part of the film: they are neither changed nor given to any pixel.
-    Raises `Undecodable` where the greys go up and down: no value could be told from another that looks alike.
+
+def build_grey_scale(grey_N: np.ndarray, is_film_N: np.ndarray | None = None) -> GreyScale:
+    """Invert a look-up table; grey_N: displayed grey of each stored value 0..N-1, float32 in [0, 1].
+
+    is_film_N: False for padding, which is never changed and never given to a pixel.
+    Raises `Undecodable` if the greys are not monotonic.
     """
     value_R = np.arange(len(grey_N)) if is_film_N is None else np.flatnonzero(is_film_N)
     step = np.diff(grey_N[value_R])
@@ -54,10 +64,10 @@ def build_grey_scale(grey_N: np.ndarray, is_film_N: np.ndarray | None = None) ->
 
 
 def change_values(value_HW: np.ndarray, change_HW: np.ndarray, grey_N: np.ndarray, scale: GreyScale) -> np.ndarray:
-    """Return the stored values, of the same type, whose greys are nearest to clip(grey + change, 0, 1).
+    """Return stored values, of the same type, with the greys nearest to clip(grey + change, 0, 1).
 
-    value_HW: unsigned, indices of grey_N.  change_HW: float32, grey to be added.  Of values that look alike the nearest
-    to the old one is taken: where the change is 0 or too small to show, and on padding, the value stays to the bit.
+    value_HW: unsigned, indices of grey_N.  change_HW: float32, grey to be added.  Among values that look alike, the one
+    nearest to the old value is taken, so values stay to the bit on padding and where the change is 0 or too small.
     """
     changed_HW = value_HW.copy()
     middle = (scale.level_K[:-1] + scale.level_K[1:]) / 2
@@ -73,11 +83,11 @@ def change_values(value_HW: np.ndarray, change_HW: np.ndarray, grey_N: np.ndarra
 
 
 def burn_in_text(value_HW: np.ndarray, text: str, scale: GreyScale) -> None:
-    """Write white letters on a black plate into the lower left corner, in place, whatever the depth and polarity.
+    """Write white letters on a black plate into the lower left corner, in place, for any depth and polarity.
 
-    Letters are 1/45 of the film's shorter side high, or as high as the width allows.
-    Raises UsageError for a text of other characters than printable ASCII or of more than 64, `Undecodable` for a film
-    too small for letters that could be read.
+    Letters are 1/45 of the film's shorter side high, or less if the width demands it.
+    Raises `UsageError` unless the text is at most 64 characters of printable ASCII, `Undecodable` if the film is too
+    small for legible letters.
     """
     if not (text.isascii() and text.isprintable() and len(text) <= MAX_TEXT):
         raise UsageError(f"text to be burned in must be one line of at most {MAX_TEXT} ASCII characters")

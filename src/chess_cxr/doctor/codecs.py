@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 
-from chess_cxr.decode.film import Undecodable, decode_film
+from chess_cxr.decode.film import decode_film
 from chess_cxr.doctor.check import Finding, Request, Step, tell
 from chess_cxr.doctor.packages import advise_reinstall
-from chess_cxr.records import ChessError
+from chess_cxr.records import ChessError, Undecodable
 
 HEIGHT, WIDTH = 48, 64
 LOSSY_LEVELS = 8  # of 255: further from what was written no lossy codec comes at the qualities used here

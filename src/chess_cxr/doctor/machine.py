@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chess_cxr.doctor.check import Finding, Request, Step
 from chess_cxr.doctor.packages import DISTRIBUTION, is_too_old
-from chess_cxr.workers.cores import count_usable_cores
+from chess_cxr.workers.cores import count_usable_cores, list_cgroups
 
 GIB = 1 << 30
 LEAST_FREE_BYTES = GIB  # at --out: a store of 25,000 films of 512 x 512 pixels takes about as much
@@ -92,20 +92,10 @@ def read_memory() -> tuple[int, int | None]:
     return total, kib["MemAvailable"] << 10 if "MemAvailable" in kib else None
 
 
-def read_memory_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Return the smallest memory limit, in bytes, of this process's cgroups (version 1 or 2) and those above them."""
-    try:
-        lines = own.read_text("utf-8").splitlines()
-    except OSError:
-        return None
-    limits = []
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        folder = base / place.strip("/")
-        limits += [_read_number(each / name) for each in (folder, *folder.parents) if each.is_relative_to(base)]
+def read_memory_limit(root: Path = Path("/")) -> int | None:
+    """Return the smallest memory limit, in bytes, of the control groups around this process."""
+    groups = list_cgroups("memory", root)
+    limits = [_read_number(folder / ("memory.max" if is_2 else "memory.limit_in_bytes")) for folder, is_2 in groups]
     return min((limit for limit in limits if limit is not None and limit < 1 << 60), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The model card of an encoder: Markdown for people, front matter for the Hugging Face Hub."""
+"""The model card of an encoder: Markdown for readers, front matter for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-# Identifiers the Hub knows; any other licence is announced as "other" and told in the text.
+# Licence identifiers of the Hub; for any other licence the front matter says "other" and the text names it.
 HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-sa-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc-by-4.0")
 POLARITIES = {"bone_bright": "air dark, bone bright", "bone_dark": "air bright, bone dark"}
 FITS = {
@@ -22,9 +22,9 @@ INTERPOLATIONS = {"area": "area average (bilinear when enlarging)", "bilinear": 
 
 
 def render_card(config: Mapping[str, Any], evaluation: str = "") -> str:
-    """Render the model card from an encoder folder's config and, if there is one, its evaluation as Markdown.
+    """Render the model card from an encoder folder's `config.json` and its evaluation (Markdown), if there is one.
 
-    config: what `config.json` holds.  Text in it is shown as text: it cannot end a table row or add front matter.
+    Escapes the text of the config: it cannot end a table row or add front matter.
     """
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -32,15 +32,16 @@ def render_card(config: Mapping[str, Any], evaluation: str = "") -> str:
     environment.filters |= {"cell": _to_cell, "count": _to_count, "quote": json.dumps}
     template = environment.from_string((files("chess_cxr.encoders") / "card.md").read_text("utf-8"))
     block = config["chess_cxr"]
+    contract = block["contract"]
     return template.render(
         architecture=config["architecture"],
         block=block,
-        contract=block["contract"],
+        contract=contract,
         training=block["training"],
         hub_licence=_find_hub_licence(block["licence"]),
-        polarity=POLARITIES[block["contract"]["polarity"]],
-        fit=FITS[block["contract"]["fit"]],
-        interpolation=INTERPOLATIONS[block["contract"]["interpolation"]],
+        polarity=POLARITIES[contract["polarity"]],
+        fit=FITS[contract["fit"]],
+        interpolation=INTERPOLATIONS[contract["interpolation"]],
         configuration=json.dumps(block["training"]["config"], indent=2),
         evaluation=evaluation.strip(),
     )

@@ -1,4 +1,4 @@
-"""What a network expects of its pixels, and the fixed film that proves it gets them."""
+"""The pixel contract: how a film becomes a network's input, and the fixed film that checks it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SIZES = range(16, 2049)
 
 @dataclass(frozen=True)
 class PixelContract:
-    """What a network expects of its pixels; a wrong value raises UsageError.
+    """How a network expects its pixels; raises UsageError for an invalid value.
 
-    size: side of the square input, 16 … 2048 pixels.  mean, std: one value a channel, on the [0, 1] scale.
-    percentiles: the film is clipped to this window of its own grey levels, in percent, and stretched to
-    [0, 1] before anything else; None leaves it as decoded.  polarity: "bone_bright", or "bone_dark" to invert.
+    size: side of the square input, 16 … 2048 pixels.  mean, std: one value per channel, on the [0, 1] scale.
+    percentiles: clip the film to this window of its own grey levels, in percent, and stretch it to [0, 1];
+    None keeps the decoded grey levels.  polarity: "bone_bright", or "bone_dark" to invert first.
     interpolation: "area" averages when shrinking (and is bilinear when enlarging), "bilinear" samples.
     fit: "squash" ignores the aspect ratio, "pad" adds air to the short side, "crop" keeps the central square.
-    channels: the grey film is repeated this many times (3 for ImageNet networks).
+    channels: how often the grey film is repeated (3 for ImageNet networks).
     """
 
     size: int
@@ -50,7 +50,7 @@ class PixelContract:
         """Turn one film, float [H, W] in [0, 1] with bone bright, into the network's input.
 
         Returns float32 [channels, size, size].  A blank film gives a constant input, never NaN.
-        Raises ChessError where the array is no such film.
+        Raises ChessError for any other array.
         """
         film_HW = _check_film(pixels_HW)
         if self.polarity == "bone_dark":
@@ -78,7 +78,7 @@ class PixelContract:
 
 
 def parse_contract(block: object) -> PixelContract:
-    """Read a contract from plain JSON values; raises UsageError naming the first wrong one."""
+    """Build a contract from JSON values; raises UsageError that names the first invalid one."""
     names = {item.name for item in fields(PixelContract)}
     if not isinstance(block, Mapping) or not {"size", "mean", "std"} <= set(block) <= names:
         raise UsageError(f"pixel contract: needs size, mean and std, and knows only {', '.join(sorted(names))}")
@@ -89,8 +89,8 @@ def parse_contract(block: object) -> PixelContract:
 def draw_golden_film(size: int) -> np.ndarray:
     """Draw the fixed film whose embedding travels with the weights: float32 [5/4 size, 9/8 size] in [0, 1].
 
-    A closed formula, no random numbers: waves from coarse to near the pixel grid, blobs and one small bright
-    spot, so that size, fit, interpolation, window, polarity, mean and std all leave their mark.
+    A closed formula without random numbers: waves from coarse to near the pixel grid, blobs and one small bright
+    spot, so that size, fit, interpolation, window, polarity, mean and std all change the embedding.
     """
     rows, columns = size * 5 // 4, size * 9 // 8
     y_H1, x_1W = np.arange(rows)[:, None] / rows, np.arange(columns)[None] / columns
@@ -113,7 +113,7 @@ def _check_film(pixels_HW: np.ndarray) -> np.ndarray:
 
 
 def _stretch(film_HW: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
-    """Clip to the window and stretch it to [0, 1]; a film of one grey level has no window and becomes 0."""
+    """Clip to the window and stretch it to [0, 1]; a film of one grey level becomes 0."""
     low, high = (np.float32(value) for value in np.percentile(film_HW, percentiles))
     if high <= low:
         return np.zeros_like(film_HW)
@@ -122,7 +122,7 @@ def _stretch(film_HW: np.ndarray, percentiles: tuple[float, float]) -> np.ndarra
 
 
 def _find_problem(contract: PixelContract) -> str:
-    """Return what is wrong, "" if nothing.  Types count too: values may come from a file nobody vouches for."""
+    """Name the first invalid value, "" if there is none.  Checks types too: values may come from a foreign file."""
     if type(contract.size) is not int or contract.size not in SIZES:
         return f"size must be a whole number from {SIZES.start} to {SIZES.stop - 1}"
     if type(contract.channels) is not int or contract.channels not in (1, 3):

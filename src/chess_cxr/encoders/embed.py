@@ -1,4 +1,4 @@
-"""Embed the films of a store."""
+"""Embed the films of a store, and write their features to a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.files.whole import write_atomically
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnCount, UsageError
 from chess_cxr.store import StoreLike, get_store
 from chess_cxr.views import resize_film
 
@@ -25,14 +25,14 @@ def embed(
     encoder: EncoderLike,
     store: StoreLike,
     rows: Sequence[int] | np.ndarray | None = None,
-    on_films: Callable[[int, int], None] | None = None,
+    on_films: OnCount | None = None,
     device: str = "auto",
 ) -> np.ndarray:
-    """Embed the films of a store (or some rows of it), float32 [N, D].
+    """Embed the films of a store, or some of its rows: float32 [N, D].
 
-    encoder: an `Encoder`, anything `load_encoder` takes, or "pixels:32", the bare pixels of a 32 x 32 film.
-    on_films: called with the number of films done and of all films, now and then.
-    device: of an encoder that is given by its name.
+    encoder: an `Encoder`, any name that `load_encoder` takes, or "pixels:32" for the pixels of a 32 x 32 film.
+    on_films: called now and then with the number of films done and of all films.
+    device: for an encoder given by name.
     """
     opened = get_store(store)
     rows = np.arange(len(opened)) if rows is None else np.asarray(rows)
@@ -48,8 +48,29 @@ def embed(
     return np.concatenate(parts)
 
 
+def write_features(
+    encoder: EncoderLike, store: StoreLike, out: Path, on_films: OnCount | None = None, device: str = "auto"
+) -> Path:
+    """Write the uid and feature vector of every film to a Parquet file, whole or not at all; return its path."""
+    if out.exists():
+        raise UsageError(f"{out} exists already; choose another --out or remove it")
+    opened = get_store(store)
+    feature_ND = embed(encoder, opened, on_films=on_films, device=device)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.ravel()), feature_ND.shape[1])
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"uid": pa.array(opened.films["uid"]), "feature": column}), content)
+    write_atomically(out, content.getvalue())
+    return out
+
+
+def tell_seen(name: str, encoder: EncoderLike, uids: Sequence[str] | np.ndarray) -> str:
+    """Return a sentence on how many of these films the encoder was pre-trained on, "" for none."""
+    seen = len(encoder.training_uids.intersection(uids)) if isinstance(encoder, Encoder) else 0
+    return f"{name} was pre-trained, without labels, on {seen} of these {len(uids)} films." if seen else ""
+
+
 def _build_embedding(encoder: EncoderLike, device: str) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """Return what turns uint8 films into float32 [N, D]."""
+    """Return a function that embeds uint8 films: float32 [N, D]."""
     if isinstance(encoder, str) and encoder.startswith("pixels:"):
         side = _parse_side(encoder)
         return lambda films: np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
@@ -62,29 +83,3 @@ def _parse_side(name: str) -> int:
     if not side.isdecimal() or not 1 <= int(side) <= 512:
         raise UsageError(f"{name!r} should be pixels:SIDE with a side of 1 to 512, such as pixels:32")
     return int(side)
-
-
-def tell_seen(name: str, encoder: EncoderLike, uids: Sequence[str] | np.ndarray) -> str:
-    """Return a sentence that says how many of these films the encoder was pre-trained on, "" for none."""
-    seen = len(encoder.training_uids.intersection(uids)) if isinstance(encoder, Encoder) else 0
-    return f"{name} was pre-trained, without labels, on {seen} of these {len(uids)} films." if seen else ""
-
-
-def write_features(
-    encoder: EncoderLike,
-    store: StoreLike,
-    out: Path,
-    on_films: Callable[[int, int], None] | None = None,
-    device: str = "auto",
-) -> Path:
-    """Write uid and feature vector of every film to a Parquet file, whole or not at all, and return its path."""
-    if out.exists():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
-    opened = get_store(store)
-    feature_ND = embed(encoder, opened, on_films=on_films, device=device)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.ravel()), feature_ND.shape[1])
-    table = pa.table({"uid": pa.array(opened.films["uid"]), "feature": column})
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(table, content)
-    write_atomically(out, content.getvalue())
-    return out

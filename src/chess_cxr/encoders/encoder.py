@@ -1,4 +1,4 @@
-"""An encoder at work: a network, the pixels it expects, and where it comes from."""
+"""Encoders: a network with its pixel contract and its origin, and how to build, run and convert one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from chess_cxr.encoders.backbone import build_encoder, create_network
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.records import ChessError, UsageError
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How an encoder was trained, as its card tells it.
+    """How an encoder was trained, for its model card.
 
-    data: which films, from where, under which licence (Markdown).  images, steps: 0 where unknown.
-    method, date: free text, "" where unknown.  config: the resolved run configuration, plain JSON.
+    data: which films, from where, under which licence (Markdown).  images, steps: 0 if unknown.
+    method, date: free text, "" if unknown.  config: the resolved run configuration as JSON values.
     """
 
     data: str
@@ -44,10 +43,10 @@ class TrainingSummary:
 
 @dataclass
 class Encoder:
-    """A network in evaluation mode together with what it expects and where it comes from; it can be pickled.
+    """A network in evaluation mode, its pixel contract and its origin; can be pickled.
 
     module: [B, channels, size, size] -> [B, feature_count], on `device`, channels last.
-    read_uids: how to read the training uids; there can be millions of them.
+    read_uids: reads the training uids, of which there can be millions, on demand.
     """
 
     module: nn.Module
@@ -62,13 +61,13 @@ class Encoder:
 
     @cached_property
     def training_uids(self) -> frozenset[str]:
-        """Keyed hashes of the films it was trained on, read when first asked for; empty where unknown."""
+        """Keyed hashes of the training films, read at first use; empty if unknown."""
         return self.read_uids()
 
     def embed(self, pixels: Sequence[np.ndarray], batch: int = 16) -> np.ndarray:
-        """Embed films, each float [H, W] in [0, 1] with bone bright, sizes may differ: float32 [N, feature_count].
+        """Embed films, each float [H, W] of any size, in [0, 1] with bone bright: float32 [N, feature_count].
 
-        Puts the module in evaluation mode.  Raises ChessError for an array that is no film.
+        Puts the module in evaluation mode.  Raises ChessError for an array that is not a film.
         """
         self.module.eval()
         feature_ND = np.empty((len(pixels), self.feature_count), np.float32)
@@ -83,35 +82,48 @@ class Encoder:
         return feature_ND
 
 
-def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
-    """Build timm's network with weights drawn from the seed; the caller's random numbers stay where they were.
+def build_encoder(name: str) -> nn.Module:
+    """Build an untrained timm network for one grey channel: [B, 1, H, W] -> [B, num_features].
 
-    Gives [B, channels, H, W] -> [B, features].  Raises UsageError where timm has or makes no such network.
+    timm's ResNet-50 has its stride in the 3x3 convolution, like the published CheSS weights.
+    """
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise UsageError(f"timm has no network named {name!r}; close names: {', '.join(close) or 'none'}")
+    encoder: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0)
+    return encoder
+
+
+def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
+    """Build a timm network with weights drawn from the seed: [B, channels, H, W] -> [B, features].
+
+    Leaves the caller's random generators untouched.  Raises UsageError if timm cannot build it.
     """
     parse_architecture(architecture)
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it would also reset the GPUs' generators, which are not put back here.
+        # torch.manual_seed would also reset the GPUs' generators, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
         try:
             if channels == 1:
                 return build_encoder(architecture)
-            return create_network(architecture, channels)
+            module: nn.Module = timm.create_model(architecture, pretrained=False, in_chans=channels, num_classes=0)
+            return module
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UsageError(f"timm makes no {architecture} with {channels} channel(s): {_tell(error)}") from error
 
 
 def parse_architecture(name: str) -> str:
-    """Return a name of timm's networks as it is; raises UsageError for any other text."""
+    """Return the name of a timm network unchanged; raises UsageError for any other text."""
     if not re.fullmatch(r"[a-z0-9_]{1,80}", name) or not timm.is_model(name):
         raise UsageError(f"timm has no network named {name[:80]!r}")
     return name
 
 
 def build_grey_network(encoder: Encoder) -> tuple[nn.Module, float, float]:
-    """Build a copy that takes one grey channel with bone bright, and the mean and std its pixels want.
+    """Build a copy of the network for one grey channel with bone bright; return it with the mean and std of its pixels.
 
-    A first layer of three channels becomes one with the sum of their weights, as timm does it; bone dark turns their
-    sign.  What is left of the contract (size, fit, window) is not the network's and is left to whoever trains it.
+    Sums the first layer's weights over the channels, as timm does, and flips their sign for bone-dark input.  The rest
+    of the contract (size, fit, window) does not concern the network.
     """
     network = build_network(encoder.architecture, 1)
     state, contract = dict(encoder.module.state_dict()), encoder.contract
@@ -124,13 +136,13 @@ def build_grey_network(encoder: Encoder) -> tuple[nn.Module, float, float]:
 
 
 def compute_state_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's names and weights."""
+    """Return the SHA-256 of a network's tensors and their names, independent of memory layout and device."""
     state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
 def list_expected_tensors(architecture: str, channels: int) -> dict[str, Tensor]:
-    """Return the network's tensors without memory behind them, so that a config cannot make us allocate a giant."""
+    """Return the network's tensors on the meta device: a hostile config cannot make us allocate a huge network."""
     with torch.device("meta"):
         return build_network(architecture, channels).state_dict()
 
@@ -138,7 +150,7 @@ def list_expected_tensors(architecture: str, channels: int) -> dict[str, Tensor]
 def join_encoder(
     module: nn.Module, contract: PixelContract, name: str, architecture: str, licence: str, training: TrainingSummary
 ) -> Encoder:
-    """Put a network and what is known of it together, on the CPU; its features are counted by running it once."""
+    """Build an `Encoder` on the CPU; runs the network once to count its features."""
     encoder = Encoder(module, contract, name, architecture, licence, training, 1, torch.device("cpu"))
     place_encoder(encoder, encoder.device)
     blank_1CSS = torch.zeros(1, contract.channels, contract.size, contract.size)
@@ -147,7 +159,7 @@ def join_encoder(
 
 
 def place_encoder(encoder: Encoder, device: torch.device) -> Encoder:
-    """Move an encoder to a device, channels last, in evaluation mode, and return it."""
+    """Move an encoder to a device, channels last and in evaluation mode; return it."""
     encoder.module.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     encoder.device = device
     return encoder
@@ -155,9 +167,9 @@ def place_encoder(encoder: Encoder, device: torch.device) -> Encoder:
 
 @torch.inference_mode()
 def run_network(module: nn.Module, input_BCSS: Tensor, device: torch.device) -> Tensor:
-    """Return the features of prepared films, float32 [B, features] on the CPU.
+    """Run a network on prepared films; return float32 [B, features] on the CPU.
 
-    Raises ChessError where the network cannot take this size or gives no single vector a film.
+    Raises ChessError if the network cannot take this size or does not return one vector per film.
     """
     try:
         feature_BD: Tensor = module(input_BCSS.to(device, memory_format=torch.channels_last)).float().cpu()

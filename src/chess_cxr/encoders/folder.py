@@ -1,9 +1,9 @@
-"""Encoder folders: write them, read them, check that they still say what they said.
+"""Encoder folders: write, load and verify them.
 
-An encoder folder holds `config.json` and `model.safetensors` as timm's hub format wants them, so timm alone
-loads it, and beside them what timm does not know: the pixel contract (in `config.json`, block `chess_cxr`), the
-embedding of a fixed film (`golden.safetensors`), the hashed uids of the training films (`training_uids.txt`)
-and the model card (`README.md`).  No pickle is ever written; foreign ones are read as plain tensors only.
+An encoder folder holds `config.json` and `model.safetensors` in timm's hub format, so timm alone can load it.  Beside
+them it holds what timm does not know: the pixel contract (in `config.json`, block `chess_cxr`), the embedding of a
+fixed film (`golden.safetensors`), the hashed uids of the training films (`training_uids.txt`) and the model card
+(`README.md`).
 """
 
 from __future__ import annotations
@@ -33,22 +33,18 @@ from chess_cxr.encoders.encoder import (
     list_expected_tensors,
     place_encoder,
 )
-from chess_cxr.encoders.published import (
-    compute_sha256,
-    find_layout_problem,
-)
+from chess_cxr.encoders.published import compute_sha256, find_layout_problem
 from chess_cxr.files.whole import write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
 
 FORMAT = 1
-HEADS_FILE = "heads.safetensors"
 CONFIG_FILE, CARD_FILE, UIDS_FILE = "config.json", "README.md", "training_uids.txt"
 WEIGHTS_FILE, GOLDEN_FILE = "model.safetensors", "golden.safetensors"
 MOST_CONFIG_BYTES = 8 << 20
 
-# Share of the golden embedding's length by which a new embedding may miss it.  On the CPU, threads, memory format,
-# convolution library and float64 move a trained network by 1e-6, mean + 0.001 by 1e-3 and std × 1.01 by 6e-3; single
-# weights are the business of the SHA-256.  Other devices may round to TF32 (3e-3, emulated) and get a sanity check.
+# Largest distance of an embedding from the golden one, relative to its length.  On the CPU, threads, memory format,
+# convolution library and float64 move a trained network by 1e-6, mean + 0.001 by 1e-3 and std × 1.01 by 6e-3; the
+# SHA-256 covers single weights.  Other devices may round to TF32 (3e-3, emulated): for them this is a sanity check.
 CPU_TOLERANCE, DEVICE_TOLERANCE = 2e-4, 2e-2
 
 
@@ -61,14 +57,12 @@ def write_encoder(
     training: TrainingSummary,
     training_uids: Iterable[str] = (),
     evaluation: str = "",
-    heads: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write an encoder folder, whole or not at all, and return it.
+    """Write an encoder folder, whole or not at all; return its path.
 
     module_state_dict: exactly the tensors of timm's `architecture` without a classifier.
-    training_uids: keyed hashes (lower-case hexadecimal); anything that could be an original name is refused.
-    evaluation: Markdown for the card.  heads: the method's heads, so that others can continue its pre-training.
-    Raises UsageError where `out` exists, ChessError where a tensor does not fit.
+    training_uids: keyed hashes (lower-case hexadecimal), never original identifiers.
+    evaluation: Markdown for the card.  Raises UsageError if `out` exists, ChessError if a tensor or uid does not fit.
     """
     out = Path(out)
     if out.exists() or out.is_symlink():
@@ -81,14 +75,12 @@ def write_encoder(
     encoder = join_encoder(module, contract, out.name, architecture, licence, training)
     golden_D = _embed_golden_film(encoder)
     if not np.isfinite(golden_D).all() or not golden_D.any():
-        raise ChessError(f"{architecture} answers the test film with NaN, infinity or zeros: nothing was written")
+        raise ChessError(f"{architecture} returns NaN, infinity or zeros for the test film: nothing was written")
     try:
         with write_whole_folder(out) as draft:
             _save_tensors(tensors, draft / WEIGHTS_FILE)
             _save_tensors({"embedding": torch.from_numpy(golden_D)}, draft / GOLDEN_FILE)
             (draft / UIDS_FILE).write_text("".join(f"{uid}\n" for uid in uids), "ascii")
-            if heads:
-                _save_tensors(heads, draft / HEADS_FILE)
             config = _describe(encoder, len(uids), draft)
             (draft / CONFIG_FILE).write_text(_dump(config), "utf-8")
             (draft / CARD_FILE).write_text(render_card(config, evaluation), "utf-8")
@@ -98,7 +90,7 @@ def write_encoder(
 
 
 def write_card(folder: Path, evaluation: str) -> Path:
-    """Write the card of an encoder folder anew, now with its evaluation (Markdown), and return the card's path."""
+    """Rewrite the model card of an encoder folder with an evaluation (Markdown); return the card's path."""
     card = Path(folder) / CARD_FILE
     config = _read_config(Path(folder))
     _parse_facts(config, Path(folder))
@@ -106,26 +98,8 @@ def write_card(folder: Path, evaluation: str) -> Path:
     return card
 
 
-def read_heads(folder: Path) -> tuple[str, dict[str, Tensor]]:
-    """Return the method whose heads an encoder folder holds, and their tensors; "" and none where it holds none.
-
-    Raises ChessError where they are not what the folder's config.json describes.
-    """
-    config = _read_config(folder)
-    sums = _parse_sha256(config, folder)
-    if HEADS_FILE not in sums:
-        return "", {}
-    _check_sha256(folder, HEADS_FILE, sums)
-    try:
-        tensors = safetensors.torch.load_file(folder / HEADS_FILE)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ChessError(f"{folder / HEADS_FILE} cannot be read ({type(error).__name__})") from None
-    method = config["chess_cxr"]["training"]["config"].get("method", {})
-    return str(method.get("name", "")) if isinstance(method, dict) else "", tensors
-
-
 def show_encoder(path: Path) -> dict[str, Any]:
-    """Return what an encoder folder says of itself, as plain JSON values, without loading the network."""
+    """Return the description of an encoder folder as JSON values, without loading the network."""
     folder = Path(path)
     config = _read_config(folder)
     contract, licence, training = _parse_facts(config, folder)
@@ -141,11 +115,8 @@ def show_encoder(path: Path) -> dict[str, Any]:
     }
 
 
-# The encoder folder, from the inside
-
-
 def load_folder(folder: Path, device: torch.device, check: bool = True) -> Encoder:
-    """Load an encoder folder; errors as `load_encoder`."""
+    """Load an encoder folder; raises the errors of `load_encoder`."""
     config = _read_config(folder)
     contract, licence, training = _parse_facts(config, folder)
     architecture = config["architecture"]
@@ -174,7 +145,7 @@ def _read_training_uids(folder: Path) -> frozenset[str]:
 
 
 def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
-    """Return the config of timm's hub format with our block; timm reads everything but `chess_cxr`."""
+    """Return a config in timm's hub format, with our block `chess_cxr`, which timm ignores."""
     contract, network = encoder.contract, cast(Any, encoder.module)
     default = network.pretrained_cfg
     return {
@@ -205,11 +176,7 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
             "licence": encoder.licence,
             "training": asdict(encoder.training),
             "training_uids": uid_count,
-            "sha256": {
-                name: compute_sha256(folder / name)
-                for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE, HEADS_FILE)
-                if (folder / name).exists()
-            },
+            "sha256": {name: compute_sha256(folder / name) for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)},
             "written_with": {name: version(name) for name in ("chess-cxr", "timm", "torch")},
         },
     }
@@ -234,7 +201,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ChessError(f"{path} is not valid JSON") from error
     block = config.get("chess_cxr") if isinstance(config, dict) else None
     if not isinstance(block, dict):
-        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr say what pixels they expect")
+        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr have one")
     if block.get("format") != FORMAT:
         raise ChessError(f"{path} has another format than {FORMAT}: a newer chess-cxr may read it")
     if not isinstance(config.get("architecture"), str):
@@ -245,7 +212,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _parse_facts(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, str, TrainingSummary]:
-    """Read contract, licence and training from a config; what timm alone would use must say the same."""
+    """Read contract, licence and training from a config; timm's own entries must agree with the contract."""
     path, block = folder / CONFIG_FILE, config["chess_cxr"]
     try:
         contract = parse_contract(block.get("contract"))
@@ -272,7 +239,7 @@ def _parse_sha256(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     names = (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)
     if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in names):
         raise ChessError(f"{folder / CONFIG_FILE}: sha256 does not list {', '.join(names)}")
-    return {name: sums[name] for name in (*names, HEADS_FILE) if name in sums}
+    return {name: sums[name] for name in names}
 
 
 def _check_sha256(folder: Path, name: str, sums: Mapping[str, str]) -> None:
@@ -296,9 +263,8 @@ def _read_safetensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _check_golden(encoder: Encoder, folder: Path, tolerance: float) -> None:
-    golden_D = _read_safetensors(
-        folder / GOLDEN_FILE, {"embedding": torch.empty(encoder.feature_count, device="meta")}
-    )["embedding"].numpy()
+    expected = {"embedding": torch.empty(encoder.feature_count, device="meta")}
+    golden_D = _read_safetensors(folder / GOLDEN_FILE, expected)["embedding"].numpy()
     found_D = _embed_golden_film(encoder)
     miss = float(np.linalg.norm(found_D - golden_D) / max(float(np.linalg.norm(golden_D)), 1e-12))
     if not miss <= tolerance:
@@ -314,7 +280,7 @@ def _embed_golden_film(encoder: Encoder) -> np.ndarray:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # safetensors writes files that only their owner may read; an empty file gets the mode the user's umask asks for.
+    # safetensors makes files readable by their owner only; an empty file has the mode that the umask asks for.
     path.touch()
     mode = path.stat().st_mode
     safetensors.torch.save_file(dict(tensors), path, metadata={"format": "pt"})
@@ -322,7 +288,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _copy_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Copy to plain contiguous tensors on the CPU, floating point as float32; all must fit and be finite."""
+    """Copy tensors to the CPU, contiguous and floating point as float32; raises ChessError if one does not fit."""
     detached = {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
     problem = find_layout_problem(expected, detached)
     if problem:
@@ -341,6 +307,3 @@ def _sort_uids(uids: Iterable[str]) -> list[str]:
     if wrong:
         raise ChessError(f"{wrong} of {len(ordered)} training uids are not keyed hashes: nothing was written")
     return ordered
-
-
-# Networks and baselines

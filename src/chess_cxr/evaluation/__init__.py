@@ -1,1 +1,1 @@
-"""Arrays in, tables out; no torch."""
+"""Metrics, intervals and probes: arrays in, tables out, without torch."""

@@ -1,4 +1,4 @@
-"""From films to studies: the films of one study make one prediction, as CheXpert's test set is scored."""
+"""Aggregate the films of each study into one prediction, as in CheXpert's evaluation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
-FloatArray = NDArray[np.float64]
 HowToJoin = Literal["max", "mean"]
 
 
 @dataclass(frozen=True)
 class StudyScores:
-    """S studies, in order of their first film: score_SC, label [S] or [S, L], study_S, patient_S.
+    """S studies, in order of their first films: score_SC, label [S] or [S, L], study_S, patient_S.
 
-    first_film_S: the index of each study's first film.  film_count_S: how many films each has.
+    first_film_S: index of each study's first film.  film_count_S: number of films of each study.
     """
 
     score_SC: FloatArray
@@ -33,13 +33,13 @@ class StudyScores:
 def aggregate_studies(
     score_MC: ArrayLike, label: ArrayLike, study_M: ArrayLike, patient_M: ArrayLike, how: HowToJoin = "max"
 ) -> StudyScores:
-    """Join the films of each (patient, study): the largest or the mean score of each class.
+    """Aggregate the films of each (patient, study) by the largest or mean score of each class.
 
-    score_MC: of M films.  label: class indices [M], or findings [M, L] of 1, 0 and NaN.  study_M: "" is not known, and
-    such a film is a study of its own.
-    A finding is present in a study if any film shows it, absent if known and not present, NaN if no film knows.
-    Largest scores of classes are divided by their sum where the films' scores are probabilities that sum to 1.
-    Raises UsageError where lengths do not fit or the films of a study are of different classes.
+    score_MC: of M films.  label: class indices [M], or findings [M, L] of 1, 0 and NaN.  study_M: a film with "" is a
+    study of its own.
+    A finding of a study is present if present in any film, absent if known and never present, NaN if unknown in all.
+    If the films' class scores are probabilities that sum to 1, largest scores are divided by their sum.
+    Raises UsageError if lengths do not fit, or if films of a study have different classes.
     """
     score, label_array = np.asarray(score_MC, dtype=np.float64), np.asarray(label)
     study, patient = np.asarray(study_M), np.asarray(patient_M)

@@ -1,4 +1,4 @@
-"""How far probabilities lie from what happened, as sums over films, so that any number of weightings is one product.
+"""Brier score and expected calibration error, as sums over films: any number of weightings is one product.
 
 Shape suffixes: K films that count, N weighted films, B bins, R replicates.
 """
@@ -15,9 +15,9 @@ ECE_BINS = 15
 
 
 def assign_bins(confidence_K: FloatArray, bins: int = ECE_BINS) -> NDArray[np.intp]:
-    """Return the bin of each film, from 0: bins hold about as many films each, and equal values share one.
+    """Assign each film to a bin, from 0; bins hold about equally many films, and equal values share a bin.
 
-    Values that many films share (a saturated 1.0) leave fewer bins than asked for.
+    Returns fewer bins than requested if many films have the same value, such as a saturated 1.0.
     """
     if not len(confidence_K):
         return np.zeros(0, dtype=np.intp)
@@ -29,10 +29,10 @@ def assign_bins(confidence_K: FloatArray, bins: int = ECE_BINS) -> NDArray[np.in
 class CalibrationError:
     """Brier score and expected calibration error of one set of probabilities.
 
-    confidence_K: the probability given.  hit_K: 1 where it came true, else 0.  square_K: squared error of each film.
-    row_K: which of the N weighted films these are.
-    ece: mean distance between confidence and share of hits over bins of equal mass (Guo et al. 2017, eq. 3, whose bins
-    are of equal width).  The bins are those of all K films, whatever the weights.
+    confidence_K: predicted probability.  hit_K: 1 if it came true, else 0.  square_K: squared error of each film.
+    row_K: indices of these films among the N weighted films.
+    ece: mean distance between confidence and share of hits over bins of equal mass (Guo et al. 2017, eq. 3, with bins
+    of equal width).  The bins do not depend on the weights.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class CalibrationError:
         self._sums = sparse.csr_array((value, (row, np.tile(row_K, 3))), shape=(bins + 2, film_count))
 
     def compute(self, weight_NR: WeightArray) -> dict[str, FloatArray]:
-        """Return {"brier": value_R, "ece": value_R}; NaN for weightings without a film."""
+        """Return {"brier": value_R, "ece": value_R}; NaN for weightings without films."""
         sum_KR = weigh(self._sums, weight_NR)
         return {
             "brier": divide_known(sum_KR[0], sum_KR[1]),

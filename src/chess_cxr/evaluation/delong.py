@@ -1,8 +1,8 @@
 """DeLong's test of two areas under ROC curves on the same films, without resampling.
 
-DeLong et al. (1988) take films for independent; several films of one patient are not, and make the test too sure of
-itself.  Where patients are given and any has several films, the variance of Obuchowski (1997) for clustered data is
-used instead; with one film a patient the two are the same.  Midranks make both fast (Sun & Xu 2014).
+DeLong et al. (1988) assume independent films; several films of one patient make the test overconfident.  If a patient
+has several films, the variance of Obuchowski (1997) for clustered data replaces DeLong's; with one film per patient
+they are equal.  Midranks make both fast (Sun & Xu 2014).
 
 Shape suffixes: N films, K sets of scores, P patients.
 """
@@ -20,15 +20,14 @@ from chess_cxr.evaluation.intervals import Interval, compute_reach
 from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
-# Variances below this are rounding of areas that do not vary at all.
-_NO_VARIANCE = 1e-20
+_NO_VARIANCE = 1e-20  # a variance below this is a rounding error
 
 
 @dataclass(frozen=True)
 class AreaEstimate:
-    """AUROCs of K sets of scores on the same films and their covariance; `clustered`: over patients, not films.
+    """AUROCs of K sets of scores on the same films, and their covariance; `clustered`: over patients, not films.
 
-    NaN where there is no value: areas without both classes, covariance with fewer than two units of either class.
+    Areas are NaN without both classes, covariances with fewer than two units (films or patients) of either class.
     """
 
     auroc_K: FloatArray
@@ -38,7 +37,7 @@ class AreaEstimate:
 
 @dataclass(frozen=True)
 class AreaTest:
-    """Difference of two paired AUROCs (first - second), its interval and two-sided p against none."""
+    """Difference of two paired AUROCs (first - second) with its interval and two-sided p-value."""
 
     first: float
     second: float
@@ -53,8 +52,8 @@ class AreaTest:
 def estimate_areas(positive_N: ArrayLike, score_KN: ArrayLike, patient_N: ArrayLike | None = None) -> AreaEstimate:
     """Estimate AUROCs and their covariance.
 
-    positive_N: whether each film shows the finding (bool, or 1 and 0).  score_KN: finite, one row a set of scores.
-    patient_N: whose film it is; None takes films for independent.  Raises UsageError where they do not fit.
+    positive_N: whether each film shows the finding (bool, or 1 and 0).  score_KN: finite, one row per set of scores.
+    patient_N: the patient of each film; None for independent films.  Raises UsageError if shapes or values do not fit.
     """
     positive, score, cluster = _check(positive_N, score_KN, patient_N)
     clustered = len(np.unique(cluster)) < len(cluster)
@@ -67,9 +66,9 @@ def estimate_areas(positive_N: ArrayLike, score_KN: ArrayLike, patient_N: ArrayL
 def estimate_area_interval(
     positive_N: ArrayLike, score_N: ArrayLike, patient_N: ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
-    """Interval of one AUROC, symmetric on the logit scale so that it stays between 0 and 1.
+    """Return the interval of one AUROC, symmetric on the logit scale, hence between 0 and 1.
 
-    NaN bounds where there is no variance to be had: an area of 0 or 1, or one film or patient of a class.
+    Bounds are NaN without a variance: for an area of 0 or 1, or a class with one film or patient.
     """
     found = estimate_areas(positive_N, np.asarray(score_N)[None], patient_N)
     area, variance = float(found.auroc_K[0]), float(found.covariance_KK[0, 0])
@@ -89,8 +88,8 @@ def compare_areas(
 ) -> AreaTest:
     """Test whether two sets of scores for the same films have the same AUROC.
 
-    Arguments as in `estimate_areas`.  Sets that rank every pair alike do not differ: p = 1.  p and the interval are NaN
-    where areas differ by a constant that the films at hand cannot vary, or a class has fewer than two patients.
+    Arguments as in `estimate_areas`.  If both sets rank all pairs alike, p = 1.  p and the interval are NaN if the
+    areas differ without variance, or if a class has fewer than two patients.
     """
     found = estimate_areas(positive_N, np.stack([np.asarray(first_N), np.asarray(second_N)]), patient_N)
     first, second = (float(area) for area in found.auroc_K)
@@ -106,7 +105,7 @@ def compare_areas(
 
 
 def _compute_placements(score_KX: FloatArray, score_KY: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Share of the rest below each film of the class [K, X], and of the class above each of the rest [K, Y]."""
+    """Return the share of negatives below each positive [K, X], and of positives above each negative [K, Y]."""
     here, there = score_KX.shape[1], score_KY.shape[1]
     if not here or not there:
         return np.full(score_KX.shape, math.nan), np.full(score_KY.shape, math.nan)
@@ -119,7 +118,7 @@ def _compute_placements(score_KX: FloatArray, score_KY: FloatArray) -> tuple[Flo
 def _compute_covariance(
     gap_KX: FloatArray, gap_KY: FloatArray, positive_N: NDArray[np.bool_], cluster_N: NDArray[np.intp]
 ) -> FloatArray:
-    """Obuchowski (1997), section 3: placements summed over each patient, within and between the classes."""
+    """Sum placements over each patient, within and between the classes (Obuchowski 1997, section 3)."""
     clusters = int(cluster_N.max()) + 1 if len(cluster_N) else 0
     here, there = cluster_N[positive_N], cluster_N[~positive_N]
     here_units, there_units = len(np.unique(here)), len(np.unique(there))

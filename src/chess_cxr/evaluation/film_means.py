@@ -1,4 +1,4 @@
-"""Means over films with intervals by patient."""
+"""Means of scores over films, with intervals by patient."""
 
 from __future__ import annotations
 
@@ -10,48 +10,43 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
-from chess_cxr.evaluation.metrics import FloatArray, Statistic, WeightArray
-from chess_cxr.evaluation.ranked_scores import divide_known
+from chess_cxr.evaluation.metrics import Statistic
+from chess_cxr.evaluation.ranked_scores import FloatArray, WeightArray, divide_known
 from chess_cxr.records import UsageError
 
 
 @dataclass(frozen=True)
 class FilmMean(Interval):
-    """Mean over films with its interval; `films` of the `groups` had a value, the others were left out."""
+    """Mean over films with its interval; it covers `films` films of `groups` patients, those with a finite score."""
 
     films: int = 0
     groups: int = 0
 
 
 def summarise_films(
-    scores: Sequence[Mapping[str, float]],
-    groups: ArrayLike,
-    seed: int = 0,
-    replicates: int = 2000,
-    level: float = 0.95,
+    scores: Sequence[Mapping[str, float]], groups: ArrayLike, seed: int = 0, replicates: int = 2000, level: float = 0.95
 ) -> dict[str, FilmMean]:
-    """Average each score over films, with an interval over resamples of the groups (patients; films where unknown).
+    """Average each score over films, with an interval over resamples of the groups (patients; films if unknown).
 
-    scores: of each film, from `score_suppression`.  A film without a score, with NaN or infinity (the PSNR of two equal
-    films) is left out of its mean; `films` says how many are in it.  Covers other films only: one network, as it is.
+    scores: {name: score} of each film.  A mean leaves out films without a finite score (the PSNR of equal films is
+    infinite).  The interval covers only the choice of films, for a fixed network.
     """
     statistic = build_mean_statistic(scores)
     group_N = np.asarray(groups)
     if len(group_N) != len(scores):
         raise UsageError(f"{len(group_N)} groups do not fit the scores of {len(scores)} films")
     intervals = bootstrap_draws_by_patient(group_N, [statistic], replicates, seed, level)
-    summary = {}
-    for name, interval in intervals.items():
-        known = np.isfinite([film.get(name, math.nan) for film in scores])
-        count = len(np.unique(group_N[known]))
-        summary[name] = FilmMean(**vars(interval), films=int(known.sum()), groups=count)
-    return summary
+    known = {name: np.isfinite([film.get(name, math.nan) for film in scores]) for name in intervals}
+    return {
+        name: FilmMean(**vars(interval), films=int(known[name].sum()), groups=len(np.unique(group_N[known[name]])))
+        for name, interval in intervals.items()
+    }
 
 
 def build_mean_statistic(scores: Sequence[Mapping[str, float]]) -> Statistic:
-    """Make means of scores a statistic of `intervals`, whose paired bootstrap compares two networks on the same films.
+    """Build the statistic of means over films for `intervals`, such as for a paired bootstrap of two networks.
 
-    scores: of each film.  What is not finite is left out of its mean.
+    scores: {name: score} of each film.  Means leave out non-finite scores.
     """
     names = list(dict.fromkeys(name for film in scores for name in film))
     value_NM = np.array([[film.get(name, math.nan) for name in names] for film in scores], dtype=np.float64)

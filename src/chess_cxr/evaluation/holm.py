@@ -1,4 +1,4 @@
-"""Holm's correction of p-values for their number."""
+"""Holm's correction of p-values for multiple tests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from chess_cxr.records import UsageError
 
 
 def correct_holm(p_K: ArrayLike) -> NDArray[np.float64]:
-    """Return the p-values of one family of K tests, corrected (Holm 1979).
+    """Return the corrected p-values of a family of K tests (Holm 1979).
 
-    Keeps the chance of any false finding in the family below the level, whatever the tests have to do with each other.
-    NaN (a test that could not be made) stays NaN and does not count.  Raises UsageError for values outside 0..1.
+    Controls the probability of any false positive in the family, for any dependence between the tests.
+    NaN (a test that could not be made) remains NaN and does not count.  Raises UsageError for values outside 0..1.
     """
     p = np.asarray(p_K, dtype=np.float64)
     if p.ndim != 1 or np.any(p < 0.0) or np.any(p > 1.0):

@@ -1,8 +1,8 @@
-"""How near a picture is to the one it should be: PSNR, RMSE, SSIM, MS-SSIM and the bone-suppression ratio.
+"""Similarity of a result to its ground truth: PSNR, RMSE, SSIM, MS-SSIM and the bone-suppression ratio.
 
-Everything is float64 inside.  Films are floats in [0, data_range], air dark and bone bright; pictures of whole numbers
-are refused, for the difference of two uint8 wraps around.  A metric is of one film: average over films afterwards.
-Shape suffixes: H, W pixels of a film; h, w pixels whose whole window lies on the film.
+Films are floats in [0, data_range], air dark and bone bright; integers are refused, as the difference of two uint8
+wraps around.  Arithmetic is float64.  Each metric is of one film: average over films afterwards.
+Shape suffixes: H, W pixels of a film; h, w pixels whose window lies entirely on the film.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
 WINDOW = 11  # pixels of SSIM's Gaussian window
@@ -21,26 +21,26 @@ SIGMA = 1.5
 K1, K2 = 0.01, 0.03
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, finest scale first
 LEAST_SIDE = WINDOW
-_ROOM = 1e-6  # of the range, for rounding
+_ROOM = 1e-6  # tolerance for rounding, relative to the range
 
 
 def compute_rmse(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
-    """Root of the mean squared difference on the 8-bit scale: 255 is as far apart as two films can be."""
+    """Return the root mean squared error on the 8-bit scale, 0 … 255."""
     result, truth = check_films(result_HW, truth_HW, data_range)
     return 255.0 / data_range * math.sqrt(float(np.mean((result - truth) ** 2)))
 
 
 def compute_psnr(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB, 20 log10(255 / RMSE); infinite for two equal films."""
+    """Return the peak signal-to-noise ratio in dB, 20 log10(255 / RMSE); infinite for equal films."""
     rmse = compute_rmse(result_HW, truth_HW, data_range)
     return math.inf if rmse == 0 else 20 * math.log10(255.0 / rmse)
 
 
 def compute_ssim(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
-    """Structural similarity (Wang et al. 2004, eq. 13), mean over the pixels whose window lies on the film; -1..1.
+    """Return the structural similarity (Wang et al. 2004, eq. 13), averaged over windows inside the film; -1..1.
 
     Window: Gaussian of 11 x 11 pixels, standard deviation 1.5; K1 0.01, K2 0.03; population variances.
-    Raises UsageError for films of fewer than 11 pixels a side.
+    Raises UsageError for films with a side below 11 pixels.
     """
     result, truth = check_films(result_HW, truth_HW, data_range)
     _check_side(result)
@@ -48,13 +48,12 @@ def compute_ssim(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 
 
 
 def compute_ms_ssim(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> float:
-    """Multi-scale structural similarity (Wang et al. 2003, eq. 7); 0..1.
+    """Return the multi-scale structural similarity (Wang et al. 2003, eq. 7); 0..1.
 
-    Each scale halves the film by means of 2 x 2 pixels (a last odd row or column is dropped).  Luminance counts at the
-    coarsest scale only; a scale whose mean is negative counts as 0.  Five scales need 176 pixels a side: a smaller film
-    has as many as leave 11 pixels, and their weights are scaled to the sum of one, so its values compare with those of
-    films of its size only.
-    Raises UsageError for films of fewer than 11 pixels a side.
+    Each scale halves the film by averaging 2 x 2 pixels (dropping a last odd row or column).  Luminance counts only at
+    the coarsest scale; a negative mean counts as 0.  Five scales need 176 pixels a side; a smaller film has fewer
+    scales, down to 11 pixels, with weights rescaled to a sum of 1: compare its values only with films of its size.
+    Raises UsageError for films with a side below 11 pixels.
     """
     result, truth = check_films(result_HW, truth_HW, data_range)
     _check_side(result)
@@ -71,23 +70,23 @@ def compute_ms_ssim(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float
 
 
 def count_scales(side: int) -> int:
-    """Return how many scales of MS-SSIM a film has whose shorter side is of this many pixels; five at most."""
+    """Return the number of MS-SSIM scales for a film with this shorter side in pixels; at most five."""
     return min(len(SCALE_WEIGHTS), max(1, int(math.log2(side / LEAST_SIDE)) + 1))
 
 
 def compute_bone_suppression_ratio(film_HW: ArrayLike, result_HW: ArrayLike, truth_HW: ArrayLike) -> float:
-    """Share of the bone's energy that is gone; 1 where no bone is left, below 0 where more was added than there was.
+    """Return the share of the bone's energy that was removed; 1 if no bone is left, below 0 if bone was added.
 
         bone = film - truth
         left = max(result - mean(result) - (truth - mean(truth)), 0)
         BSR  = 1 - sum(left ** 2) / sum(bone ** 2)
 
-    The formula is that of BS-LDM's published code (github.com/diaoquesang/BS-LDM, metrics.py, cal_BSR), whose films
-    show bone dark: its gt - bs is result - truth here.  Three things to know of it: only what is brighter than the
-    truth counts, so that taking away too much costs little (read it beside PSNR); the untouched film scores far above
-    0, as means are aligned for the result but not for the bone (give its score too); a difference of tone between film
-    and truth counts as bone.
-    NaN where film and truth are equal.
+    The formula is from BS-LDM's published code (github.com/diaoquesang/BS-LDM, metrics.py, cal_BSR), whose films show
+    bone dark: its gt - bs is result - truth here.  It has three weaknesses.  Only pixels brighter than the truth count,
+    so removing too much costs little: read it beside PSNR.  The original film scores far above 0, as the means are
+    aligned for the result but not for the bone: report its score too.  A difference in tone between film and truth
+    counts as bone.
+    NaN if film and truth are equal.
     """
     result, truth = check_films(result_HW, truth_HW)
     film, _ = check_films(film_HW, truth_HW)
@@ -101,23 +100,23 @@ def compute_bone_suppression_ratio(film_HW: ArrayLike, result_HW: ArrayLike, tru
 def check_films(result_HW: ArrayLike, truth_HW: ArrayLike, data_range: float = 1.0) -> tuple[FloatArray, FloatArray]:
     """Return both films as float64 [H, W].
 
-    The truth must lie in [0, data_range]; a result may overshoot, as that of a network does.
-    Raises UsageError for films of whole numbers, of other shapes, with NaN or infinity, or on another scale.
+    The truth must lie in [0, data_range]; a network's result may overshoot.
+    Raises UsageError for integers, different shapes, NaN or infinity, and another scale.
     """
     if not data_range > 0:
         raise UsageError(f"the data range of a film is above 0, not {data_range}")
     result, truth = np.asarray(result_HW), np.asarray(truth_HW)
     for film in (result, truth):
         if not np.issubdtype(film.dtype, np.floating):
-            raise UsageError(f"a film to be measured holds floats, not {film.dtype}: divide by its largest value first")
+            raise UsageError(f"films must be floats, not {film.dtype}: divide by the largest value first")
         if film.ndim != 2 or not film.size:
-            raise UsageError(f"a film to be measured is [H, W], not of shape {film.shape}")
+            raise UsageError(f"a film is [H, W], not of shape {film.shape}")
         if not np.isfinite(film).all():
-            raise UsageError("a film to be measured holds NaN or infinity: the network that made it has diverged")
+            raise UsageError("a film holds NaN or infinity: the network that made it has diverged")
     if result.shape != truth.shape:
         raise UsageError(f"a film of {result.shape} cannot be compared with one of {truth.shape}")
     if truth.min() < -_ROOM * data_range or truth.max() > (1 + _ROOM) * data_range:
-        raise UsageError(f"the film to compare with leaves [0, {data_range:g}]: state its data range")
+        raise UsageError(f"the ground truth leaves [0, {data_range:g}]: state its data range")
     return result.astype(np.float64), truth.astype(np.float64)
 
 
@@ -139,7 +138,7 @@ def _compare_structure(result_HW: FloatArray, truth_HW: FloatArray, data_range: 
 
 
 def _blur(film_HW: FloatArray) -> FloatArray:
-    """Weigh by SSIM's window and cut off the pixels whose window leaves the film: [H, W] to [h, w]."""
+    """Average over SSIM's window and crop the pixels whose window leaves the film: [H, W] -> [h, w]."""
     reach = WINDOW // 2
     taps = np.exp(-((np.arange(WINDOW) - reach) ** 2) / (2 * SIGMA**2))
     taps /= taps.sum()

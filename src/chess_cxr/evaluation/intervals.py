@@ -1,14 +1,14 @@
-"""Confidence intervals that resample patients, and training draws with them.
+"""Confidence intervals over patients, training draws or both.
 
-What an interval covers is part of its meaning, and three different ones live here:
+Choose by the variation that the interval must cover:
 
-- `bootstrap_by_patient`: one fixed model, other test patients.  Says nothing about another training sample.
-- `interval_of_draws`: one fixed test set, other training draws.  Says nothing about other test patients.
-- `bootstrap_draws_by_patient`: both at once, for the mean over draws.  This is the one for a table of label fractions.
+- `bootstrap_by_patient`: the choice of test patients, for one fixed model.
+- `interval_of_draws`: the choice of training films, for one fixed test set.
+- `bootstrap_draws_by_patient`: both, for the mean over draws; for tables of label fractions.
 
-`interval_of_rate` needs no resampling: it is for a share of films.  The others but Student's are percentile intervals
-(Efron & Tibshirani 1993, ch. 13).  Replicates in which a metric has no value (a class was not drawn) are dropped and
-counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
+`interval_of_rate` is for a share of films and needs no resampling; `interval_of_draws` is Student's.  The others are
+percentile intervals (Efron & Tibshirani 1993, ch. 13).  Replicates without a value (no film of a class was drawn) are
+dropped and counted in `undefined`.  Shape suffixes: N films, P patients, R replicates, D draws.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from chess_cxr.evaluation.metrics import FloatArray, Statistic, WeightArray, mean_known
+from chess_cxr.evaluation.metrics import Statistic
+from chess_cxr.evaluation.ranked_scores import FloatArray, WeightArray, mean_known
 from chess_cxr.records import UsageError
 
 IndexStatistic = Callable[[NDArray[np.intp]], Mapping[str, float]]
 
-# A block of weights is read once for each class and draw: 3 MB of float32 stay in a processor's cache meanwhile.
-_WEIGHTS_PER_BLOCK = 800_000
-_REPLICATES_PER_BLOCK = 16  # at least: fewer would not fill a line of the cache
-_WHOLE_IN_FLOAT32 = 2**23  # twice as much is the first whole number that float32 cannot tell from its neighbour
+_WEIGHTS_PER_BLOCK = 800_000  # 3 MB of float32: the block stays in the cache while each class and draw reads it
+_REPLICATES_PER_BLOCK = 16  # at least, to fill a cache line
+_WHOLE_IN_FLOAT32 = 2**23  # float32 represents all integers up to twice this number
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """First minus second, with `p`: two-sided, against no difference; never below 2 / (replicates + 1)."""
+    """First minus second, with the two-sided p-value, which is never below 2 / (replicates + 1)."""
 
     p: float = math.nan
 
 
 def describe_intervals(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    """Return intervals as JSON-ready values; a number that does not exist is None."""
+    """Return intervals as JSON values, None for NaN and infinity."""
     return {
         name: {key: number if math.isfinite(number) else None for key, number in asdict(interval).items()}
         for name, interval in intervals.items()
@@ -61,7 +61,7 @@ def describe_intervals(intervals: Mapping[str, Interval]) -> dict[str, dict[str,
 
 @dataclass(frozen=True)
 class DrawReplicates:
-    """One metric of D training draws on the whole test set (value_D) and on R resamples of its patients (value_DR)."""
+    """A metric of D training draws, on the whole test set (value_D) and on R resamples of its patients (value_DR)."""
 
     value_D: FloatArray
     value_DR: FloatArray
@@ -70,10 +70,10 @@ class DrawReplicates:
 def bootstrap_by_patient(
     patient_N: ArrayLike, statistic: IndexStatistic, replicates: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Interval of each metric over resamples of the patients, all films of a drawn patient staying together.
+    """Return the interval of each metric over resamples of the patients, each with all its films.
 
-    statistic: takes film indices (with repeats, sorted) and returns {metric: value}; NaN where it has none.
-    Covers the choice of test patients only: the model, and the labelled films it learned from, are taken as they are.
+    statistic: takes film indices (with repeats, sorted) and returns {metric: value}, NaN for no value.
+    Covers only the choice of test patients, for a fixed model.
     """
     return {
         metric: _summarise(float(value_D[0]), value_DR[0], level)
@@ -89,9 +89,9 @@ def paired_bootstrap_by_patient(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Difference]:
-    """Difference first - second of two sets of predictions for the same films, both on the same resampled patients.
+    """Return the difference first - second of two sets of predictions, on the same resampled patients.
 
-    Covers the choice of test patients only.  p is two-sided, from the share of replicates on either side of zero.
+    Covers only the choice of test patients.  p is two-sided, from the share of replicates on either side of zero.
     """
     one = _replicate_indices(patient_N, first, replicates, seed)
     other = _replicate_indices(patient_N, second, replicates, seed)
@@ -105,10 +105,9 @@ def paired_bootstrap_by_patient(
 
 
 def interval_of_draws(value_D: ArrayLike, level: float = 0.95) -> Interval:
-    """Student's t interval of the mean over independent training draws, all scored on the same test films.
+    """Return Student's t interval of the mean over independent training draws, scored on the same test films.
 
-    Covers the choice of labelled training films only; draws whose value is NaN are left out and counted.  One draw
-    alone has no interval (NaN).
+    Covers only the choice of training films.  Leaves out and counts NaN draws.  The interval of a single draw is NaN.
     """
     value = np.asarray(value_D, dtype=np.float64)
     known = value[~np.isnan(value)]
@@ -120,12 +119,12 @@ def interval_of_draws(value_D: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def interval_of_rate(hit_N: ArrayLike, patient_N: ArrayLike, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share of films, with as many films as count for independent (Rao & Scott 1992).
+    """Return Wilson's interval of a share of films, with the effective number of films (Rao & Scott 1992).
 
-    hit_N: 1 or 0 a film.  Several films of a patient that agree are worth less than as many patients: the films are
-    divided by the ratio of the variance over patients to that of independent films, where it is above 1.  A share of 0
-    or 1 does not show that ratio, and counts patients.  For few films, or shares near 0 and 1, it keeps what it says
-    where percentiles of a bootstrap do not.  No film: NaN.
+    hit_N: 1 or 0 for each film.  Films of one patient tend to agree, so the number of films is divided by the design
+    effect: the variance over patients divided by that of independent films, if it is above 1.  A share of 0 or 1 has no
+    design effect; there the number of patients counts.  Unlike a bootstrap, it keeps its coverage for few films and for
+    shares near 0 and 1.  NaN without films.
     """
     hit = np.asarray(hit_N, dtype=np.float64)
     _, code_N = np.unique(np.asarray(patient_N), return_inverse=True)
@@ -143,21 +142,17 @@ def interval_of_rate(hit_N: ArrayLike, patient_N: ArrayLike, level: float = 0.95
     middle = (rate + reach**2 / (2 * counted)) / (1 + reach**2 / counted)
     half = reach * math.sqrt(rate * (1 - rate) / counted + (reach / (2 * counted)) ** 2) / (1 + reach**2 / counted)
     low, high = middle - half, middle + half
-    # Wilson's bounds meet a share of 0 or 1 exactly, but for rounding.
+    # without rounding errors, Wilson's bounds equal a share of 0 or 1 exactly
     return Interval(rate, low if rate > 0.0 else 0.0, high if rate < 1.0 else 1.0, level)
 
 
 def bootstrap_draws_by_patient(
-    patient_N: ArrayLike,
-    statistics: Sequence[Statistic],
-    replicates: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    patient_N: ArrayLike, statistics: Sequence[Statistic], replicates: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Interval of the mean over training draws, under other test patients and other draws at once.
+    """Return the interval of the mean over training draws, over both test patients and draws.
 
-    statistics: one per draw, over the same test films (`metrics.build_multiclass_statistic` and its sibling).
-    See `average_draws` for how the two sources of variation are joined; with one draw only the test patients vary.
+    statistics: one per draw, on the same test films, such as from `metrics.build_multiclass_statistic`.
+    `average_draws` combines the two sources of variation; with a single draw only the test patients vary.
     """
     parts = replicate_draws(patient_N, statistics, replicates, seed)
     return {metric: average_draws(part, seed, level) for metric, part in parts.items()}
@@ -171,7 +166,7 @@ def paired_bootstrap_draws_by_patient(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Difference]:
-    """Difference of two means over the same training draws: patients and draws are resampled alike for both."""
+    """Return the difference of two means over the same training draws, with the same resamples for both."""
     one = replicate_draws(patient_N, first, replicates, seed)
     other = replicate_draws(patient_N, second, replicates, seed)
     return {metric: subtract_draws(one[metric], other[metric], seed, level) for metric in one if metric in other}
@@ -182,7 +177,7 @@ def replicate_draws(
 ) -> dict[str, DrawReplicates]:
     """Evaluate every draw on the whole test set and on the same resamples of its patients.
 
-    The resamples depend on patient_N, replicates and seed alone, so two calls with equal ones can be compared pairwise.
+    The resamples depend only on patient_N, replicates and seed, so results of two calls can be paired.
     """
     if not statistics:
         raise UsageError("there is no draw to average")
@@ -202,19 +197,19 @@ def replicate_draws(
 
 
 def average_draws(part: DrawReplicates, seed: int = 0, level: float = 0.95) -> Interval:
-    """Interval of the mean over draws.  Replicate = other patients, other draws (with replacement), averaged.
+    """Return the interval of the mean over draws, resampling patients and draws in each replicate.
 
-    Patients and draws are crossed, and resampling both is slightly conservative (Owen 2007, the pigeonhole bootstrap).
-    D draws resampled with replacement vary too little by (D - 1) / D, so their deviations are widened by the root of
-    D / (D - 1) (Hesterberg 2015, section 4.3).
+    Patients and draws are crossed, and resampling both is slightly conservative (pigeonhole bootstrap, Owen 2007).
+    Resampling D draws underestimates their variance by a factor (D - 1) / D, so their deviations are widened by the
+    square root of D / (D - 1) (Hesterberg 2015, section 4.3).
     """
     return _summarise(_mean_of(part.value_D), _resample_draws(part.value_DR, seed), level)
 
 
 def subtract_draws(first: DrawReplicates, second: DrawReplicates, seed: int = 0, level: float = 0.95) -> Difference:
-    """Interval and p of the difference of means over the same draws; both sides share patients and draws.
+    """Return the interval and p-value of a difference of means over the same patients and draws.
 
-    Raises UsageError where the two do not hold the same number of draws and replicates.
+    Raises UsageError for different numbers of draws or replicates.
     """
     if first.value_DR.shape != second.value_DR.shape:
         raise UsageError(
@@ -239,10 +234,7 @@ def _resample_draws(value_DR: FloatArray, seed: int) -> FloatArray:
 
 
 def _resample_patients(patient_N: ArrayLike, replicates: int, seed: int) -> Iterator[WeightArray]:
-    """Yield blocks [R, N] of how often each film is drawn, `replicates` rows in all.
-
-    The replicates of a film lie side by side in memory (`block.T` is contiguous).
-    """
+    """Yield blocks [R, N] of how often each film is drawn, `replicates` rows in all; `block.T` is contiguous."""
     patient = np.asarray(patient_N)
     if patient.ndim != 1 or len(patient) == 0:
         raise UsageError("the bootstrap needs one patient name for each of at least one film")
@@ -250,7 +242,6 @@ def _resample_patients(patient_N: ArrayLike, replicates: int, seed: int) -> Iter
         raise UsageError("the bootstrap needs at least one replicate")
     names, code_N, films_P = np.unique(patient, return_inverse=True, return_counts=True)
     exact = len(names) * int(films_P.max()) < _WHOLE_IN_FLOAT32
-    # One generator a replicate would be slow, one for all would make a block's size change the numbers.
     generator = np.random.default_rng((seed, 0))
     block = max(_REPLICATES_PER_BLOCK, _WEIGHTS_PER_BLOCK // len(patient))
     for start in range(0, replicates, block):
@@ -293,7 +284,7 @@ def _summarise_difference(value: float, value_R: FloatArray, level: float) -> Di
 
 
 def compute_reach(level: float) -> float:
-    """Return how many standard errors a two-sided normal interval of this level reaches to either side."""
+    """Return the half-width of a two-sided normal interval of this level, in standard errors."""
     _check_level(level)
     return float(stats.norm.ppf((1 + level) / 2))
 

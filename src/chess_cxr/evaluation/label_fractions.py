@@ -1,4 +1,4 @@
-"""Small labelled subsets of a training set: drawn by patient, balanced by class, nested."""
+"""Draw labelled subsets of a training set: by patient, balanced by class, nested; and cross-validation folds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def draw_label_fraction(
     seed: int = 0,
     one_film_per_patient: bool = False,
 ) -> IndexArray:
-    """Draw part of a training set, whole patients at a time, and return sorted film indices.
+    """Draw whole patients of a training set; return sorted film indices.
 
     patient_N: patient of each film.  label: class index [N] or findings [N, L] (1, 0, NaN).
-    fraction: part of the patients, in (0, 1].  films: instead, the fewest patients that hold this many films.
-    one_film_per_patient: give one film, drawn with the seed, of each patient.
+    fraction: share of the patients, in (0, 1].  films: instead, as few patients as have this many films.
+    one_film_per_patient: take one random film of each patient.
 
-    One seed fixes one order of the patients and every subset is its beginning: a smaller one lies inside a larger one.
-    The order holds one patient of each class first, then keeps every beginning as close as it can to the class shares
-    of the whole.  A patient with several classes counts for the rarest of them (with `one_film_per_patient`, for the
-    class of the film drawn).  Raises UsageError where the request is empty or asks for more than there is.
+    The seed fixes an order of the patients, and every subset is the beginning of this order, so smaller subsets lie
+    inside larger ones.  The order begins with one patient of each class, and every beginning is as close as possible to
+    the class shares of the whole.  A patient with several classes counts for the rarest (with `one_film_per_patient`,
+    for the class of the drawn film).  Raises UsageError for an empty or too large subset.
     """
     patient = np.asarray(patient_N)
     stratum_N = _film_strata(np.asarray(label), len(patient))
@@ -47,10 +47,10 @@ def draw_label_fraction(
 
 
 def interleave_strata(stratum_P: IndexArray, generator: np.random.Generator) -> IndexArray:
-    """Return a random order in which every beginning is as balanced as the whole, one of each stratum first.
+    """Return a random order whose beginnings are as balanced as the whole, with one member of each stratum first.
 
-    The i-th of the n members of a stratum is due at (i + 1/2) / n, so a beginning that reaches t holds t * n of them,
-    rounded; the first is due at once.
+    The i-th of a stratum's n members has position (i + 1/2) / n, so a beginning up to t has t * n of them, rounded; the
+    first has position 0.
     """
     shuffled = generator.permutation(len(stratum_P))
     due_P = np.empty(len(stratum_P))
@@ -62,7 +62,7 @@ def interleave_strata(stratum_P: IndexArray, generator: np.random.Generator) -> 
 
 
 def assign_folds(patient_N: ArrayLike, label: ArrayLike, fold_count: int, seed: int = 0) -> IndexArray:
-    """Deal patients into folds 0..fold_count-1, class by class in random order; returns the fold of each film."""
+    """Assign patients to folds 0..fold_count-1, stratified by class, in random order; return the fold of each film."""
     patient = np.asarray(patient_N)
     names, code_N = np.unique(patient, return_inverse=True)
     stratum_P = _rarest_stratum(_film_strata(np.asarray(label), len(patient)), code_N, len(names))
@@ -77,19 +77,19 @@ def _count_patients(
     rank_N: IndexArray, patient_count: int, strata: int, fraction: float | None, films: int | None
 ) -> int:
     if (fraction is None) == (films is None):
-        raise UsageError("say either which fraction of the patients to draw or how many films")
+        raise UsageError("give either a fraction of the patients or a number of films to draw")
     if films is not None:
         if not 1 <= films <= len(rank_N):
             raise UsageError(f"cannot draw {films} films from {len(rank_N)}")
         return int(np.sort(rank_N)[films - 1]) + 1
     assert fraction is not None
     if not 0.0 < fraction <= 1.0:
-        raise UsageError(f"a label fraction lies above 0 and at most at 1, not at {fraction}")
+        raise UsageError(f"a label fraction must be above 0 and at most 1, not {fraction}")
     return min(patient_count, max(strata, round(fraction * patient_count)))
 
 
 def _film_strata(label: NDArray[np.generic], film_count: int) -> IndexArray:
-    """One stratum a film, numbered from the rarest (0) on; films without any finding come last."""
+    """Return the stratum of each film, numbered from the rarest (0); films without findings are the last."""
     if len(label) != film_count or film_count == 0:
         raise UsageError(f"{len(label)} labels do not fit {film_count} films; both need at least one")
     if label.ndim == 1:

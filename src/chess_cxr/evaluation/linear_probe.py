@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, its strength chosen inside the training films.
+"""Linear probe: logistic regression on frozen features, with a penalty chosen by cross-validation.
 
 Shape suffixes: N films, D features, C classes or findings, G folds, X 1 or C (one column for all classes, or each).
 """
@@ -14,34 +14,27 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from chess_cxr.evaluation.label_fractions import assign_folds
-from chess_cxr.evaluation.logistic import (
-    Targets,
-    TurnedFeatures,
-    compute_film_losses,
-    solve_logistic,
-    turn_features,
-)
-from chess_cxr.evaluation.metrics import FloatArray, check_classes, check_findings
+from chess_cxr.evaluation.logistic import Targets, TurnedFeatures, compute_film_losses, solve_logistic, turn_features
+from chess_cxr.evaluation.metrics import check_classes, check_findings
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
-# Strong to weak, by half decades from 0.03 to 1e-6; the path ends early where the held-out loss keeps rising.
-# Stronger ones predict little but the class shares; with 30 films the noisy held-out loss would pick them at times.
+# Strong to weak, in half decades from 0.03 to 1e-6; the path ends early if the held-out loss keeps rising.
+# Stronger penalties predict little but the class shares, but with 30 films a noisy loss would sometimes choose them.
 STRENGTHS = tuple(10.0 ** (-1.5 - 0.5 * step) for step in range(10))
 DEFAULT_STRENGTH = 1e-2
 _MOST_FOLDS = 5
 _PATIENCE = 2
-# A feature that varies by less than this part of its size is constant up to the rounding of float32.
-_CONSTANT = 1e-6
+_CONSTANT = 1e-6  # a feature that varies by less than this share of its size is constant, up to float32 rounding
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted probe.  Features enter as (feature - mean_D) * scale_D; scale_D is 0 for constant features.
+    """A fitted probe on features scaled as (feature - mean_D) * scale_D; scale_D is 0 for constant features.
 
-    coefficient_DC, intercept_C: on those scaled features.  strength_C: the penalty of each column, NaN for columns that
-    could not be fitted (see `notes`).  validation: every strength tried with the held-out log-loss in nats, one number
-    for all classes or one for each fitted finding; empty where nothing could be held out.  notes: what could not be
-    done as asked, one line each.
+    strength_C: the penalty of each column, NaN for columns that could not be fitted (see `notes`).  validation: every
+    tried strength with its held-out log-loss in nats, one number for all classes or one for each fitted finding; empty
+    without held-out films.  notes: deviations from the request, one line each.
     """
 
     multilabel: bool
@@ -72,27 +65,26 @@ def fit_linear_probe(
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearProbe:
-    """Fit a softmax probe on classes (label: int [N]) or one logistic probe a finding (label: float [N, L] with NaN).
+    """Fit a softmax probe for classes (label: int [N]), or a logistic probe per finding (label: float [N, L] with NaN).
 
-    names: of the C classes or L findings.  A class without a training film keeps its column, at probability 0; a
-    finding known only present or only absent gets one score for all films; both are noted.
-    Minimises mean log-loss + strength / 2 * sum of squared coefficients, the intercept free, on features standardised
-    by the given films and divided by sqrt(D), so that a strength means the same for any number of features.
-    (scikit-learn's C on standardised features is 1 / (strength * N * D).)
-    The strength is the one of least held-out log-loss in cross-validation by patient within the given films, up to 5
-    folds with the classes spread over them; each finding chooses its own.  Where fewer than two folds leave every class
-    in training, or a finding is never held out, DEFAULT_STRENGTH is taken and noted.
+    names: of the C classes or L findings.  A class without a training film gets probability 0; a finding with only one
+    label gets one score for all films; both get a note.
+    Minimises mean log-loss + strength / 2 * sum of squared coefficients, without penalty on the intercept, on features
+    that are standardised over the given films and divided by sqrt(D): so a strength means the same for any number of
+    features.  (scikit-learn's C on standardised features is 1 / (strength * N * D).)
+    Chooses the strength with the least held-out log-loss in stratified cross-validation by patient, with up to 5 folds;
+    each finding has its own.  If fewer than two folds have all classes in training, or a finding is never held out, it
+    takes DEFAULT_STRENGTH and adds a note.
     The same arguments give the same probe.
-    Raises UsageError where the arrays do not fit each other or hold infinity or NaN (other than unknown findings).
+    Raises UsageError if the arrays do not fit each other or contain infinity or NaN (except unknown findings).
     """
     feature = _check_features(feature_ND)
     patient = np.asarray(patient_N)
     multilabel = np.ndim(label) == 2
     label_NC, known_NC = _encode_labels(label, names)
     if not len(feature) == len(label_NC) == len(patient):
-        raise UsageError(
-            f"{len(feature)} rows of features, {len(label_NC)} labels, {len(patient)} patients: must agree"
-        )
+        counts = f"{len(feature)} rows of features, {len(label_NC)} labels, {len(patient)} patients"
+        raise UsageError(f"{counts}: must agree")
     path_S = sorted({float(strength) for strength in strengths}, reverse=True)
     if not path_S or not 0.0 < path_S[-1] <= path_S[0] < math.inf:
         raise UsageError("the probe needs at least one strength, all above 0 and finite")
@@ -122,7 +114,7 @@ def fit_linear_probe(
 
 
 def _encode_labels(label: ArrayLike, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-    """Return 0/1 columns with unknowns as 0, and which entries are known (0/1), both [N, C]."""
+    """Return labels as 0/1 with unknown ones as 0, and whether they are known as 0/1, both [N, C]."""
     if np.ndim(label) == 2:
         finding_NC = check_findings(label, names)
         return np.nan_to_num(finding_NC, nan=0.0), (~np.isnan(finding_NC)).astype(np.float64)
@@ -140,7 +132,7 @@ def _standardise(feature_ND: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _fit_constants(
     label_NC: FloatArray, known_NC: FloatArray, names: Sequence[str], multilabel: bool
 ) -> tuple[FloatArray, NDArray[np.bool_], list[str]]:
-    """Return the intercepts of columns that cannot be fitted, which columns can, and a note for each of the others."""
+    """Return intercepts for columns that cannot be fitted, whether each column can, and a note on those that cannot."""
     positive_C, known_C = label_NC.sum(axis=0), known_NC.sum(axis=0)
     if multilabel:
         fit_C = (positive_C > 0) & (positive_C < known_C)
@@ -156,7 +148,7 @@ def _fit_constants(
 
 
 def _hold_out(multilabel: bool, label_NC: FloatArray, known_NX: FloatArray, fold_N: NDArray[np.intp]) -> Targets:
-    """Return one fit a fold, on the films outside it; fits that would miss a class get no weight."""
+    """Return one fit per fold, on the films outside it; fits without all classes get no weight."""
     outside_NG = fold_N[:, None] != np.arange(fold_N.max() + 1)
     weight_NGX = outside_NG[:, :, None] * known_NX[:, None]
     positive_GC = np.einsum("ngx,nc->gc" if not multilabel else "ngc,nc->gc", weight_NGX, label_NC)
@@ -169,13 +161,13 @@ def _hold_out(multilabel: bool, label_NC: FloatArray, known_NX: FloatArray, fold
 def _follow_path(
     turned: TurnedFeatures, held: Targets, fold_N: NDArray[np.intp], path_S: Sequence[float]
 ) -> list[tuple[float, FloatArray]]:
-    """Return (strength, held-out log-loss of each column [X]), strong to weak; NaN for columns with under two folds."""
+    """Return (strength, held-out log-loss of each column [X]), strong to weak; NaN with fewer than two folds."""
     film_N = np.arange(len(fold_N))
     sound_GX = held.weight_NGX.sum(axis=0) > 0
     known_NX = (held.weight_NGX > 0).any(axis=1)
     scored_NX = known_NX & sound_GX[fold_N] & (sound_GX.sum(axis=0) > 1)
     if held.multilabel:
-        # Films without a finding alone say nothing about how to find it.
+        # a loss needs films with and without the finding
         positive_X = (held.label_NC * scored_NX).sum(axis=0)
         scored_NX &= (positive_X > 0) & (positive_X < scored_NX.sum(axis=0))
     if not scored_NX.any():
@@ -197,7 +189,7 @@ def _follow_path(
 def _choose_strengths(
     losses: Sequence[tuple[float, FloatArray]], column_count: int
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Return the best strength of each column and which columns had nothing to choose by."""
+    """Return the best strength of each column, and whether the column had no loss to choose by."""
     if not losses:
         return np.full(column_count, DEFAULT_STRENGTH), np.ones(column_count, dtype=np.bool_)
     loss_SC = np.stack([np.broadcast_to(loss_X, column_count) for _, loss_X in losses])
@@ -210,7 +202,7 @@ def _choose_strengths(
 def _check_features(feature_ND: ArrayLike) -> FloatArray:
     feature = np.asarray(feature_ND, dtype=np.float64)
     if feature.ndim != 2 or feature.shape[1] == 0 or len(feature) == 0:
-        raise UsageError(f"features must be one row a film, not of shape {feature.shape}")
+        raise UsageError(f"features must have one row per film, not shape {feature.shape}")
     if not np.all(np.isfinite(feature)):
         raise UsageError("features hold NaN or infinity: the encoder has diverged or met a blank film")
     return feature

@@ -1,8 +1,8 @@
-"""L2-penalised logistic regression, many fits at once over one set of films.
+"""L2-penalised logistic regression, many fits at once on one set of films.
 
-With an L2 penalty the solution lies in the span of the films and does not depend on the axes, so features are turned
-once to their min(N, D) principal directions, without loss.  There the Hessian is nearly diagonal: scaled by it, L-BFGS
-needs tens of steps.  Folds and findings are solved side by side, so that they share every pass over the features.
+With an L2 penalty, the solution lies in the span of the films and does not depend on the axes.  So the features are
+rotated once to their min(N, D) principal directions, without loss, where the Hessian is nearly diagonal: with this
+scaling, L-BFGS needs tens of steps.  Folds and findings are solved together and share each pass over the features.
 
 Shape suffixes: N films, D features, K principal directions, C classes or findings, G fits side by side, X 1 or C.
 """
@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize, special
 
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
 
-# Directions that hold less than this part of the largest variance are rounding of float32 features.
-_RANK = 1e-10
+_RANK = 1e-10  # directions with less than this part of the largest variance are rounding errors of float32 features
 
 
 @dataclass(frozen=True)
 class TurnedFeatures:
-    """Features along their principal directions: coordinate_NK, mean square spread_K, and the way back."""
+    """Features rotated to their principal directions: coordinate_NK, mean square spread_K, and the directions."""
 
     coordinate_NK: FloatArray
     spread_K: FloatArray
@@ -31,9 +30,9 @@ class TurnedFeatures:
 
 @dataclass(frozen=True)
 class Targets:
-    """What G fits learn: label_NC of 0 and 1, and weight_NGX that sums to 1 over the films of a fit (or 0: no fit).
+    """The targets of G fits: label_NC of 0 and 1, and weight_NGX, which sums to 1 over the films of a fit (0: no fit).
 
-    One softmax over the C columns (X = 1), or with `multilabel` one sigmoid a column with weights of its own (X = C).
+    One softmax over the C columns (X = 1), or with `multilabel` one sigmoid per column, each with its weights (X = C).
     """
 
     multilabel: bool
@@ -55,7 +54,7 @@ class LogisticFit:
 
 
 def turn_features(feature_ND: FloatArray) -> TurnedFeatures:
-    """Turn centred features to principal directions (K <= min(N, D)); all-zero features give K = 0."""
+    """Rotate centred features to principal directions (K <= min(N, D)); all-zero features give K = 0."""
     film_count, feature_count = feature_ND.shape
     if film_count < feature_count:
         square_N, turned_NK = linalg.eigh(feature_ND @ feature_ND.T, driver="evd")
@@ -78,16 +77,16 @@ def solve_logistic(
     start: LogisticFit | None = None,
     tolerance: float = 1e-5,
 ) -> LogisticFit:
-    """Minimise, for each fit, mean log-loss + strength_C / 2 * squared coefficients; intercepts are free.
+    """Minimise, for each fit, mean log-loss + strength_C / 2 * squared coefficients, without penalty on intercepts.
 
-    tolerance: largest slope left, in coordinates scaled to unit curvature.
+    tolerance: largest remaining gradient component, in coordinates scaled to unit curvature.
     """
     fits, columns = targets.weight_NGX.shape[1], targets.label_NC.shape[1]
     direction_count = len(turned.spread_K)
     share_C = np.clip(targets.label_NC.mean(axis=0), 1e-3, 1 - 1e-3)
     curvature_C = share_C * (1 - share_C)
     step_KC = 1 / np.sqrt(curvature_C * turned.spread_K[:, None] + strength_C)
-    # One row for the intercepts below the K rows of coefficients.
+    # the intercepts form a row below the K rows of coefficients
     step_JGC = np.vstack([step_KC, 1 / np.sqrt(curvature_C)])[:, None].repeat(fits, axis=1)
     if start is None:
         start = LogisticFit(np.zeros((direction_count, fits, columns)), np.log(share_C)[None].repeat(fits, axis=0))
@@ -117,7 +116,7 @@ def solve_logistic(
 
 
 def compute_film_losses(targets: Targets, score_NGC: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the log-loss [N, G, X] of each film in nats, unweighted, and its slope [N, G, C] in the scores."""
+    """Return each film's unweighted log-loss [N, G, X] in nats, and its gradient [N, G, C] by the scores."""
     label_NGC = targets.label_NC[:, None]
     if targets.multilabel:
         return np.logaddexp(0.0, score_NGC) - label_NGC * score_NGC, special.expit(score_NGC) - label_NGC

@@ -1,11 +1,11 @@
-"""Classification metrics that take film weights, so that a thousand bootstrap replicates are one call.
+"""Classification metrics of weighted films, so that a thousand bootstrap replicates are one call.
 
-Shape suffixes: N films, C classes, L findings, R replicates.  A bootstrap replicate is a row of `weight_RN`: how often
-each film was drawn.  A statistic is a function from such rows to one value per replicate and metric (`Statistic`); it
-is fastest where weight_RN.T is contiguous and float32, as `intervals` makes it.
+Shape suffixes: N films, C classes, L findings, R replicates.  A row of `weight_RN` is a bootstrap replicate: how often
+each film was drawn.  A `Statistic` maps such rows to one value per replicate and metric; it is fastest if weight_RN.T
+is contiguous float32, as `intervals` makes it.
 
-A metric of one class against the rest has the class after a slash ("auroc/Edema"); without it, it is the mean over the
-classes or findings that have a value.
+A metric of one class against the rest has the class after a slash ("auroc/Edema"); without a slash it is the mean over
+the classes or findings that have a value.
 """
 
 from __future__ import annotations
@@ -29,123 +29,31 @@ from chess_cxr.evaluation.ranked_scores import (
 )
 from chess_cxr.records import UsageError
 
-__all__ = [
-    "LEVELS",
-    "FloatArray",
-    "RankedScores",
-    "Statistic",
-    "TaskKind",
-    "WeightArray",
-    "build_binary_statistic",
-    "build_multiclass_statistic",
-    "build_multilabel_statistic",
-    "build_ordinal_statistic",
-    "check_classes",
-    "check_findings",
-    "check_probabilities",
-    "check_scores",
-    "compute_binary",
-    "compute_multiclass",
-    "compute_multilabel",
-    "compute_ordinal",
-    "mean_known",
-]
-
 Statistic = Callable[[WeightArray], dict[str, FloatArray]]
 TaskKind = Literal["multiclass", "multilabel"]
 
-LEVELS = (0.8, 0.9, 0.95)  # specificities at which the sensitivity is given, and the reverse
+LEVELS = (0.8, 0.9, 0.95)  # specificities at which to compute the sensitivity, and vice versa
 
 
 def compute_multiclass(
-    label_N: ArrayLike,
-    score_NC: ArrayLike,
-    class_names: Sequence[str],
-    *,
-    operating_points: bool = False,
-    probabilities: bool = False,
+    label_N: ArrayLike, score_NC: ArrayLike, class_names: Sequence[str], **options: bool
 ) -> dict[str, float]:
-    """Compute the metrics of films that belong to one class each.
-
-    label_N: class indices 0..C-1.  score_NC: finite, higher means more likely; the largest is the prediction (the first
-    of equals).
-    Gives accuracy, balanced_accuracy, macro_f1, and auroc and auprc of each class against the rest.  A class with no
-    film, or with every film, has no area (NaN); a class with no film has no recall, and one neither present nor
-    predicted has no F1: means are over the others.
-    operating_points: adds sensitivity_at_specificity_0.9 and specificity_at_sensitivity_0.9 of each class, and the same
-    for the other `LEVELS`.  Their threshold is chosen on these very films: `evaluation.operating_points` says what one
-    that was chosen elsewhere costs.
-    probabilities: score_NC are probabilities, rows sum to 1; adds brier (squared error summed over the classes, 0..2;
-    Brier 1950) and ece (of the predicted class; biased upwards where films are few).
-    Raises UsageError where shapes, labels or scores do not fit.
-    """
-    return _evaluate_once(
-        build_multiclass_statistic(
-            label_N, score_NC, class_names, operating_points=operating_points, probabilities=probabilities
-        ),
-        len(np.asarray(label_N)),
-    )
+    """Compute the metrics of films with one class each; arguments as in `build_multiclass_statistic`."""
+    statistic = build_multiclass_statistic(label_N, score_NC, class_names, **options)
+    return evaluate_once(statistic, len(np.asarray(label_N)))
 
 
 def compute_multilabel(
-    label_NL: ArrayLike,
-    score_NL: ArrayLike,
-    finding_names: Sequence[str],
-    *,
-    operating_points: bool = False,
-    probabilities: bool = False,
+    label_NL: ArrayLike, score_NL: ArrayLike, finding_names: Sequence[str], **options: bool
 ) -> dict[str, float]:
-    """Compute the metrics of films with several findings each: auroc and auprc, means and by finding.
-
-    label_NL: 1 present, 0 absent, NaN unknown (the film does not count for that finding).  score_NL: finite, higher
-    means more likely.  auprc is average precision (no interpolation).  A finding without both classes is NaN, and the
-    means are over the others.
-    operating_points: as in `compute_multiclass`.  probabilities: score_NL are the probabilities of the findings; adds
-    brier (squared error, 0..1) and ece of each.
-    Raises UsageError where shapes, labels or scores do not fit.
-    """
-    return _evaluate_once(
-        build_multilabel_statistic(
-            label_NL, score_NL, finding_names, operating_points=operating_points, probabilities=probabilities
-        ),
-        len(np.asarray(label_NL)),
-    )
+    """Compute the metrics of films with several findings each; arguments as in `build_multilabel_statistic`."""
+    statistic = build_multilabel_statistic(label_NL, score_NL, finding_names, **options)
+    return evaluate_once(statistic, len(np.asarray(label_NL)))
 
 
-def compute_binary(
-    label_N: ArrayLike,
-    score_N: ArrayLike,
-    name: str = "positive",
-    *,
-    operating_points: bool = False,
-    probabilities: bool = False,
-) -> dict[str, float]:
-    """Compute the metrics of one finding, label_N and score_N [N]: `compute_multilabel` with a single column."""
-    return _evaluate_once(
-        build_binary_statistic(label_N, score_N, name, operating_points=operating_points, probabilities=probabilities),
-        len(np.asarray(label_N)),
-    )
-
-
-def compute_ordinal(
-    label_N: ArrayLike,
-    score_NC: ArrayLike,
-    class_names: Sequence[str],
-    *,
-    operating_points: bool = False,
-    probabilities: bool = False,
-) -> dict[str, float]:
-    """Compute the metrics of classes in an order, class_names from low to high: `compute_multiclass` and two more.
-
-    weighted_kappa: agreement beyond chance with quadratic weights (Cohen 1968); NaN where all labels and predictions
-    are one class.  rank_error: mean distance between predicted and true rank, in ranks.
-    """
-    return _evaluate_once(
-        build_ordinal_statistic(
-            label_N, score_NC, class_names, operating_points=operating_points, probabilities=probabilities
-        ),
-        len(np.asarray(label_N)),
-    )
+def evaluate_once(statistic: Statistic, film_count: int) -> dict[str, float]:
+    """Evaluate a statistic on all films, each once."""
+    return {metric: float(value_R[0]) for metric, value_R in statistic(np.ones((1, film_count))).items()}
 
 
 def build_multiclass_statistic(
@@ -156,7 +64,20 @@ def build_multiclass_statistic(
     operating_points: bool = False,
     probabilities: bool = False,
 ) -> Statistic:
-    """Return the statistic behind `compute_multiclass`, for the bootstrap: weight_RN -> {metric: value_R}."""
+    """Build the statistic of films with one class each: weight_RN -> {metric: value_R}.
+
+    label_N: class indices 0..C-1.  score_NC: finite, higher means more likely; the prediction is the largest (the first
+    of equals).
+    Metrics: accuracy, balanced_accuracy, macro_f1, and auroc and auprc of each class against the rest.  Means leave out
+    classes without a value: an area needs films with and without the class, a recall films of the class, and F1 films
+    or predictions of the class.
+    operating_points: add sensitivity_at_specificity_0.9 and specificity_at_sensitivity_0.9 of each class, and those of
+    the other `LEVELS`, with thresholds chosen on these same films; `evaluation.operating_points` evaluates thresholds
+    chosen on other films.
+    probabilities: score_NC are probabilities whose rows sum to 1; add brier (squared error summed over the classes,
+    0..2; Brier 1950) and ece (of the predicted class; biased upwards for few films).
+    Raises UsageError if shapes, labels or scores do not fit.
+    """
     score = check_scores(score_NC, class_names)
     label = check_classes(label_N, class_names)
     if len(label) != len(score):
@@ -186,7 +107,15 @@ def build_multilabel_statistic(
     operating_points: bool = False,
     probabilities: bool = False,
 ) -> Statistic:
-    """Return the statistic behind `compute_multilabel`, for the bootstrap: weight_RN -> {metric: value_R}."""
+    """Build the statistic of films with several findings each, auroc and auprc: weight_RN -> {metric: value_R}.
+
+    label_NL: 1 present, 0 absent, NaN unknown (the film does not count for that finding).  score_NL: finite, higher
+    means more likely.  auprc is average precision, without interpolation.  A finding without both labels is NaN, and
+    means leave it out.
+    operating_points: as in `build_multiclass_statistic`.  probabilities: score_NL are probabilities of the findings;
+    add brier (squared error, 0..1) and ece of each.
+    Raises UsageError if shapes, labels or scores do not fit.
+    """
     score = check_scores(score_NL, finding_names)
     label = check_findings(label_NL, finding_names)
     if label.shape != score.shape:
@@ -211,34 +140,24 @@ def build_multilabel_statistic(
 
 
 def build_binary_statistic(
-    label_N: ArrayLike,
-    score_N: ArrayLike,
-    name: str = "positive",
-    *,
-    operating_points: bool = False,
-    probabilities: bool = False,
+    label_N: ArrayLike, score_N: ArrayLike, name: str = "positive", **options: bool
 ) -> Statistic:
-    """Return the statistic behind `compute_binary`, for the bootstrap: weight_RN -> {metric: value_R}."""
+    """Build the statistic of one finding, label_N and score_N [N]: `build_multilabel_statistic` with one column."""
     label, score = np.asarray(label_N, dtype=np.float64), np.asarray(score_N, dtype=np.float64)
     if label.ndim != 1 or score.ndim != 1:
-        raise UsageError(f"one finding has one label and one score a film, not shapes {label.shape} and {score.shape}")
-    return build_multilabel_statistic(
-        label[:, None], score[:, None], (name,), operating_points=operating_points, probabilities=probabilities
-    )
+        raise UsageError(f"one finding has one label and one score per film, not {label.shape} and {score.shape}")
+    return build_multilabel_statistic(label[:, None], score[:, None], (name,), **options)
 
 
 def build_ordinal_statistic(
-    label_N: ArrayLike,
-    score_NC: ArrayLike,
-    class_names: Sequence[str],
-    *,
-    operating_points: bool = False,
-    probabilities: bool = False,
+    label_N: ArrayLike, score_NC: ArrayLike, class_names: Sequence[str], **options: bool
 ) -> Statistic:
-    """Return the statistic behind `compute_ordinal`, for the bootstrap: weight_RN -> {metric: value_R}."""
-    nominal = build_multiclass_statistic(
-        label_N, score_NC, class_names, operating_points=operating_points, probabilities=probabilities
-    )
+    """Build the statistic of ordered classes, class_names from low to high: `build_multiclass_statistic` and two more.
+
+    weighted_kappa: agreement beyond chance with quadratic weights (Cohen 1968); NaN if all labels and predictions are
+    one class.  rank_error: mean distance between predicted and true rank, in ranks.
+    """
+    nominal = build_multiclass_statistic(label_N, score_NC, class_names, **options)
     confusion = Confusion(check_classes(label_N, class_names), check_scores(score_NC, class_names))
 
     def statistic(weight_RN: WeightArray) -> dict[str, FloatArray]:
@@ -248,7 +167,7 @@ def build_ordinal_statistic(
 
 
 class Confusion:
-    """Weight of the films by true and predicted class, and what follows from it."""
+    """The confusion matrix of weighted films, and metrics computed from it."""
 
     def __init__(self, label_N: NDArray[np.intp], score_NC: FloatArray) -> None:
         self._classes = score_NC.shape[1]
@@ -283,19 +202,19 @@ class Confusion:
 
 
 def check_classes(label_N: ArrayLike, class_names: Sequence[str]) -> NDArray[np.intp]:
-    """Return class indices as integers, or raise UsageError: NaN and values outside 0..C-1 have no class."""
+    """Return class indices as integers; raises UsageError for NaN and values outside 0..C-1."""
     label = np.asarray(label_N)
     if label.ndim != 1 or label.dtype.kind not in "iufb":
-        raise UsageError(f"multi-class labels must be one class index a film, not {label.dtype} of shape {label.shape}")
+        raise UsageError(f"classes must be one class index per film, not {label.dtype} of shape {label.shape}")
     if not np.all(np.isfinite(label)):
         raise UsageError("multi-class labels hold NaN: leave films of unknown class out")
     if np.any(label != np.floor(label)) or np.any(label < 0) or np.any(label >= len(class_names)):
-        raise UsageError(f"multi-class labels must be whole numbers from 0 to {len(class_names) - 1}, one a class name")
+        raise UsageError(f"classes must be whole numbers from 0 to {len(class_names) - 1}, one per class name")
     return label.astype(np.intp)
 
 
 def check_findings(label_NL: ArrayLike, finding_names: Sequence[str]) -> FloatArray:
-    """Return findings as float64 of 1, 0 and NaN, or raise UsageError."""
+    """Return findings as float64 of 1, 0 and NaN; raises UsageError for other values."""
     label = np.asarray(label_NL, dtype=np.float64)
     if label.ndim != 2 or label.shape[1] != len(finding_names):
         raise UsageError(f"multi-label labels of shape {label.shape} do not fit {len(finding_names)} finding names")
@@ -305,10 +224,10 @@ def check_findings(label_NL: ArrayLike, finding_names: Sequence[str]) -> FloatAr
 
 
 def check_scores(score_NC: ArrayLike, names: Sequence[str]) -> FloatArray:
-    """Return scores as float64 [N, C], or raise UsageError: one finite column a name, at least one film."""
+    """Return scores as float64 [N, C]; raises UsageError unless there is a film, and one finite column per name."""
     score = np.asarray(score_NC, dtype=np.float64)
     if score.ndim != 2 or score.shape[1] != len(names):
-        raise UsageError(f"scores of shape {score.shape} do not fit {len(names)} names: one column a name")
+        raise UsageError(f"scores of shape {score.shape} do not fit {len(names)} names: one column per name")
     if len(score) == 0:
         raise UsageError("there are no films to score")
     if not np.all(np.isfinite(score)):
@@ -319,10 +238,10 @@ def check_scores(score_NC: ArrayLike, names: Sequence[str]) -> FloatArray:
 
 
 def check_probabilities(score_NC: FloatArray, sum_to_one: bool = False) -> FloatArray:
-    """Return the scores unchanged, or raise UsageError where they are no probabilities."""
+    """Return the scores unchanged; raises UsageError if they are not probabilities."""
     if np.any(score_NC < 0.0) or np.any(score_NC > 1.0):
         raise UsageError("calibration needs probabilities from 0 to 1, and these scores leave that range")
-    # float32 rows of many classes sum to 1 within some 1e-6.
+    # the rows of float32 probabilities sum to 1 within about 1e-6
     if sum_to_one and not np.allclose(score_NC.sum(axis=1), 1.0, atol=1e-3):
         raise UsageError("calibration of classes needs probabilities whose rows sum to 1")
     return score_NC
@@ -349,7 +268,7 @@ def _build_finding_error(
 
 
 def _turn(weight_RN: WeightArray) -> WeightArray:
-    """Return the weights [N, R], the replicates of a film side by side in memory."""
+    """Return the weights as contiguous [N, R]."""
     return np.ascontiguousarray(np.asarray(weight_RN).T)
 
 
@@ -363,7 +282,3 @@ def _average(value_CR: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
 
 def _spread(value_CR: Mapping[str, FloatArray], names: Sequence[str]) -> dict[str, FloatArray]:
     return {f"{metric}/{name}": value[c] for metric, value in value_CR.items() for c, name in enumerate(names)}
-
-
-def _evaluate_once(statistic: Statistic, film_count: int) -> dict[str, float]:
-    return {metric: float(value_R[0]) for metric, value_R in statistic(np.ones((1, film_count))).items()}

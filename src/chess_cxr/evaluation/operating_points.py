@@ -1,8 +1,8 @@
-"""Thresholds chosen on validation films, what they give on test films, and what it costs to carry them to another site.
+"""Operating points: choose thresholds on validation films, evaluate them on test films and at other sites.
 
-A film is flagged where its score reaches the threshold.  A threshold lies half-way between the lowest score it flags
-and the next one below, so that rounding of a score cannot turn a decision.  Intervals take the threshold as it is: they
-cover the test films, not other validation films.
+A film is flagged if its score reaches the threshold.  A threshold lies half-way between the lowest flagged score and
+the next one below, so that rounding a score cannot change a decision.  Intervals cover the choice of test films, for a
+fixed threshold.
 
 Shape suffixes: M films, C classes or findings.
 """
@@ -19,28 +19,19 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from chess_cxr.evaluation.intervals import average_draws, interval_of_rate, replicate_draws
-from chess_cxr.evaluation.metrics import (
-    FloatArray,
-    Statistic,
-    TaskKind,
-    WeightArray,
-    check_classes,
-    check_findings,
-    check_scores,
-)
-from chess_cxr.evaluation.ranked_scores import divide_known
+from chess_cxr.evaluation.metrics import Statistic, TaskKind, check_classes, check_findings, check_scores
+from chess_cxr.evaluation.ranked_scores import FloatArray, WeightArray, divide_known
 from chess_cxr.records import UsageError
 
-LEAST_FILMS = 10  # of either label; with fewer, a share is a matter of a single film
+LEAST_FILMS = 10  # of either label; with fewer, a single film changes a share much
 
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """How a threshold is chosen.
+    """A rule to choose a threshold.
 
-    "youden": largest sensitivity + specificity.  "sensitivity": at least `target` of the class is flagged, and as few
-    others as that allows.  "specificity": at least `target` of the others are left alone, and as much of the class as
-    that allows is flagged.
+    "youden": largest sensitivity + specificity.  "sensitivity": largest specificity with at least the sensitivity
+    `target`.  "specificity": largest sensitivity with at least the specificity `target`.
     """
 
     kind: Literal["youden", "sensitivity", "specificity"]
@@ -54,14 +45,14 @@ RULES = (ThresholdRule("youden"), ThresholdRule("sensitivity", 0.9), ThresholdRu
 
 
 def choose_threshold(positive_K: ArrayLike, score_K: ArrayLike, rule: ThresholdRule) -> float:
-    """Return the threshold of a rule on these films; of equals, the one that flags fewest.
+    """Return a rule's threshold on these films; among equally good ones, the one that flags fewest.
 
-    Infinity flags nothing.  NaN where there are not both labels.  Raises UsageError for a rule that does not exist.
+    Infinity flags nothing.  NaN without both labels.  Raises UsageError for an unknown rule.
     """
     if rule.kind not in ("youden", "sensitivity", "specificity"):
         raise UsageError(f"no rule named {rule.kind!r} for a threshold: youden, sensitivity or specificity")
     if rule.kind != "youden" and not 0.0 < rule.target <= 1.0:
-        raise UsageError(f"a threshold is asked for a {rule.kind} above 0 and up to 1, not {rule.target}")
+        raise UsageError(f"the target {rule.kind} of a threshold must be above 0 and at most 1, not {rule.target}")
     positive, score = np.asarray(positive_K, dtype=bool), np.asarray(score_K, dtype=np.float64)
     if positive.all() or not positive.any():
         return math.nan
@@ -75,7 +66,7 @@ def choose_threshold(positive_K: ArrayLike, score_K: ArrayLike, rule: ThresholdR
     elif rule.kind == "sensitivity":
         chosen = int(np.argmax(sensitivity_G >= rule.target - 1e-12))
     else:
-        # Of the thresholds that are specific enough, the first that flags the most of the class.
+        # among the thresholds that are specific enough, the first with the largest sensitivity
         enough = np.flatnonzero(specificity_G >= rule.target - 1e-12)
         chosen = int(enough[np.argmax(sensitivity_G[enough])])
     if chosen == 0:
@@ -96,13 +87,13 @@ def compute_operating_points(
     rules: Sequence[ThresholdRule] = RULES,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Choose thresholds on validation films and count what they give on test films: one row a class and rule.
+    """Choose thresholds on validation films and evaluate them on test films: one row per class and rule.
 
     Labels are class indices [M] (each class against the rest) or findings [M, L] of 1, 0 and NaN.
-    Columns: name, rule, asked (NaN for Youden), threshold; val_positives, val_negatives, val_sensitivity,
+    Columns: name, rule, asked (target, NaN for Youden), threshold; val_positives, val_negatives, val_sensitivity,
     val_specificity; test_positives, test_negatives; sensitivity and specificity on the test films, each with _low and
-    _high (`intervals.interval_of_rate`); flagged (share of test films); shortfall (asked minus achieved, on the side
-    that was asked); missed (whether the asked value lies above the interval of the achieved one); warning.
+    _high (`intervals.interval_of_rate`); flagged (share of test films); shortfall (target minus achieved value); missed
+    (whether the target lies above the interval of the achieved value); warning.
     """
     val = _Films(val_label, val_score_MC, class_names, kind)
     test = _Films(test_label, test_score_MC, class_names, kind, test_patient_M)
@@ -143,13 +134,13 @@ def compute_transfer_costs(
     seed: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Apply the threshold of each site's validation films to the test films of every site: one row a pair.
+    """Apply the threshold of each site's validation films to the test films of every site: one row per pair of sites.
 
-    Labels and scores as in `compute_operating_points`; films of unknown site ("") are left out.
-    Columns: name, rule, asked, from_site, to_site, threshold, own_threshold (of to_site's validation films; NaN where
-    it has none); test_positives, test_negatives; sensitivity, specificity, each with _low and _high; flagged;
-    sensitivity_change and specificity_change (with the carried threshold minus with to_site's own, on the same films),
-    each with _low and _high from a bootstrap over patients; warning.
+    Labels and scores as in `compute_operating_points`; leaves out films of unknown site ("").
+    Columns: name, rule, asked, from_site, to_site, threshold, own_threshold (of to_site's validation films; NaN without
+    them); test_positives, test_negatives; sensitivity, specificity, each with _low and _high; flagged;
+    sensitivity_change and specificity_change (from_site's threshold minus to_site's own, on the same films), each with
+    _low and _high from a bootstrap over patients; warning.
     """
     val = _Films(val_label, val_score_MC, class_names, kind, site_M=val_site_M)
     test = _Films(test_label, test_score_MC, class_names, kind, test_patient_M, test_site_M)
@@ -178,7 +169,7 @@ def compute_transfer_costs(
 
 @dataclass(frozen=True)
 class _Column:
-    """The films whose label of one class is known."""
+    """The films with a known label of one class."""
 
     positive_K: NDArray[np.bool_]
     score_K: FloatArray
@@ -214,10 +205,8 @@ class _Films:
         self._patient = np.arange(films) if patient_M is None else np.asarray(patient_M)
         self._site = np.full(films, "") if site_M is None else np.asarray(site_M)
         if not films == len(self._label) == len(self._patient) == len(self._site):
-            raise UsageError(
-                f"scores of {films} films do not fit {len(self._label)} labels, {len(self._patient)} patients and "
-                f"{len(self._site)} sites"
-            )
+            others = f"{len(self._label)} labels, {len(self._patient)} patients and {len(self._site)} sites"
+            raise UsageError(f"scores of {films} films do not fit {others}")
 
     def select(self, column: int, among_M: NDArray[np.bool_] | None = None) -> _Column:
         known = ~np.isnan(self._label[:, column])

@@ -1,8 +1,8 @@
-"""What probabilities are worth as probabilities: scaling fitted on validation films, and the points of a plot.
+"""Calibration of probabilities: scaling fitted on validation films, and reliability plots.
 
-A scaling has one slope and one offset a class on the log scale: `slope * log p + offset` of classes goes through a
-softmax, `slope * logit p + offset` of findings through a sigmoid.  Neither changes the order of the films of a finding;
-a temperature does not change which class is largest.
+A scaling has one slope and one offset per class on the log scale: classes get softmax(slope * log p + offset), findings
+sigmoid(slope * logit p + offset).  Neither changes the order of the films of a finding; a temperature does not change
+the predicted class.
 
 Shape suffixes: M films, C classes or L findings.
 """
@@ -20,28 +20,21 @@ from scipy import optimize, special
 
 from chess_cxr.evaluation.calibration_error import assign_bins
 from chess_cxr.evaluation.intervals import interval_of_rate
-from chess_cxr.evaluation.metrics import (
-    FloatArray,
-    TaskKind,
-    check_classes,
-    check_findings,
-    check_probabilities,
-    check_scores,
-)
+from chess_cxr.evaluation.metrics import TaskKind, check_classes, check_findings, check_probabilities, check_scores
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
-_LEAST = 1e-7  # float32 probabilities of exactly 0 and 1 have no logarithm; taken for this far away
-# Few films can ask for any slope; these bounds leave room for all that is not an accident.
-_FLATTEST, _STEEPEST = 0.01, 20.0
-_FARTHEST = 30.0  # offsets from -_FARTHEST to _FARTHEST
+_LEAST = 1e-7  # distance from 0 and 1 to which probabilities are clipped before taking logarithms
+_FLATTEST, _STEEPEST = 0.01, 20.0  # bounds of the slope: a few films can demand any slope
+_FARTHEST = 30.0  # bound of the offset, on both sides
 
 
 @dataclass(frozen=True)
 class Scaling:
     """A scaling of probabilities, fitted by the log-loss of validation films.
 
-    slope_C: 1 / temperature.  before, after: mean log-loss of the validation films in nats (of findings: the mean over
-    all known film-finding pairs).  notes: what a reader has to know, a sentence each.
+    slope_C: 1 / temperature.  before, after: mean log-loss of the validation films in nats (for findings: over all
+    known pairs of film and finding).  notes: warnings for the reader, one sentence each.
     """
 
     kind: TaskKind
@@ -53,7 +46,7 @@ class Scaling:
 
     @property
     def temperature(self) -> float:
-        """The temperature, where all classes share one; NaN otherwise."""
+        """The temperature, if all classes share one; NaN otherwise."""
         slopes = set(self.slope_C.tolist())
         return 1 / slopes.pop() if len(slopes) == 1 and min(slopes) > 0 else math.nan
 
@@ -61,9 +54,8 @@ class Scaling:
         """Return scaled probabilities, float64 [M, C]; raises UsageError for another number of classes."""
         probability = np.asarray(probability_MC, dtype=np.float64)
         if probability.ndim != 2 or probability.shape[1] != len(self.slope_C):
-            raise UsageError(
-                f"probabilities of shape {probability.shape} do not fit {len(self.slope_C)} scaled classes"
-            )
+            classes = len(self.slope_C)
+            raise UsageError(f"probabilities of shape {probability.shape} do not fit {classes} scaled classes")
         score_MC = self.slope_C * _take_logs(probability, self.kind) + self.offset_C
         scaled: FloatArray = special.softmax(score_MC, axis=1) if self.kind == "multiclass" else special.expit(score_MC)
         return scaled
@@ -72,8 +64,8 @@ class Scaling:
 def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Sequence[str], kind: TaskKind) -> Scaling:
     """Fit one temperature for all classes on validation films (Guo et al. 2017, section 4.2).
 
-    label: class indices [M], or findings [M, L] of 1, 0 and NaN.  No label known: the scaling changes nothing, with a
-    note.  Raises UsageError where arrays do not fit or are no probabilities.
+    label: class indices [M], or findings [M, L] of 1, 0 and NaN.  Without a known label the scaling changes nothing,
+    and has a note.  Raises UsageError if arrays do not fit or are not probabilities.
     """
     targets, score_MC = _prepare(label, probability_MC, class_names, kind)
     none, zero_C = np.ones(len(class_names)), np.zeros(len(class_names))
@@ -81,7 +73,7 @@ def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Se
     if math.isnan(before):
         return Scaling(kind, none, zero_C, before, before, ("no validation film has a label: nothing was scaled",))
     edges = math.log(_FLATTEST), math.log(_STEEPEST)
-    # The loss is convex in the slope, so it has one valley in the logarithm of the slope too.
+    # the loss is convex in the slope, so it has a single minimum in the logarithm of the slope
     found = optimize.minimize_scalar(
         lambda log_slope: _compute_loss(targets, math.exp(log_slope) * score_MC, kind),
         bounds=edges,
@@ -91,17 +83,16 @@ def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Se
     slope = math.exp(found.x)
     notes: tuple[str, ...] = ()
     if min(abs(found.x - edge) for edge in edges) < 1e-3:
-        notes = (
-            f"the temperature stands at the end of its range, {1 / slope:.3g}: too few validation films to fit it",
-        )
+        value = f"{1 / slope:.3g}"
+        notes = (f"the temperature stands at the end of its range, {value}: too few validation films to fit it",)
     return Scaling(kind, np.full(len(none), slope), zero_C, before, float(found.fun), notes)
 
 
 def fit_platt(label_ML: ArrayLike, probability_ML: ArrayLike, finding_names: Sequence[str]) -> Scaling:
-    """Fit a slope and an offset for each finding on validation films (Platt 1999, with his softened targets).
+    """Fit a slope and an offset for each finding on validation films (Platt 1999, with softened targets).
 
-    Slopes are not below 0, so that no order of films is turned round.  A finding without both labels keeps its
-    probabilities, with a note.  Raises UsageError where arrays do not fit or are no probabilities.
+    Slopes are at least 0, to keep the order of the films.  A finding without both labels keeps its probabilities, with
+    a note.  Raises UsageError if arrays do not fit or are not probabilities.
     """
     targets, score_ML = _prepare(label_ML, probability_ML, finding_names, "multilabel")
     slope_L, offset_L, notes = np.ones(len(finding_names)), np.zeros(len(finding_names)), []
@@ -128,7 +119,7 @@ def compute_reliability(
     bins: int = 10,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Return the points of a reliability plot: bins of about as many films each, from low to high confidence.
+    """Return the points of a reliability plot: bins of about equally many films, from low to high confidence.
 
     Columns: name ("predicted class" for classes, else the finding), bin, films, patients, lowest, highest, confidence
     (mean probability), rate (share that came true) and its interval low, high (`intervals.interval_of_rate`).
@@ -176,7 +167,7 @@ def _take_logs(probability_MC: FloatArray, kind: TaskKind) -> FloatArray:
 
 
 def _compute_loss(targets: NDArray[np.generic], score_MC: FloatArray, kind: TaskKind) -> float:
-    """Mean log-loss in nats; NaN without a known label."""
+    """Return the mean log-loss in nats; NaN without a known label."""
     if kind == "multiclass":
         chosen_M = score_MC[np.arange(len(targets)), targets.astype(np.intp)]
         return float(np.mean(special.logsumexp(score_MC, axis=1) - chosen_M))

@@ -1,8 +1,8 @@
-"""A metric within each subgroup of the test patients, and its gap to all others, with intervals and warnings.
+"""Metrics by subgroup of the test patients, and gaps between each subgroup and the rest, with intervals and warnings.
 
-Subgroup and rest are scored in the same resamples of the patients, so the gap is paired.  p-values are corrected
-(Holm 1979) over the groups of one attribute; where there are just two, each is the rest of the other and the one test
-they make is not corrected.  A gap that is not shown may still be there: see the column `warning`.
+Subgroup and rest are scored on the same resamples of the patients, so gaps are paired.  p-values are corrected (Holm
+1979) over the groups of an attribute; two groups make only one test, without correction.  Absence of a significant gap
+is no proof of equality: see the column `warning`.
 
 Shape suffixes: M films, C classes or findings, D draws.
 """
@@ -21,38 +21,36 @@ from numpy.typing import ArrayLike, NDArray
 from chess_cxr.evaluation.holm import correct_holm
 from chess_cxr.evaluation.intervals import average_draws, replicate_draws, subtract_draws
 from chess_cxr.evaluation.metrics import (
-    FloatArray,
     Statistic,
     TaskKind,
-    WeightArray,
     build_multiclass_statistic,
     build_multilabel_statistic,
     check_classes,
     check_findings,
-    mean_known,
 )
+from chess_cxr.evaluation.ranked_scores import FloatArray, WeightArray, mean_known
 from chess_cxr.records import UsageError
 
 AGE_EDGES = (18, 40, 60, 80)
 CHILD_EDGES = (1, 3, 6, 12, 18)
-LEAST_FILMS = 10  # of either label, or of patients: with fewer there is a value but no test
-WIDEST = 0.2  # an interval wider than this is compatible with too much to be called a finding
+LEAST_FILMS = 10  # of either label, and least number of patients: with fewer there is a value but no test
+WIDEST = 0.2  # a wider interval gets a warning
 
-# Metrics that are a mean over classes against the rest.
+# metrics that are means over classes against the rest
 _BY_CLASS = ("auroc", "auprc", "sensitivity_at", "specificity_at")
 
 
 def compute_age_bands(age_years: ArrayLike, edges: Sequence[int] = AGE_EDGES) -> NDArray[np.str_]:
-    """Return the age band of each film: "0-17", "18-39", ... "80+" for the default edges; "" where the age is NaN.
+    """Return the age band of each film: "0-17", "18-39", ... "80+" for the default edges; "" if the age is NaN.
 
-    edges: whole years at which a new band begins, rising (`CHILD_EDGES` for a children's hospital).  Raises UsageError
+    edges: rising whole years at which a new band begins (`CHILD_EDGES` for a children's hospital).  Raises UsageError
     for other edges or an age below 0.
     """
     if list(edges) != sorted({int(edge) for edge in edges}) or not edges or min(edges) < 1:
         raise UsageError(f"edges of age bands are rising whole years from 1, not {list(edges)}")
     age = np.asarray(age_years, dtype=np.float64)
     if np.any(age < 0):
-        raise UsageError("ages below 0 are no ages: unknown ones are NaN")
+        raise UsageError("an age cannot be below 0; an unknown age is NaN")
     starts = (0, *edges)
     names = [f"{low}-{high - 1}" if high - 1 > low else f"{low}" for low, high in zip(starts, edges, strict=False)]
     names.append(f"{edges[-1]}+")
@@ -75,23 +73,22 @@ def compute_subgroups(
 ) -> pd.DataFrame:
     """Score each subgroup and the rest: one row for each attribute and group.
 
-    label: class indices [M] or findings [M, L].  score_DMC: one [M, C] a training draw; [scores] for one model.
-    groups: attribute -> text of each film; "" is not known, and such films stand neither in a group nor in the rest.
-    metric: any of `metrics.compute_multiclass` or its multi-label sibling, such as "accuracy", "auroc", "auroc/Edema".
-    A mean of areas is taken over the classes of which group and rest both have `LEAST_FILMS` with and without: never
-    over other classes here than there.
-    Columns: attribute, group, metric, classes (those of the mean), films, patients, positives and negatives (films of
-    the group with and without the rarest and the commonest of these), value, low, high; rest (its value), gap
-    (value - rest), gap_low, gap_high, p, p_holm; level, replicates, undefined (replicates without a gap), seed;
-    warning.
-    warning is "" or says why the numbers tell little: no class reaches `LEAST_FILMS`, or the patients do not, here
-    or in the rest (then nothing is tested, p is NaN), or an interval is wider than `WIDEST`.
+    label: class indices [M] or findings [M, L].  score_DMC: one [M, C] per training draw; [scores] for one model.
+    groups: attribute -> text of each film; films with "" (unknown) are neither in a group nor in the rest.
+    metric: any of `metrics.compute_multiclass` or `compute_multilabel`, such as "accuracy", "auroc", "auroc/Edema".
+    A mean of areas covers the same classes in group and rest: those with `LEAST_FILMS` films with and without the class
+    in both.
+    Columns: attribute, group, metric, classes (those of the mean), films, patients, positives and negatives (fewest
+    films of the group with and without one of these classes), value, low, high; rest (its value), gap (value - rest),
+    gap_low, gap_high, p, p_holm; level, replicates, undefined (replicates without a gap), seed; warning.
+    warning is "" or a reason to distrust the numbers: no class with `LEAST_FILMS` films, or fewer patients, in the
+    group or the rest (then p is NaN), or an interval wider than `WIDEST`.
     """
     label_array = check_classes(label, class_names) if kind == "multiclass" else check_findings(label, class_names)
     patient, names = np.asarray(patient_M), tuple(class_names)
     scores = tuple(np.asarray(score) for score in score_DMC)
     if not scores:
-        raise UsageError("there is no set of scores to look at by subgroup")
+        raise UsageError("there is no set of scores to compare by subgroup")
     rows: list[dict[str, object]] = []
     for attribute, texts in groups.items():
         group_M = np.asarray(texts)
@@ -124,7 +121,7 @@ class _Split:
 
     @cached_property
     def counts_SLC(self) -> NDArray[np.intp]:
-        """Films inside and outside, with and without, of each class: [2, 2, C]."""
+        """Number of films inside and outside the group, with and without each class: [2, 2, C]."""
         if self.kind == "multiclass":
             label_MC = np.eye(len(self.class_names))[self.label.astype(np.intp)]
         else:
@@ -134,7 +131,7 @@ class _Split:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The classes that the metric is a mean of; () for one that is not a mean over classes."""
+        """The classes that the metric averages; () for a metric that is not a mean over classes."""
         if not self.metric.startswith(_BY_CLASS):
             return ()
         if "/" in self.metric:
@@ -144,7 +141,7 @@ class _Split:
         return tuple(name for name, there in zip(self.class_names, enough, strict=True) if there)
 
     def describe(self) -> dict[str, object]:
-        """Return what the numbers of the group are made from."""
+        """Return the group's classes, and its numbers of films, patients, positives and negatives."""
         columns = [self.class_names.index(name) for name in self.classes if name in self.class_names]
         with_C, without_C = self.counts_SLC[0][:, columns]
         return {
@@ -156,7 +153,7 @@ class _Split:
         }
 
     def score(self, replicates: int, seed: int, level: float) -> dict[str, object]:
-        """Return value, rest and gap with intervals, p, and the warning."""
+        """Return value, rest and gap with intervals, p-value and warning."""
         statistics = [self._build_statistic(score) for score in self.score_DMC]
         parts = replicate_draws(self.patient_M, statistics, replicates, seed)
         value, rest = (average_draws(parts[side], seed, level) for side in ("inside", "outside"))
@@ -167,12 +164,8 @@ class _Split:
         return {
             **{"value": value.value, "low": value.low, "high": value.high, "rest": rest.value},
             **{"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p": math.nan if few else gap.p},
-            **{
-                "level": level,
-                "replicates": replicates,
-                "undefined": gap.undefined,
-                "warning": few or (too_wide if wide else ""),
-            },
+            **{"level": level, "replicates": replicates, "undefined": gap.undefined},
+            "warning": few or (too_wide if wide else ""),
         }
 
     def _tell_few(self) -> str:
@@ -217,7 +210,7 @@ class _Split:
         )
 
     def _take(self, values: Mapping[str, FloatArray], replicates: int) -> FloatArray:
-        """Return the metric of one side: NaN where the side is empty or no class is on both sides."""
+        """Return the metric of one side: NaN if the side is empty or no class is on both sides."""
         base = self.metric.split("/", 1)[0]
         names = [f"{base}/{name}" for name in self.classes] if self.metric.startswith(_BY_CLASS) else [self.metric]
         if not values or not names:

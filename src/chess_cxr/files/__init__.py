@@ -1,1 +1,1 @@
-"""Files and objects of a store: named, read, written whole or not at all."""
+"""Local files and stored objects: name, list and read them, write them whole or not at all."""

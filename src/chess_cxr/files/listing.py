@@ -1,4 +1,4 @@
-"""List the files below a folder or URL, links followed within bounds."""
+"""List the files below a folder or URL; follow links only within the tree."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from chess_cxr.files.locations import _translate, get_filesystem, is_url, simplify_location
+from chess_cxr.files.locations import get_filesystem, is_url, simplify_location, translate_error
+
+_Lister = Callable[[str], tuple[list[str], list[str]]]
 
 
 def find_kind(location: Path | str) -> str:
-    """Return "file", "folder", or "" where nothing is; errors as `read_location`."""
+    """Return "file", "folder" or "" (nothing there); raises as `read_location`."""
     location = simplify_location(location)
     if isinstance(location, Path):
         try:
@@ -29,21 +31,20 @@ def find_kind(location: Path | str) -> str:
     try:
         kind = filesystem.get_file_info(path).type
     except OSError as error:
-        raise _translate(error) from None
+        raise translate_error(error) from None
     return {pyarrow.fs.FileType.NotFound: "", pyarrow.fs.FileType.Directory: "folder"}.get(kind, "file")
 
 
 def list_location(
     root: Path | str, keep: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[Path | str, str]]:
-    """Yield each file below a folder or prefix, with its path from there ("a/b.dcm"), in an order that never changes.
+    """Yield each file below a folder or prefix, with its relative path ("a/b.dcm"), in a fixed order.
 
-    The files of a folder come by name, then its folders by name; `keep` judges files by their names.  Hidden
-    files and folders are left out, and so are pipes, devices, stores (folders named `.lance` with a Lance table in
-    them) and links that lead out of the tree, to a folder or to nothing.
-    The names of one folder at a time are held in memory, so a tree of any size needs little.
+    The files of a folder come first, by name, then its folders by name.  keep: selects files by name.
+    Left out are hidden files and folders, pipes, devices, stores (folders named `.lance` that hold a Lance table), and
+    links to folders, to nothing or out of the tree.  Memory holds the names of one folder at a time.
 
-    Raises `NotADirectoryError`, and `OSError` for a folder that cannot be listed, rather than pass it over.
+    Raises `NotADirectoryError`, and `OSError` for a folder that cannot be listed.
     """
     root = simplify_location(root)
     list_folder = _build_local_lister(root) if isinstance(root, Path) else _build_remote_lister(root)
@@ -62,15 +63,12 @@ def _locate(root: Path | str, relative: str) -> Path | str:
 
 
 def _is_store(root: Path | str, folder: str) -> bool:
-    """Whether a folder is a Lance table: an ingest may write its store among its own films."""
+    """Whether a folder is a Lance table; an ingest may write its store among its own films."""
     return folder.endswith(".lance/") and find_kind(_locate(root, f"{folder}_versions")) == "folder"
 
 
-_Lister = Callable[[str], tuple[list[str], list[str]]]
-
-
 def _build_local_lister(root: Path) -> _Lister:
-    """Return what lists the names of the files and the folders in a folder below `root`, unsorted."""
+    """Return a function that lists the files and the folders in a folder below `root`, unsorted."""
     inside = os.path.join(os.path.realpath(root), "")
 
     def list_folder(below: str) -> tuple[list[str], list[str]]:
@@ -93,7 +91,7 @@ def _build_local_lister(root: Path) -> _Lister:
 
 @contextlib.contextmanager
 def _scan_folder(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """Scan a folder; one whose path is longer than the system takes is entered step by step."""
+    """Scan a folder; enter it step by step if its path is too long for the system."""
     try:
         scanned = os.scandir(folder)
     except OSError as error:
@@ -120,7 +118,7 @@ def _open_step_by_step(folder: str) -> Iterator[int]:
 
 
 def _leads_to_file(link: str, inside: str) -> bool:
-    """Whether a link ends at a file in the tree `inside`; one that runs in a circle or has too long a path does not."""
+    """Whether a link ends at a file in the tree `inside`; False for a circle and for a path that is too long."""
     if not os.path.realpath(link).startswith(inside):
         return False
     try:
@@ -132,10 +130,10 @@ def _leads_to_file(link: str, inside: str) -> bool:
 
 
 def build_link_check(root: Path | str) -> Callable[[Path | str], bool]:
-    """Return what tells whether a file named below `root` lies outside of it, by a link at its place or above it.
+    """Return a function that tells whether a path below `root` leads out of it through a link.
 
-    Both are written alike: absolute, without "..".  Objects of a store are never links.
-    Costs one call of the system a file; folders are followed once.  What is not there leads nowhere: False.
+    Root and paths are absolute and without "..".  URLs and missing files never lead out.
+    A check costs one system call; links of folders are resolved once.
     """
     if is_url(root):
         return lambda path: False
@@ -161,13 +159,12 @@ def _build_remote_lister(root: str) -> _Lister:
     filesystem, start = get_filesystem(root)
 
     def list_folder(below: str) -> tuple[list[str], list[str]]:
-        files: list[str] = []
-        folders: list[str] = []
+        files, folders = list[str](), list[str]()
         selector = pyarrow.fs.FileSelector(f"{start}/{below}".rstrip("/"))
         try:
             entries = filesystem.get_file_info(selector)
         except OSError as error:
-            raise _translate(error) from None
+            raise translate_error(error) from None
         for entry in entries:
             if not entry.base_name.startswith("."):
                 (folders if entry.type == pyarrow.fs.FileType.Directory else files).append(entry.base_name)

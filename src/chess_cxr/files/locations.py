@@ -1,7 +1,7 @@
-"""Files of this machine and objects of a store, named by path or by URL: told apart, listed and read here alone.
+"""Read, write and remove local files and stored objects, named by path or by URL.
 
-A URL names its object as the AWS tools do: what follows the bucket is the key as it stands, nothing is unquoted.
-Endpoint and credentials are those of the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...).
+A URL names its object as the AWS tools do: everything after the bucket is the key, nothing is unquoted.
+Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE ...).
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ _CREDENTIALS = frozenset({"INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "
 _CREDENTIALS |= {"MISSING_AUTHENTICATION_TOKEN", "EXPIRED_TOKEN", "UNRECOGNIZED_CLIENT", "INVALID_SIGNATURE"}
 _ABSENT = frozenset({"NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND"})
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
-# What a network file system says that has lost its server.
+# Errors of a network file system that has lost its server
 _SERVER_FAILS = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
 
 
 class TooLarge(ValueError):
-    """The file is larger than its reader allows; nothing of it was read."""
+    """The file is larger than its reader allows; nothing was read."""
 
 
 class RefusedCredentials(ConnectionError, PermissionError):
-    """The object store refuses whoever asks, whatever is asked for."""
+    """The object store rejects the credentials."""
 
 
 class NotAFile(OSError):
-    """What stands at the location is a folder, a pipe or a device."""
+    """The location is a folder, a pipe or a device."""
 
 
 def is_url(location: Path | str) -> bool:
-    """Whether the location is written as a URL ("s3://bucket/key")."""
+    """Whether a location is a URL ("s3://bucket/key")."""
     return isinstance(location, str) and _URL.match(location) is not None
 
 
 def simplify_location(location: Path | str) -> Path | str:
-    """Return a URL without its last slash, and anything of this machine, file:// included, as a path.
+    """Return a URL without its last slash; return a local location, file:// included, as a path.
 
     Raises `UsageError` for a file:// URL of another machine.
     """
@@ -66,16 +66,16 @@ def simplify_location(location: Path | str) -> Path | str:
 
 
 def find_own_folder() -> Path:
-    """Return the folder of this user's own settings: `$XDG_CONFIG_HOME/chess-cxr`, by default below `~/.config`."""
+    """Return the folder of the user's settings: `$XDG_CONFIG_HOME/chess-cxr`, by default below `~/.config`."""
     configured = os.environ.get("XDG_CONFIG_HOME", "")
-    # The XDG specification has relative paths ignored.
+    # The XDG specification ignores relative paths.
     return (Path(configured) if os.path.isabs(configured) else Path.home() / ".config") / "chess-cxr"
 
 
 def get_filesystem(location: Path | str) -> tuple[Any, str]:
-    """Return the `pyarrow.fs.FileSystem` of a location and the path that it knows the location by.
+    """Return the `pyarrow.fs.FileSystem` of a location and the path of the location in it.
 
-    Raises `UsageError` for a kind of URL that is not supported, and for credentials written into one.
+    Raises `UsageError` for an unsupported kind of URL and for credentials in a URL.
     """
     location = simplify_location(location)
     if isinstance(location, Path):
@@ -87,16 +87,14 @@ def get_filesystem(location: Path | str) -> tuple[Any, str]:
         raise UsageError(f"{location} names no bucket; use s3://BUCKET/FOLDER")
     if "@" in host and scheme not in ("abfs", "abfss"):
         raise UsageError(f"a {scheme}:// URL must not hold credentials; set them in the environment")
-    environment = tuple(
-        sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_")))
-    )
+    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES)))
     filesystem, start = _open_filesystem(scheme, host, environment)
     return filesystem, "/".join(part for part in (start.rstrip("/"), key) if part)
 
 
 @lru_cache(maxsize=64)
 def _open_filesystem(scheme: str, host: str, environment: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
-    """Open it once for each state of the environment, which `pyarrow` and this function read for themselves."""
+    """Open a file system, once for each state of the environment variables that configure it."""
     if scheme in ("s3", "s3a"):
         return _open_s3(host), host
     try:
@@ -107,14 +105,14 @@ def _open_filesystem(scheme: str, host: str, environment: tuple[tuple[str, str],
 
 
 def _open_s3(bucket: str) -> Any:
-    """Open S3 as the AWS tools would; pyarrow itself leaves AWS_ENDPOINT_URL aside where it is built from parts."""
+    """Open S3 as the AWS tools do; this constructor of pyarrow ignores AWS_ENDPOINT_URL."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     if not region and not endpoint:
         try:
             region = pyarrow.fs.resolve_s3_region(bucket)
         except OSError:
-            region = "us-east-1"  # the request that follows says what is wrong
+            region = "us-east-1"  # the next request reports what is wrong
     return pyarrow.fs.S3FileSystem(
         anonymous=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
         endpoint_override=endpoint or None,
@@ -124,8 +122,8 @@ def _open_s3(bucket: str) -> Any:
     )
 
 
-def _translate(error: OSError) -> OSError:
-    """Return what a store's error means, without the key and the request's number that its text holds."""
+def translate_error(error: OSError) -> OSError:
+    """Return the meaning of an object store's error, without the key and request number in its text."""
     found = _AWS_ERROR.search(str(error))
     code = found[1] if found else ""
     if code in _CREDENTIALS:
@@ -138,7 +136,7 @@ def _translate(error: OSError) -> OSError:
         return ConnectionError("the object store cannot be reached")
     if "Not a regular file" in str(error):
         return NotAFile("not a regular file")
-    if code:  # throttled, out of service ...: nothing that the object could help
+    if code:  # throttled, out of service ...: not the fault of the object
         return ConnectionError(f"the object store failed ({code})")
     return OSError(f"the object store failed ({type(error).__name__})")
 
@@ -150,7 +148,7 @@ def read_location(location: Path | str, max_bytes: int) -> bytes:
     """Return the content of a file or object of at most `max_bytes`.
 
     Raises `TooLarge` before anything is read, `NotAFile` for a folder, pipe or device, `FileNotFoundError`,
-    `PermissionError`, `ConnectionError` where the object store does not answer, `OSError` for the rest.
+    `PermissionError`, `ConnectionError` if the object store does not answer, `OSError` for all else.
     """
     location = simplify_location(location)
     if isinstance(location, Path):
@@ -161,7 +159,7 @@ def read_location(location: Path | str, max_bytes: int) -> bytes:
             _check_size(file.size(), max_bytes)
             content: bytes = file.read()
     except OSError as error:
-        raise _translate(error) from None
+        raise translate_error(error) from None
     return content
 
 
@@ -199,10 +197,7 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 
 def write_location(location: Path | str, content: bytes) -> None:
-    """Write a file (mode 0600) or object, so that a reader sees the old content or the new, never a part.
-
-    Raises OSError.
-    """
+    """Write a file (mode 0600) or object; readers see the old content or the new, never a part.  Raises `OSError`."""
     location = simplify_location(location)
     if isinstance(location, Path):
         replace_file(location, content, 0o600)
@@ -212,11 +207,11 @@ def write_location(location: Path | str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as file:
             file.write(content)
     except OSError as error:
-        raise _translate(error) from None
+        raise translate_error(error) from None
 
 
 def remove_folder(location: Path | str) -> None:
-    """Remove a folder, or all objects below a URL, where it is there."""
+    """Remove a folder, or all objects below a URL, if it exists."""
     location = simplify_location(location)
     if isinstance(location, Path):
         shutil.rmtree(location, ignore_errors=True)
@@ -225,9 +220,6 @@ def remove_folder(location: Path | str) -> None:
     try:
         filesystem.delete_dir(path)
     except OSError as error:
-        translated = _translate(error)
+        translated = translate_error(error)
         if not isinstance(translated, FileNotFoundError):
             raise translated from None
-
-
-# ---------------------------------------------------------------- listing

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, hold a place against other processes, read JSON."""
+"""Write files and folders whole or not at all, lock them against other processes, read JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    """Write a file, and its folder if missing; readers and crashes see the old content or the new, never a part."""
     with explain_full_disk(f"{path}: it needs {len(content) / 1e6:.1f} MB (nothing half-written)"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file in a folder that is there, whole or not at all; raises OSError."""
+    """Write a file whole or not at all into an existing folder; raises `OSError`."""
     growing = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         write_flushed(growing, content, mode)
@@ -38,7 +38,7 @@ def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 
 def write_flushed(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file and wait until its content is on the disk."""
+    """Write a file and flush its content to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
@@ -47,7 +47,7 @@ def write_flushed(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 
 def place_new(growing: Path, target: Path) -> None:
-    """Move a flushed file to where no file is; raises FileExistsError: a link fails there, unlike a renaming."""
+    """Move a flushed file to a free name; raises `FileExistsError`, which a hard link guarantees and a rename not."""
     try:
         os.link(growing, target)
     except FileExistsError:
@@ -61,10 +61,10 @@ def place_new(growing: Path, target: Path) -> None:
 
 @contextmanager
 def write_whole_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `out` if all inside succeeds, and vanishes otherwise.
+    """Yield an empty folder that becomes `out` if the block succeeds, and is removed otherwise.
 
-    The content of every file reaches the disk before its name does, and the folder's own name comes last: a power cut
-    leaves all of it or nothing.  Raises `UsageError` where `out` exists.
+    Contents are flushed to the disk first, then file names, then the name of the folder: a power cut leaves all of it
+    or nothing.  Raises `UsageError` if `out` exists.
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
@@ -83,7 +83,7 @@ def write_whole_folder(out: Path) -> Iterator[Path]:
 
 
 def flush_file(path: Path) -> None:
-    """Wait until the content of a file is on the disk."""
+    """Flush the content of a file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -92,16 +92,16 @@ def flush_file(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk; some file systems cannot say."""
+    """Flush the names in a folder to the disk, where the file system can."""
     with suppress(OSError):
         flush_file(path)
 
 
 @contextmanager
 def hold(place: Path, refusal: ChessError) -> Iterator[None]:
-    """Hold a folder, or a lock file that is made, against other processes; a killed process holds nothing.
+    """Lock a folder, or a lock file that is created, against other processes; a killed process loses its lock.
 
-    Raises `refusal` where another one holds it.  File systems without locks let everybody in.
+    Raises `refusal` if another process holds the lock.  File systems without locks let everybody in.
     """
     descriptor = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -118,7 +118,7 @@ def hold(place: Path, refusal: ChessError) -> Iterator[None]:
 
 @contextmanager
 def explain_full_disk(what: str) -> Iterator[None]:
-    """Turn a full disk, a spent quota or a file size limit into one line: "no space left for `what`"."""
+    """Turn a full disk, an exceeded quota or a file size limit into the line "no space left for `what`"."""
     try:
         yield
     except OSError as error:
@@ -128,7 +128,7 @@ def explain_full_disk(what: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; what is absent, broken, larger than 64 MiB or something else is empty."""
+    """Read a JSON object; return {} if the file is missing, broken, larger than 64 MiB or holds something else."""
     try:
         if not path.is_file() or path.stat().st_size > MOST_JSON_BYTES:  # a pipe would never end
             return {}

@@ -1,1 +1,1 @@
-"""From raw files to a store: decode, de-identify, split."""
+"""Ingest raw files into a store: decode, judge, hash identifiers, split."""

@@ -1,4 +1,4 @@
-"""What the earlier runs of an ingest have committed, and whether what they were told still holds."""
+"""Read what earlier runs of an ingest committed, and check that the films are still listed as they were."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LISTED_BITS = 4 * HASH_CHARACTERS
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What the ledgers of all commits say.
+    """Contents of all ledgers.
 
-    films: uid and reason of each film that was left out.  patients_unknown: stored films that name no patient.
+    films: uid and reason of each film left out.  patients_unknown: number of stored films that name no patient.
     listed: sum of `fingerprint_film` over all films done.
     """
 
@@ -30,10 +30,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The films that are done.
+    """Films that are done.
 
-    uids: of those stored or left out, packed and sorted.  patients: of those stored, packed and sorted, each with its
-    split in split_of_patient, a place in `SPLITS`.  listed: as in `LeftOut`.
+    uids: of films stored or left out, packed and sorted.  patients: of stored films, packed and sorted.
+    split_of_patient: their splits, as indices of `SPLITS`.  listed: as in `LeftOut`.
     """
 
     uids: np.ndarray
@@ -48,7 +48,7 @@ class Earlier:
         return _find(self.uids, uid) is not None
 
     def find_split(self, patient: str) -> str:
-        """Return the split of a hashed patient who has a film in the store, "" of anybody else."""
+        """Return the split of a hashed patient with a film in the store, "" of anybody else."""
         at = _find(self.patients, patient)
         return "" if at is None else SPLITS[self.split_of_patient[at]]
 
@@ -63,18 +63,18 @@ def _find(sorted_N: np.ndarray, text: str) -> int | None:
 
 
 def pack_hash(text: str) -> bytes:
-    """Pack a hashed identifier; the byte at its end keeps numpy from dropping zeros before it."""
+    """Pack a hashed identifier; NumPy drops zeros at the end, so a byte 1 follows them."""
     return bytes.fromhex(text) + b"\1"
 
 
 def fingerprint_film(id_key: bytes, film: SourceFilm) -> int:
-    """Return a keyed hash of all that the source says of a film, its place included, as a number."""
+    """Return a keyed hash, as a number, of everything that the source says about a film, location included."""
     said = {**vars(film), "path": str(film.path), "labels": dict(film.labels)}
     return int(hash_id(id_key, "listed", repr(said)), 16)
 
 
 def read_left_out(writer: StoreWriter) -> LeftOut:
-    """Join the ledgers of all commits."""
+    """Read and join the ledgers of all commits."""
     ledgers = list(writer.read_ledgers())
     return LeftOut(
         films=[(uid, reason) for ledger in ledgers for uid, reason in ledger["left_out"]],
@@ -83,27 +83,30 @@ def read_left_out(writer: StoreWriter) -> LeftOut:
     )
 
 
-def read_earlier(writer: StoreWriter) -> Earlier:
-    """Return the films that are done."""
-    left_out = read_left_out(writer)
-    stored = len(writer)
-    uids, patients = np.empty(stored + len(left_out.films), PACKED), np.empty(stored, PACKED)
-    split_N = np.empty(stored, np.int8)
-    uids[stored:] = [pack_hash(uid) for uid, _ in left_out.films]
-    at = 0
+def read_stored(writer: StoreWriter) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return packed uid, packed patient and split (an index of `SPLITS`) of each stored film, in table order."""
+    films, at = len(writer), 0
+    uids, patients, split_N = np.empty(films, PACKED), np.empty(films, PACKED), np.empty(films, np.int8)
     for batch in writer.read_columns("uid", "patient", "split"):
         rows = slice(at, at + len(batch))
         uids[rows] = [pack_hash(uid) for uid in batch["uid"].to_pylist()]
         patients[rows] = [pack_hash(patient) for patient in batch["patient"].to_pylist()]
         split_N[rows] = [SPLITS.index(split) for split in batch["split"].to_pylist()]
         at += len(batch)
-    uids.sort()
+    return uids, patients, split_N
+
+
+def read_earlier(writer: StoreWriter) -> Earlier:
+    """Read the films that are done."""
+    left_out = read_left_out(writer)
+    stored, patients, split_N = read_stored(writer)
+    uids = np.sort(np.concatenate([stored, np.array([pack_hash(uid) for uid, _ in left_out.films], PACKED)]))
     patients, first = np.unique(patients, return_index=True)
     return Earlier(uids, patients, split_N[first], left_out.listed)
 
 
 def check_unchanged(films: Iterable[SourceFilm], earlier: Earlier, id_key: bytes, out: object) -> None:
-    """Raise `UsageError` unless every film that is done is listed as it was; films that have come are welcome."""
+    """Raise `UsageError` unless every film that is done is listed as before; new films are welcome."""
     if not len(earlier):
         return
     done, listed = 0, 0

@@ -1,4 +1,4 @@
-"""One film from its file to what the store holds of it."""
+"""Decode, judge and encode one film for the store."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from chess_cxr.film_jpeg import encode_film, shrink_film
 from chess_cxr.ingest.hashes import compute_hashes
 from chess_cxr.ingest.quality import QualityOptions, judge_film
 from chess_cxr.records import SourceFilm, Undecodable
-from chess_cxr.workers.child import (
-    Limits,
-)
+from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import call_in_child, run_in_order
 
-JUDGED_SIDE = 512  # a film of this many pixels is judged as its original is
+JUDGED_SIDE = 512  # pixels; judging a film shrunk to this side gives the scores of the original
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """longest_side: of the stored films, in pixels.  quality: what is judged, and by which thresholds."""
+    """longest_side: of the stored films, in pixels.  quality: thresholds that films are judged by."""
 
     longest_side: int = 512
     quality: QualityOptions = field(default_factory=QualityOptions)
@@ -36,9 +34,9 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EncodedFilm:
-    """The film ready to be stored, or the reason why it must not be.
+    """Film ready to be stored, or the reason why it is left out.
 
-    spacing_mm: of the stored size.  view, flags, scores: of the film as it was judged.
+    spacing_mm: at the stored size.  view, flags, scores: judgement of the film.
     """
 
     reason: str = ""
@@ -55,9 +53,9 @@ class EncodedFilm:
 
 
 def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFilm:
-    """Decode one film, judge it and encode it as the store wants it.
+    """Decode one film, judge it and encode it for the store.
 
-    Raises ConnectionError, which says nothing about the film, where an object store cannot be reached.
+    Raises `ConnectionError`, which is no fault of the film, if an object store cannot be reached.
     """
     try:
         side = max(options.longest_side, JUDGED_SIDE)
@@ -78,7 +76,7 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
     except ConnectionError:
         raise
     except Exception as error:
-        # Whatever it is, it concerns this film alone; its text may quote the header.
+        # Any other error concerns this film alone; its text may quote the header.
         return EncodedFilm(reason=f"cannot be judged or encoded ({type(error).__name__})")
     shrunk = math.sqrt(film.pixels.size / (height * width))
     return EncodedFilm(
@@ -96,9 +94,9 @@ def encode_film_file(location: Path | str, options: EncodeOptions) -> EncodedFil
 
 
 def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits) -> EncodedFilm:
-    """Encode one film in this thread's child; a film that kills it or takes too long is a reason like any other.
+    """Encode one film in this thread's child; a film that kills the child or takes too long is left out.
 
-    Raises `ChessError` where no child can be started or the films' store cannot be reached.
+    Raises `ChessError` if no child can be started or the source of the films cannot be reached.
     """
     try:
         return call_in_child(encode_film_file, limits, location, options)
@@ -109,12 +107,12 @@ def encode_in_child(location: Path | str, options: EncodeOptions, limits: Limits
 def encode_in_order(
     films: Iterable[SourceFilm], options: EncodeOptions, limits: Limits, executor: Executor | None, in_flight: int
 ) -> Generator[tuple[SourceFilm, EncodedFilm], None, None]:
-    """Yield every film with its result in the order given, with about `in_flight` of them under way.
+    """Yield every film with its result, in order, with about `in_flight` films submitted at a time.
 
-    Raises `ChessError` where the executor itself is lost.
+    Raises `ChessError` if the executor is lost.
     """
     films, sent = itertools.tee(films)
-    locations = map(operator.attrgetter("path"), sent)  # all that a worker needs to know of a patient's film
+    locations = map(operator.attrgetter("path"), sent)  # a worker must not learn more about a patient's film
     encode = partial(encode_in_child, options=options, limits=limits)
     with contextlib.closing(run_in_order(locations, encode, executor, in_flight)) as encoded:
         yield from zip(films, encoded, strict=True)

@@ -1,8 +1,8 @@
-"""A film as a thumbnail of grey ranks, and the two small classifiers that read it.
+"""Classify the polarity and the kind of a film from a thumbnail of grey ranks.
 
-Ranks keep the order of the greys and nothing else: no window and no gamma changes them, and the negative of a film has
-the same ranks with the opposite sign.  The weights in `film_classifier.npz` are fitted and measured by
-runs/fit_film_classifier.py; docs/quality.md has the error rates.  Neither classifier has seen a disease label.
+Ranks keep only the order of the greys: windows and gammas do not change them, and the negative of a film has the same
+ranks with the opposite sign.  runs/fit_film_classifier.py fits and measures the weights in `film_classifier.npz`;
+docs/proof/quality.md gives the error rates.  Neither classifier was trained with disease labels.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ KINDS = ("frontal", "lateral", "other")
 THUMBNAIL_SIDE = 64
 _POLARITY_SIDE, _LAYOUT_SIDE = 32, 16
 _CELLS, _BINS = 8, 8  # gradient histograms: cells a side, directions of 180 degrees
-_SMALL_SIDE = 128  # what borders and contrast are measured on
-_FLAT = 0.03  # grey range inside one row or column of a border, as a share of the film's own range
-_EXTREME = 0.05  # how near a border is to the film's darkest or brightest grey, as a share of its range
-_MIN_CONTENT = 0.25  # a film has at least this share of its height and width inside its borders
+_SMALL_SIDE = 128  # of the film on which borders and contrast are measured
+_FLAT = 0.03  # grey range inside a row or column of a border, as a share of the film's range
+_EXTREME = 0.05  # distance of a border from the film's darkest or brightest grey, as a share of its range
+_MIN_CONTENT = 0.25  # least share of height and width inside the borders
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """What is left of a film for judging it.
+    """Features of a film that the classifiers use.
 
     rank_YX: mid-ranks of the THUMBNAIL_SIDE x THUMBNAIL_SIDE greys inside the borders, from -1 (darkest) to 1, mean 0.
     contrast: distance between the 1st and the 99th percentile of the greys inside the borders.  border: share of the
-    film outside of them.
+    film outside its borders.
     """
 
     rank_YX: Floats
@@ -45,12 +45,12 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class FilmClassifier:
-    """Weights, float32.
+    """Weights, float32 (stored as float16).
 
-    Polarity: polarity_P on the ranks halved to 32 x 32 gives the log odds that bone is bright; there is no offset, so
+    Polarity: polarity_P times the ranks halved to 32 x 32 gives the log odds that bone is bright.  Without an offset,
     the negative of a film scores the opposite and neither polarity is preferred.
-    Kind: softmax over `KINDS` of kind_CH @ max(0, hidden_HF @ features + hidden_H) + kind_C, with the features of
-    `compute_kind_features`; their scaling is part of the hidden weights.  These are stored as float16.
+    Kind: softmax over `KINDS` of kind_CH @ max(0, hidden_HF @ features + hidden_H) + kind_C, on the features of
+    `compute_kind_features`; the hidden weights include the scaling of the features.
     """
 
     polarity_P: Floats
@@ -62,7 +62,7 @@ class FilmClassifier:
 
 @functools.cache
 def load_film_classifier() -> FilmClassifier:
-    """Load the weights that come with the package, once a process."""
+    """Load the weights of the package, once a process."""
     with (
         resources.files("chess_cxr.ingest").joinpath("film_classifier.npz").open("rb") as file,
         np.load(file, allow_pickle=False) as stored,
@@ -71,7 +71,7 @@ def load_film_classifier() -> FilmClassifier:
 
 
 def compute_thumbnail(pixels_HW: Floats) -> Thumbnail:
-    """Reduce a film in [0, 1] of any size to ranks, after cutting off its borders."""
+    """Crop the borders of a film in [0, 1] of any size and reduce it to ranks."""
     longest = max(pixels_HW.shape)
     if longest > _SMALL_SIDE:
         size = [max(8, round(side * _SMALL_SIDE / longest)) for side in pixels_HW.shape[::-1]]
@@ -85,10 +85,10 @@ def compute_thumbnail(pixels_HW: Floats) -> Thumbnail:
 
 
 def find_content(pixels_HW: Floats) -> tuple[int, int, int, int]:
-    """Return top, bottom, left and right of what lies inside flat black or white borders; the ends are exclusive.
+    """Return top, bottom, left and right of the content inside flat black or white borders; the ends are exclusive.
 
-    A row or column belongs to a border if nine tenths of it hardly vary and lie next to the film's darkest or
-    brightest grey: shutters, padding, but also a plain strip of air beyond the patient.
+    A row or column belongs to a border if nine tenths of it hardly vary and are close to the film's darkest or
+    brightest grey: shutters, padding, but also plain air beyond the patient.
     """
     low, high = _find_percentiles(pixels_HW, 0.002, 0.998)
     span = high - low
@@ -109,7 +109,7 @@ def compute_polarity_logit(rank_YX: Floats, polarity_P: Floats) -> float:
 
 
 def compute_kinds(rank_YX: Floats, classifier: FilmClassifier) -> Floats:
-    """Return the probability of each of `KINDS` [C], the three taken to be equally frequent; either polarity."""
+    """Return the probability of each of `KINDS` [C], for equally frequent kinds and either polarity."""
     feature_F = compute_kind_features(rank_YX, classifier.polarity_P)
     hidden_H = np.maximum(classifier.hidden_HF @ feature_F + classifier.hidden_H, 0)
     logit_C = classifier.kind_CH @ hidden_H + classifier.kind_C
@@ -119,12 +119,12 @@ def compute_kinds(rank_YX: Floats, classifier: FilmClassifier) -> Floats:
 
 
 def compute_kind_features(rank_YX: Floats, polarity_P: Floats) -> Floats:
-    """Return the F numbers by which kinds of film are told apart.
+    """Compute the F features that tell kinds of film apart.
 
-    Directions of the edges in 8 x 8 cells (Dalal and Triggs 2005, unsigned, square roots of shares); on 16 x 16 ranks:
-    the ranks with bone bright, as far as the polarity is known, their squares, their products with the mirrored
-    halves (frontal films are alike left and right); two amounts of detail and how much is plain black or white.  All
-    but the ranks themselves are the same for a film and its negative.
+    They are the directions of edges in 8 x 8 cells (Dalal and Triggs 2005, unsigned, square roots of shares); of
+    16 x 16 ranks, the ranks with bone bright by the polarity classifier, their squares and their products with the
+    mirrored halves (frontal films are symmetric); two amounts of detail, and the shares of plain black and white.  All
+    but the ranks are the same for a film and its negative.
     """
     layout_YX = shrink_ranks(rank_YX, _LAYOUT_SIDE)
     half = _LAYOUT_SIDE // 2
@@ -141,7 +141,7 @@ def compute_kind_features(rank_YX: Floats, polarity_P: Floats) -> Floats:
 
 
 def shrink_ranks(rank_YX: Floats, side: int) -> Floats:
-    """Return the means of squares of ranks, [side, side]."""
+    """Average ranks over blocks to [side, side]."""
     return np.asarray(cv2.resize(rank_YX, (side, side), interpolation=cv2.INTER_AREA), np.float32)
 
 
@@ -170,7 +170,7 @@ def _compute_texture(rank_YX: Floats) -> Floats:
 
 
 def _find_percentiles(values: Floats, low: float, high: float) -> tuple[float, float]:
-    """Two quantiles on 256 levels: a histogram costs a tenth of a sort."""
+    """Return two quantiles on 256 levels; a histogram takes a tenth of the time of a sort."""
     level = (np.clip(values, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     reached = np.bincount(level.ravel(), minlength=256).cumsum()
     first, last = np.searchsorted(reached, [low * level.size, high * level.size])
@@ -178,7 +178,7 @@ def _find_percentiles(values: Floats, low: float, high: float) -> tuple[float, f
 
 
 def _compute_ranks(grey_YX: Floats) -> Floats:
-    """Mid-ranks scaled to [-1, 1]; greys closer than 1/1024 of the range are ties, so that a flat area is flat."""
+    """Return mid-ranks scaled to [-1, 1]; greys within 1/1024 of the range are ties, so a flat area stays flat."""
     low, high = float(grey_YX.min()), float(grey_YX.max())
     level = np.rint((grey_YX - low) * (1023 / max(high - low, 1e-6))).astype(np.int64)
     counts = np.bincount(level.ravel(), minlength=1024)

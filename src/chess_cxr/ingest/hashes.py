@@ -1,7 +1,7 @@
-"""Hashes of a film's picture, and the search for films whose pictures are alike.
+"""Hash the picture of a film, exactly and perceptually.
 
-The perceptual hash is the low corner of a cosine transform of the film's grey-level RANKS, so windows, gammas and
-screen curves change nothing.  Mirroring a film flips the sign of odd columns or rows, a quarter turn also swaps columns
+The perceptual hash holds the low frequencies of a cosine transform of the film's grey-level RANKS, so windows, gammas
+and screen curves do not change it.  Mirroring flips the sign of odd columns or rows, a quarter turn also swaps columns
 and rows, inversion flips all signs: all 16 poses of a film can be compared without its picture.
 """
 
@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 HASH_VERSION = 1
-GRID = 32  # pixels on each side of what is transformed
-DIAGONAL = 9  # coefficients (u, v) with u + v up to this many
+GRID = 32  # pixels a side before the transform
+DIAGONAL = 9  # coefficients (u, v) with u + v up to this number
 U, V = (axis.ravel() for axis in np.mgrid[: DIAGONAL + 1, : DIAGONAL + 1])
 U, V = (axis[(U + V > 0) & (U + V <= DIAGONAL)] for axis in (U.copy(), V.copy()))
-# Films of chests differ little in their lowest frequencies: weights that grow with frequency even the coefficients out.
+# Chest films differ little in the lowest frequencies; weights that grow with frequency even the coefficients out.
 WEIGHT = np.hypot(U, V).astype(np.float32)
 HASH_BYTES = 1 + len(U)
 
@@ -34,8 +34,8 @@ class FilmHashes:
 def compute_hashes(pixels_HW: np.ndarray) -> FilmHashes:
     """Hash a film, float32 [H, W] in [0, 1], at the size it comes in.
 
-    `pixel` is BLAKE2b (RFC 7693, 128 bits) over height, width and round(255 · pixel): the same grey levels give the
-    same hash whatever file they came in.  `perceptual` is read by `unpack_hashes`.
+    `pixel` is BLAKE2b (RFC 7693, 128 bits) over height, width and round(255 · pixel): equal grey levels give equal
+    hashes, whatever the file format.  `audit.near.unpack_hashes` reads `perceptual`.
     """
     grey_HW = np.rint(np.clip(pixels_HW, 0, 1) * 255).astype(np.uint8)
     shape = np.array(grey_HW.shape, "<u4").tobytes()
@@ -44,7 +44,7 @@ def compute_hashes(pixels_HW: np.ndarray) -> FilmHashes:
 
 
 def _transform_ranks(pixels_HW: np.ndarray) -> np.ndarray:
-    """Return the weighted coefficients of the film's mid-ranks, float32 [D]; equal grey levels share one rank."""
+    """Return the weighted coefficients of the film's mid-ranks, float32 [D]; equal greys share a rank."""
     small = cv2.resize(pixels_HW.astype(np.float32, copy=False), (GRID, GRID), interpolation=cv2.INTER_AREA)
     level = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
     count = np.bincount(level.ravel(), minlength=256)

@@ -1,7 +1,7 @@
-"""From listed films to a store: decode, hash the identifiers, split by patient, quarantine what fails.
+"""Ingest films into a store: decode them, hash identifiers, split by patient, quarantine failures.
 
-One writer takes what the workers send, in the order of the listing, and commits it part by part.  A part becomes
-visible together with the list of what was left out of it, so an ingest that was killed knows what is done.
+One writer commits the results of the workers part by part, in the order of the listing.  A commit also lists the films
+left out of it, so that an ingest that was killed knows which films are done.
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ from types import FrameType
 from typing import Any
 
 from chess_cxr.deidentify.id_map import check_id_map, open_id_map
-from chess_cxr.deidentify.identity import (
-    cap_age,
-    hash_id,
-    limit_spacing,
-    name_manufacturer,
-    read_year,
-    shift_day,
-)
+from chess_cxr.deidentify.identity import cap_age, hash_id, limit_spacing, name_manufacturer, read_year, shift_day
 from chess_cxr.files.locations import is_url
 from chess_cxr.files.whole import FULL_DISK
 from chess_cxr.ingest.earlier import (
@@ -44,26 +37,24 @@ from chess_cxr.ingest.quality import QualityOptions
 from chess_cxr.ingest.side_files import find_quarantine, lock_store, write_quarantine
 from chess_cxr.ingest.split import assign_split, assign_stratified_splits, check_fractions, find_given_splits
 from chess_cxr.ingest.summary import IngestSummary, summarise_store
-from chess_cxr.records import ChessError, FilmListing, ImageRecord, SourceFilm, UsageError, list_label_names
+from chess_cxr.records import ChessError, FilmListing, ImageRecord, SourceFilm, UsageError, build_listing
 from chess_cxr.store import StoredFilm, StoreWriter, begin_store
 from chess_cxr.workers.child import Limits, check_limits
 
-# Fewer than the first commit holds, so that all the space is still to be taken.
-FILMS_TO_JUDGE_SPACE = 200
-# What a row of the store takes beside its JPEG: 0.3 KB of fields and Lance's own pages.
-BYTES_A_ROW = 400
-NO_PATIENT = "\0film\0"  # before the uid of a film that names no patient
+FILMS_TO_JUDGE_SPACE = 200  # fewer than the first commit holds, so no space has been taken yet
+BYTES_A_ROW = 400  # of a row beside its JPEG: fields and Lance's own pages
+NO_PATIENT = "\0film\0"  # prefix of the uid, which stands for the patient of a film that names none
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How films become a store.
+    """Options of an ingest.
 
-    id_key: what `read_id_key` returned.  id_map: where to write the one file that ties hashed uids to paths.
-    dataset: becomes the `site` of every film.  longest_side: of the stored films, in pixels.  val, test: fractions of
-    patients.  stratify: divide the patients whose labels are known so that each split has its share of every label.
-    quality: what is judged.  limits: what one film may take.  in_flight: how many films the executor is given ahead of
-    the writer.  films_a_commit, seconds_a_commit: whichever comes first ends a part; a kill costs one part at most.
+    id_key: result of `read_id_key`.  id_map: file that will tie hashed uids to paths, the only one that does.
+    dataset: `site` of every film.  longest_side: of the stored films, in pixels.  val, test: fractions of patients.
+    stratify: give each split its share of every label, among patients with known labels.  quality: thresholds that
+    films are judged by.  limits: time and memory for one film.  in_flight: films submitted ahead of the writer.
+    films_a_commit, seconds_a_commit: a part ends at whichever comes first; a kill loses one part at most.
     """
 
     id_key: bytes
@@ -83,28 +74,28 @@ class IngestOptions:
 
 @dataclass
 class _Progress:
-    """What this run knows beyond what is committed.
+    """State of a run beyond its commits.
 
-    remembers_headers: whether some films have a split and no patient, so that headers must not tear one; a tree or a
-    table without splits need not remember anybody.  expected: films that this run has to do.
-    split_of_patient: of the patients that the source names; those of `Earlier` win.
+    split_of_patient: splits of the patients that the source names; those of `Earlier` take precedence.
+    remembers_headers: whether some films have a split but no patient, so that the patients in their headers must be
+    remembered lest one falls into two splits.  expected: number of films left for this run.
     """
 
     split_of_patient: Mapping[str, str]
     remembers_headers: bool = False
     expected: int = 0
     earlier: Earlier = NOTHING
-    split_by_header: dict[str, str] = field(default_factory=dict)  # of hashed patients that headers alone name
+    split_by_header: dict[str, str] = field(default_factory=dict)  # of hashed patients named by headers only
     films: int = 0
     encoded_bytes: int = 0
     ended: bool = False
-    # Since the last commit:
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # uid and reason
+    # Since the last commit, as in `LeftOut`:
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     patients_unknown: int = 0
-    listed: int = 0  # as in `LeftOut`
+    listed: int = 0
 
     def take_ledger(self) -> dict[str, Any]:
-        """Return what is to be known again of the films since the last commit, and begin anew."""
+        """Return the ledger of the films since the last commit, and begin a new one."""
         listed = f"{self.listed % (1 << LISTED_BITS):x}"
         ledger = {"left_out": self.left_out, "patients_unknown": self.patients_unknown, "listed": listed}
         self.left_out, self.patients_unknown, self.listed = [], 0, 0
@@ -118,30 +109,32 @@ def ingest_films(
     executor: Executor | None = None,
     on_film: Callable[[], None] | None = None,
 ) -> IngestSummary:
-    """Write the store `out`, a path or URL, from `films`, in their order, and `<out>.quarantine.csv` beside it.
+    """Write films in their order to the store `out`, a path or URL, with `<out>.quarantine.csv` beside it.
 
-    Films are decoded in child processes of `executor`'s workers, of this process without one; `on_film` is called
-    after each.  What the source says of a film wins over the file's own header.  A film that cannot be decoded is left
-    out, and listed in the quarantine by its hashed uid with the reason.
+    Films are decoded in child processes, which belong to the workers of `executor` or, without one, to this process;
+    `on_film` is called after each film.  The source's own description of a film takes precedence over its header.  A
+    film that cannot be decoded is left out; the quarantine lists its hashed uid and the reason.
 
-    Parts are committed as they are done.  Stopped at any moment, the same call goes on: films that are committed are
-    not read again.  Readers see the store when it is complete.
+    Finished parts are committed.  After a stop at any moment the same call continues: committed films are not read
+    again.  Readers see the store once it is complete.
 
-    Raises `UsageError` if a complete store is at `out`, an option makes no sense, or what was begun was told something
-    else of its films, `ChessError` if no film could be decoded, a patient is in two given splits, or the disk is full.
+    Raises `UsageError` if `out` holds a complete store, an option is invalid, or films differ from those that the store
+    was begun with; `ChessError` if no film can be decoded, a patient is in two given splits, or the disk is full.
     """
     started = time.monotonic()
-    _check(films, out, options)
+    if not isinstance(films, FilmListing):
+        _check_uids(films)
+        films = build_listing(films)
+    _check(out, options)
     split_of_patient = _prepare(films, options)
     with lock_store(out), _remember_interrupts() as insist:
         with open_id_map(options.id_map) as write_id:
-            label_names = films.label_names if isinstance(films, FilmListing) else list_label_names(films)
-            writer = begin_store(out, label_names, options.dataset, _describe(options))
+            writer = begin_store(out, films.label_names, options.dataset, _describe(options))
             progress = _Progress(split_of_patient, _need_headers(films))
             with _keep_what_is_committed(writer, progress):
                 earlier = progress.earlier = read_earlier(writer)
                 check_unchanged(films, earlier, options.id_key, out)
-                progress.expected = (films.count() if isinstance(films, FilmListing) else len(films)) - len(earlier)
+                progress.expected = films.count() - len(earlier)
                 count = on_film or (lambda: None)
                 undone = _skip_done(films, earlier, options, write_id, count)
                 insist()
@@ -157,7 +150,7 @@ def ingest_films(
 
 @contextlib.contextmanager
 def _keep_what_is_committed(writer: StoreWriter, progress: _Progress) -> Iterator[None]:
-    """On an error take away a store that holds nothing yet, and put a full disk into words."""
+    """On an error remove a store without commits, and describe a full disk."""
     try:
         yield
     except BaseException as error:
@@ -171,7 +164,7 @@ def _keep_what_is_committed(writer: StoreWriter, progress: _Progress) -> Iterato
 
 
 def _has_commits(writer: StoreWriter) -> bool:
-    """Whether films are committed; so, too, where it cannot be told any more, so that nothing is taken away."""
+    """Whether films are committed; True also if the store cannot be read, so that nothing is removed."""
     try:
         return any(True for _ in writer.read_ledgers())
     except (OSError, ValueError):
@@ -180,7 +173,7 @@ def _has_commits(writer: StoreWriter) -> bool:
 
 @contextlib.contextmanager
 def _remember_interrupts() -> Iterator[Callable[[], None]]:
-    """Yield what raises again a KeyboardInterrupt that came while Lance was calling and was lost there."""
+    """Yield a function that raises KeyboardInterrupt again if Lance swallowed one inside a callback."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
         yield lambda: None
@@ -203,13 +196,15 @@ def _remember_interrupts() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, usual)
 
 
-def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: IngestOptions) -> None:
+def _check_uids(films: Sequence[SourceFilm]) -> None:
+    if not films:
+        raise UsageError("there is no film to ingest")
+    if doubled := len(films) - len({film.uid for film in films}):
+        raise UsageError(f"{doubled} films have the uid of another; every film needs a uid of its own")
+
+
+def _check(out: Path | str, options: IngestOptions) -> None:
     check_fractions(options.val, options.test)
-    if not isinstance(films, FilmListing):
-        if not films:
-            raise UsageError("there is no film to ingest")
-        if doubled := len(films) - len({film.uid for film in films}):
-            raise UsageError(f"{doubled} films have the uid of another; every film needs a uid of its own")
     if options.longest_side < 32:
         raise UsageError(f"longest_side {options.longest_side} is too small; films need 32 pixels or more")
     if options.in_flight < 1 or options.films_a_commit < 1:
@@ -225,25 +220,23 @@ def _check(films: FilmListing | Sequence[SourceFilm], out: Path | str, options: 
 
 
 def _describe(options: IngestOptions) -> dict[str, Any]:
-    """Return what a store is made by, to be found the same when an ingest goes on; of the key, only a fingerprint."""
+    """Return the settings that a continued ingest must share, with a fingerprint of the key."""
     made_by = {name: getattr(options, name) for name in ("longest_side", "val", "test", "seed", "stratify")}
     return made_by | {"quality": asdict(options.quality), "key": hash_id(options.id_key, "uid", "\0fingerprint")}
 
 
-def _prepare(films: FilmListing | Sequence[SourceFilm], options: IngestOptions) -> Mapping[str, str]:
-    """Decide the splits that can be decided from what the source itself says."""
-    if isinstance(films, FilmListing) and not films.described:
+def _prepare(films: FilmListing, options: IngestOptions) -> Mapping[str, str]:
+    """Return the splits that follow from the source alone, by patient."""
+    if not films.described:
         return {}
     if options.stratify:
         return assign_stratified_splits(films, options.seed, options.val, options.test)
     return find_given_splits(films)
 
 
-def _need_headers(films: FilmListing | Sequence[SourceFilm]) -> bool:
-    """Whether a film has a split and leaves its patient to the header."""
-    if isinstance(films, FilmListing) and not films.described:
-        return False
-    return any(film.split and not film.patient for film in films)
+def _need_headers(films: FilmListing) -> bool:
+    """Whether a film has a split but only its header names the patient."""
+    return films.described and any(film.split and not film.patient for film in films)
 
 
 def _skip_done(
@@ -253,7 +246,7 @@ def _skip_done(
     write_id: Callable[[Sequence[str]], object] | None,
     on_film: Callable[[], None],
 ) -> Iterator[SourceFilm]:
-    """Yield the films that are still to be done, and name all of them in the id map."""
+    """Yield the films that are not done, and write all of them to the id map."""
     for film in films:
         uid = hash_id(options.id_key, "uid", film.uid)
         if write_id is not None:
@@ -298,7 +291,7 @@ def _build_films(
     writer: StoreWriter,
     on_film: Callable[[], None],
 ) -> Iterator[StoredFilm | None]:
-    """Yield what goes into the store, None for a film that is left out."""
+    """Yield the films to be stored, None for one that is left out."""
     for film, encoded in pairs:
         on_film()
         progress.listed += fingerprint_film(options.id_key, film)
@@ -321,7 +314,7 @@ def _build_films(
 def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions, progress: _Progress) -> ImageRecord:
     header, key = encoded.header, options.id_key
     known = film.patient or header.patient
-    # Films of unknown patients must not become one patient, nor meet a real one of the same name.
+    # Films of unknown patients must not merge into one patient, nor into a real one of the same name.
     owner = known or f"{NO_PATIENT}{film.uid}"
     progress.patients_unknown += not known
     patient = hash_id(key, "patient", owner)
@@ -346,16 +339,14 @@ def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions
 
 
 def _correct_flags(flags: frozenset[str], view: str) -> frozenset[str]:
-    """Let the view that the source names overrule the one that was judged."""
-    if not view:
-        return flags
-    return flags | {"lateral"} if view == "LATERAL" else flags - {"lateral"}
+    """Let the view that the source gives overrule the judgement of the picture."""
+    return flags if not view else flags | {"lateral"} if view == "LATERAL" else flags - {"lateral"}
 
 
 def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOptions, progress: _Progress) -> str:
-    """Return the split that is given, else that of the patient's other films, else one of ours.
+    """Return the given split, else that of the patient's other films, else an assigned one.
 
-    Raises `ChessError` where only a header tells that the patient already has films in another split.
+    Raises `ChessError` if a header reveals that the patient already has films in another split.
     """
     seen = progress.earlier.find_split(patient) or progress.split_by_header.get(patient, "")
     split = film.split or seen or progress.split_of_patient.get(owner)
@@ -378,7 +369,7 @@ def _estimate_megabytes(progress: _Progress) -> float:
 
 
 def _check_space(writer: StoreWriter, progress: _Progress) -> None:
-    """Stop after some films rather than after a night, if the rest will not fit."""
+    """Raise `ChessError` early if the films will not fit on the disk."""
     if is_url(writer.location):
         return
     if shutil.disk_usage(Path(writer.location).parent).free < _estimate_megabytes(progress) * 1e6:

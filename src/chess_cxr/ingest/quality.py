@@ -1,7 +1,7 @@
-"""Is it a chest film, which way round are its greys, from which side was it taken, is it fit to learn from.
+"""Judge a film: whether it shows a chest, its polarity, its view, whether it is fit for training.
 
-The header is asked first, the picture by the classifiers of `film_classifier`.  What is certainly wrong leaves the
-film out; the rest is flagged, with the scores beside it.
+Header and picture (through the classifiers of `film_classifier`) are judged together.  Films that are certainly wrong
+are left out; doubtful ones are flagged, and their scores kept.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def _list_terms(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# Modality (0008,0060), defined terms of PS3.3 C.7.3.1.1.1: what can hold no projection radiograph of the chest.
+# Modality (0008,0060): defined terms of PS3.3 C.7.3.1.1.1 that exclude a projection radiograph of the chest
 _NO_RADIOGRAPH = _list_terms(
     "AR AU BI CT DMS DOC ECG EPS ES GM HD IO IVOCT IVUS KER LEN MG MR NM OAM OCT OP OPM OPT OPV PT PX RTDOSE RTPLAN "
     "RTSTRUCT SM SR SRF US VA XAPROTOCOL XC"
 )
-# Body Part Examined (0018,0015), terms of PS3.16 Annex L that show no lung.
+# Body Part Examined (0018,0015): terms of PS3.16 Annex L without lung
 _NO_CHEST = _list_terms(
     "ANKLE ARM CALCANEUS CALF ELBOW EXTREMITY FEMUR FIBULA FINGER FOOT FOREARM HAND HEAD HEEL HIP JAW KNEE LEG "
     "MANDIBLE NOSE ORBIT PATELLA PELVIS SINUS SKULL TEETH THIGH TIBIA TOE WRIST"
@@ -43,13 +43,13 @@ _CHEST = _list_terms("CHEST THORAX LUNG LUNGS RIB RIBS STERNUM")
 
 @dataclass(frozen=True)
 class FilmQuality:
-    """How one film was judged.
+    """Judgement of one film.
 
-    flags: those of `records.FLAGS` that hold.  view: the header's, else "LATERAL" where the picture is sure, else "".
-    reject: why the film is left out, "" where it is kept.
-    scores, each in [0, 1], named as `records.SCORES`: inverted, lateral, not_chest: probabilities as the classifiers
-    have them, with kinds of film equally frequent.  contrast: distance between the 1st and the 99th percentile of the
-    greys inside the borders.  border: share of the film outside of them.
+    flags: subset of `records.FLAGS`.  view: from the header, else "LATERAL" if the picture is certain, else "".
+    reject: reason to leave the film out, "" to keep it.
+    scores: named as in `records.SCORES`, each in [0, 1].  inverted, lateral, not_chest: probabilities of the
+    classifiers, for equally frequent kinds of film.  contrast: distance between the 1st and the 99th percentile of the
+    greys inside the borders.  border: share of the film outside its borders.
     """
 
     flags: frozenset[str]
@@ -63,10 +63,9 @@ def judge_film(
 ) -> FilmQuality:
     """Judge a film by its picture and its header.
 
-    pixels_HW: in [0, 1], as decoded: MONOCHROME1 already turned, so that air is dark if the tag was right; any size,
-    a film of the store's size is judged in about a millisecond.  full_height, full_width: of the file, in pixels.
-    Nothing is changed here: where options.correct_polarity is set and "inverted" is among the flags, the caller stores
-    1 - pixels_HW.
+    pixels_HW: decoded film in [0, 1] of any size, MONOCHROME1 already inverted, so air is dark if the tag is right; a
+    film of the store's size takes about a millisecond.  full_height, full_width: size of the file in pixels.
+    The film is not changed: the caller inverts it if options.correct_polarity is set and the flags hold "inverted".
     """
     thumbnail, classifier = compute_thumbnail(pixels_HW), load_film_classifier()
     logit = compute_polarity_logit(thumbnail.rank_YX, classifier.polarity_P)
@@ -95,7 +94,7 @@ def judge_film(
 
 
 def _find_wrong_header(header: FilmHeader) -> str:
-    """Return what the header says the film is, if that is no chest radiograph, in words of a closed list."""
+    """Return what contradicts a chest radiograph in the header, in words of a closed list, "" for nothing."""
     modality = header.modality.strip().upper()
     if modality in _NO_RADIOGRAPH:
         return f"modality {modality}"
@@ -105,10 +104,10 @@ def _find_wrong_header(header: FilmHeader) -> str:
 
 
 def _find_reason(flags: frozenset[str], scores: Mapping[str, float], elsewhere: str, options: QualityOptions) -> str:
-    """Return why a film is left out: only for what is certain, unless the options ask for more."""
+    """Return why a film is left out: only certain errors count unless the options demand more."""
     if options.quarantine_not_chest:
-        # Protocols are used outside their context: on CT and MR, 15 % of the body parts were found to be wrong (Gueld
-        # et al. 2002, doi:10.1117/12.467017).  So a body part counts only where the picture agrees.
+        # Protocols are used outside their context: 15 % of the body parts of CT and MR were wrong in Gueld et al. 2002
+        # (doi:10.1117/12.467017).  So a body part counts only if the picture agrees.
         believed = elsewhere.startswith("modality") or scores["not_chest"] >= options.not_chest_flag
         if elsewhere and believed:
             return f"not a chest radiograph ({elsewhere})"

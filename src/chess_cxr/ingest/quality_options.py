@@ -1,4 +1,4 @@
-"""The thresholds by which films are judged, apart from the judging: the command line starts without OpenCV."""
+"""Thresholds that films are judged by; apart from the judging, so that the command line starts without OpenCV."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """What leaves a film out, what only flags it, and at which score.
+    """Thresholds that quarantine or flag a film.
 
     Args:
-        quarantine_not_chest: leave out what the header or the picture says is certainly no chest radiograph.
+        quarantine_not_chest: leave out certain non-chest films, by header or picture; off, keep them.
         not_chest_reject: `not_chest` score from which the picture alone is certain.
-        not_chest_flag: `not_chest` score from which a film is flagged, and from which a body part in the header
-            that is not the chest is believed.
-        quarantine_lateral: leave out films that are flagged as lateral.
-        lateral_flag: `lateral` score from which a film without a view in its header is called lateral.
-        quarantine_inverted: leave out films that are flagged as inverted.
-        inverted_flag: `inverted` score from which bone is taken to be dark.
-        correct_polarity: turn the greys of films flagged as inverted (their flag stays).
-        contrast_reject: leave out films whose `contrast` is below this; 0 leaves none out.
-        contrast_flag: `contrast` below which a film is flagged as low_contrast.
+        not_chest_flag: `not_chest` score from which a film is flagged, and from which another body part in the
+            header is believed.
+        quarantine_lateral: leave out films flagged as lateral.
+        lateral_flag: `lateral` score from which a film without a view in its header is flagged as lateral.
+        quarantine_inverted: leave out films flagged as inverted.
+        inverted_flag: `inverted` score from which a film is flagged as inverted (bone dark).
+        correct_polarity: invert the greys of films flagged as inverted (the flag stays).
+        contrast_reject: leave out films with a `contrast` below this; 0 leaves none out.
+        contrast_flag: flag films with a `contrast` below this as low_contrast.
         border_flag: `border` from which a film is flagged as collimated.
-        small_side: films with fewer pixels than this on their shorter side are flagged as small.
+        small_side: flag films with fewer pixels than this on their shorter side as small.
     """
 
     quarantine_not_chest: bool = True

@@ -1,4 +1,4 @@
-"""The files that an ingest writes beside its store: the lock, the list of films left out, and the map of the uids."""
+"""Files that an ingest writes beside its store: the lock and the quarantine, the list of films left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chess_cxr.records import ChessError
 
 @contextlib.contextmanager
 def lock_store(out: Path | str) -> Iterator[None]:
-    """Keep a second ingest on this machine from writing the same store; object stores have no such lock."""
+    """Lock a store against a second ingest on this machine; object stores cannot be locked."""
     if is_url(out):
         yield
         return
@@ -25,7 +25,7 @@ def lock_store(out: Path | str) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     refusal = ChessError(f"another ingest is writing {out}; wait for it or choose another --out")
     with lock.open("w") as mine, hold(lock, refusal):
-        # Whoever held it before may have removed the file between our opening and our locking it.
+        # The previous holder may have removed the file after we opened it and before we locked it.
         if not (lock.exists() and os.path.samestat(os.fstat(mine.fileno()), lock.stat())):
             raise refusal
         try:
@@ -35,14 +35,13 @@ def lock_store(out: Path | str) -> Iterator[None]:
 
 
 def find_quarantine(out: Path | str) -> Path | str:
-    """Return where the list of the films that are left out of the store `out` is written."""
-    if isinstance(out, Path):
-        return out.with_name(f"{out.name}.quarantine.csv")
-    return f"{out.rstrip('/')}.quarantine.csv"
+    """Return the location of the quarantine of the store `out`."""
+    name = f"{str(out).rstrip('/')}.quarantine.csv"
+    return Path(name) if isinstance(out, Path) else name
 
 
 def write_quarantine(out: Path | str, rows: Iterable[tuple[str, str]]) -> None:
-    """Write uid and reason of each film that is left out of the store `out`."""
+    """Write uid and reason of each film left out of the store `out`."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows((("uid", "reason"), *rows))
     write_location(find_quarantine(out), text.getvalue().encode())

@@ -1,4 +1,4 @@
-"""Which patient is trained on, which one chooses, which one tests: decided by patient before anything else."""
+"""Divide patients among train, val and test, before anything else is done with their films."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 
 AGE_BANDS_YEARS = (1, 6, 18, 40, 60, 75)
-# What a split is filled by.  Patients are held to their number in any case; labels go before the rest.
+# Weights of the traits that are balanced.  The number of patients is met in any case; labels count most.
 _TRAIT_WEIGHTS = {"label": 1.0, "film": 0.5, "sex": 0.2, "age": 0.2}
 _EVENTS_TO_MERGE = 1 << 20
 _MAX_TRAITS = 1 << 20
@@ -22,8 +22,8 @@ _MAX_TRAITS = 1 << 20
 def assign_split(patient: str, seed: int, val: float, test: float) -> str:
     """Return the split of a patient: a pure function of the original identifier and the seed.
 
-    It does not depend on the key of the hashes, on the other patients or on their order, so an archive
-    that grows keeps its splits.  val, test: fractions of patients to expect in [0, 1), together below 1.
+    The key of the hashes, the other patients and their order play no part, so an archive that grows keeps its splits.
+    val, test: expected fractions of patients, in [0, 1), together below 1.
     """
     check_fractions(val, test)
     position = int.from_bytes(_compute_digest(patient, seed)[:8], "big") / 2**64
@@ -47,7 +47,7 @@ def check_fractions(val: float, test: float) -> None:
 
 @dataclass
 class _Given:
-    """The splits that the owner gave, by patient; torn are the patients in more than one of them."""
+    """Splits given by the source, by patient; torn: patients in more than one."""
 
     split_of: dict[str, str] = field(default_factory=dict)
     torn: set[str] = field(default_factory=set)
@@ -63,9 +63,9 @@ class _Given:
 
 
 def find_given_splits(films: Iterable[SourceFilm]) -> dict[str, str]:
-    """Return the split that the owner gave each patient known by name.
+    """Return the split that the source gives each named patient.
 
-    Raises `ChessError` if a patient is in two of them: whatever were measured on it would be wrong.
+    Raises `ChessError` if a patient is in two splits, which would make every result wrong.
     """
     given = _Given()
     for film in films:
@@ -86,19 +86,18 @@ def raise_torn(patients: int) -> None:
 
 
 def assign_stratified_splits(films: Iterable[SourceFilm], seed: int, val: float, test: float) -> dict[str, str]:
-    """Return the split of each patient with a known label, and of each whose split is given.
+    """Return the split of each patient with a known label or a given split.
 
-    Every label, where present, gets its share in every split, the rarest seen to first; then films, sex and age bands.
-    One patient after the other, those of equal standing in an order drawn from the seed, goes where most is wanting of
-    what its films show: the greedy idea of iterative stratification (Sechidis et al. 2011), with all traits of a
-    patient weighed at once by the chi-square distance between what a split holds and what it should.
+    Balances every label between the splits, the rarest first, then films, sex and age bands.  Patients are placed one
+    by one, ties in an order drawn from the seed, each in the split that most lacks the traits of its films.  This is
+    greedy iterative stratification (Sechidis et al. 2011), but weighs all traits of a patient at once, by the
+    chi-square distance of a split from its share.
 
-    It is reproducible, whatever the order of the films, and needs memory by patient, not by film.  Unlike
-    `assign_split` it depends on all the patients: give the splits of the first time to keep them in an archive that
-    grows.
+    The result does not depend on the order of the films; memory grows with patients, not films.  Unlike `assign_split`
+    it depends on all patients: pass the first splits as given ones to keep them while an archive grows.
 
-    val, test: fractions of all these patients, in [0, 1), together below 1; they are met to one patient, unless given
-    splits exceed them.  Given splits are kept.  Raises `ChessError` for a patient in two of them.
+    val, test: fractions of these patients, in [0, 1), together below 1; met to one patient unless given splits exceed
+    them.  Given splits are kept.  Raises `ChessError` for a patient in two given splits.
     """
     check_fractions(val, test)
     table, given = _count_traits(films)
@@ -110,9 +109,10 @@ def assign_stratified_splits(films: Iterable[SourceFilm], seed: int, val: float,
 
 @dataclass
 class _TraitTable:
-    """How many films of each patient show each trait, as one sorted number a pair and its count.
+    """Number of films of each patient that show each trait.
 
-    A trait is a kind (of `_TRAIT_WEIGHTS`) and a name.
+    pairs: patient and trait packed into one number, sorted; counts: their films.  A trait is a kind (of
+    `_TRAIT_WEIGHTS`) and a name.
     """
 
     traits: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -122,14 +122,14 @@ class _TraitTable:
     counts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def merge(self, events: array[int]) -> None:
-        """Count new events, each of them `patient * _MAX_TRAITS + trait`."""
+        """Count new events, each `patient * _MAX_TRAITS + trait`."""
         pairs = np.concatenate([self.pairs, np.frombuffer(events, np.int64)])
         counts = np.concatenate([self.counts, np.ones(len(events), np.int64)])
         self.pairs, place = np.unique(pairs, return_inverse=True)
         self.counts = np.bincount(place, counts, len(self.pairs)).astype(np.int64)
 
     def select(self, patients: Sequence[str]) -> _Shown:
-        """Return what the films of these patients show, in their order."""
+        """Return the traits of these patients' films, in their order."""
         traits = sorted(self.traits)
         number_of_trait = np.empty(len(traits), np.int64)
         number_of_trait[[self.traits[trait] for trait in traits]] = np.arange(len(traits))
@@ -143,7 +143,7 @@ class _TraitTable:
 
 @dataclass(frozen=True)
 class _Shown:
-    """Traits and films of patient p are those from `starts[p]` to `starts[p + 1]`, by trait; a row is one pair."""
+    """Traits of patients, one row a pair, sorted by trait; the rows of patient p are `starts[p]` to `starts[p + 1]`."""
 
     traits: list[tuple[str, str]]
     starts: np.ndarray
@@ -155,9 +155,9 @@ class _Shown:
         return dict(zip(self.trait[rows].tolist(), self.films[rows].tolist(), strict=True))
 
     def rank(self) -> np.ndarray:
-        """Return the places of the patients, rarest label first; then most films.
+        """Return the places of the patients, those with the rarest label first, then those with most films.
 
-        The patients with few films, who come last, level out what those with many leave uneven.
+        Patients with few films come last and level out what the others leave uneven.
         """
         if not len(self.trait):
             return np.empty(0, np.int64)
@@ -199,7 +199,7 @@ def _count_traits(films: Iterable[SourceFilm]) -> tuple[_TraitTable, dict[str, s
 def _divide(
     patients: Sequence[str], table: _TraitTable, given: Mapping[str, str], fractions: Mapping[str, float]
 ) -> dict[str, str]:
-    """Give every patient its split; `patients` stand in the order of the draw."""
+    """Assign every patient a split; `patients` stand in the order of the draw."""
     shown = table.select(patients)
     weights = [_TRAIT_WEIGHTS[kind] for kind, _ in shown.traits]
     total = np.bincount(shown.trait, shown.films, len(weights)).tolist()
@@ -231,7 +231,7 @@ def _add(held: list[int], row: Mapping[int, int]) -> None:
 def _compute_excess(
     row: Mapping[int, int], held: Sequence[int], total: Sequence[float], weights: Sequence[float], fraction: float
 ) -> float:
-    """Return half of what the patient adds to the split's chi-square distance from its share."""
+    """Return half the increase of a split's chi-square distance from its share if the patient joins it."""
     excess = 0.0
     for trait, films in row.items():
         share = total[trait] * fraction
@@ -240,7 +240,7 @@ def _compute_excess(
 
 
 def _compute_room(patients: int, given: Sequence[str], fractions: Mapping[str, float]) -> dict[str, int]:
-    """Return how many patients without a given split each split takes, by largest remainder."""
+    """Return the number of further patients that each split takes, by largest remainder."""
     wanted = {split: max(0.0, patients * share - given.count(split)) for split, share in fractions.items()}
     free = patients - len(given)
     if not free:

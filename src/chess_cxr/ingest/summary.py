@@ -1,4 +1,4 @@
-"""What an ingest has made, judged as a whole before it is given to readers."""
+"""Check and summarise a store before readers see it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from chess_cxr.ingest.earlier import PACKED, LeftOut, pack_hash
+from chess_cxr.ingest.earlier import LeftOut, read_stored
 from chess_cxr.ingest.split import raise_torn
-from chess_cxr.records import FLAGS, SPLITS, ChessError
+from chess_cxr.records import FLAGS, SPLITS, ChessError, list_counts
 from chess_cxr.store import FLAG_PREFIX, StoreWriter
 
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What is in the store: films, quarantined films by reason, patients, films by split and by flag.
+    """Counts of a store: films, quarantined films by reason, patients, films by split and by flag.
 
-    patients_unknown: films that name no patient; each of them counts as a patient of its own.
-    seconds: of this run; resumed: films that an earlier run had done.
+    patients_unknown: films that name no patient; each counts as a patient of its own.
+    seconds: duration of this run.  resumed: films that an earlier run had done.
     """
 
     films: int
@@ -48,9 +48,9 @@ class IngestSummary:
 
 
 def summarise_store(writer: StoreWriter, left_out: LeftOut, seconds: float, resumed: int) -> IngestSummary:
-    """Count what is committed, a part at a time.
+    """Count the committed films.
 
-    Raises `ChessError` where it has no film, and is taken back, a patient in two splits, or a film twice.
+    Raises `ChessError` if there is none (and removes the store), a patient is in two splits, or a film occurs twice.
     """
     reasons = Counter(reason for _, reason in left_out.films)
     films = len(writer)
@@ -58,17 +58,10 @@ def summarise_store(writer: StoreWriter, left_out: LeftOut, seconds: float, resu
         writer.remove()
         hint = "; paths in a table start at the source folder" if set(reasons) == {"file not found"} else ""
         raise ChessError(f"none of the {sum(reasons.values())} films could be stored: {list_counts(reasons)}{hint}")
-    uids, patients = np.empty(films, PACKED), np.empty(films, PACKED)
-    split_N = np.empty(films, np.int8)
+    uids, patients, split_N = read_stored(writer)
     flags: Counter[str] = Counter()
-    at = 0
-    for batch in writer.read_columns("uid", "patient", "split", *(FLAG_PREFIX + name for name in FLAGS)):
-        rows = slice(at, at + len(batch))
-        uids[rows] = [pack_hash(uid) for uid in batch["uid"].to_pylist()]
-        patients[rows] = [pack_hash(patient) for patient in batch["patient"].to_pylist()]
-        split_N[rows] = [SPLITS.index(split) for split in batch["split"].to_pylist()]
+    for batch in writer.read_columns(*(FLAG_PREFIX + name for name in FLAGS)):
         flags.update({name: int(pc.sum(batch[FLAG_PREFIX + name]).as_py() or 0) for name in FLAGS})
-        at += len(batch)
     if torn := _count_torn(patients, split_N):
         raise_torn(torn)
     if doubled := films - len(np.unique(uids)):
@@ -88,12 +81,6 @@ def summarise_store(writer: StoreWriter, left_out: LeftOut, seconds: float, resu
 
 
 def _count_torn(patients: np.ndarray, split_N: np.ndarray) -> int:
-    """Return how many patients are in two splits, of all that is committed: runs may have seen other films."""
+    """Return how many patients are in two splits; each run may have seen other films."""
     pairs = np.concatenate([np.unique(patients[split_N == number]) for number in range(len(SPLITS))])
     return int((np.unique(pairs, return_counts=True)[1] > 1).sum())
-
-
-def list_counts(counts: Mapping[str, int]) -> str:
-    """Return "3 truncated, 1 blank", the most frequent first."""
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {name}" for name, count in ranked)

@@ -1,8 +1,8 @@
-"""How far a set of generated films lies from real ones, on the features of a network that is named with the result.
+"""Distances between generated and real films in a network's feature space: Fréchet distance, KID and FID∞.
 
-The Fréchet distance (FID, Heusel et al. 2017) compares two normal distributions.  It falls as films are added, even
-where nothing else changes (Bińkowski et al. 2018): only distances at equal counts can be compared, so every result
-carries its counts.  KID has no such bias.  FID∞ (Chong & Forsyth 2020) extrapolates it away.
+The Fréchet distance (FID, Heusel et al. 2017) compares two normal distributions.  It decreases with the number of
+films, even if nothing else changes (Bińkowski et al. 2018): only distances at equal counts are comparable, so every
+result states its counts.  KID has no such bias, and FID∞ (Chong & Forsyth 2020) removes it by extrapolation.
 
 Shape suffixes: N, M films of the two sets, D features, R replicates, S subsets, C counts.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chess_cxr.evaluation.intervals import Interval
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
 Distance = Callable[[FloatArray, FloatArray], float]
@@ -28,7 +28,7 @@ LARGEST_KID_SUBSET = 1000
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID: mean and standard deviation over subsets.  The deviation is that of one subset, not of the mean."""
+    """KID: mean over subsets, and standard deviation of a subset (not of the mean)."""
 
     mean: float
     std: float
@@ -40,10 +40,10 @@ class KernelDistance:
 class Extrapolation:
     """FID∞: the intercept of a line through distances at several counts, over 1 / count.
 
-    value: mean of the intercepts of `repeats` draws; it may be negative.  std: their spread; it covers which films were
-    drawn, not which films there were to draw from.  count_C, distance_C: what the line went through, means of the
-    draws.  misfit: root mean square of what the line misses; where it is not small against `distance_C`, there are too
-    few films against the number of features for the line to hold, and the value means little.
+    value: mean of the intercepts of `repeats` draws; may be negative.  std: their spread; it covers the draw of films
+    from the sets, not the choice of the sets.  count_C, distance_C: the points of the line, as means over draws.
+    misfit: root mean square of the line's residuals; if it is not small compared with `distance_C`, there are too few
+    films for the number of features, and the value means little.
     """
 
     value: float
@@ -58,9 +58,9 @@ class Extrapolation:
 class FeatureDistance:
     """Distances between two sets of films on one feature network.
 
-    network, layer: whose features.  dimension: how many.  count, other_count: films of the two sets.
-    frechet: the distance at these counts and its interval (see `compute_frechet_interval`: it says nothing of the bias
-    that the counts bring).  kid, extrapolated: the two that are meant to be free of that bias.
+    network, layer: of the features.  dimension: number of features.  count, other_count: films of the two sets.
+    frechet: the distance at these counts with its interval, which does not cover the bias of the counts (see
+    `compute_frechet_interval`).  kid, extrapolated: two distances without that bias.
     """
 
     network: str
@@ -75,14 +75,14 @@ class FeatureDistance:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether a covariance is singular, as there are no more films than features in one of the sets.
+        """Whether one of the sets has no more films than features, so that its covariance is singular.
 
-        The distance is still defined then, and still ranks sets of equal counts, but most of it is bias.
+        The distance is still defined, and still ranks sets of equal counts, but most of it is bias.
         """
         return min(self.count, self.other_count) <= self.dimension
 
     def as_text(self) -> str:
-        """Return one line for people."""
+        """Return one readable line."""
         low = " (fewer films than features: mostly bias, compare at equal counts only)" if self.rank_deficient else ""
         return (
             f"{self.network}, {self.layer}, {self.dimension} features, {self.count} against {self.other_count} films: "
@@ -103,11 +103,11 @@ def measure_feature_distance(
     replicates: int = 200,
     seed: int = 0,
 ) -> FeatureDistance:
-    """Compute all three distances between two sets of films, with what is needed to read them.
+    """Compute all three distances between two sets of films, with counts and names.
 
-    feature_ND, feature_MD: finite features of the same network.  group_N, group_M: what a film belongs to (its patient;
-    a generated film its source film); each film for itself by default.  A name in both sets is one group.
-    Raises UsageError where the sets do not fit each other or are too small.
+    feature_ND, feature_MD: finite features of the same network.  group_N, group_M: the group of each film (its patient;
+    the source film of a generated film); by default each film is a group.  A name in both sets is one group.
+    Raises UsageError if the sets do not fit each other or are too small.
     """
     first, second = _check_features(feature_ND, feature_MD)
     return FeatureDistance(
@@ -127,9 +127,9 @@ def compute_frechet_distance(feature_ND: ArrayLike, feature_MD: ArrayLike) -> fl
     """Return the squared Fréchet distance of the normal distributions of two sets of features, in float64.
 
     |mean difference|² + trace(S1) + trace(S2) - 2 trace((S1 S2)^½).  The last trace is the sum of the singular values
-    of the product of any roots of S1 and S2; centred features are such roots.  So no covariance is formed or inverted,
-    nothing is squared, and fewer films than features (N <= D, singular covariances) need no special care.  They are
-    then biased strongly upwards, though: see `FeatureDistance.rank_deficient`.
+    of the product of any square roots of S1 and S2, such as the centred features.  So no covariance is computed or
+    inverted, and singular ones (no more films than features) need no special care.  With so few films the distance is
+    biased strongly upwards, though: see `FeatureDistance.rank_deficient`.
     """
     first, second = _check_features(feature_ND, feature_MD)
     gap_D = first.mean(axis=0) - second.mean(axis=0)
@@ -143,8 +143,8 @@ def compute_kid(
 ) -> KernelDistance:
     """Compute KID: unbiased MMD² with the kernel (x·y / D + 1)³ over random subsets (Bińkowski et al. 2018).
 
-    subset_size: films of each set in a subset, drawn without replacement; by default 1000, but no more than half of the
-    smaller set, so that subsets differ.  Below zero is possible, and means no difference was found.
+    subset_size: films per set in a subset, drawn without replacement; by default 1000, but at most half of the smaller
+    set, so that subsets differ.  The result may be negative, which means that no difference was found.
     """
     first, second = _check_features(feature_ND, feature_MD)
     smaller = min(len(first), len(second))
@@ -172,8 +172,9 @@ def extrapolate_frechet_distance(
 ) -> Extrapolation:
     """Extrapolate the Fréchet distance to infinitely many films (FID∞, Chong & Forsyth 2020).
 
-    Both sets are cut to the same count of films, without replacement, at `counts` counts from a third of the smaller
-    set up, in equal steps; the paper cuts the generated set alone, which leaves the bias of a small real set in.
+    Draws the same number of films from both sets, without replacement, for `counts` numbers in equal steps from a third
+    of the smaller set to all of it.  The paper draws from the generated set only, and keeps the bias of a small real
+    set.
     """
     first, second = _check_features(feature_ND, feature_MD)
     smaller = min(len(first), len(second))
@@ -181,12 +182,10 @@ def extrapolate_frechet_distance(
         raise UsageError(f"FID∞ from {counts} counts needs at least {3 * max(counts, 3)} films a set, not {smaller}")
     count_C = np.unique(np.linspace(smaller // 3, smaller, counts).astype(int))
     rng = np.random.default_rng((seed, 2))
-    distance_RC = np.array(
-        [
-            [compute_frechet_distance(_draw_films(first, n, rng), _draw_films(second, n, rng)) for n in count_C]
-            for _ in range(repeats)
-        ]
-    )
+    distance_RC = np.empty((repeats, len(count_C)))
+    for place, number in np.ndindex(distance_RC.shape):
+        drawn = (_draw_films(features, int(count_C[number]), rng) for features in (first, second))
+        distance_RC[place, number] = compute_frechet_distance(*drawn)
     line_2R = np.polynomial.polynomial.polyfit(1 / count_C, distance_RC.T, 1)
     distance_C = distance_RC.mean(axis=0)
     missed_C = distance_C - line_2R[0].mean() - line_2R[1].mean() / count_C
@@ -211,24 +210,21 @@ def compute_frechet_interval(
     level: float = 0.95,
     distance: Distance | None = None,
 ) -> Interval:
-    """Interval of a distance at these counts, over the choice of films, whole groups at a time.
+    """Return the interval of a distance at these counts, resampling whole groups.
 
-    A bootstrap draws films twice, which leaves fewer different ones and so raises the Fréchet distance: its replicates
-    all lie above the value.  Instead each replicate takes half of the groups without replacement.  Half samples are
-    biased too, but all alike, and their spread about their own mean is that of the whole sample (the delete-half
-    jackknife, Shao & Wu 1989).  The interval is that spread, turned around and put about the value.
-    It covers the choice of films, for one fixed generator; it does not take away the bias of the counts.
-    A name that is in both sets is drawn in both.  distance: the Fréchet distance by default; `compute_mmd` works too.
+    A bootstrap draws films twice, so it has fewer different films and a larger Fréchet distance: its replicates all lie
+    above the value.  Instead each replicate takes half of the groups without replacement.  Half samples are biased too,
+    but equally so, and their spread about their mean is that of the whole sample (delete-half jackknife, Shao & Wu
+    1989).  The interval is this spread, reflected and centred on the value.
+    It covers the choice of films for one fixed generator, and does not correct the bias of the counts.
+    A group in both sets is drawn in both.  distance: the Fréchet distance by default; `compute_mmd` works too.
     """
     first, second = _check_features(feature_ND, feature_MD)
-    names, other_names = _name_groups(group_N, len(first), "0"), _name_groups(group_M, len(second), "1")
+    names, other_names = name_groups(group_N, len(first), "first"), name_groups(group_M, len(second), "second")
     compute = distance or compute_frechet_distance
     value = compute(first, second)
-    shared, alone, other_alone = (
-        np.intersect1d(names, other_names),
-        np.setdiff1d(names, other_names),
-        np.setdiff1d(other_names, names),
-    )
+    shared = np.intersect1d(names, other_names)
+    alone, other_alone = np.setdiff1d(names, other_names), np.setdiff1d(other_names, names)
     for count in (len(shared) + len(alone), len(shared) + len(other_alone)):
         if count < FEWEST_GROUPS:
             raise UsageError(f"an interval needs at least {FEWEST_GROUPS} groups in each set, not {count}")
@@ -244,6 +240,14 @@ def compute_frechet_interval(
     return Interval(value, value - float(high), value - float(low), level, replicates)
 
 
+def name_groups(groups: ArrayLike | None, count: int, kind: str) -> NDArray[np.str_]:
+    """Return the group name of each of `count` films; without groups, names that no other kind of films has."""
+    names = [f"\0{kind} {place}" for place in range(count)] if groups is None else np.asarray(groups).tolist()
+    if len(names) != count:
+        raise UsageError(f"{len(names)} groups do not fit {count} {kind} films")
+    return np.array([str(name) for name in names])
+
+
 def _check_features(feature_ND: ArrayLike, feature_MD: ArrayLike) -> tuple[FloatArray, FloatArray]:
     first, second = (np.asarray(features, dtype=np.float64) for features in (feature_ND, feature_MD))
     if first.ndim != 2 or second.ndim != 2 or first.shape[1:] != second.shape[1:] or not first.shape[1]:
@@ -256,7 +260,7 @@ def _check_features(feature_ND: ArrayLike, feature_MD: ArrayLike) -> tuple[Float
 
 
 def _compute_root(feature_ND: FloatArray) -> FloatArray:
-    """Return [min(N, D), D] whose square is the covariance; for many films the triangle of QR is as good and small."""
+    """Return a square root of the covariance, [min(N, D), D]: the centred features, or, if smaller, their QR factor."""
     centred_ND: FloatArray = (feature_ND - feature_ND.mean(axis=0)) / math.sqrt(len(feature_ND) - 1)
     if len(centred_ND) > centred_ND.shape[1]:
         centred_ND = np.linalg.qr(centred_ND).R
@@ -273,16 +277,8 @@ def _draw_films(feature_ND: FloatArray, count: int, rng: np.random.Generator) ->
     return drawn
 
 
-def _name_groups(group_N: ArrayLike | None, count: int, side: str) -> NDArray[np.str_]:
-    """Return one name a film; films without groups get names that no other set has."""
-    names = [f"\0{side}{place}" for place in range(count)] if group_N is None else np.asarray(group_N).tolist()
-    if len(names) != count:
-        raise UsageError(f"{len(names)} groups do not fit {count} films")
-    return np.array([str(name) for name in names])
-
-
 def _draw_half(names: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.str_]:
-    """Draw half of the groups; of an odd number, either half."""
+    """Draw half of the groups; for an odd number, round up or down at random."""
     count = (len(names) + int(rng.integers(2))) // 2
     drawn: NDArray[np.str_] = rng.choice(names, count, replace=False)
     return drawn

@@ -1,4 +1,4 @@
-"""The Inception network that published FIDs are computed with, if its weights lie on the machine already."""
+"""The Inception network of published FIDs, if its weights are already on the machine."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from chess_cxr.encoders.published import compute_sha256, read_tensors_only
 from chess_cxr.records import ChessError, import_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256_START = "6726825d"  # all that its publisher states, in the file's name
+INCEPTION_SHA256_START = "6726825d"  # the publisher states only this, in the file's name
 
 
 def find_inception_file() -> Path:
-    """Return where torch keeps downloads of this file; raises ChessError where it is not there.  Nothing is loaded."""
+    """Return the path of the weights in torch's cache, without loading them; raises ChessError if they are absent."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     if not file.is_file():
-        raise ChessError(
-            f"inception: no weights at {file} (a release file of toshas/torch-fidelity); none is downloaded"
-        )
+        problem = f"inception: no weights at {file} (a release file of toshas/torch-fidelity); none is downloaded"
+        raise ChessError(problem)
     return file
 
 
 def load_inception() -> nn.Module:
-    """Load torch-fidelity's port of TensorFlow's FID network: uint8 [B, 3, H, W] -> one tuple holding [B, 2048].
+    """Load torch-fidelity's port of TensorFlow's FID network: uint8 [B, 3, H, W] -> a tuple of one [B, 2048].
 
-    It resizes to 299 pixels itself, bilinearly and without smoothing, as the published numbers were made.
+    It resizes to 299 pixels itself, bilinearly and without antialiasing, as for published FIDs.
     """
     file = find_inception_file()
     if not compute_sha256(file).startswith(INCEPTION_SHA256_START):
         raise ChessError(f"{file} is not the published file (sha256 differs): remove it")
     port = import_extra("torch_fidelity.feature_extractor_inceptionv3", "inception", "the judge inception")
-    # The library would unpickle the file with all that is in it: it gets a copy that holds nothing but tensors.
+    # The library unpickles whatever the file contains: give it a copy that contains only tensors.
     plain = io.BytesIO()
     torch.save(read_tensors_only(file), plain)
     plain.seek(0)

@@ -1,7 +1,7 @@
-"""LPIPS: how different two films look to a network (Zhang et al. 2018), with VGG16 and its published linear weights.
+"""LPIPS: the perceptual distance of two films (Zhang et al. 2018), with VGG16 and the published linear weights.
 
-Written here because the libraries that have it download their backbone.  The linear weights were fitted to what people
-said of small colour photographs; on grey radiographs it is a convention, not a validated measure.
+Implemented here, as the libraries that offer it download their backbone.  The linear weights were fitted to human
+judgements of small colour photographs; on radiographs LPIPS is a convention, not a validated measure.
 
 Tensor suffixes: B films, C channels, H, W pixels of a block.
 """
@@ -25,11 +25,11 @@ from chess_cxr.judges.vgg16 import (
 )
 from chess_cxr.records import UsageError
 
-MOST_PIXELS = 1 << 21  # two films of this size take 2.2 GB in the first block
+MOST_PIXELS = 1 << 21  # the first block takes 2.2 GB for two films of this size
 
 
 class Lpips(nn.Module):
-    """[B, 3, H, W] in [0, 1], twice -> [B] distances, 0 for equal films.  Differentiable by the films."""
+    """Two batches [B, 3, H, W] in [0, 1] -> distances [B], 0 for equal films; differentiable."""
 
     mean: Tensor
     std: Tensor
@@ -56,18 +56,17 @@ class Lpips(nn.Module):
 
 
 def compute_lpips(first_HW: np.ndarray, second_HW: np.ndarray) -> float:
-    """Return LPIPS of two films, float [H, W] in [0, 1], at the size they have: 0 if equal, larger if less alike.
+    """Return LPIPS of two films, float [H, W] in [0, 1], at their own size: 0 if equal, larger if less alike.
 
-    The value depends on the size: state it.  Grey is repeated to three channels.  Raises UsageError where the sizes
-    differ or are below 16 pixels or above two million, ChessError where VGG16's file is missing or another.
+    The value depends on the size: state it with the result.  Repeats grey to three channels.  Raises UsageError for
+    different sizes, sides below 16 pixels or more than two million pixels, ChessError if VGG16's file is missing.
     """
     first, second = np.asarray(first_HW, np.float32), np.asarray(second_HW, np.float32)
     if first.ndim != 2 or first.shape != second.shape:
         raise UsageError(f"LPIPS compares two films of one size, not {first.shape} with {second.shape}")
     if min(first.shape) < SMALLEST_SIDE or first.size > MOST_PIXELS:
-        raise UsageError(
-            f"LPIPS takes films of {SMALLEST_SIDE} pixels a side to {MOST_PIXELS} in all: resize both alike"
-        )
+        limits = f"{SMALLEST_SIDE} pixels a side to {MOST_PIXELS} in all"
+        raise UsageError(f"LPIPS takes films of {limits}: resize both alike")
     for film_HW in (first, second):
         if not (film_HW.min() >= -1e-3 and film_HW.max() <= 1 + 1e-3):
             raise UsageError("LPIPS takes films in [0, 1]")
@@ -83,6 +82,6 @@ def _load_once() -> Lpips:
 
 
 def _normalise(feature_BCHW: Tensor) -> Tensor:
-    """Scale every pixel's features to length 1; the small number under the root keeps the gradient finite at 0."""
+    """Scale every pixel's feature vector to length 1; the small constant keeps the gradient finite at 0."""
     length_B1HW = (feature_BCHW.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
     return feature_BCHW / length_B1HW

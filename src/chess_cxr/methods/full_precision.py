@@ -1,4 +1,4 @@
-"""Losses are computed in float32 whatever the networks are computed in: a similarity in bfloat16 has three digits."""
+"""Compute losses in float32 even under autocast: a similarity in bfloat16 has only three digits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast rests."""
-    # tensors without memory, by which a step's work is counted, know no autocast
+    """Return a context that disables autocast."""
+    # meta tensors, used to count a step's work, have no autocast
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

@@ -1,4 +1,4 @@
-"""MoCo v3: momentum contrast without a queue, for convolutional networks and ViTs (Chen, Xie & He 2021).
+"""MoCo v3: momentum contrast without a queue, for CNNs and ViTs (Chen, Xie & He 2021).
 
 Shapes: B this rank's films, N the films of all ranks, D embedding.
 """
@@ -14,24 +14,22 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_normed_head
+from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.ranks import gather_ranks, get_rank
-from chess_cxr.methods.signals import measure_pairs, read_signals
-from chess_cxr.methods.trunk import take_encoder
+from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
 
 @dataclass(frozen=True)
 class MoCoV3Config:
-    """Numbers of MoCo v3; the defaults are the paper's for ResNet-50 (for a ViT it has temperature 0.2).
+    """Hyperparameters of MoCo v3; the defaults are the paper's for ResNet-50 (for a ViT it uses temperature 0.2).
 
-    hidden: width of the heads' hidden layers.  key_momentum: share of the key encoder that survives the first step; it
-    rises to 1 by the end of the run, along half a cosine.
-    freeze_patches: the patch projection of a ViT stays as it starts, against its instability (section 4.2); other
-    networks have none.
+    hidden: width of the heads' hidden layers.  key_momentum: initial momentum of the key encoder; it rises to 1 over
+    the run, along half a cosine.
+    freeze_patches: keep a ViT's patch projection at its random start, for stability (section 4.2).
     """
 
     name: Literal["moco_v3"] = field(default="moco_v3", kw_only=True)
@@ -44,10 +42,10 @@ class MoCoV3Config:
 
 
 def compute_contrast(query_BD: Tensor, key_ND: Tensor, temperature: float) -> Tensor:
-    """Find each query's key among the keys of all ranks (MoCo v3, Chen et al. 2021, eq. 1 and algorithm 1).
+    """Contrast each query with its key against the keys of all ranks (MoCo v3, eq. 1 and algorithm 1).
 
-    query_BD, key_ND: L2-normalised float32; keys without gradient, in the order of the ranks.
-    Returns the mean InfoNCE loss in nats times 2 temperature, scalar.
+    query_BD, key_ND: L2-normalised float32; keys without gradient, in rank order.
+    Returns the mean InfoNCE loss in nats, times 2 temperature, scalar.
     """
     with full_precision(query_BD.device):
         logits = query_BD @ key_ND.T / temperature
@@ -55,59 +53,32 @@ def compute_contrast(query_BD: Tensor, key_ND: Tensor, temperature: float) -> Te
         return 2 * temperature * F.cross_entropy(logits, own)
 
 
-class MoCoV3(nn.Module):
-    """Owns the query network (encoder, projector, predictor) and the key network (encoder, projector).
-
-    encoder: to continue from.  steps: of the whole run, for the momentum; 0 leaves it where it starts.
-    """
+class MoCoV3(EncoderMethod):
+    """The query network (encoder, projector, predictor) and the key network (encoder, projector)."""
 
     def __init__(self, config: MoCoV3Config, encoder: nn.Module | None = None, steps: int = 0) -> None:
-        super().__init__()
         if not config.temperature > 0:
             raise UsageError("moco_v3: temperature must be above 0")
+        super().__init__(config.architecture, encoder)
         self.config = config
-        self.encoder, features = take_encoder(encoder, config.architecture)
         is_vit = isinstance(self.encoder, VisionTransformer)
         if is_vit and config.freeze_patches:
             self.encoder.patch_embed.requires_grad_(False)
         hidden = (config.hidden, config.hidden) if is_vit else (config.hidden,)
-        self.head = build_normed_head((features, *hidden, config.embedding), norm_last=True)
+        self.head = build_normed_head((self.features, *hidden, config.embedding), norm_last=True)
         self.key_encoder, self.key_head = copy_frozen(self.encoder), copy_frozen(self.head)
         self.predictor = build_normed_head((config.embedding, config.hidden, config.embedding), norm_last=is_vit)
         self.momentum = MomentumSchedule(config.key_momentum, 1.0, steps)
-        self._measured: dict[str, Tensor] = {}
 
-    @property
-    def signals(self) -> dict[str, float]:
-        """Numbers of the newest step: those of `measure_pairs`, of queries and keys."""
-        return read_signals(self._measured)
-
-    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that each named loss trains."""
-        networks = (self.encoder, self.head, self.predictor)
-        parameters = [parameter for network in networks for parameter in network.parameters()]
-        return {"encoder": [parameter for parameter in parameters if parameter.requires_grad]}
-
-    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of a batch of views: both global ones seek each other's key, summed.
-
-        Each local view seeks both keys; the pairs' mean, twice, keeps the scale.
-        """
-        views = take_views(batch)
-        pair = views.global_GB1SS[:2]
+    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the symmetrised loss of a batch of view pairs, normalised float32 [2, B, 1, H, W]."""
         with torch.no_grad():
-            own_keys = [normalise(self.key_head(self.key_encoder(view))) for view in pair]
-        first_BD, second_BD = (self._predict(view) for view in pair)
-        self._measured = measure_pairs(first_BD, own_keys[1])
-        keys = [gather_ranks(key_BD) for key_BD in own_keys]
-        queries = [(first_BD, keys[1]), (second_BD, keys[0])]
-        local_LBD = embed_local(views, self._predict)
-        queries += [] if local_LBD is None else [(local_BD, key_ND) for local_BD in local_LBD for key_ND in keys]
-        losses = [compute_contrast(query_BD, key_ND, self.config.temperature) for query_BD, key_ND in queries]
-        yield "encoder", losses[0] + losses[1] if len(losses) == 2 else 2 * torch.stack(losses).mean()
-
-    def _predict(self, view_B1SS: Tensor) -> Tensor:
-        return normalise(self.predictor(self.head(self.encoder(view_B1SS))))
+            first_key_BD, second_key_BD = (normalise(self.key_head(self.key_encoder(view))) for view in batch)
+        first_BD, second_BD = (normalise(self.predictor(self.head(self.encoder(view)))) for view in batch)
+        self._measured = measure_pairs(first_BD, second_key_BD)
+        forth = compute_contrast(first_BD, gather_ranks(second_key_BD), self.config.temperature)
+        back = compute_contrast(second_BD, gather_ranks(first_key_BD), self.config.temperature)
+        yield "encoder", forth + back
 
     def after_step(self) -> None:
         """Move the key network towards the query network."""

@@ -1,4 +1,4 @@
-"""What the ranks of one run share while they compute a loss; one process alone is a run of one rank."""
+"""Collectives for losses over all ranks of a run; a single process counts as one rank."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ def get_world() -> int:
 
 
 def take_own(everyone: Tensor, own: int) -> Tensor:
-    """Return this rank's `own` rows of a tensor that was gathered over all ranks."""
+    """Return this rank's `own` rows of a tensor gathered over all ranks."""
     first = get_rank() * own
     return everyone[first : first + own]
 
 
 def gather_ranks(tensor: Tensor) -> Tensor:
-    """Concatenate a tensor over all ranks along its first axis, without gradient.
-
-    Every rank must bring the same shape.
-    """
+    """Concatenate a tensor over all ranks along its first axis, without gradient; shapes must agree."""
     if not torch.distributed.is_initialized():
         return tensor.detach()
     tensor = tensor.detach().contiguous()
@@ -38,11 +35,11 @@ def gather_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather_ranks_with_gradient(tensor: Tensor) -> Tensor:
-    """Concatenate a tensor over all ranks along its first axis; the own rows carry gradient.
+    """Concatenate a tensor over all ranks along its first axis, with gradient.
 
-    What the losses of all ranks ask of a row arrives at the rank that made it, as a sum.  So where each rank's loss is
-    a mean over its own films and the loop takes the mean of the ranks' gradients, many ranks get the gradient that one
-    process gets from the whole batch.
+    The gradients of all ranks' losses with respect to a row are summed on the rank that made it.  If each rank's loss
+    is a mean over its own films, and the loop averages gradients over ranks, then many ranks get the same gradient as
+    one process with the whole batch.
     """
     if not torch.distributed.is_initialized():
         return tensor
@@ -58,14 +55,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # the collective works in place, and what autograd gave may have other readers
+        # all_reduce works in place, and autograd may still use this gradient elsewhere
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return take_own(total, ctx.own)
 
 
 def draw_shared_permutation(length: int, device: torch.device) -> Tensor:
-    """Draw a permutation that is the same on every rank: rank 0's."""
+    """Draw a permutation on rank 0 and share it with all ranks."""
     permutation = torch.randperm(length).to(device)
     if torch.distributed.is_initialized():
         torch.distributed.broadcast(permutation, 0)

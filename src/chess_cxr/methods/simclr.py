@@ -1,4 +1,4 @@
-"""SimCLR: the other films of the batch are the negatives (Chen et al. 2020, "A simple framework").
+"""SimCLR: contrastive learning with the other films of the batch as negatives (Chen et al. 2020).
 
 Shapes: B this rank's films, N the films of all ranks, D embedding.
 """
@@ -13,18 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_projection_head
+from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.ranks import gather_ranks_with_gradient, get_rank
-from chess_cxr.methods.signals import measure_pairs, read_signals
-from chess_cxr.methods.trunk import take_encoder
+from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
 
 @dataclass(frozen=True)
 class SimCLRConfig:
-    """Numbers of SimCLR; the defaults are the paper's.  Large batches help: they are all the negatives there are."""
+    """Hyperparameters of SimCLR; the defaults are the paper's.  Negatives come from the batch, so large ones help."""
 
     name: Literal["simclr"] = field(default="simclr", kw_only=True)
     architecture: str = "resnet50"
@@ -33,9 +32,9 @@ class SimCLRConfig:
 
 
 def compute_nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
-    """Contrast each view with its film's other view and all views of all other films (SimCLR, Chen et al. 2020, eq. 1).
+    """Contrast each view with the other view of its film against all other views (SimCLR, Chen et al. 2020, eq. 1).
 
-    first_BD, second_BD: L2-normalised float32, this rank's films; those of the other ranks are negatives too.
+    first_BD, second_BD: L2-normalised float32 of this rank's films; the films of the other ranks are negatives too.
     Returns the mean NT-Xent loss of this rank's 2 B views in nats, scalar.
     """
     with full_precision(first_BD.device):
@@ -43,59 +42,25 @@ def compute_nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> 
         logits = torch.cat([first_BD, second_BD]) @ torch.cat([first_ND, second_ND]).T / temperature
         own = torch.arange(len(first_BD), device=logits.device) + get_rank() * len(first_BD)
         itself, other = torch.cat([own, own + len(first_ND)]), torch.cat([own + len(first_ND), own])
-        # a view is no candidate for itself
+        # mask each view's similarity to itself
         return F.cross_entropy(logits.scatter(1, itself[:, None], -torch.inf), other)
 
 
-def compute_search(query_BD: Tensor, view_BD: Tensor, temperature: float) -> Tensor:
-    """Find each query's film among the views of the films of all ranks; unit rows.  Mean InfoNCE loss, nats, scalar."""
-    with full_precision(query_BD.device):
-        logits = query_BD @ gather_ranks_with_gradient(view_BD).T / temperature
-        own = torch.arange(len(query_BD), device=logits.device) + get_rank() * len(query_BD)
-        return F.cross_entropy(logits, own)
-
-
-class SimCLR(nn.Module):
-    """Owns the encoder and its projection head.
-
-    encoder: to continue from.  steps: of the whole run; nothing here depends on it.
-    """
+class SimCLR(EncoderMethod):
+    """The encoder and its projection head."""
 
     def __init__(self, config: SimCLRConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
-        super().__init__()
         if not config.temperature > 0:
             raise UsageError("simclr: temperature must be above 0")
+        super().__init__(config.architecture, encoder)
         self.config = config
-        self.encoder, features = take_encoder(encoder, config.architecture)
-        self.head = build_projection_head(features, config.embedding)
-        self._measured: dict[str, Tensor] = {}
+        self.head = build_projection_head(self.features, config.embedding)
 
-    @property
-    def signals(self) -> dict[str, float]:
-        """Numbers of the newest step: those of `measure_pairs`."""
-        return read_signals(self._measured)
+    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the contrastive loss of a batch of view pairs, normalised float32 [2, B, 1, H, W].
 
-    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that each named loss trains."""
-        return {"encoder": [*self.encoder.parameters(), *self.head.parameters()]}
-
-    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the contrastive loss of a batch of views, two global ones and any number of local ones.
-
-        As in the paper both global views pass through the network as one batch, and share their BatchNorm.
-        Local views seek their film among the global views of all films; nothing seeks them.
+        As in the paper, both views pass through the network as one batch and share BatchNorm statistics.
         """
-        views = take_views(batch)
-        first_BD, second_BD = self._embed(views.global_GB1SS[:2].flatten(0, 1)).chunk(2)
+        first_BD, second_BD = normalise(self.head(self.encoder(batch.flatten(0, 1)))).chunk(2)
         self._measured = measure_pairs(first_BD, second_BD)
-        losses = [compute_nt_xent(first_BD, second_BD, self.config.temperature)]
-        local_LBD = embed_local(views, self._embed)
-        for local_BD in () if local_LBD is None else local_LBD:
-            losses += [compute_search(local_BD, view, self.config.temperature) for view in (first_BD, second_BD)]
-        yield "encoder", losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-
-    def _embed(self, view_B1SS: Tensor) -> Tensor:
-        return normalise(self.head(self.encoder(view_B1SS)))
-
-    def after_step(self) -> None:
-        """Do nothing: gradient reaches all there is."""
+        yield "encoder", compute_nt_xent(first_BD, second_BD, self.config.temperature)

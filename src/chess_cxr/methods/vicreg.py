@@ -1,4 +1,4 @@
-"""VICReg: two views agree, every dimension varies, no two vary together (Bardes, Ponce & LeCun 2022).
+"""VICReg: variance-invariance-covariance regularisation (Bardes, Ponce & LeCun 2022).
 
 Shapes: B this rank's films, N the films of all ranks, D embedding.
 """
@@ -14,18 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision
 from chess_cxr.methods.heads import build_normed_head
+from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.ranks import gather_ranks_with_gradient
-from chess_cxr.methods.signals import measure_pairs, read_signals
-from chess_cxr.methods.trunk import take_encoder
+from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
 
 @dataclass(frozen=True)
 class VICRegConfig:
-    """Numbers of VICReg; the defaults are the paper's.
+    """Hyperparameters of VICReg; the defaults are the paper's.
 
     embedding: width of all three layers of the expander.
     invariance, variance, covariance: weights of the three terms (lambda, mu and nu in the paper).
@@ -40,7 +39,7 @@ class VICRegConfig:
 
 
 def compute_variance_loss(centred_ND: Tensor) -> Tensor:
-    """Say how far the dimensions' standard deviations stay below 1 (VICReg, Bardes et al. 2022, eq. 1 and 2).
+    """Return the hinge loss that keeps each dimension's standard deviation at 1 or more (eq. 1 and 2).
 
     centred_ND: float32, every column of mean 0.  Returns the mean over the dimensions, scalar, 0 … 1.
     """
@@ -49,10 +48,10 @@ def compute_variance_loss(centred_ND: Tensor) -> Tensor:
 
 
 def compute_covariance_loss(centred_ND: Tensor) -> Tensor:
-    """Sum the squared covariances of different dimensions, divided by their number D (eq. 3 and 4).
+    """Sum the squared covariances of different dimensions, divided by the number of dimensions D (eq. 3 and 4).
 
-    With fewer films than dimensions the products are taken between films: the squares of X X' have the same sum as
-    those of X' X, and N x N is small where D x D is not.
+    With fewer films than dimensions it multiplies films: the squares of X X' have the same sum as those of X' X, and
+    N x N is smaller than D x D.
     """
     films, width = centred_ND.shape
     products = centred_ND @ centred_ND.T if films < width else centred_ND.T @ centred_ND
@@ -60,56 +59,28 @@ def compute_covariance_loss(centred_ND: Tensor) -> Tensor:
     return (products.square().sum() - own_D.square().sum()) / (films - 1) ** 2 / width
 
 
-class VICReg(nn.Module):
-    """Owns the encoder and its expander.
-
-    encoder: to continue from.  steps: of the whole run; nothing here depends on it.
-    """
+class VICReg(EncoderMethod):
+    """The encoder and its expander; signals include the three terms without their weights."""
 
     def __init__(self, config: VICRegConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
-        super().__init__()
         weights = (config.invariance, config.variance, config.covariance)
         if not all(0 <= weight < math.inf for weight in weights):
             raise UsageError("vicreg: the weights of the terms must be 0 or more")
+        super().__init__(config.architecture, encoder)
         self.config = config
-        self.encoder, features = take_encoder(encoder, config.architecture)
-        self.head = build_normed_head((features, config.embedding, config.embedding, config.embedding))
-        self._measured: dict[str, Tensor] = {}
+        self.head = build_normed_head((self.features, config.embedding, config.embedding, config.embedding))
 
-    @property
-    def signals(self) -> dict[str, float]:
-        """Numbers of the newest step: those of `measure_pairs`, and the three terms without their weights."""
-        return read_signals(self._measured)
+    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weighted sum of the three terms (algorithm 1) of view pairs, normalised float32 [2, B, 1, H, W].
 
-    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that each named loss trains."""
-        return {"encoder": [*self.encoder.parameters(), *self.head.parameters()]}
-
-    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weighted sum of the three terms (algorithm 1) of a batch of views.
-
-        Variances and covariances are those of the films of all ranks; the invariance is the mean of this rank's.
-        Each local view agrees with both global ones, and varies as they do: the terms are means over the pairs.
+        Variance and covariance cover the films of all ranks; the invariance is this rank's mean.
         """
-        views = take_views(batch)
-        first_BD, second_BD = (self._embed(view) for view in views.global_GB1SS[:2])
-        local_LBD = embed_local(views, self._embed)
-        pairs = [(first_BD, second_BD)]
-        pairs += [] if local_LBD is None else [(local, view) for local in local_LBD for view in (first_BD, second_BD)]
-        with full_precision(first_BD.device):
-            found = [self._compute_terms(one_BD, other_BD) for one_BD, other_BD in pairs]
-            terms = found[0]
-            if len(found) > 1:
-                terms = {name: torch.stack([each[name] for each in found]).mean() for name in terms}
+        first_BD, second_BD = (self.head(self.encoder(view)).float() for view in batch)
+        with full_precision(batch.device):
+            terms = self._compute_terms(first_BD, second_BD)
         self._measured = measure_pairs(first_BD, second_BD)
         self._measured |= {name: term.detach() for name, term in terms.items()}
-        weights = {"invariance": self.config.invariance, "variance": self.config.variance}
-        weights["covariance"] = self.config.covariance
-        yield "encoder", torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-
-    def _embed(self, view_B1SS: Tensor) -> Tensor:
-        embedded_BD: Tensor = self.head(self.encoder(view_B1SS))
-        return embedded_BD.float()
+        yield "encoder", torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
 
     def _compute_terms(self, first_BD: Tensor, second_BD: Tensor) -> dict[str, Tensor]:
         gathered = (gather_ranks_with_gradient(view_BD) for view_BD in (first_BD, second_BD))
@@ -121,6 +92,3 @@ class VICReg(nn.Module):
             "variance": compute_variance_loss(first_ND) + compute_variance_loss(second_ND),
             "covariance": compute_covariance_loss(first_ND) + compute_covariance_loss(second_ND),
         }
-
-    def after_step(self) -> None:
-        """Do nothing: gradient reaches all there is."""

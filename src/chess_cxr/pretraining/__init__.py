@@ -1,1 +1,1 @@
-"""Pre-training: presets, runs, what is watched, what is exported."""
+"""Pre-training: presets, runs, probes, run pages, plans and export."""

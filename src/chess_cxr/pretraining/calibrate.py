@@ -1,4 +1,4 @@
-"""What this machine reaches: a short real run of a preset, timed part by part, for `chess-cxr plan`."""
+"""Calibrate this machine for `chess-cxr plan`: time the parts of a short real run of a preset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -34,18 +33,19 @@ from chess_cxr.store import Store, StoredFilm, get_store, write_store
 from chess_cxr.training.loop import Method, StepReport
 from chess_cxr.training.speed import StepCost, count_step_cost, measure_gemm_peak
 
-PROBE_EVERY = 12  # steps: two probes and two checkpoints are seen however slow the machine is
+PROBE_EVERY = 12  # steps; few, so that even a slow machine shows two probes and two checkpoints
 GENERATED_FILMS, RENDERED_FILMS, FILM_SIDE = 256, 8, 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one preset did on one machine, by its mean step.
+    """The speed of one preset on one machine.
 
-    step_flops: of one step, as counted.  peak_gflops: of a matrix product in the preset's precision.
-    step_seconds: a step with its loader at work, waiting included; the others are single events.
-    pairs_a_core_second: films that one core decodes and draws two views of.  film_bytes: of an encoded film.
+    step_flops: counted FLOPs of a step.  peak_gflops: of a matrix product in the preset's precision.
+    step_seconds: mean of a step, with waiting for the loader.  The other seconds are those of a single event.
+    pairs_a_core_second: films that one core decodes, and draws two views of, per second.
+    film_bytes: mean size of an encoded film.
     """
 
     machine: str
@@ -70,7 +70,7 @@ class Calibration:
 
     @property
     def gflop_per_second(self) -> float:
-        """What the steps reached."""
+        """The speed of the steps."""
         return self.step_flops / self.step_seconds / 1e9
 
 
@@ -79,18 +79,18 @@ class _EnoughError(Exception):
 
 
 def calibrate(config: PretrainConfig, store: Store | Path | str | None = None, seconds: float = 40.0) -> Calibration:
-    """Train `config` for about `seconds`, in a folder that is removed afterwards, and time what a run consists of.
+    """Train `config` for about `seconds` in a temporary folder, and time the parts of the run.
 
-    store: real films, best those of the run to be planned; None for generated ones.  A machine that does other work
-    meanwhile gives numbers of a machine that does other work.
-    Raises UsageError for a time that is none.
+    store: real films, best those of the run to plan; None for generated ones.  Other work on the machine slows the
+    measurement down.
+    Raises UsageError for a negative or infinite time.
     """
     if not 0 <= seconds < math.inf:
         raise UsageError("--seconds must be 0 or more")
     with tempfile.TemporaryDirectory(prefix="chess-cxr-calibrate-") as folder:
         opened = get_store(store if store is not None else _write_generated_films(Path(folder) / "films.lance"))
         pairs = _measure_loader(config, opened)
-        timed = _time_run(config, opened, Path(folder) / "run", seconds)
+        steps, times = _time_run(config, opened, Path(folder) / "run", seconds)
         size = _measure_film_bytes(opened)
     cost = count_config_cost(config)
     device = choose_device()
@@ -105,21 +105,48 @@ def calibrate(config: PretrainConfig, store: Store | Path | str | None = None, s
         precision=config.training.precision,
         threads=torch.get_num_threads(),
         data="generated films" if store is None else f"{len(opened)} films of {opened.path.name}",
+        steps=steps,
         step_flops=cost.flops,
         peak_gflops=measure_gemm_peak(device, dtype=DTYPES[config.training.precision]),
         pairs_a_core_second=pairs,
         film_bytes=size,
-        **vars(timed),
+        **times,
     )
 
 
+def find_calibration() -> Path:
+    """Return the path of the user's calibration: `$XDG_CONFIG_HOME/chess-cxr/calibration.json`, or `~/.config/…`."""
+    return find_own_folder() / "calibration.json"
+
+
+def write_calibration(calibration: Calibration, path: Path | None = None) -> Path:
+    """Write a calibration as JSON, whole or not at all; return its path."""
+    path = path or find_calibration()
+    write_atomically(path, json.dumps(asdict(calibration), indent=1).encode())
+    return path
+
+
+def read_calibration(path: Path | None = None) -> Calibration:
+    """Read a calibration; raises UsageError if it is absent or invalid."""
+    path = path or find_calibration()
+    try:
+        text = path.read_text()
+    except OSError:
+        raise UsageError(f"{path} is absent: measure this machine with: chess-cxr plan --calibrate") from None
+    try:
+        return TypeAdapter(Calibration).validate_json(text)
+    except ValidationError:
+        problem = f"{path} is no calibration of this version; write it again: chess-cxr plan --calibrate"
+        raise UsageError(problem) from None
+
+
 def count_config_cost(config: PretrainConfig, ranks: int = 1) -> StepCost:
-    """Count the cost of one rank's step of a preset, without memory for its networks."""
+    """Count the cost of one rank's step of a configuration, without memory for its networks."""
     return count_step_cost(build_weightless(config), get_batch_shape(config, ranks), config.training.precision)
 
 
 def build_weightless(config: PretrainConfig) -> Method:
-    """Build a preset's method without memory behind its weights."""
+    """Build a configuration's method on the meta device, without memory for its weights."""
     with torch.device("meta"):
         method: Method = METHODS[config.method.name][1](config.method, steps=config.training.steps)
     assert isinstance(method, torch.nn.Module)
@@ -128,13 +155,13 @@ def build_weightless(config: PretrainConfig) -> Method:
 
 
 def get_batch_shape(config: PretrainConfig, ranks: int = 1) -> tuple[int, ...]:
-    """Return the shape of the view pairs that one rank's step gets."""
+    """Return the shape of one rank's batch of view pairs."""
     size = config.views.size
     return (2, config.training.batch // ranks, 1, size, size)
 
 
-def _time_run(config: PretrainConfig, store: Store, folder: Path, seconds: float) -> SimpleNamespace:
-    """Run until `seconds` have passed since the first step and two probes and checkpoints were seen."""
+def _time_run(config: PretrainConfig, store: Store, folder: Path, seconds: float) -> tuple[int, dict[str, float]]:
+    """Train for `seconds` after the first step, and at least two probes and checkpoints; return steps and times."""
     training = replace(
         config.training,
         steps=max(config.training.steps, 4 * PROBE_EVERY),
@@ -143,7 +170,7 @@ def _time_run(config: PretrainConfig, store: Store, folder: Path, seconds: float
         log_every=min(config.training.log_every, PROBE_EVERY),
     )
     reports: list[StepReport] = []
-    beside: list[float] = []  # seconds from one step's end to the next one's that neither step took
+    beside: list[float] = []  # seconds between the ends of two steps, without the later step
     started = last = time.perf_counter()
 
     def note(report: StepReport, _probe: Mapping[str, float]) -> None:
@@ -158,27 +185,26 @@ def _time_run(config: PretrainConfig, store: Store, folder: Path, seconds: float
     with contextlib.suppress(_EnoughError):
         pretrain(store, folder, replace(config, training=training), note)
     steps = [report.seconds for report in reports[2:]]  # the first ones choose kernels and fill the loader
-    probes = beside[PROBE_EVERY - 1 :: PROBE_EVERY]
-    checkpoints = beside[PROBE_EVERY::PROBE_EVERY]
-    return SimpleNamespace(
-        steps=len(steps),
-        # the mean, not the median: a run takes its slow steps too
-        step_seconds=statistics.mean(steps),
-        probe_seconds=statistics.median(probes),
-        checkpoint_seconds=statistics.median(checkpoints),
-        start_seconds=beside[0],
+    return (
+        len(steps),
+        {
+            "step_seconds": statistics.mean(steps),  # not the median, as slow steps are part of a run
+            "probe_seconds": statistics.median(beside[PROBE_EVERY - 1 :: PROBE_EVERY]),
+            "checkpoint_seconds": statistics.median(beside[PROBE_EVERY::PROBE_EVERY]),
+            "start_seconds": beside[0],
+        },
     )
 
 
 def _measure_loader(config: PretrainConfig, store: Store, batches: int = 3) -> float:
-    """Measure how many view pairs one core prepares in a second of its time."""
+    """Measure the view pairs that one core prepares per second of CPU time."""
     pool = build_film_pool([store], config.splits)
     batch = min(config.training.batch, 64)
     prepared: Iterator[object] = read_view_batches(
         pool, config.views, batch=batch, seed=0, first_step=0, steps=batches + 1, threads=1, positives=config.positives
     )
     next(prepared)
-    # the loader's thread works ahead, so its work is counted as a whole from here to the end
+    # the loader's thread works ahead: measure all its work from here to the end
     started = time.process_time()
     done = sum(1 for _ in prepared)
     return batch * done / max(time.process_time() - started, 1e-9)
@@ -190,7 +216,7 @@ def _measure_film_bytes(store: Store, most: int = 200) -> float:
 
 
 def _write_generated_films(path: Path) -> Path:
-    """Write a store of a few generated films, many times over: the loader does not care."""
+    """Write a store of a few generated films, each many times, which takes the loader as long as different films."""
     drawn = [render_film(draw_anatomy(seed), draw_exposure(seed), size=FILM_SIDE) for seed in range(RENDERED_FILMS)]
     jpegs = [encode_film(film.pixels.astype(np.float32) / 4095, FILM_SIDE) for film in drawn]
 
@@ -202,30 +228,3 @@ def _write_generated_films(path: Path) -> Path:
 
     write_store(path, list_films(), ["odd"], "generated films (SYNTHETIC)")
     return path
-
-
-def find_calibration() -> Path:
-    """Return where this user's calibration is kept: `$XDG_CONFIG_HOME/chess-cxr/calibration.json`, or `~/.config/…`."""
-    return find_own_folder() / "calibration.json"
-
-
-def write_calibration(calibration: Calibration, path: Path | None = None) -> Path:
-    """Write a calibration as JSON, whole or not at all, and return its path."""
-    path = path or find_calibration()
-    write_atomically(path, json.dumps(asdict(calibration), indent=1).encode())
-    return path
-
-
-def read_calibration(path: Path | None = None) -> Calibration:
-    """Read a calibration; raises UsageError where there is none or it is not whole."""
-    path = path or find_calibration()
-    try:
-        text = path.read_text()
-    except OSError:
-        raise UsageError(f"{path} is absent: measure this machine with: chess-cxr plan --calibrate") from None
-    try:
-        return TypeAdapter(Calibration).validate_json(text)
-    except ValidationError:
-        raise UsageError(
-            f"{path} is no calibration of this version; write it again: chess-cxr plan --calibrate"
-        ) from None

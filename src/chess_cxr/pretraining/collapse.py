@@ -1,4 +1,4 @@
-"""Recognise a collapsed run from its numbers: embeddings or features of all films alike."""
+"""Detect representation collapse from a run's numbers: embeddings or features that are alike for all films."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CollapseLimits:
-    """From where on films are too alike to be told apart.
+    """Limits beyond which films can no longer be told apart.
 
-    Embeddings (what the loss compares) can collapse while BatchNorm keeps the features before them apart, and features
-    alone where a method shows no embeddings: both are judged, each by itself.
+    Embeddings (which the loss compares) can collapse while BatchNorm keeps the features apart, and some methods report
+    no embeddings: the alarm judges both separately.
     embedding_std: sqrt(D) times the standard deviation of unit vectors, 0 … 1; at 0.05 different films have a cosine
-    of 0.9975.  Twelve small MoCo runs: those that went well at usual rates never fell below 0.067 (one with AdamW at
-    0.1 fell to 0.053), the two that never learned stayed below 0.043, and two that fell to 0.04 at their start
-    recovered within 200 steps: hence `first_step` of the alarm.
-    positive_similarity: of two views of a film; below it the spread is small for another reason.
-    feature_std, effective_rank, uniformity: collapsed are features beyond two of the three.  On real films five
-    untrained networks of timm had at least 0.08, 3.0 and at most -0.08.
-    judgements: how many in a row must agree.
+    of 0.9975.  In twelve small MoCo runs, good ones at usual rates never fell below 0.067 (one with AdamW at 0.1 fell
+    to 0.053), the two that never learned stayed below 0.043, and two that began at 0.04 recovered within 200 steps,
+    hence the alarm's `first_step`.
+    positive_similarity: of the two views of a film; below it, a small spread has another cause.
+    feature_std, effective_rank, uniformity: features have collapsed if they are beyond two of these three.  On real
+    films, five untrained timm networks had at least 0.08, at least 3.0 and at most -0.08.
+    judgements: number of consecutive judgements that must agree.
     """
 
     embedding_std: float = 0.05
@@ -32,10 +32,10 @@ class CollapseLimits:
 
 
 class CollapseAlarm:
-    """Reads a run's numbers as they come, and says once that all films have become alike.
+    """Reads a run's numbers step by step, and warns once of a collapse.
 
-    first_step: what comes before it is not judged: the first steps from scratch may look collapsed.
-    is_ringing: whether the line was said; a run that is to stop on collapse looks here.
+    first_step: ignores steps before it, as an untrained network may look collapsed.
+    is_ringing: whether it has warned; for runs that stop on collapse.
     """
 
     def __init__(self, limits: CollapseLimits | None = None, first_step: int = 0) -> None:
@@ -44,10 +44,7 @@ class CollapseAlarm:
         self._in_a_row = {"embeddings": 0, "features": 0}
 
     def judge(self, step: int, values: Mapping[str, float]) -> str:
-        """Judge the numbers of a step, named as in `metrics.jsonl`; return one line for the user, or "".
-
-        A step without the numbers of embeddings, or of features, says nothing about them.
-        """
+        """Judge the numbers of a step, named as in `metrics.jsonl`; return a warning, or ""."""
         if self.is_ringing or step < self._first_step:
             return ""
         for place, signs in find_collapse(values, self._limits).items():
@@ -62,7 +59,7 @@ class CollapseAlarm:
 
 
 def find_collapse(values: Mapping[str, float], limits: CollapseLimits) -> dict[str, str]:
-    """Return the signs of collapse of "embeddings" and of "features", "" for none; what was not measured is absent."""
+    """Return the signs of collapse of "embeddings" and "features", "" for none; leaves out what was not measured."""
     found: dict[str, str] = {}
     spread, similarity = values.get("embedding_std"), values.get("positive_similarity", 1.0)
     if spread is not None:

@@ -1,8 +1,8 @@
-"""What a pre-training run will take: steps, hours, memory, traffic and money, before it is paid for.
+"""Estimate what a pre-training run takes: steps, hours, memory, network traffic and money.
 
-For this machine the numbers come from a short real run of the preset (`calibrate`).  For named GPUs they are
-calculated, not measured: an operation takes the time of its arithmetic and of its memory traffic, one after the other,
-as kernels that nobody fused do; `docs/scaling.md` holds the model against published speeds.
+For this machine, the estimate scales a short real run of the preset (`calibrate`).  For named GPUs it is calculated,
+not measured: an operation takes the time of its arithmetic plus the time of its memory traffic, as without kernel
+fusion; `docs/proof/scaling.md` compares this model with published speeds.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from chess_cxr.records import UsageError
 from chess_cxr.training.loop import Method, TrainingConfig
 from chess_cxr.training.speed import StepCost, count_step_cost
 
-COMPUTE_SHARE = 0.7  # of the peak that convolutions and matrix products reach
-MEMORY_SHARE = 0.8  # of the memory's bandwidth that everything reaches
-LINK_SHARE = 0.7  # of a link's bandwidth that collectives reach
-OPTIMISER_PASSES = 10  # times that a step reads or writes all weights besides the networks' own work
-WORKING_TENSORS = 3  # largest activations beside those that are kept: gradients of outputs and inputs, work space
-GPU_OVERHEAD_BYTES = 2e9  # CUDA context, libraries and their work space, fragments
-FILM_BYTES = 39e3  # an 8-bit JPEG of quality 95 whose longest side is 512
-PAIRS_A_CORE_SECOND = 130.0  # decoded films and both their 512² views, on one core of an AMD EPYC of 2023
-STATE_NUMBERS = {"sgd": 1, "adamw": 2}  # that the optimiser keeps for each weight
+COMPUTE_SHARE = 0.7  # of the peak, reached by convolutions and matrix products
+MEMORY_SHARE = 0.8  # of the memory bandwidth, reached by all operations
+LINK_SHARE = 0.7  # of a link's bandwidth, reached by collectives
+OPTIMISER_PASSES = 10  # reads and writes of all weights per step, besides those of the networks
+WORKING_TENSORS = 3  # of the largest activation's size, besides the kept ones: output and input gradients, work space
+GPU_OVERHEAD_BYTES = 2e9  # CUDA context, libraries and their work space, fragmentation
+FILM_BYTES = 39e3  # an 8-bit JPEG of quality 95 with a longest side of 512
+PAIRS_A_CORE_SECOND = 130.0  # films decoded and drawn as two 512² views, on one core of a 2023 AMD EPYC
+STATE_NUMBERS = {"sgd": 1, "adamw": 2}  # of the optimiser per weight
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a vendor's data sheet says, without sparsity.
+    """A GPU according to the vendor's data sheet, without sparsity.
 
-    half_tflops: bfloat16 (V100: float16) with float32 sums.  single_tflops: float32, by TF32 where it exists, as torch
-    convolves by default.  link_gb: GB/s to the other GPUs of a node, one direction.
+    half_tflops: bfloat16 (V100: float16) with float32 accumulation.  single_tflops: float32, as TF32 if the GPU has it
+    (torch's default for convolutions).  link_gb_s: GB/s to the other GPUs of a node, in one direction.
     """
 
     name: str
@@ -71,7 +71,7 @@ SHORT_NAMES = {
 
 @dataclass(frozen=True)
 class Fleet:
-    """Nodes, the GPUs of each, and what they are."""
+    """A number of nodes with equal GPUs."""
 
     nodes: int
     gpus_a_node: int
@@ -79,20 +79,18 @@ class Fleet:
 
     @property
     def ranks(self) -> int:
-        """GPUs of all nodes."""
+        """Number of GPUs on all nodes."""
         return self.nodes * self.gpus_a_node
 
 
 def parse_gpus(text: str) -> Fleet:
-    """Read "H100", "8xH100" or "4x8xH100" (nodes x GPUs of each x name); raises UsageError naming the known GPUs."""
+    """Parse "H100", "8xH100" or "4x8xH100" (nodes x GPUs per node x name); raises UsageError that lists known GPUs."""
     found = re.fullmatch(r"(?:(?:(\d{1,5})x)?(\d{1,3})x)?([A-Za-z][\w-]*)", text.strip())
     name = found[3].lower() if found else ""
     gpu = next((gpu for gpu in GPUS if gpu.name.lower() == SHORT_NAMES.get(name, name).lower()), None)
     if not found or gpu is None:
         known = ", ".join(short.upper() for short in SHORT_NAMES)
-        raise UsageError(
-            f"--gpus {text[:40]!r} is no GPU that is known here, such as 8xH100 or 4x8xA100; known: {known}"
-        )
+        raise UsageError(f"--gpus {text[:40]!r} is not known; name GPUs such as 8xH100 or 4x8xA100; known: {known}")
     nodes, each = int(found[1] or 1), int(found[2] or 1)
     if nodes < 1 or each < 1:
         raise UsageError(f"--gpus {text[:40]!r} should have 1 or more nodes and GPUs")
@@ -101,7 +99,7 @@ def parse_gpus(text: str) -> Fleet:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Where the memory of one rank's step goes, in bytes."""
+    """The memory of one rank's step, in bytes."""
 
     parameters: int
     followers: int
@@ -114,18 +112,18 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """The sum, in bytes: the most that is needed at a time."""
+        """Peak memory in bytes: the sum of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 def estimate_step_memory(
     method: Method, shape: tuple[int, ...], training: TrainingConfig, cost: StepCost | None = None
 ) -> StepMemory:
-    """Add up what one rank's step on a float32 batch of `shape` ([2, B, 1, H, W]) keeps in memory at its height.
+    """Estimate the peak memory of one rank's step on a float32 batch of `shape` ([2, B, 1, H, W]).
 
     followers: weights without gradient, such as a momentum encoder.  buffers: queue, running statistics.
-    activations: what autograd keeps, found by a copy without memory.  working: what the backward pass needs beside
-    them, `WORKING_TENSORS` of the largest.  Left out: Python, libraries, prefetched batches.
+    activations: tensors that autograd keeps, counted on a copy without memory.  working: what the backward pass needs
+    besides them, `WORKING_TENSORS` times the largest.  Leaves out Python, libraries and prefetched batches.
     """
     if not isinstance(method, nn.Module):
         raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
@@ -148,10 +146,10 @@ def estimate_step_memory(
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run will take; bytes, seconds and FLOPs are those of one rank (one GPU) where not said otherwise.
+    """The estimate of a run; bytes, seconds and FLOPs are per rank (one GPU) unless stated otherwise.
 
-    step_seconds of GPUs is the sum of compute_seconds, memory_seconds and traffic_seconds.  gradient_bytes,
-    gathered_bytes: sent to other ranks in a step.  cost: in the currency of the price.  notes: what all that rests on.
+    step_seconds: on GPUs the sum of compute_seconds, memory_seconds and traffic_seconds.  gradient_bytes,
+    gathered_bytes: sent to other ranks per step.  cost: in the currency of the price.  notes: the basis of the numbers.
     """
 
     preset: str
@@ -186,11 +184,11 @@ class Plan:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers, ready for JSON."""
+        """Return all numbers as JSON values."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Tell the plan in lines for people."""
+        """Return the plan as readable lines."""
         how = "measured, scaled" if self.measured else "calculated, not measured"
         network = f"{self.method}, {self.architecture}, {self.size}², batch {self.batch}, {self.precision}"
         lines = [
@@ -232,13 +230,13 @@ def plan(
     film_bytes: float = 0.0,
     epochs: float = 0.0,
 ) -> Plan:
-    """Plan a run of `config` on a number of films.
+    """Estimate a run of `config` on a number of films.
 
-    gpus: "8xH100", or "4x8xH100" for 4 nodes of 8; "" for the machine of the calibration.
-    price: of one GPU for an hour.  network_gbit: Gbit/s of a node's network, all its cards together.
-    film_bytes: of an encoded film; 0 for the calibration's, or that of a 512-pixel JPEG.
-    epochs: passes over the films in place of the preset's steps; 0 for the preset's.
-    Raises UsageError for an unknown GPU, a batch that the ranks cannot share, or no calibration where one is needed.
+    gpus: "8xH100", or "4x8xH100" for 4 nodes of 8; "" for the calibrated machine.
+    price: per GPU-hour.  network_gbit: Gbit/s of a node's network, all its cards together.
+    film_bytes: size of an encoded film; 0 for the calibration's value, or that of a 512-pixel JPEG.
+    epochs: passes over the films, instead of the preset's steps; 0 for the preset's steps.
+    Raises UsageError for an unknown GPU, a batch that the ranks cannot share, or a missing calibration.
     """
     check_plan_numbers(images, price, network_gbit, film_bytes, epochs)
     fleet = parse_gpus(gpus) if gpus else None
@@ -283,14 +281,14 @@ def plan(
 
 
 def _take_rank(config: PretrainConfig, ranks: int) -> PretrainConfig:
-    """Return the configuration of one rank of many: the plan is made by one process, which has no ranks to count."""
+    """Return the configuration of one rank of many, as the planning process itself has only one rank."""
     if not isinstance(config.method, MoCoConfig):
         return config
     return replace(config, method=replace(config.method, norm_groups=count_own_groups(config.method, ranks)))
 
 
 def check_plan_numbers(images: int, price: float, network_gbit: float, film_bytes: float, epochs: float) -> None:
-    """Raise UsageError for numbers that no run can have."""
+    """Raise UsageError for invalid numbers."""
     if images < 1:
         raise UsageError("--images must be 1 or more")
     if not all(0 <= number < math.inf for number in (price, film_bytes, epochs)) or not 0 < network_gbit < math.inf:
@@ -298,7 +296,7 @@ def check_plan_numbers(images: int, price: float, network_gbit: float, film_byte
 
 
 def estimate_gpu_seconds(cost: StepCost, weight_bytes: float, gpu: Gpu, precision: str) -> tuple[float, float]:
-    """Return the seconds of a step's arithmetic and of its memory traffic on one GPU; they follow each other."""
+    """Return the seconds of a step's arithmetic, and of its memory traffic, on one GPU."""
     peak = gpu.single_tflops if precision == "float32" else gpu.half_tflops
     moved = cost.traffic_bytes + OPTIMISER_PASSES * weight_bytes
     return cost.flops / (COMPUTE_SHARE * peak * 1e12), moved / (MEMORY_SHARE * gpu.memory_gb_s * 1e9)
@@ -315,11 +313,11 @@ def estimate_machine_seconds(
 
 
 def count_sent_bytes(config: PretrainConfig, gradient_bytes: int, ranks: int) -> tuple[float, float]:
-    """Return what each rank sends in a step: for the mean of the gradients, and for views and embeddings.
+    """Return the bytes that each rank sends per step: for gradients, and for views and embeddings.
 
-    Rings are taken: an all-reduce of n bytes sends 2 n (ranks - 1) / ranks, an all-gather its own part ranks - 1 times.
-    MoCo v2 gathers one view of every film (ShuffleBN) and its keys twice, and all that again where it is symmetric; the
-    others gather no more than embeddings.
+    Assumes ring algorithms: an all-reduce of n bytes sends 2 n (ranks - 1) / ranks, an all-gather sends its own part
+    ranks - 1 times.  MoCo v2 gathers one view of every film (ShuffleBN) and its keys twice, and twice as much if it is
+    symmetric; the other methods gather only embeddings.
     """
     own = config.training.batch / ranks
     embeddings = 2 * own * 4 * getattr(config.method, "embedding", 0)
@@ -329,20 +327,20 @@ def count_sent_bytes(config: PretrainConfig, gradient_bytes: int, ranks: int) ->
 
 
 def get_link_bytes(fleet: Fleet, network_gbit: float) -> float:
-    """Return the bytes a second that the slowest link of the ring carries, one direction."""
+    """Return the bandwidth of the ring's slowest link in bytes per second, in one direction."""
     link = fleet.gpu.link_gb_s * 1e9
     return min(link, network_gbit / 8 * 1e9) if fleet.nodes > 1 else link
 
 
 def get_pairs_a_core(config: PretrainConfig, calibration: Calibration | None) -> float:
-    """Return how many view pairs of this size a core prepares in a second; other sizes by their pixels."""
+    """Return the view pairs of the configuration's size that a core prepares per second, scaled by pixels."""
     if calibration is None:
         return PAIRS_A_CORE_SECOND * (512 / config.views.size) ** 2
     return calibration.pairs_a_core_second * (calibration.size / config.views.size) ** 2
 
 
 def tell_gpu_notes(fleet: Fleet, network_gbit: float) -> tuple[str, ...]:
-    """Say what a calculated plan rests on."""
+    """Return the basis of a calculated plan."""
     gpu = fleet.gpu
     notes = [
         f"{gpu.source}: {gpu.half_tflops:g} TFLOP/s half, {gpu.single_tflops:g} single, {gpu.memory_gb_s:g} GB/s:"
@@ -356,7 +354,7 @@ def tell_gpu_notes(fleet: Fleet, network_gbit: float) -> tuple[str, ...]:
 
 
 def tell_calibration_notes(config: PretrainConfig, calibration: Calibration) -> tuple[str, ...]:
-    """Say what a plan for this machine rests on."""
+    """Return the basis of a plan for this machine."""
     share = calibration.gflop_per_second / calibration.peak_gflops
     notes = [
         f"calibrated {calibration.date} with {calibration.preset} on {calibration.data}, {calibration.steps} steps: "
@@ -369,7 +367,7 @@ def tell_calibration_notes(config: PretrainConfig, calibration: Calibration) -> 
 
 
 def tell_bytes(count: float) -> str:
-    """Write a number of bytes with a decimal unit, such as 187 GB."""
+    """Format bytes with a decimal unit, such as 187 GB."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 999.5 and len(units) > 1:
         count, units = count / 1000, units[1:]
@@ -377,12 +375,12 @@ def tell_bytes(count: float) -> str:
 
 
 def tell_hours(hours: float) -> str:
-    """Write a duration as people say it."""
+    """Format a duration in minutes, hours or days."""
     if hours < 1:
         return f"{hours * 60:.1f} minutes"
     return f"{hours:,.1f} hours" if hours < 72 else f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
 
 
 def tell_number(number: float) -> str:
-    """Write a number with as many digits as mean something."""
+    """Format a number with its significant digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

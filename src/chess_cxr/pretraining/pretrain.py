@@ -1,8 +1,8 @@
-"""Pre-training on the films of stores: which ones, their view pairs, and the run over them."""
+"""Pre-train an encoder on the films of stores: begin or continue a run, and feed it view pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,38 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.encoder import build_grey_network, compute_state_sha256
-from chess_cxr.encoders.folder import read_heads
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.methods import build_method
-from chess_cxr.methods.batch import ViewBatch, take_views
-from chess_cxr.methods.guides import Guide, Guided
 from chess_cxr.methods.moco import MoCoConfig, check_norm_groups
-from chess_cxr.pretraining.export import HEADS
-from chess_cxr.pretraining.films import (
-    Crops,
-    FilmPool,
-    Positives,
-    Sizes,
-    build_film_pool,
-    read_codes,
-    read_view_batches,
-)
-from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config, read_pretrain_config
+from chess_cxr.pretraining.films import Positives, build_film_pool, read_view_batches
+from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config
 from chess_cxr.pretraining.watch import PretrainMethod, Watch
+from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import count_ranks
-from chess_cxr.training.loop import StepReport, TrainingConfig
-from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, hash_uids, say_on_stderr, train_in_folder
+from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.run import OnStep, Rank, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.views import ViewConfig
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All that one pre-training run needs beside its method.
+    """The settings of a pre-training run, besides its method.
 
     begun_from: SHA-256 of the weights that the method began with; "" for untrained ones.
     """
@@ -52,111 +41,28 @@ class RunPlan:
     pixels: PixelScale
     splits: tuple[str, ...] = ("train", "")
     positives: Positives = "view"
-    crops: Crops = Crops()
-    guides: tuple[Guide, ...] = ()
-    balance: str = ""
-    sizes: Sizes = ()
     begun_from: str = ""
-
-
-def pretrain_run(
-    folder: Path,
-    method: PretrainMethod,
-    stores: Sequence[Store],
-    plan: RunPlan,
-    described: dict[str, Any],
-    on_step: OnStep | None = None,
-    tracking: TrackingConfig | None = None,
-    say: Callable[[str], None] | None = None,
-    device: str = "auto",
-) -> Path:
-    """Train `method` on view pairs from `stores` in `folder`, or continue what stands there; return its checkpoint.
-
-    A folder continues only on the same films; see `train_in_folder` for the rest.
-    """
-    training = plan.training
-    pool = build_film_pool(stores, plan.splits)
-    if len(pool) < 2:
-        raise UsageError("the given stores hold one film to train on; a film is told from others, so two are needed")
-    say, uids, columns = say or say_on_stderr, pool.get_uids(), [guide.column for guide in plan.guides]
-
-    def open_batches(first_step: int, rank: Rank) -> Generator[ViewBatch, None, None]:
-        if len(pool) < training.batch and rank.number == 0:
-            say(f"the {len(pool)} films are fewer than a batch of {training.batch}: a film is told from itself then")
-        views = read_view_batches(
-            pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
-            rank=rank.number, world=rank.world, threads=training.loader_threads, positives=plan.positives,
-            crops=plan.crops, guides=columns, balance=plan.balance, sizes=plan.sizes,
-        )  # fmt: skip
-        return _normalise(views, plan.pixels, rank.device)
-
-    def open_watch(log: RunLog, rank: Rank) -> Watch:
-        films_per_rank = training.batch // rank.world
-        return Watch(
-            log, method, stores, training, plan.views, plan.crops, columns, plan.pixels, films_per_rank, rank.device
-        )
-
-    inputs = RunInputs(uids, open_batches, open_watch, complete=complete_description)
-    described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
-    return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say, device)
-
-
-def complete_description(written: dict[str, Any]) -> dict[str, Any]:
-    """Return what describes a run of an earlier version, with the entries that it did not know at their defaults."""
-    try:
-        config = read_pretrain_config({name: value for name, value in written.items() if name != "data"})
-    except UsageError:
-        return written
-    return describe(config) | {name: value for name, value in written.items() if name == "data"}
-
-
-def normalise_views(batch: Tensor | ViewBatch, pixels: PixelScale) -> ViewBatch:
-    """Turn uint8 views into what a network takes, on the device where they are."""
-
-    def scale(view: Tensor) -> Tensor:
-        return (view.float() / 255 - pixels.mean) / pixels.std
-
-    views = take_views(batch)
-    local = None if views.local_LB1ss is None else scale(views.local_LB1ss)
-    return ViewBatch(scale(views.global_GB1SS), local, views.guides)
-
-
-def _normalise(
-    views: Generator[Tensor | ViewBatch, None, None], pixels: PixelScale, device: torch.device
-) -> Generator[ViewBatch, None, None]:
-    try:
-        for batch in views:
-            yield normalise_views(take_views(batch).to(device), pixels)
-    finally:
-        views.close()
-
-
-def _describe_data(stores: Sequence[Store], uids: Sequence[str], begun_from: str) -> dict[str, Any]:
-    named = [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
-    # a store ingested anew may bear the old name and count, but not the old films in the old splits
-    films = {"films": len(uids), "uids_sha256": hash_uids(uids)}
-    return {"stores": named, **films} | ({"begun_from_sha256": begun_from} if begun_from else {})
 
 
 def pretrain(
     stores: Sequence[StoreLike] | StoreLike,
     out: Path | str,
     preset: str | PretrainConfig = "cpu_small",
-    on_step: Callable[[StepReport, Mapping[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
     *,
     begin_from: str = "",
     tracking: TrackingConfig | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     device: str = "auto",
 ) -> Path:
-    """Pre-train an encoder without labels on the train split (and unsplit films) of some stores.
+    """Pre-train an encoder without labels on the train split and the unsplit films of some stores.
 
-    preset: the name of a preset or a configuration.  on_step gets every step's report and the newest probe.
-    begin_from: an encoder to continue from, see `continue_from`.  tracking: where numbers go beside `metrics.jsonl`.
-    say: told one line for what must not be overlooked, such as a collapse; stderr by default.
+    preset: the name of a preset, or a configuration.  on_step: called with every step's report and the newest probe.
+    begin_from: an encoder to continue from, see `continue_from`.  tracking: trackers besides `metrics.jsonl`.
+    say: called with each important line, such as a collapse; prints it on stderr by default.
     device: auto, cpu, cuda, cuda:N or mps.
     The same call again continues an interrupted run.  Returns the run folder.
-    Raises `UsageError` where `out` holds a run of another configuration.
+    Raises `UsageError` if `out` holds a run of another configuration.
     """
     config = build_config(preset, Path(out))
     config = continue_from(config, begin_from) if begin_from else config
@@ -168,91 +74,37 @@ def pretrain(
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     torch.manual_seed(config.training.seed)
     encoder, sha256 = read_beginning(config)
-    plan = RunPlan(
-        config.training, config.views, config.pixels, config.splits, config.positives, config.crops, config.guides,
-        config.balance, config.sizes, sha256,
-    )  # fmt: skip
-    method: Any = build_method(config.method, encoder, config.training.steps)
-    if config.begin_from:
-        take_heads(method, config)
-    check_patches(method.encoder, list_sides(config))
+    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
+    method = build_method(config.method, encoder, config.training.steps)
     if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
         check_norm_groups(method, config.method, count_ranks())
-    if config.guides:
-        method = Guided(method, config.guides, count_values(build_film_pool(opened, config.splits), config.guides))
     pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say, device)
     return Path(out)
-
-
-def count_values(pool: FilmPool, guides: Sequence[Guide]) -> dict[str, int]:
-    """Return how many values each guide's column has; raises `UsageError` where one has fewer than two."""
-    values = {guide.column: read_codes(pool, guide.column)[1] for guide in guides}
-    for column, count in values.items():
-        if count < 2:
-            raise UsageError(f"guides: the column {column!r} has the same value for all films, so it can guide nothing")
-    return values
-
-
-def list_sides(config: PretrainConfig) -> set[int]:
-    """Return the sides of all views that a run will see."""
-    sides = {config.views.size, *(size for _, size in config.sizes)}
-    return sides | {config.crops.local_size} if config.crops.local_views else sides
-
-
-def check_patches(encoder: nn.Module, sides: Iterable[int]) -> None:
-    """Raise `UsageError` for a side that the patches of a ViT do not divide."""
-    patch: Any = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
-    for side in sorted(sides) if patch and hasattr(encoder, "pos_embed") else ():
-        if side % patch[0]:
-            raise UsageError(f"a ViT with patches of {patch[0]} pixels takes views whose side they divide, not {side}")
 
 
 def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
     """Return a configuration that begins with an encoder's weights instead of random ones.
 
-    encoder: as `load_encoder` takes it; its network and its pixels' mean and standard deviation take the place of the
-    configuration's.  Its fresh head would tear at good weights (continued runs are known to lose in their first epoch
-    what they began with), so the head learns alone for the first twentieth of the steps, unless `training.frozen_steps`
-    says otherwise.  An encoder folder with the heads of the same method brings them along: then nothing is fresh.
+    encoder: as `load_encoder` takes it; sets the network, and the mean and standard deviation of its pixels.
+    The large gradients of the new head damage good weights (in their first epoch, continued runs lose quality).  So the
+    head trains alone for the first 5 % of the steps, unless `training.frozen_steps` is set.
     """
     loaded = load_encoder(encoder)
     _, mean, std = build_grey_network(loaded)
-    has_heads = Path(encoder).is_dir() and read_heads(Path(encoder))[0] == config.method.name
-    frozen = config.training.frozen_steps or (0 if has_heads else max(1, config.training.steps // 20))
+    frozen = config.training.frozen_steps or max(1, config.training.steps // 20)
     return replace(
         config,
-        begin_from=encoder.rstrip("/") or encoder,  # completed by a shell or not, it is the same beginning
+        begin_from=encoder.rstrip("/") or encoder,  # shell completion adds a slash
         method=replace(config.method, architecture=loaded.architecture),
         pixels=PixelScale(mean, std),
         training=replace(config.training, frozen_steps=frozen),
     )
 
 
-def take_heads(method: Any, config: PretrainConfig) -> bool:
-    """Give a method the heads of the encoder folder that it begins from, where they are of its kind and size."""
-    if not Path(config.begin_from).is_dir():
-        return False
-    name, tensors = read_heads(Path(config.begin_from))
-    state = {key: tensor for key, tensor in method.state_dict().items() if key.partition(".")[0] in HEADS}
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    if name != config.method.name:
-        return False
-    if shapes != {key: tensor.shape for key, tensor in state.items()}:
-        raise UsageError(
-            f"the heads of {config.begin_from} have other sizes; set method as its config.json says, or remove its "
-            "heads.safetensors to begin with its encoder alone"
-        )
-    method.load_state_dict(method.state_dict() | tensors)
-    for follower in ("key_head", "target_head", "teacher_head"):
-        if hasattr(method, follower):
-            getattr(method, follower).load_state_dict(method.head.state_dict())
-    return True
-
-
 def read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
-    """Return the network that a run begins with, for one grey channel, and the SHA-256 of its weights; or None and "".
+    """Load the network to continue from, for one grey channel, with the SHA-256 of its weights; or None and "".
 
-    Raises `UsageError` where it is not the configuration's network.
+    Raises `UsageError` if it is not the configuration's architecture.
     """
     if not config.begin_from:
         return None, ""
@@ -261,3 +113,59 @@ def read_beginning(config: PretrainConfig) -> tuple[nn.Module | None, str]:
         raise UsageError(f"{config.begin_from} is a {loaded.architecture}, not a {config.method.architecture}")
     network, _, _ = build_grey_network(loaded)
     return network, compute_state_sha256(network)
+
+
+def pretrain_run(
+    folder: Path,
+    method: PretrainMethod,
+    stores: Sequence[Store],
+    plan: RunPlan,
+    described: dict[str, Any],
+    on_step: OnStep | None = None,
+    tracking: TrackingConfig | None = None,
+    say: Say | None = None,
+    device: str = "auto",
+) -> Path:
+    """Train `method` on view pairs from `stores` in `folder`, or continue the run there; return its checkpoint.
+
+    A run continues only on the same films.  Arguments and errors as in `train_in_folder`.
+    """
+    training, say = plan.training, say or say_on_stderr
+    pool = build_film_pool(stores, plan.splits)
+    if len(pool) < 2:
+        raise UsageError("the given stores hold one film to train on; pre-training needs at least two")
+    uids = pool.get_uids()
+
+    def open_batches(first_step: int, rank: Rank) -> Generator[Tensor, None, None]:
+        if len(pool) < training.batch and rank.number == 0:
+            say(f"the {len(pool)} films are fewer than a batch of {training.batch}, which then holds films twice")
+        views = read_view_batches(
+            pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
+            rank=rank.number, world=rank.world, threads=training.loader_threads, positives=plan.positives,
+        )  # fmt: skip
+        return _normalise(views, plan.pixels, rank.device)
+
+    def open_watch(log: RunLog, rank: Rank) -> Watch:
+        films_per_rank = training.batch // rank.world
+        return Watch(log, method, stores, training, plan.views, plan.pixels, films_per_rank, rank.device)
+
+    inputs = RunInputs(uids, open_batches, open_watch)
+    described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
+    return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say, device)
+
+
+def _normalise(
+    views: Generator[Tensor, None, None], pixels: PixelScale, device: torch.device
+) -> Generator[Tensor, None, None]:
+    try:
+        for batch in views:
+            yield (batch.to(device, non_blocking=True).float() / 255 - pixels.mean) / pixels.std
+    finally:
+        views.close()
+
+
+def _describe_data(stores: Sequence[Store], uids: Sequence[str], begun_from: str) -> dict[str, Any]:
+    named = [{"store": store.path.name, "version": store.version, "films": len(store)} for store in stores]
+    # a rebuilt store may have the same name and number of films, but other films or splits: hash the uids
+    films = {"films": len(uids), "uids_sha256": hash_uids(uids)}
+    return {"stores": named, **films} | ({"begun_from_sha256": begun_from} if begun_from else {})

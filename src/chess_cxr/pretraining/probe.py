@@ -1,4 +1,4 @@
-"""What the encoder is worth while it trains: kNN and linear probes on labelled films, and signs of collapse.
+"""Probe an encoder during training: kNN and linear probes on labelled films, and measures of collapse.
 
 Shape suffixes: N labelled films, P films with two views, D features, L labels, Q val films.
 """
@@ -16,24 +16,23 @@ from torch import Tensor, nn
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multilabel
 from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.methods.signals import FILMS, measure_pairs
+from chess_cxr.pretraining.films import OVERSAMPLING
 from chess_cxr.records import resolve_uncertain
 from chess_cxr.store import Store
 from chess_cxr.views import ViewConfig, draw_view_pairs, resize_film
 
 NEIGHBOURS = 20
 FEWEST_CASES = 10
-MOST_PAIRS = 256  # films with two views: 32,640 pairs of different films
-SHARPNESS = 1.5  # a film is decoded at no less than this many times the view's side, as in training
-# Three strengths, not ten: a third of the time, and a live probe need not know the third decimal.
-STRENGTHS = (1e-2, 1e-3, 1e-4)
+STRENGTHS = (1e-2, 1e-3, 1e-4)  # three instead of ten take a third of the time, for a little less precision
 
 
 @dataclass(frozen=True)
 class LabelledFilms:
-    """Films that no training step uses for its labels: a bank to learn from, and queries of the val split.
+    """The films of the probe: a bank to fit probes on, and queries of the val split to score them.
 
     film_N1HW: uint8.  label_NL: 1, 0 or NaN, L may be 0.  is_query_N: bool.  patient_N: hashed ids.
-    view_2P1HW: uint8, two random views of each of P val films (of bank films where there is no val film); P may be 0.
+    view_2P1HW: uint8, two random views of each of P val films (bank films if there are none); P may be 0.
     """
 
     film_N1HW: Tensor
@@ -47,12 +46,11 @@ class LabelledFilms:
 def read_labelled_films(
     stores: Sequence[Store], size: int, most: int = 1500, seed: int = 0, views: ViewConfig | None = None
 ) -> LabelledFilms | None:
-    """Read up to `most` films, two thirds train (or without a split) and one third val; None where there is none.
+    """Read up to `most` films, two thirds train (or without a split) and one third val; None if there are no films.
 
-    Films with labels come first.  A label is probed where train and val each hold at least `FEWEST_CASES` films
-    with it and without it; without any such label the films still show collapse.
-    size: side of the films in pixels.  views: how two views of up to `MOST_PAIRS` of the films are drawn, at that side;
-    None for no views.
+    Takes labelled films first.  Keeps the labels of which train and val each hold at least `FEWEST_CASES` positive and
+    negative films; even without labels, the films can show a collapse.
+    size: side of the films in pixels.  views: how to draw two views of up to `FILMS` films; None for no views.
     """
     names = tuple(dict.fromkeys(name for store in stores for name in store.label_names))
     rng = np.random.default_rng(seed)
@@ -98,21 +96,21 @@ def _can_probe(label_N: np.ndarray, is_query_N: np.ndarray) -> bool:
 
 
 def _draw_views(places: Sequence[tuple[Store, int]], views: ViewConfig, rng: np.random.Generator, seed: int) -> Tensor:
-    chosen = sorted(rng.permutation(len(places))[:MOST_PAIRS])
+    chosen = sorted(rng.permutation(len(places))[:FILMS])
     jpegs = [places[index][0].read_jpegs([places[index][1]])[0] for index in chosen]
-    films = [decode_stored(jpeg, round(SHARPNESS * views.size)) for jpeg in jpegs]
+    films = [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in jpegs]
     return torch.from_numpy(draw_view_pairs(films, range(len(films)), seed, views))
 
 
 @torch.no_grad()
 def embed_films(encoder: nn.Module, film_N1HW: Tensor, mean: float, std: float, batch: int = 128) -> Tensor:
-    """Embed uint8 films with the encoder in evaluation mode, float32 [N, D] on the CPU; its modes are put back."""
+    """Embed uint8 films in evaluation mode, float32 [N, D] on the CPU; restores the encoder's modes afterwards."""
     device = next(encoder.parameters()).device
     training = [module for module in encoder.modules() if module.training]
     encoder.eval()
     batches = torch.split(film_N1HW, batch)
     parts = [encoder((films.to(device).float() / 255 - mean) / std).float().cpu() for films in batches]
-    for module in training:  # one by one: part of an encoder may be frozen
+    for module in training:  # not encoder.train(): parts may be frozen
         module.training = True
     return torch.cat(parts)
 
@@ -120,10 +118,10 @@ def embed_films(encoder: nn.Module, film_N1HW: Tensor, mean: float, std: float, 
 def probe_encoder(encoder: nn.Module, films: LabelledFilms, mean: float, std: float) -> dict[str, float]:
     """Measure the encoder on films without augmentation and on pairs of views.
 
-    knn_auroc, linear_auroc (means) and each `/label`: val films, by what the bank teaches; none without a label that
-    can be probed.  effective_rank: 1 … min(N, D).  feature_std: 0 (all films alike) … 1.
-    alignment, uniformity, negative_similarity: of P val films with two views, see `compute_alignment` and the others.
-    broken_share: alone, where some features are not finite: the share of films it befell.
+    knn_auroc, linear_auroc, as means and with `/label`: on val films, if there are labels.
+    effective_rank: 1 … min(N, D).  feature_std: 0 (all films alike) … 1.
+    alignment, uniformity, negative_similarity: on P val films with two views, see `measure_pairs`.
+    broken_share: returned alone if some features are not finite: the share of films with such features.
     """
     feature_ND = embed_films(encoder, films.film_N1HW, mean, std)
     finite_N = torch.isfinite(feature_ND).all(1)
@@ -135,15 +133,13 @@ def probe_encoder(encoder: nn.Module, films: LabelledFilms, mean: float, std: fl
         values |= {f"knn_{name}": value for name, value in compute_knn_aurocs(feature_ND, films).items()}
         values |= {f"linear_{name}": value for name, value in compute_linear_aurocs(feature_ND, films).items()}
     if films.view_2P1HW.shape[1] > 1:
-        first_PD, second_PD = (F.normalize(embed_films(encoder, v, mean, std), dim=1) for v in films.view_2P1HW)
-        values["alignment"] = compute_alignment(first_PD, second_PD)
-        values["uniformity"] = compute_uniformity(first_PD)
-        values["negative_similarity"] = compute_negative_similarity(first_PD)
+        measured = measure_pairs(*(embed_films(encoder, view_P1HW, mean, std) for view_P1HW in films.view_2P1HW))
+        values |= {name: float(measured[name]) for name in ("alignment", "uniformity", "negative_similarity")}
     return values
 
 
 def compute_knn_aurocs(feature_ND: Tensor, films: LabelledFilms, neighbours: int = NEIGHBOURS) -> dict[str, float]:
-    """Score each query by the share of its nearest labelled neighbours that carry the label; "auroc", "auroc/label"."""
+    """Score each query by the weighted share of positives among its nearest neighbours; "auroc", "auroc/label"."""
     feature_ND = F.normalize(feature_ND - feature_ND.mean(0), dim=1)
     score_QL = np.empty((int(films.is_query_N.sum()), len(films.label_names)))
     for index in range(len(films.label_names)):
@@ -157,17 +153,13 @@ def compute_knn_aurocs(feature_ND: Tensor, films: LabelledFilms, neighbours: int
 
 
 def compute_linear_aurocs(feature_ND: Tensor, films: LabelledFilms) -> dict[str, float]:
-    """Score each query by a logistic regression on the bank, one a label; "auroc", "auroc/label".
+    """Score each query by a logistic regression on the bank, one per label; "auroc", "auroc/label".
 
-    The penalty is chosen among `STRENGTHS` in the bank, by patient: queries choose nothing.
+    Chooses the penalty among `STRENGTHS` by cross-validation by patient within the bank, never by the queries.
     """
     bank, feature = ~films.is_query_N, feature_ND.numpy()
     probe = fit_linear_probe(
-        feature[bank],
-        films.label_NL[bank],
-        films.patient_N[bank],
-        names=films.label_names,
-        strengths=STRENGTHS,
+        feature[bank], films.label_NL[bank], films.patient_N[bank], names=films.label_names, strengths=STRENGTHS
     )
     return _compute_aurocs(probe.predict_scores(feature[films.is_query_N]), films)
 
@@ -178,26 +170,7 @@ def _compute_aurocs(score_QL: np.ndarray, films: LabelledFilms) -> dict[str, flo
 
 
 def compute_effective_rank(feature_ND: Tensor) -> float:
-    """Return RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values, 1 … min(N, D)."""
+    """Return RankMe (Garrido et al. 2023): the exponential of the entropy of the normalised singular values."""
     singular = torch.linalg.svdvals(feature_ND.double())
     share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return float((-(share * share.log()).sum()).exp())
-
-
-def compute_alignment(first_PD: Tensor, second_PD: Tensor) -> float:
-    """Return the mean squared distance of two views of a film, 0 … 4 (Wang & Isola 2020, alpha = 2); unit rows."""
-    return float((first_PD - second_PD).square().sum(1).mean())
-
-
-def compute_uniformity(feature_PD: Tensor) -> float:
-    """Return the log of the mean Gaussian potential of all pairs of films (Wang & Isola 2020, t = 2); unit rows.
-
-    0 where all films lie at one point, about -4 where they are spread evenly over a sphere of many dimensions.
-    """
-    square = torch.pdist(feature_PD.double()).square()
-    return float((-2 * square).exp().mean().log())
-
-
-def compute_negative_similarity(feature_PD: Tensor) -> float:
-    """Return the mean cosine of different films, 1 where all are alike; unit rows."""
-    return float(1 - torch.pdist(feature_PD.double()).square().mean() / 2)

@@ -1,6 +1,6 @@
-"""Run folders as a table: which runs there are, how far they are, what they are worth, and in what they differ.
+"""List and compare pre-training runs by their folders.
 
-Only files are read, as they are found: of a run that is being written, half-written lines and missing parts included.
+Reads files only, and tolerates the incomplete lines and missing files of a run in progress.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,25 +19,21 @@ from typing import Any, Literal
 
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
+from chess_cxr.training.config import flatten_config
 
 State = Literal["running", "finished", "stopped", "failed"]
-DEPTH = 2  # runs/first is found from its grandparent on
-QUIET_SECONDS = 120.0  # a run whose files have not changed for longer, and for 10 of its lines, is not running
-INTERRUPTION = 20.0  # a gap between two lines of this many usual ones is a pause, not training
-SORTS = {
-    "name": False,
-    "preset": False,
-    "method": False,
-    "state": False,
-    "step": True,
-    "images_per_second": True,
-    "loss": False,
-    "knn_auroc_best": True,
-    "knn_auroc_last": True,
-    "effective_rank": True,
-    "started": True,
-    "seconds": True,
-}
+DEPTH = 2  # levels of folders to search for runs
+QUIET_SECONDS = 120.0  # a run is not running if its files have not changed for this long, and for 10 of its lines
+INTERRUPTION = 20.0  # a gap of this many times the usual one between two lines is a pause
+SORTS = (
+    "name", "preset", "method", "state", "step", "images_per_second", "loss", "knn_auroc_best", "knn_auroc_last",
+    "effective_rank", "started", "seconds",
+)  # fmt: skip
+ASCENDING = ("name", "preset", "method", "state", "loss")
+COLUMNS = (
+    "name", "preset", "method", "state", "step", "images/s", "waits", "loss", "kNN best", "kNN last", "rank", "started",
+    "trained", "left",
+)  # fmt: skip
 _NUMBER = rb"(-?[0-9][0-9.eE+-]*)"
 _TIME = re.compile(rb'"time": ' + _NUMBER)
 _KNN = re.compile(rb'"probe/knn_auroc": ' + _NUMBER)
@@ -45,12 +41,12 @@ _KNN = re.compile(rb'"probe/knn_auroc": ' + _NUMBER)
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run, by its folder.  What is not known is None, or "" for text.
+    """One run.  An unknown number is None, an unknown text "".
 
-    state: "running" where its files still change, "finished" at its last step, "stopped" where its newest checkpoint
-    holds all it did, "failed" where steps are lost.  images_per_second, data_wait_share, loss, effective_rank: newest.
-    knn_auroc_best, knn_auroc_last: mean over labels, val films.  started: Unix time of the first line.
-    seconds: spent training, pauses left out.  seconds_left: of a running one.
+    state: "running" if its files still change; "finished" at its last step; "stopped" if its newest checkpoint holds
+    all its steps; "failed" if steps are lost.  images_per_second, data_wait_share, loss, effective_rank: newest values.
+    knn_auroc_best, knn_auroc_last: mean over labels, on val films.  started: Unix time of the first line.
+    seconds: training time without pauses.  seconds_left: for a running run.
     """
 
     path: str
@@ -73,28 +69,28 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunList:
-    """Runs in the order asked for."""
+    """Runs in the requested order."""
 
     runs: tuple[RunSummary, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return one mapping a run."""
+        """Return one mapping per run."""
         return [asdict(run) for run in self.runs]
 
     def as_text(self) -> str:
-        """Return a table with a line a run; columns that no run fills are left out."""
+        """Return a table with one line per run, without empty columns."""
         if not self.runs:
             return "There is no run here; make one with: chess-cxr pretrain STORE --out runs/first"
         names = name_apart(self.runs)
-        return build_table(_COLUMNS, [[name, *_describe_run(run)] for name, run in zip(names, self.runs, strict=True)])
+        return build_table(COLUMNS, [[name, *_describe_run(run)] for name, run in zip(names, self.runs, strict=True)])
 
 
 @dataclass(frozen=True)
 class RunComparison:
     """Runs side by side.
 
-    config: entries in which they differ, "training.batch" -> a text a run, "–" where it has no such entry.
-    numbers: newest value of each number of `metrics.jsonl`, and the best kNN AUROC; None where a run has none.
+    config: the entries that differ, "training.batch" -> one text per run, "–" for a missing entry.
+    numbers: the newest value of each number in `metrics.jsonl`, and the best kNN AUROC; None if a run has none.
     """
 
     runs: tuple[RunSummary, ...]
@@ -102,11 +98,11 @@ class RunComparison:
     numbers: dict[str, tuple[float | None, ...]]
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `as_text` shows, numbers as numbers."""
+        """Return the content of `as_text` as JSON values."""
         return {"runs": [asdict(run) for run in self.runs], "config": self.config, "numbers": self.numbers}
 
     def as_text(self) -> str:
-        """Return two tables, configuration and numbers, with a column a run."""
+        """Return two tables, configuration and numbers, with one column per run."""
         names = name_apart(self.runs)
         rows = [("step", [_count(run.step, run.steps) for run in self.runs])]
         rows += [("state", [run.state for run in self.runs])]
@@ -118,24 +114,24 @@ class RunComparison:
 
 
 def list_runs(folders: Sequence[Path], sort: str = "started", now: float | None = None) -> RunList:
-    """List the runs in some folders, each a run itself or up to two levels above runs.
+    """List the runs in some folders; each folder is a run or lies up to two levels above runs.
 
-    sort: one of `SORTS`; numbers and times from the largest on, the loss from the smallest.  now: Unix time.
-    Raises `UsageError` for a folder that does not exist and for other names to sort by.
+    sort: one of `SORTS`; numbers and times in descending order, the loss in ascending order.  now: Unix time.
+    Raises `UsageError` for a missing folder or another name to sort by.
     """
     if sort not in SORTS:
         raise UsageError(f"runs cannot be sorted by {sort!r}; choose one of {', '.join(SORTS)}")
     now = time.time() if now is None else now
     runs = [read_run(path, now) for path in find_runs(folders)]
     known = [run for run in runs if getattr(run, sort) is not None]
-    known.sort(key=lambda run: getattr(run, sort), reverse=SORTS[sort])
+    known.sort(key=lambda run: getattr(run, sort), reverse=sort not in ASCENDING)
     return RunList((*known, *(run for run in runs if getattr(run, sort) is None)))
 
 
 def compare_runs(folders: Sequence[Path], now: float | None = None) -> RunComparison:
-    """Put some runs side by side, in the order given.
+    """Compare runs, in the given order.
 
-    Raises `UsageError` for fewer than two and for a folder that is no run.
+    Raises `UsageError` for fewer than two runs or a folder that is not a run.
     """
     if len(folders) < 2:
         raise UsageError("name at least two runs to compare")
@@ -143,7 +139,7 @@ def compare_runs(folders: Sequence[Path], now: float | None = None) -> RunCompar
         if not is_run(folder):
             raise UsageError(f"{folder} is not a run; chess-cxr runs lists the runs in a folder")
     runs = tuple(read_run(folder, time.time() if now is None else now) for folder in folders)
-    entries = [flatten(read_json(folder / "config.json")) for folder in folders]
+    entries = [flatten_config(read_json(folder / "config.json")) for folder in folders]
     names = dict.fromkeys(name for one in entries for name in one)
     config = {name: tuple(one.get(name, "–") for one in entries) for name in names}
     newest = [_find_newest(read_lines(folder / "metrics.jsonl")) for folder in folders]
@@ -156,9 +152,9 @@ def compare_runs(folders: Sequence[Path], now: float | None = None) -> RunCompar
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Return the run folders in and among `folders`, each once, by path.
+    """Return the run folders in and below `folders`, each once, sorted by path.
 
-    Folders that may not be read are passed over.  Raises `UsageError` where one of `folders` does not exist.
+    Skips unreadable folders.  Raises `UsageError` if one of `folders` does not exist.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -172,7 +168,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     elif depth:
         try:
-            with os.scandir(folder) as entries:
+            with os.scandir(folder) as entries:  # unlike iterdir, it need not stat every file
                 inside = sorted(
                     e.name for e in entries if e.name[0] != "." and not e.name.endswith(".lance") and e.is_dir()
                 )
@@ -183,13 +179,13 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a pre-training run's configuration."""
+    """Return whether a folder holds the configuration of a pre-training run."""
     config = read_json(folder / "config.json")
     return isinstance(config.get("training"), dict) and isinstance(config.get("method"), dict)
 
 
 def read_run(folder: Path, now: float) -> RunSummary:
-    """Read what a run folder tells; `now` is the Unix time that "running" is judged by."""
+    """Summarise a run folder; `now`, a Unix time, decides whether it is running."""
     config = read_json(folder / "config.json")
     training, content = config["training"], read_whole_lines(folder / "metrics.jsonl")
     newest = _find_newest(_parse_lines(content[-65536:], cut=len(content) > 65536))
@@ -199,49 +195,46 @@ def read_run(folder: Path, now: float) -> RunSummary:
     steps, step = _whole(training.get("steps")), _whole(newest.get("step")) or 0
     checkpoint, newest_change = _find_checkpoint(folder)
     lately = now - newest_change < max(QUIET_SECONDS, 10 * usual)
-    state = _judge_state(
-        max(step, checkpoint), steps, checkpoint, step, _whole(training.get("checkpoint_every")), lately
-    )
+    state = _judge_state(steps, checkpoint, step, _whole(training.get("checkpoint_every")), lately)
     speed, batch = newest.get("images_per_second"), _whole(training.get("batch"))
-    left = (steps - step) * batch / speed if state == "running" and speed and steps and batch else None
-    method = config["method"].get("name", "moco_v2")
     return RunSummary(
-        str(folder),
-        folder.resolve().name,
-        str(config.get("preset", "")),
-        str(method),
-        state,
-        max(step, checkpoint),
-        steps,
-        speed,
-        newest.get("data_wait_share"),
-        next((value for name, value in newest.items() if name.startswith("loss/")), None),
-        max(aurocs, default=None),
-        aurocs[-1] if aurocs else None,
-        newest.get("probe/effective_rank"),
-        times[0] if times else None,
-        sum(gap for gap in gaps if gap <= INTERRUPTION * usual) if gaps else None,
-        left,
+        path=str(folder),
+        name=folder.resolve().name,
+        preset=str(config.get("preset", "")),
+        method=str(config["method"].get("name", "moco_v2")),
+        state=state,
+        step=max(step, checkpoint),
+        steps=steps,
+        images_per_second=speed,
+        data_wait_share=newest.get("data_wait_share"),
+        loss=next((value for name, value in newest.items() if name.startswith("loss/")), None),
+        knn_auroc_best=max(aurocs, default=None),
+        knn_auroc_last=aurocs[-1] if aurocs else None,
+        effective_rank=newest.get("probe/effective_rank"),
+        started=times[0] if times else None,
+        seconds=sum(gap for gap in gaps if gap <= INTERRUPTION * usual) if gaps else None,
+        seconds_left=(steps - step) * batch / speed if state == "running" and speed and steps and batch else None,
     )
 
 
-def _judge_state(step: int, steps: int | None, checkpoint: int, line: int, every: int | None, lately: bool) -> State:
-    if steps is not None and step >= steps:
+def _judge_state(steps: int | None, checkpoint: int, line: int, every: int | None, lately: bool) -> State:
+    if steps is not None and max(line, checkpoint) >= steps:
         return "finished"
-    # only a run that was asked to stop writes a checkpoint out of turn
-    asked = checkpoint > 0 and checkpoint >= line and bool(every) and checkpoint % (every or 1) != 0
-    if lately and not asked:
+    saved = checkpoint > 0 and checkpoint >= line
+    # only a stop signal makes a run write a checkpoint between two regular ones
+    asked_to_stop = saved and bool(every) and checkpoint % (every or 1) != 0
+    if lately and not asked_to_stop:
         return "running"
-    return "stopped" if checkpoint >= line and checkpoint > 0 else "failed"
+    return "stopped" if saved else "failed"
 
 
 def _find_checkpoint(folder: Path) -> tuple[int, float]:
-    """Return the step of the newest checkpoint, 0 for none, and when a file of the run last changed."""
+    """Return the step of the newest checkpoint, 0 for none, and the time of the run's newest change."""
     step, changed = 0, 0.0
     for path in (folder / "config.json", folder / "metrics.jsonl", *_list(folder / "checkpoints")):
         try:
             changed = max(changed, path.stat().st_mtime)
-        except OSError:  # it may be replaced at this moment
+        except OSError:  # the run may be replacing it
             continue
         if found := re.fullmatch(r"step_(\d+)\.safetensors", path.name):
             step = max(step, int(found[1]))
@@ -256,7 +249,7 @@ def _list(folder: Path) -> list[Path]:
 
 
 def read_whole_lines(path: Path) -> bytes:
-    """Read a growing file up to the end of its last whole line; empty where there is none."""
+    """Read a growing file up to the end of its last whole line; b"" if it has none."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -265,8 +258,16 @@ def read_whole_lines(path: Path) -> bytes:
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:
-    """Read the numbers of a `metrics.jsonl`; lines that are broken are passed over."""
+    """Read the numbers of a `metrics.jsonl`, skipping broken lines."""
     return list(_parse_lines(read_whole_lines(path)))
+
+
+def read_metrics(run: Path | str) -> list[dict[str, float]]:
+    """Read the numbers of a run, from its `metrics.jsonl`; raises `UsageError` if it has none."""
+    path = Path(run) / "metrics.jsonl"
+    if not path.is_file():
+        raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
+    return read_lines(path)
 
 
 def _parse_lines(content: bytes, cut: bool = False) -> Iterator[dict[str, float]]:
@@ -300,24 +301,8 @@ def _whole(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def flatten(config: Any, at: str = "") -> dict[str, str]:
-    """Turn a nested configuration into `part.entry` names and texts."""
-    if not isinstance(config, Mapping):
-        return {at: config if isinstance(config, str) else json.dumps(config, ensure_ascii=False)}
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        found |= flatten(value, f"{at}.{name}" if at else str(name))
-    return found
-
-
-_COLUMNS = (
-    "name", "preset", "method", "state", "step", "images/s", "waits", "loss", "kNN best", "kNN last", "rank", "started",
-    "trained", "left",
-)  # fmt: skip
-
-
 def name_apart(runs: Sequence[RunSummary]) -> list[str]:
-    """Return the names of runs; where two are called alike, with as much of each path as they do not share."""
+    """Return the names of runs, or, if two have the same name, their paths without the common part."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -349,7 +334,7 @@ def _round(value: float | None) -> str:
 
 
 def say_duration(seconds: float | None) -> str:
-    """Say a time as 0:45, 12:05, 3 h 20 or 4 d 6 h; "" for None."""
+    """Format a duration as 0:45, 12:05, 3 h 20 or 4 d 6 h; "" for None."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     minutes = round(seconds) // 60
@@ -359,7 +344,7 @@ def say_duration(seconds: float | None) -> str:
 
 
 def build_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay texts out in columns, numbers to the right; columns with nothing in them are left out."""
+    """Lay texts out in columns, numbers right-aligned, without empty columns."""
     kept = [place for place in range(len(columns)) if not rows or any(row[place] for row in rows)]
     lines = [[_clean(line[place]) for place in kept] for line in (columns, *rows)]
     widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
@@ -375,18 +360,6 @@ def build_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _clean(text: str, longest: int = 48) -> str:
-    """Keep a text on its line: configurations of others may hold anything."""
+    """Fit a foreign text, such as a configuration's, on one line."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
-
-
-def read_metrics(run: Path | str) -> list[dict[str, float]]:
-    """Read the whole lines of a run's `metrics.jsonl`.
-
-    Raises `UsageError` where there is none.
-    """
-    try:
-        text = (Path(run) / "metrics.jsonl").read_text()
-    except OSError:
-        raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}") from None
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from chess_cxr.files.whole import write_atomically
 
@@ -35,11 +35,15 @@ def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "", 
 
     All text is escaped, the figures alone are taken as they are.
     """
-    template = files("chess_cxr.report").joinpath("templates/page.html").read_text("utf-8")
+    template = load_template("chess_cxr.report", "templates/page.html")
+    return template.render(title=title, subtitle=subtitle, sections=sections, synthetic=synthetic)
+
+
+def load_template(package: str, name: str, **filters: Callable[..., object]) -> Template:
+    """Load the template of a page, which escapes all text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        title=title, subtitle=subtitle, sections=sections, synthetic=synthetic
-    )
+    environment.filters |= filters
+    return environment.from_string(files(package).joinpath(name).read_text("utf-8"))
 
 
 def write_page(path: Path, page: str) -> Path:

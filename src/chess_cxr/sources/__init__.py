@@ -1,1 +1,1 @@
-"""Where films come from."""
+"""List films: of folders, tables, public data sets, or generated ones."""

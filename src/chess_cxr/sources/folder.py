@@ -1,4 +1,4 @@
-"""Films in a folder tree or below a URL, with a table beside them or without one."""
+"""List the films in a folder tree or below a URL, with or without a table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from chess_cxr.files.listing import find_kind, list_location
 from chess_cxr.files.locations import simplify_location
 from chess_cxr.records import ChessError, FilmListing, SourceFilm, UsageError
 from chess_cxr.sources.read_table import read_table
-from chess_cxr.sources.tables import FIELDS, build_table_listing
-
-__all__ = ["FIELDS", "read_folder"]
+from chess_cxr.sources.tables import build_table_listing
 
 _TABLES = (".csv", ".tsv", ".tab", ".parquet", ".xls", ".xlsx", ".ods", ".csv.gz", ".tsv.gz")
 _TEXTS = (".txt", ".md", ".rst", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".html", ".htm", ".pdf")
@@ -23,28 +21,28 @@ _NOT_FILMS = (*_TABLES, *_TEXTS, *_OTHERS, "dicomdir", "license", "readme", "mak
 def read_folder(
     sources: Sequence[Path | str], table: Path | str | None = None, columns: Mapping[str, str] | None = None
 ) -> FilmListing:
-    """List the films below `sources` (folders, single files or URLs of either), or those a table names.
+    """List the films below `sources` (folders, single files or URLs of either), or those that a table names.
 
-    Nothing but names is read.  Without a table the tree is walked at each iteration, one folder's names in memory at a
-    time; with one, the table is held and its films are made as they are asked for.
+    Only names are read.  Without a table, each iteration walks the tree with the names of one folder in memory; with
+    one, the table stays in memory and its films are built on demand.
 
-    Without a table every regular file counts, also one without extension; hidden files, stores, links out of the tree
-    or to nothing and what is no image by its extension (.csv, .txt, .json, DICOMDIR ...) are left out.  The uid is the
-    path below its source, after the name of the source where there are several, and after the folders above it as far
-    as two names are equal.
+    Without a table every regular file is a film, with or without extension.  Left out are hidden files, stores, links
+    to nothing or out of the tree, and files that are no images by extension (.csv, .txt, .json, DICOMDIR ...).  The uid
+    is the path relative to the source.  With several sources the name of the source comes first, and as many folders
+    above it as tell all sources apart.
 
-    A table (CSV, TSV, Parquet; may be compressed) holds one row a film.  `columns` maps fields to its columns: path,
-    uid, patient, study, view, age, sex, split, class (one label a value, blank = all unknown), labels (several columns,
-    separated by commas), study_date (YYYYMMDD or YYYY-MM-DD) and manufacturer.  Labels are 1, 0, blank, or -1, which is
-    `UNCERTAIN`.  A field that is not mapped is taken from the column of exactly its name (patient, study, view, age,
-    sex, split, study_date, manufacturer); map it to "" to leave such a column out.  Paths and uids are taken as they
-    stand, spaces and words such as NA included; without a uid, the path in its simplest spelling is the uid.  A film
-    that the table names and the tree lacks is listed all the same: it ends in the quarantine, not in silence.  With
-    several sources each film is looked for as it is listed, which over a network costs a request.
+    A table (CSV, TSV, Parquet; may be compressed) has one row a film.  `columns` maps fields to its columns: path, uid,
+    patient, study, view, age, sex, split, class (one label a value, blank = all unknown), labels (several columns,
+    separated by commas), study_date (YYYYMMDD or YYYY-MM-DD) and manufacturer.  Labels are 1, 0, blank, or -1 for
+    `UNCERTAIN`.  An unmapped field is read from the column of the same name (patient, study, view, age, sex, split,
+    study_date, manufacturer); map it to "" to ignore that column.  Paths and uids are literal, spaces and words such as
+    NA included; without a uid, the path in its simplest spelling is the uid.  A film that the table names but the tree
+    lacks is listed too and ends in the quarantine.  With several sources each film is searched for when listed, which
+    costs a request over a network.
 
-    Raises `UsageError` where there is nothing to read, for columns that do not exist, a file or uid twice, a label that
-    is no number, paths that lead out of the sources, and sources that overlap; the iteration raises it for a table's
-    film that is a link out of its source, and `ChessError` for a folder that cannot be listed.
+    Raises `UsageError` if there is nothing to read, for missing columns, a repeated file or uid, a label that is no
+    number, paths that lead out of the sources, and overlapping sources.  The iteration raises it for a table's film
+    that is a link out of its source, and `ChessError` for a folder that cannot be listed.
     """
     roots = [simplify_location(source) for source in sources]
     kinds = _find_kinds(roots)
@@ -85,7 +83,7 @@ def _find_kinds(roots: Sequence[Path | str]) -> list[str]:
 
 
 def _describe(root: Path | str, error: OSError) -> ChessError:
-    """Return what the user can do about it; names of folders below the source may be those of patients."""
+    """Return an error with advice, without names of folders below the source, which may name patients."""
     if isinstance(error, PermissionError):
         place = "the rights of its folders" if isinstance(root, Path) else "the credentials in the environment"
         return UsageError(f"no permission to list {root}; check {place}")
@@ -116,9 +114,9 @@ def _may_be_film(name: str) -> bool:
 
 
 def _name_roots(roots: Sequence[Path | str], kinds: Sequence[str]) -> list[str]:
-    """Return what the uids below each source begin with: as many last parts of every source as tell all of them apart.
+    """Return a prefix for the uids of each source: as many last parts of its path as tell all sources apart.
 
-    A single folder needs none.  The prefix of a single file is its whole uid.
+    A single folder has none.  The prefix of a file is its whole uid.
     """
     parts = [_split_location(root) for root in roots]
     if len(roots) == 1:

@@ -1,4 +1,4 @@
-"""Read a table that its owner keeps beside the films: CSV, TSV or Parquet, within bounds."""
+"""Read a CSV, TSV or Parquet table of bounded size."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.files.locations import TooLarge, read_location, simplify_location
-from chess_cxr.records import (
-    UsageError,
-)
+from chess_cxr.records import UsageError
 
-# Of the file and of the text that comes out of it; the largest table of the public data sets has less than 1 GB.
-MAX_TABLE_BYTES = 2 << 30
+MAX_TABLE_BYTES = 2 << 30  # of the file, and of its inflated text; public data sets have tables of less than 1 GB
 MAX_HEADER_CHARACTERS = 1 << 20
 
 
 def read_table(table: Path | str) -> pd.DataFrame:
-    """Read a CSV, TSV or Parquet file or object (text may be gzipped); text columns hold every value as it stands.
+    """Read a CSV, TSV or Parquet file or object (text may be gzipped); text tables keep every value literally.
 
-    Raises `UsageError`, in one line, for a table that is absent, unreadable, larger than 2 GiB (its text, once
-    inflated) or without rows.
+    Raises `UsageError` for a table that is missing, unreadable, larger than 2 GiB (inflated text too) or without rows.
     """
     table = simplify_location(table)
     if str(table).lower().endswith((".xlsx", ".xls", ".ods")):
@@ -39,11 +35,10 @@ def read_table(table: Path | str) -> pd.DataFrame:
             raise TooLarge
         content = table if isinstance(table, Path) else io.BytesIO(read_location(table, MAX_TABLE_BYTES))
         name = str(table).lower()
-        frame = (
-            pd.read_parquet(content, dtype_backend="numpy_nullable")
-            if name.endswith((".parquet", ".pq"))
-            else _read_text_table(content, name)
-        )
+        if name.endswith((".parquet", ".pq")):
+            frame = pd.read_parquet(content, dtype_backend="numpy_nullable")
+        else:
+            frame = _read_text_table(content, name)
     except FileNotFoundError:
         raise UsageError(f"the table {table} does not exist") from None
     except PermissionError:
@@ -61,7 +56,7 @@ def read_table(table: Path | str) -> pd.DataFrame:
 
 
 def _read_text_table(content: Path | io.BytesIO, name: str) -> pd.DataFrame:
-    """Read CSV or TSV as text, every value as it stands; a comma at the end of each row is no column."""
+    """Read CSV or TSV as literal text; a comma at the end of each row is no column."""
     with _open_text(content, name) as file:
         head = file.readline(MAX_HEADER_CHARACTERS)
         tabs = name.endswith((".tsv", ".tab", ".tsv.gz"))
@@ -71,14 +66,13 @@ def _read_text_table(content: Path | io.BytesIO, name: str) -> pd.DataFrame:
     if len(first) == len(names) + 1 and not first[-1]:
         names.append("")
     with _open_text(content, name) as file, warnings.catch_warnings():
-        # Without index_col=False pandas takes the first column as an index where rows are longer than the
-        # header; with it, it drops what is too much and warns.
+        # If rows are longer than the header, pandas takes the first column as an index; with index_col=False it warns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         frame = pd.read_csv(
             file,
             sep=separator,
             header=0,
-            names=list(range(len(names))),  # pandas would rename a column that occurs twice
+            names=list(range(len(names))),  # pandas would rename a repeated column
             dtype=str,
             keep_default_na=False,
             index_col=False,
@@ -89,9 +83,9 @@ def _read_text_table(content: Path | io.BytesIO, name: str) -> pd.DataFrame:
 
 
 def _open_text(content: Path | io.BytesIO, name: str) -> TextIO:
-    """Open a table as text; `TooLarge` is raised as soon as more than `MAX_TABLE_BYTES` have come out of it."""
+    """Open a table as text; reading raises `TooLarge` after `MAX_TABLE_BYTES`."""
     if isinstance(content, io.BytesIO):
-        content = io.BytesIO(content.getbuffer())  # read again from its start, and closed without harm
+        content = io.BytesIO(content.getbuffer())  # can be read twice, and closed
     bounded = io.BufferedReader(_Bounded(_open_bytes(content, name), MAX_TABLE_BYTES), 1 << 16)
     return io.TextIOWrapper(bounded, encoding="utf-8-sig", newline="")
 
@@ -103,7 +97,7 @@ def _open_bytes(content: Path | io.BytesIO, name: str) -> IO[bytes]:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that gives so many bytes and no more."""
+    """Stream that raises `TooLarge` after `most` bytes."""
 
     def __init__(self, file: IO[bytes], most: int) -> None:
         self._file, self._left = file, most

@@ -1,13 +1,11 @@
-"""Tables that owners keep beside their films: read as they stand, and turned into films."""
+"""List the films of a table that their owner keeps beside them."""
 
 from __future__ import annotations
 
 import math
 import os
 import posixpath
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from chess_cxr.records import (
     SourceFilm,
     UsageError,
     parse_age_years,
+    parse_date,
     parse_sex,
     parse_view,
 )
@@ -34,13 +33,13 @@ PATH_COLUMNS = ("file", "path", "Path", "filename", "file_name", "image", "Image
 MAX_CLASSES = 1000
 _SAME_NAME = (*_FILM_FIELDS[2:], "study_date", "manufacturer")
 _BLANK = frozenset({"", "nan", "NaN", "NaT", "NA", "<NA>", "N/A", "null", "None"})
-_SPLIT_NAMES = {"training": "train", "valid": "val", "validate": "val", "validation": "val", "dev": "val"} | {
-    "testing": "test"
-}
+_SPLIT_NAMES = {"training": "train", "testing": "test"} | dict.fromkeys(
+    ("valid", "validate", "validation", "dev"), "val"
+)
 _NAMES = ("path", "uid", "patient", "study")
-# A spelling that may have others beside it or lead elsewhere: a part that is "", "." or "..", a backslash first, a ":"
+# Spellings that need a closer look: a part that is "", "." or "..", a leading backslash, a ":"
 _ODD_PATH = r"(?:^|/)\.{0,2}(?:/|$)|^\\|:"
-# Labels are held as small codes: -1, 0 and 1 stand for themselves, and -1 takes the last of these.
+# Labels are held as small codes, which index these values; -1 takes the last.
 _UNKNOWN = 2
 _LABEL_OF_CODE = np.array([0.0, 1.0, np.nan, UNCERTAIN])
 _ROWS_A_SLICE = 4096
@@ -48,30 +47,17 @@ _PARSERS: dict[str, Callable[[str], str | float]] = {
     "age": parse_age_years,
     "sex": parse_sex,
     "view": parse_view,
-    "study_date": lambda text: parse_date(text),
+    "study_date": parse_date,
 }
-_DATE = re.compile(r"^(\d{4})(-?)(\d{2})\2(\d{2})(?:[ T].*)?$")
-
-
-def parse_date(text: str) -> str:
-    """Return YYYYMMDD from "20150203" or "2015-02-03", with a time behind it or not; "" from anything else."""
-    found = _DATE.match(text.strip())
-    if found is None:
-        return ""
-    try:
-        date(int(found[1]), int(found[3]), int(found[4]))
-    except ValueError:
-        return ""
-    return found[1] + found[3] + found[4]
 
 
 # ---------------------------------------------------------------- rows to films
 
 
 def build_table_listing(frame: pd.DataFrame, roots: Sequence[Path | str], columns: Mapping[str, str]) -> FilmListing:
-    """Return the films of a table, one a row, in its order; every check is done at once, the films are made later.
+    """List the films of a table, one a row, in its order; check everything now and build the films later.
 
-    roots: folders or URLs that the paths in the table are below.  columns: as `read_folder` has them; its errors too.
+    roots: folders or URLs that hold the paths of the table.  columns, errors: as for `read_folder`.
     """
     chosen = _choose_columns(frame, columns)
     used = {field: chosen[field] for field in FIELDS if field != "labels" and chosen.get(field)}
@@ -101,7 +87,7 @@ def _tell_columns(chosen: Mapping[str, str], label_names: Sequence[str]) -> str:
 
 
 def _tell_unread(texts: Mapping[str, pd.Series]) -> Iterator[str]:
-    """Yield a line for each field with cells that are not understood and become unknown."""
+    """Yield a line for each field with unreadable cells, which become unknown."""
     for field, parse in _PARSERS.items():
         if field in texts:
             counts = texts[field].value_counts()
@@ -138,8 +124,13 @@ def _make_films(
         )
 
 
+def name_split(text: str) -> str:
+    """Return the split that a word means, or the word in lower case; the caller checks it against `SPLITS`."""
+    return _SPLIT_NAMES.get(text.lower(), text.lower())
+
+
 def _choose_columns(frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
-    """Return which column fills each field; "" where none does."""
+    """Return the column of each field, "" for none."""
     if unknown := [field for field in columns if field not in FIELDS]:
         raise UsageError(f"no field is named {unknown[0]!r}; fields are {', '.join(FIELDS)}")
     chosen = {field: field for field in _SAME_NAME if field in frame.columns} | dict(columns)
@@ -165,9 +156,9 @@ def _split_names(text: str) -> list[str]:
 
 
 def _read_text(column: pd.Series, name: str, field: str = "") -> pd.Series:
-    """Return the column as text, "" for blanks; whole numbers that a blank has turned into floats lose their ".0".
+    """Return a column as text, "" for blanks; whole numbers that blanks turned into floats lose their ".0".
 
-    Paths and uids are taken as they stand, for a file may be named "NA"; elsewhere words such as NA are blanks.
+    Words such as NA are blanks, except in paths and uids: a file may be named "NA".
     """
     missing = column.isna().reset_index(drop=True)
     if pd.api.types.is_float_dtype(column):
@@ -190,7 +181,7 @@ def _write_numbers(column: pd.Series, name: str, field: str) -> pd.Series:
 
 
 def _decode_bytes(column: pd.Series, name: str) -> list[str]:
-    """Return the text of each value of a column that may be binary, as Parquet tables written by other tools are."""
+    """Return the values of a column as text; Parquet tables of some tools are binary."""
     texts = []
     for row, value in enumerate(column.tolist(), start=1):
         try:
@@ -201,8 +192,8 @@ def _decode_bytes(column: pd.Series, name: str) -> list[str]:
 
 
 def _read_splits(texts: pd.Series, column: str) -> dict[str, str]:
-    """Return the split that each text in the column means."""
-    split_of = {text: _SPLIT_NAMES.get(text.lower(), text.lower()) for text in texts.unique()}
+    """Return the split of each text in a column."""
+    split_of = {text: name_split(text) for text in texts.unique()}
     unknown = [text for text, split in split_of.items() if split and split not in SPLITS]
     if unknown:
         rows = np.flatnonzero(texts.isin(unknown))
@@ -214,12 +205,12 @@ def _read_splits(texts: pd.Series, column: str) -> dict[str, str]:
 
 
 def _name_rows(rows: np.ndarray) -> str:
-    """Name the first of some rows, counted from 1 below the header: what stands in them may name a patient."""
+    """Name the first of some rows, counted from 1 below the header; its content may name a patient."""
     return f"row {rows[0] + 1}" + (f" ({len(rows)} such rows)" if len(rows) > 1 else "")
 
 
 def _choose_uids(uids: pd.Series | None, paths: pd.Series) -> pd.Series:
-    """Return the uids, the path where there is none; no two rows may have one file or one uid."""
+    """Return the uids, or paths in their place; refuse two rows with one file or one uid."""
     _check_unique(paths, "file")
     if uids is None:
         return paths
@@ -242,13 +233,13 @@ def _check_unique(texts: pd.Series, what: str) -> None:
 
 
 def _simplify_paths(paths: pd.Series, places: Sequence[str], column: str) -> pd.Series:
-    """Return the paths in the one spelling that each file has, from its place on where that can be known.
+    """Return paths in a unique spelling, relative to their place if it is certain.
 
-    Raises `UsageError` for a row without a file and for one whose file is in none of the places.
+    Raises `UsageError` for a row without a file and for a file outside all places.
     """
     if (blank := np.flatnonzero(paths == "")).size:
         raise UsageError(f"row {blank[0] + 1} of column {column!r} names no file")
-    # Of millions, only those that could lead elsewhere or be spelled otherwise are followed.
+    # Of millions of paths, only the odd ones are resolved.
     odd = np.flatnonzero(paths.str.contains(_ODD_PATH, regex=True))
     if not len(odd):
         return paths
@@ -262,8 +253,8 @@ def _simplify_paths(paths: pd.Series, places: Sequence[str], column: str) -> pd.
 
 
 def _simplify_path(text: str, places: Sequence[str], plain: Collection[str]) -> str:
-    """Return a path from its place on; with several places, an absolute one as it is, but for a file in `plain` too."""
-    found = next(((place, location) for place in places if (location := _join(place, text))), None)
+    """Return a relative path; with several places, keep an absolute one unless its file is in `plain` too."""
+    found = next(((place, location) for place in places if (location := locate_below(place, text))), None)
     if found is None:
         return ""
     place, location = found
@@ -273,8 +264,8 @@ def _simplify_path(text: str, places: Sequence[str], plain: Collection[str]) -> 
     return inside if inside in plain and _find_film(inside, places)[1] == location else location
 
 
-def _join(place: str, text: str) -> str:
-    """Return the location of a path in a table below a place, "" where it leads out of it."""
+def locate_below(place: str, text: str) -> str:
+    """Return the location of a table's path below a place, "" if it leads out."""
     if not is_url(place):
         path = os.path.normpath(os.path.join(place, text))
         return path if path.startswith(os.path.join(place, "")) and not is_url(text) else ""
@@ -285,8 +276,8 @@ def _join(place: str, text: str) -> str:
 
 
 def _find_film(text: str, places: Iterable[str]) -> tuple[str, str]:
-    """Return place and location of the file that the table means; with several places the first that has it counts."""
-    found = [(place, location) for place in places if (location := _join(place, text))]
+    """Return place and location of a table's file; of several places, the first one that has it."""
+    found = [(place, location) for place in places if (location := locate_below(place, text))]
     if len(found) > 1:
         found = [pair for pair in found if find_kind(pair[1])] or found
     return found[0]
@@ -295,7 +286,7 @@ def _find_film(text: str, places: Iterable[str]) -> tuple[str, str]:
 def _find_films(
     texts: Sequence[str], leads_out_of: Mapping[str, Callable[[str], bool]], start: int, column: str
 ) -> list[str]:
-    """Return the locations of films; raise `UsageError` for a link out of its place, which a walk would leave out."""
+    """Return the locations of films; raise `UsageError` for a link out of its place, as a walk would skip it."""
     locations = []
     for row, text in enumerate(texts, start=start + 1):
         try:

@@ -1,1 +1,1 @@
-"""The tasks that an encoder is judged by."""
+"""The downstream tasks, and what they share."""

@@ -1,4 +1,4 @@
-"""The configuration of what tasks share."""
+"""The configuration of the perceptual loss, which tasks share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Literal
 from chess_cxr.records import UsageError
 
 SAME = "same"  # the encoder that the task begins with
-STAGE_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # after the stem and after stages 1 to 4, as CheSS weighs them
+STAGE_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # after the stem and after stages 1 to 4, as in CheSS
 
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """How features are compared.
+    """The comparison of features in a perceptual loss.
 
     Args:
         stages: weights of the features after the stem and after stages 1 to 4; 0 leaves one out.
-        resolution: contract resizes pictures to the size the network was trained at, film leaves them as they are.
-        scale: raw compares features as they are; unit scales the feature vector of each place to length 1 (as LPIPS
-            does, Zhang et al. 2018), which makes networks of different gain comparable.
+        resolution: contract resizes images to the network's training size, film keeps their size.
+        scale: raw compares the features themselves; unit scales the feature vector of each place to length 1 (like
+            LPIPS, Zhang et al. 2018), to make networks of different gain comparable.
     """
 
     stages: tuple[float, ...] = STAGE_WEIGHTS

@@ -1,10 +1,10 @@
-"""The folder that a task trains in, and that holds its model once it is finished."""
+"""Model folders of tasks: training happens inside, and leaves the finished model."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from chess_cxr.records import ChessError, UsageError
 
 
 def refuse_foreign_folder(out: Path) -> None:
-    """Raise UsageError where a model cannot be written or continued."""
+    """Raise UsageError if a model can be neither written nor continued at `out`."""
     if (out / "config.json").exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     if out.exists() and not (out / "run" / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
@@ -26,13 +26,13 @@ def refuse_foreign_folder(out: Path) -> None:
 
 
 def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a model's tensors; expected: names, shapes and kinds that it must have, "meta" tensors will do.
+    """Read a model's tensors, which must have the names, shapes and kinds of `expected`, such as meta tensors.
 
-    Raises ChessError, one line, for a file that is absent, none of safetensors, of another layout, or not finite.
+    Raises ChessError, in one line, if the file is absent, not safetensors, of another layout, or not finite.
     """
     problem = ""
     try:
-        if not file.is_file():  # a pipe would be waited for
+        if not file.is_file():  # reading a pipe would wait forever
             raise FileNotFoundError("there is no such file")
         tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
         problem = find_layout_problem(expected, tensors)
@@ -47,14 +47,24 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def write_model(
-    out: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any], result: Mapping[str, Any]
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, Any],
+    result: Mapping[str, Any],
+    keep: Sequence[str] = (),
 ) -> None:
-    """Write a finished model; its configuration comes last, so that half a model is none, and then its run goes."""
+    """Write a finished model, with the configuration last so that an interruption leaves no model; delete its run.
+
+    keep: folders of the run to keep, such as those of trackers.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(out / "model.safetensors", safetensors.torch.save(whole, {"format": "pt"}))
     write_atomically(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     metrics = out / "run" / "metrics.jsonl"
-    if metrics.exists():  # who continues after an end in here may find it gone
+    if metrics.exists():  # an earlier call may have stopped after it was moved
         write_atomically(out / "metrics.jsonl", metrics.read_bytes())
+    for name in keep:
+        if (out / "run" / name).exists():
+            (out / "run" / name).rename(out / name)
     write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
     shutil.rmtree(out / "run")

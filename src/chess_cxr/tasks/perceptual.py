@@ -1,4 +1,4 @@
-"""How far apart two pictures are for a network that has learned to see (Johnson et al. 2016)."""
+"""Perceptual loss: the distance of two images in a network's feature space (Johnson et al. 2016)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from chess_cxr.tasks.config import SAME, PerceptualConfig
 
 
 class PerceptualLoss:
-    """L1 distance of a frozen network's features of two pictures.
+    """L1 distance of two images in the feature space of a frozen network.
 
-    Not an `nn.Module`: its weights are never trained, and no checkpoint has to hold them.
+    Not an `nn.Module`, to keep its weights out of optimisers and checkpoints.
     """
 
     def __init__(self, encoder: Encoder, config: PerceptualConfig | None = None) -> None:
@@ -29,9 +29,9 @@ class PerceptualLoss:
         self.network = build_stages(encoder)
 
     def __call__(self, picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
-        """Return the weighted mean absolute difference of features, a scalar; both in [0, 1] with bone bright.
+        """Return the weighted mean absolute difference of features, a scalar; images in [0, 1] with bone bright.
 
-        A percentile window of the contract is the truth's own, for both.
+        If the contract has a percentile window, the truth's window applies to both images.
         """
         self.network.to(picture_B1HW.device)
         with torch.no_grad():
@@ -48,7 +48,7 @@ class PerceptualLoss:
 
 
 def build_stages(encoder: Encoder) -> nn.Module:
-    """Build a frozen copy of an encoder that returns its features after the stem and after its four stages."""
+    """Build a frozen copy of an encoder that returns the features after the stem and after each of four stages."""
     try:
         network: Any = timm.create_model(
             encoder.architecture, pretrained=False, features_only=True, in_chans=encoder.contract.channels
@@ -57,9 +57,8 @@ def build_stages(encoder: Encoder) -> nn.Module:
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
         raise UsageError(f"{encoder.architecture} gives no feature maps of several stages") from None
     if len(reductions) != 5:
-        raise UsageError(
-            f"{encoder.architecture} has {len(reductions)} stages of features, and a perceptual loss compares 5"
-        )
+        stages = f"{encoder.architecture} has {len(reductions)} stages of features"
+        raise UsageError(f"{stages}, and a perceptual loss compares 5")
     known: Mapping[str, Tensor] = encoder.module.state_dict()
     if absent := [name for name in network.state_dict() if name not in known]:
         raise UsageError(f"{encoder.name} lacks {absent[0]}: it cannot be a perceptual network")
@@ -69,9 +68,9 @@ def build_stages(encoder: Encoder) -> nn.Module:
 
 
 def find_window(picture_B1HW: Tensor, contract: PixelContract) -> tuple[Tensor, Tensor] | None:
-    """Return the grey levels that become 0 and 1 for each picture, [B, 1, 1, 1]; None where a contract has no window.
+    """Return the grey levels that become 0 and 1 for each image, [B, 1, 1, 1]; None if the contract has no window.
 
-    The window is one of bone-bright grey levels, whichever way round the network wants them.
+    The grey levels are bone bright, also for a bone-dark network.
     """
     if contract.percentiles is None:
         return None
@@ -86,9 +85,9 @@ def find_window(picture_B1HW: Tensor, contract: PixelContract) -> tuple[Tensor, 
 def prepare_pictures(
     picture_B1HW: Tensor, contract: PixelContract, window: tuple[Tensor, Tensor] | None, resize: bool = True
 ) -> Tensor:
-    """Bring pictures in [0, 1] with bone bright to what a contract says, so that gradients flow: [B, C, H, W].
+    """Prepare images in [0, 1] with bone bright as a contract demands, with gradients: [B, C, H, W].
 
-    Does what `PixelContract.prepare` does; where that averages areas, antialiased bilinear resampling stands for it.
+    The same as `PixelContract.prepare`, except that antialiased bilinear resampling replaces area averages.
     """
     if window is not None:
         low, high = window
@@ -119,7 +118,7 @@ def _fit(picture_B1HW: Tensor, contract: PixelContract) -> Tensor:
 
 
 def check_perceptual(spec: str) -> None:
-    """Raise UsageError, without loading anything, for a name that no perceptual network can have."""
+    """Raise UsageError for an invalid name of a perceptual network, without loading anything."""
     if spec == "chess":
         raise UsageError("chess needs the published file: chess:FILE.pth.tar")
     if spec.startswith("pixels:"):
@@ -131,10 +130,10 @@ def check_perceptual(spec: str) -> None:
 def build_perceptual(
     spec: str, encoder: Encoder, config: PerceptualConfig | None = None, seed: int = 0
 ) -> tuple[PerceptualLoss | None, str]:
-    """Build the perceptual loss that a name stands for; return it with a line that says what it is.
+    """Build a perceptual loss by name; return it with a line that describes it.
 
-    spec: "none"; "same", the given encoder; "random", one like it with weights of its own from the seed; "imagenet";
-    "chess:FILE", the published checkpoint; or whatever `load_encoder` takes.
+    spec: "none"; "same", the given encoder; "random", an untrained network like it with weights from the seed;
+    "imagenet"; "chess:FILE", the published checkpoint; or any name that `load_encoder` takes.
     """
     check_perceptual(spec)
     if spec == "none":

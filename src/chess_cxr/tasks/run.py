@@ -1,26 +1,23 @@
-"""What the runs of all downstream tasks have in common: which films a step sees, and who looks on."""
+"""Batches of downstream tasks, the same for any number of ranks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, Self, TypeVar
 
 import torch
 
-from chess_cxr.records import UsageError
 from chess_cxr.training.ahead import prepare_ahead
-from chess_cxr.training.loop import Method, StepReport, TrainingConfig
-from chess_cxr.training.order import compute_batch
+from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.order import compute_batch, share_batch
 from chess_cxr.training.run import Rank
-from chess_cxr.training.run_log import RunLog
 
 
 class Movable(Protocol):
     """A batch of tensors."""
 
     def to(self, device: torch.device) -> Self:
-        """Return it on a device."""
+        """Return the batch on a device."""
 
 
 Example = TypeVar("Example")
@@ -36,13 +33,10 @@ def read_task_batches(
 ) -> Generator[Batch, None, None]:
     """Yield this rank's share of the batches from a step on, prepared ahead by threads.
 
-    draw: makes a batch of examples and of their running positions, as a pure function of these.
-    Raises `UsageError` at once where the ranks cannot share the batch.
+    draw: builds a batch from examples and their running positions, as a pure function.
+    Raises `UsageError` at once if the ranks cannot share the batch.
     """
-    if training.batch % rank.world:
-        raise UsageError(f"{rank.world} ranks cannot share a batch of {training.batch}; choose a multiple")
-    own = training.batch // rank.world
-    share = slice(rank.number * own, (rank.number + 1) * own)
+    share = share_batch(training.batch, rank.number, rank.world)
 
     def prepare(step: int) -> Batch:
         chosen_B, position_B = compute_batch(len(examples), training.batch, step, training.seed)
@@ -50,32 +44,3 @@ def read_task_batches(
         return draw(chosen, position_B[share].tolist()).to(rank.device)
 
     return prepare_ahead(prepare, range(first_step, training.steps), training.loader_threads)
-
-
-class TaskWatch:
-    """Logs a run's numbers, and those of held-out films at every `probe_every` steps and the last.
-
-    measure: returns the numbers of held-out films, and leaves the method as it was.
-    """
-
-    has_collapsed = False
-
-    def __init__(
-        self, log: RunLog, method: Method, training: TrainingConfig, measure: Callable[[], Mapping[str, float]]
-    ) -> None:
-        self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._measure = method, training, measure
-
-    def look(self, report: StepReport) -> None:
-        """Log a step that was made, and look at the held-out films where it is time."""
-        training, step, last = self._training, report.step, report.step == self._training.steps
-        values = dict[str, float]()
-        if report.problem:
-            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
-        if last or step % training.log_every == 0:
-            values = self.log.summarise(report, self._method.signals, training.batch)
-        if last or step % training.probe_every == 0:
-            self.probe = {name: value for name, value in self._measure().items() if math.isfinite(value)}
-            values |= self.probe
-        if values:
-            self.log.write(step, values)

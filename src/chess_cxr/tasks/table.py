@@ -1,4 +1,4 @@
-"""The one table of tasks: a task is a folder, a line here and its tests."""
+"""The table of tasks; a new task is a folder, an entry here and its tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chess_cxr.workers.child import Limits
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What `chess-cxr predict` was told: saliency for classifiers, out, burn_in, sheets for models that make films."""
+    """Options of `chess-cxr predict`: saliency for classifiers; out, burn_in and sheets for models that make films."""
 
     out: Path | None = None
     burn_in: bool = False
@@ -28,7 +28,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of films: one record a film, made as it is asked for, with a `reason` where there is none."""
+    """The results of a model: one record per film, computed on demand; a failed film has a `reason`."""
 
     columns: tuple[str, ...]
     records: Iterable[Mapping[str, Any]]
@@ -36,13 +36,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Task:
-    """Where the parts of a task stand, as MODULE:NAME; they are imported when first needed.
+    """The functions of a task as MODULE:NAME, imported at first use.
 
     finetune: the command `chess-cxr finetune TASK`, in a module that does not import torch.
     load: (folder, device) -> the model that the command wrote.
-    describe: (model) -> what it is, in a few words.
-    predict: (folder, locations, PredictOptions) -> Predictions; "" where the model has a command of its own.
-    use: that command.
+    describe: (model) -> a description in a few words.
+    predict: (folder, locations, PredictOptions) -> Predictions; "" if the model has its own command.
+    use: then, what the model is, and this command.
     """
 
     finetune: str
@@ -69,18 +69,18 @@ TASKS = {
         "chess_cxr.tasks.nodules.command:finetune_nodules",
         "chess_cxr.tasks.nodules.model:load_nodule_generator",
         "chess_cxr.tasks.nodules.model:describe_nodule_generator",
-        use="chess-cxr generate",
+        use="a nodule generator; use it with: chess-cxr generate {model} --films …",
     ),
 }
 
 
 def list_finetune_commands() -> dict[str, Callable[..., None]]:
-    """Return the command that trains each task's model, by its words."""
+    """Return the finetune command of each task, by its words."""
     return {f"finetune {name}": resolve_name(task.finetune) for name, task in TASKS.items()}
 
 
 def find_task(model: Path) -> Task:
-    """Return the task of a model folder; raises `UsageError` for anything else."""
+    """Return the task of a model folder; raises `UsageError` for any other path."""
     task = TASKS.get(str(read_json(model / "config.json").get("task")))
     if task is None:
         raise UsageError(f"{model} is no model; make one with: chess-cxr finetune")
@@ -88,20 +88,25 @@ def find_task(model: Path) -> Task:
 
 
 def load_model(folder: Path, device: str = "auto") -> Any:
-    """Load what a finetune command wrote, on a device."""
+    """Load a model folder of a finetune command onto a device."""
     return resolve_name(find_task(folder).load)(folder, device)
 
 
 def predict_films(model: Path, locations: Iterable[Path | str], options: PredictOptions) -> Predictions:
-    """Use a model on film files.
+    """Apply a model to film files.
 
-    Raises `UsageError` where it has a command of its own or an option is not for models of its task.
+    Raises `UsageError` if the model has its own command, or if an option does not apply to its task.
     """
+    predictions: Predictions = resolve_name(find_predictor(model))(model, list(locations), options)
+    return predictions
+
+
+def find_predictor(model: Path) -> str:
+    """Return what a model folder predicts with; raise `UsageError` if it has a command of its own."""
     task = find_task(model)
     if not task.predict:
-        raise UsageError(f"{model} is for another command; use it with: {task.use} {model}")
-    predictions: Predictions = resolve_name(task.predict)(model, list(locations), options)
-    return predictions
+        raise UsageError(f"{model} is {task.use.format(model=model)}")
+    return task.predict
 
 
 def predict(
@@ -116,21 +121,14 @@ def predict(
     workers: int | None = None,
     limits: Limits | None = None,
 ) -> list[dict[str, Any]]:
-    """Use a model on film files and return one record a film.
+    """Apply a model to film files; return one record per film.
 
-    model: what `finetune_classifier` or `finetune_bones` wrote.  films: files (DICOM, PNG, JPEG, …) or URLs.
-    out: folder for what a bone model makes.  burn_in, sheets, saliency: as in `chess-cxr predict`.
+    model: a folder from `finetune_classifier` or `finetune_bones`.  films: files (DICOM, PNG, JPEG, …) or URLs.
+    out: folder for the films that a bone model makes.  burn_in, sheets, saliency: as in `chess-cxr predict`.
     A classifier's record holds `film`, a probability for each label and `reason`; a bone model's `film`, `out` and
-    `reason`.  A film that fails has a reason and no result.
-    Raises `UsageError` where `model` is none or an option is not for models of its task.
+    `reason`.  A failed film has a reason and no result.
+    Raises `UsageError` if `model` is not a model, or if an option does not apply to its task.
     """
-    options = PredictOptions(
-        Path(out) if out else None,
-        burn_in,
-        sheets,
-        Path(saliency) if saliency else None,
-        device,
-        workers,
-        limits or Limits(),
-    )
+    made, seen = (Path(folder) if folder else None for folder in (out, saliency))
+    options = PredictOptions(made, burn_in, sheets, seen, device, workers, limits or Limits())
     return [dict(record) for record in predict_films(Path(model), films, options).records]

@@ -1,1 +1,1 @@
-"""One loop that trains every method and task."""
+"""The training loop of all methods and tasks, and its run folder, checkpoints, ranks and trackers."""

@@ -1,6 +1,6 @@
 """Prepare batches ahead of the training step, in threads.
 
-The decoder and the warps release Python's lock, so threads scale, and Lance forbids forking.
+Threads scale, as decoding and warping release Python's lock; worker processes could not be forked, as Lance forbids it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Prepared = TypeVar("Prepared")
 
 
 def prepare_ahead(prepare: Callable[[int], Prepared], steps: range, threads: int) -> Generator[Prepared, None, None]:
-    """Yield what `prepare` makes of each step, in order, while threads prepare the next ones."""
-    cv2.setNumThreads(1)  # these threads are as many as were asked for: OpenCV is to start no more
+    """Yield `prepare(step)` for each step in order, while threads prepare the next ones."""
+    cv2.setNumThreads(1)  # OpenCV must not start threads of its own besides these
     with ThreadPoolExecutor(threads, thread_name_prefix="views") as executor:
         waiting: deque[Future[Prepared]] = deque()
         try:

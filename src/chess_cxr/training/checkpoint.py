@@ -1,9 +1,8 @@
-"""Atomic checkpoints without pickle: tensors as safetensors, everything else as JSON in the header."""
+"""Atomic checkpoints without pickle: tensors in safetensors, everything else as JSON in the header."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.loop import LoopState
 
-Complete = Callable[[dict[str, Any]], dict[str, Any]]
 CHECKPOINT_VERSION = 1
 
 
@@ -30,9 +28,9 @@ def write_checkpoint(
     keep: int = 2,
     loop: LoopState | None = None,
 ) -> Path:
-    """Write `folder/step_00001234.safetensors` so that it appears whole or not at all; keep the newest `keep`.
+    """Write `folder/step_00001234.safetensors`, whole or not at all, and delete all but the newest `keep`.
 
-    described: the resolved configuration; a checkpoint resumes only under the same one.  loop: what the loop remembers.
+    described: the resolved configuration; a checkpoint resumes only under the same one.  loop: the loop's own state.
     """
     tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
     for name, optimizer in optimizers.items():
@@ -42,19 +40,19 @@ def write_checkpoint(
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    # a file of ours always has unshared, contiguous tensors on the CPU
+    # safetensors needs contiguous CPU tensors that share no memory
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     header = {"version": str(CHECKPOINT_VERSION), "step": str(step), "config": json.dumps(described, sort_keys=True)}
     path = name_checkpoint(folder, step)
     write_atomically(path, save(tensors, header))
-    # a killed run leaves the file it was writing
+    # a killed run leaves a partial file
     for old in [*sorted(folder.glob("step_*.safetensors"))[:-keep], *folder.glob(".step_*.partial-*")]:
         old.unlink()
     return path
 
 
 def name_checkpoint(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step stands."""
+    """Return the path of a step's checkpoint."""
     return folder / f"step_{step:08d}.safetensors"
 
 
@@ -64,7 +62,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint: its step, its configuration and its tensors on the CPU."""
+    """Read a checkpoint; return its step, its configuration and its tensors on the CPU."""
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -84,14 +82,13 @@ def restore_checkpoint(
     optimizers: dict[str, Optimizer],
     described: dict[str, Any],
     loop: LoopState | None = None,
-    complete: Complete | None = None,
 ) -> int:
-    """Put a checkpoint's state into method, optimisers, loop and random generators; return its step.
+    """Restore method, optimisers, loop and random generators from a checkpoint; return its step.
 
-    Raises `UsageError` naming the first difference where the checkpoint was written under another configuration.
+    Raises `UsageError` that names the first difference if the checkpoint has another configuration.
     """
     step, written_under, tensors = read_checkpoint(path)
-    check_same_configuration(path.parent.parent, written_under, described, complete)
+    check_same_configuration(path.parent.parent, written_under, described)
     method.load_state_dict(_take(tensors, "method."))
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
@@ -108,27 +105,20 @@ def restore_checkpoint(
     return step
 
 
+def check_same_configuration(run: Path, written_under: dict[str, Any], described: dict[str, Any]) -> None:
+    """Raise `UsageError` that names the first difference between a run's configuration and the requested one."""
+    now = json.loads(json.dumps(described))
+    if written_under != now:
+        difference = _name_difference(written_under, now)
+        raise UsageError(f"{run} holds a run of another configuration: {difference}")
+
+
 def _match_layout(optimizer: Optimizer) -> None:
-    """Give moments the memory layout of their parameters again: mixed layouts make every later step slower."""
+    """Restore the memory layout of the optimiser's moments: layouts other than the parameters' slow down every step."""
     for parameter, fields in optimizer.state.items():
         for key, value in fields.items():
             if value.shape == parameter.shape:
                 fields[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-
-
-def check_same_configuration(
-    run: Path, written_under: dict[str, Any], described: dict[str, Any], complete: Complete | None = None
-) -> None:
-    """Raise `UsageError` naming the first entry in which a run's configuration differs from the one asked for.
-
-    complete: gives what an earlier version wrote the entries that it did not know, at their defaults.
-    """
-    now = json.loads(json.dumps(described))
-    if complete and written_under != now:
-        written_under = json.loads(json.dumps(complete(written_under)))
-    if written_under != now:
-        difference = _name_difference(written_under, now)
-        raise UsageError(f"{run} holds a run of another configuration: {difference}")
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

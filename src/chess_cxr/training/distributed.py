@@ -1,4 +1,4 @@
-"""What ranks under `torchrun` must agree on."""
+"""The ranks of a run under `torchrun`: join and leave them, and agree on numbers, weights and gradients."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import atexit
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore
 
 from chess_cxr.records import ChessError, UsageError
 
 LONGEST_WAIT_SECONDS = 300
+Result = TypeVar("Result")
 
 
 def join_ranks(device: str = "auto") -> tuple[int, int]:
-    """Join the process group that `torchrun` describes, if any; return (rank, world size).
+    """Join the process group of `torchrun`, if there is one; return (rank, world size).
 
-    device: as `choose_device` takes it; each rank takes the GPU of its own number.
+    device: a name for `choose_device`; each rank uses the GPU of its own local rank.
     """
     world = count_ranks()
     if world > 1 and device.startswith("cuda:"):
@@ -41,28 +44,28 @@ def join_ranks(device: str = "auto") -> tuple[int, int]:
 
 
 def count_ranks() -> int:
-    """Return how many ranks the run has, also before they are joined."""
+    """Return the number of ranks of the run, also before joining them."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _open_store() -> TCPStore:
-    """Open a key-value store in which no rank of an earlier start has written.
+    """Open a key-value store that is not shared with an earlier start of the same run.
 
-    torchrun lends one store to all its restarts: a rank may read there where its dead predecessor listened, and wait
-    for it (pytorch issue 135712).  Its restart count is each node's own, so cannot tell the starts apart.  Here the
-    first rank serves a new store and says where; whoever reads an old answer finds nobody there, and asks again.
+    torchrun uses one store for all its restarts: a rank may read there the address of its dead predecessor and wait for
+    it (pytorch issue 135712).  The restart count differs between nodes, so it cannot tell the starts apart.  Here rank
+    0 serves a new store and publishes its port in the old one; the other ranks retry until that port answers.
     """
     host, key = os.environ["MASTER_ADDR"], "chess_cxr/store_port"
-    lent = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False)
+    shared = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False)
     if os.environ["RANK"] == "0":
         served = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        lent.set(key, str(served.port))
+        shared.set(key, str(served.port))
         return served
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     while time.monotonic() < deadline:
         with suppress(OSError, dist.DistError):
-            port = int(lent.get(key))
-            socket.create_connection((host, port), timeout=10).close()  # a store's own refusals are pages long
+            port = int(shared.get(key))
+            socket.create_connection((host, port), timeout=10).close()  # TCPStore's own error messages are pages long
             return TCPStore(host, port, is_master=False)
         time.sleep(0.1)
     raise ChessError(f"rank 0 does not answer at {host}; its own message, or a firewall between the nodes, says why")
@@ -70,7 +73,7 @@ def _open_store() -> TCPStore:
 
 @contextmanager
 def explain_lost_rank() -> Iterator[None]:
-    """Turn the failure of a collective whose other end has gone into one line."""
+    """Turn the failure of a collective after another rank has gone into an error of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -82,19 +85,31 @@ def explain_lost_rank() -> Iterator[None]:
 
 
 def leave_ranks() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def wait_for_ranks() -> None:
-    """Return when every rank has come here."""
+    """Wait until every rank has called this."""
     if dist.is_initialized():
         dist.barrier()
 
 
+def let_first_rank(work: Callable[[], Result]) -> Result:
+    """Call `work` on the first rank only and return its result on every rank; the others wait as long as it takes."""
+    if not dist.is_initialized():
+        return work()
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    assert isinstance(group, dist.ProcessGroup)  # of all ranks
+    done = [work() if dist.get_rank() == 0 else None]
+    with explain_lost_rank():
+        dist.broadcast_object_list(done, 0, group)
+    return cast(Result, done[0])
+
+
 def agree_on_mean(value: float, device: torch.device) -> float:
-    """Return the mean of a number over the ranks: one that is not finite anywhere is not finite everywhere."""
+    """Return the mean of a number over the ranks; if it is not finite on one rank, the mean is not finite either."""
     if not dist.is_initialized():
         return value
     shared = torch.tensor(value, device=device)
@@ -102,8 +117,17 @@ def agree_on_mean(value: float, device: torch.device) -> float:
     return float(shared) / dist.get_world_size()
 
 
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over the ranks, without gradient."""
+    if not dist.is_initialized():
+        return tensor
+    shared = tensor.detach().clone()
+    dist.all_reduce(shared)
+    return shared / dist.get_world_size()
+
+
 def agree_on_largest(value: int, device: torch.device) -> int:
-    """Return the largest of a whole number over the ranks."""
+    """Return the maximum of an integer over the ranks."""
     if not dist.is_initialized():
         return value
     shared = torch.tensor(value, device=device)
@@ -119,7 +143,7 @@ def copy_from_first_rank(module: nn.Module) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the ranks, in one collective."""
+    """Average all gradients over the ranks, in one collective."""
     if not dist.is_initialized():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""TensorBoard events, written at once: its own writer's thread would fail unseen, or loudly, on a full disk."""
+"""Write TensorBoard events synchronously, as its own writer's thread would hide an error such as a full disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventFile:
-    """One new event file in `folder`; TensorBoard forgets what older files there say after `first_step`."""
+    """A new event file in `folder`; it makes TensorBoard discard events of older files after `first_step`."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # unbuffered, so that closing has nothing left to fail on
+        # unbuffered, so that closing cannot fail
         self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("xb", buffering=0)
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
@@ -28,8 +28,8 @@ class EventFile:
         named = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(Event(step=step, summary=Summary(value=named)))
 
-    def close(self) -> None:
-        """Close the file."""
+    def close(self, end: str = "") -> None:
+        """Close the file; it does not record how the run ended."""
         self._file.close()
 
     def _write(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The one loop that trains every method and task, adversarial ones included."""
+"""The training loop of every method and task, including adversarial ones."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from chess_cxr.training.distributed import agree_on_mean, average_gradients
 from chess_cxr.training.precision import LossScaling, Precision, compute_losses
 from chess_cxr.training.skipped import NormStatistics, SkippedSteps, keep_frozen
 
-MOST_STEPS = 10**12  # a slip of the keyboard, not a run
+MOST_STEPS = 10**12  # more is a typing error
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a method is optimised.
 
-    batch: films a step over all ranks.  warmup: share of the steps with a linearly rising rate.
-    clip_norm: largest gradient norm, 0 for no clipping.  loader_threads: batches prepared at a time.
-    precision: of the networks' arithmetic; weights, gradients and optimiser are float32 always.
-    frozen_steps: steps at the start in which only the heads learn, the encoder being frozen.
-    sync_batch_norm: BatchNorm takes its statistics over all ranks; for methods other than MoCo on many ranks.
-    max_skipped: this many steps in a row with a loss or gradient that is not finite end the run.
-    stop_on_collapse: end the run, its checkpoint written, once all films have become alike (`probe.CollapseAlarm`).
+    batch: films per step over all ranks.  warmup: fraction of the steps with a linearly rising learning rate.
+    clip_norm: largest gradient norm, 0 for no clipping.  loader_threads: number of batches prepared in parallel.
+    precision: autocast precision of the networks; weights, gradients and optimiser state are always float32.
+    frozen_steps: number of first steps that train the heads only and keep the encoder frozen.
+    sync_batch_norm: compute BatchNorm statistics over all ranks; for methods other than MoCo.
+    max_skipped: end the run after this many steps in a row with a non-finite loss or gradient.
+    stop_on_collapse: end the run, with a checkpoint, when its representation collapses (`collapse.CollapseAlarm`).
     """
 
     steps: int
@@ -56,32 +56,32 @@ class TrainingConfig:
 
 
 class Method(Protocol):
-    """What the loop needs of a pre-training method or a downstream task; it is also an `nn.Module`."""
+    """The interface between the loop and a pre-training method or downstream task, which is also an `nn.Module`."""
 
     @property
     def signals(self) -> Mapping[str, float]:
-        """Numbers of the newest step that are worth watching."""
+        """The newest step's numbers, for the log."""
 
     def get_parameters(self) -> Mapping[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains."""
 
     def losses(self, batch: Any) -> Iterable[tuple[str, Tensor]]:
-        """Yield (name, scalar loss) lazily: each is stepped before the next is computed.
+        """Yield (name, scalar loss) lazily: the loop steps each loss before it asks for the next.
 
-        Nothing that lasts is changed here but running statistics of normalisation layers: the step may be skipped.
+        May change no lasting state except running statistics of normalisation layers, as the step may be skipped.
         """
 
     def after_step(self) -> None:
-        """Update what no gradient reaches: momentum encoder, queue."""
+        """Update the state that has no gradient, such as a momentum encoder or a queue."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimisation step did; `step` counts completed steps, those without effect included.
+    """One optimisation step; `step` counts all steps up to this one, skipped ones included.
 
-    losses, gradient_norms: before clipping and unscaled; only what was finite.
-    problem: why this step was skipped, "" if it was made.  skipped_steps, overflowed_steps: of the run so far, for
-    losses or gradients that were not finite, and for a float16 scale that was too large.
+    losses, gradient_norms: finite values only, unscaled and before clipping.
+    problem: why the step was skipped, "" if it was not.  skipped_steps, overflowed_steps: number of the run's steps so
+    far that were skipped for a non-finite loss or gradient, and for too large a float16 scale.
     """
 
     step: int
@@ -96,25 +96,30 @@ class StepReport:
 
 
 class LoopState:
-    """What the loop itself remembers from step to step, beside the method and its optimisers."""
+    """The loop's own state, besides the method and its optimisers: loss scales and counts of skipped steps.
+
+    is_over: whether training is finished, be it before its last step.
+    """
 
     def __init__(self, method: Method, config: TrainingConfig) -> None:
         parameters = method.get_parameters()
         self.device = next(iter(parameters.values()))[0].device
         self.scaling = LossScaling(parameters, config.precision, self.device)
         self.skipped = SkippedSteps()
+        self.is_over = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold."""
+        """Return the state as tensors, for a checkpoint."""
         parts = {"scaling": self.scaling.state_dict(), "skipped": self.skipped.state_dict()}
-        return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        named = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        return named | {"is_over": torch.tensor(self.is_over)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue with what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         for name, part in (("scaling.", self.scaling), ("skipped.", self.skipped)):
-            part.load_state_dict(
-                {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
-            )
+            own = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+            part.load_state_dict(own)
+        self.is_over = bool(state.get("is_over", False))  # version 0.1 wrote none
 
 
 def build_optimizers(
@@ -122,8 +127,8 @@ def build_optimizers(
 ) -> dict[str, Optimizer]:
     """Build one optimiser for each named loss.
 
-    groups: by loss, torch's parameter groups in place of `method.get_parameters`; a group's `rate_scale` is its share
-    of the learning rate, 1 by default.
+    groups: torch's parameter groups of each loss, instead of `method.get_parameters`; a group's `rate_scale`, 1 by
+    default, multiplies the learning rate.
     """
     optimizers: dict[str, Optimizer] = {}
     for name, parameters in (groups or method.get_parameters()).items():
@@ -137,7 +142,7 @@ def build_optimizers(
 
 
 def compute_learning_rate(config: TrainingConfig, step: int) -> float:
-    """Return the rate of a step: linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017)."""
+    """Return the learning rate of a step: linear warm-up, then half a cosine to 0 (Loshchilov & Hutter 2017)."""
     warmup = config.warmup * config.steps
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -153,11 +158,11 @@ def train(
     first_step: int = 0,
     state: LoopState | None = None,
 ) -> Iterator[StepReport]:
-    """Run one optimisation step for each batch, yielding a report after each.
+    """Run one optimisation step per batch and yield its report.
 
-    Losses are means over the ranks.  A loss or gradient that is not finite on any rank makes all of them skip what is
-    left of the step, before it can reach weights, optimiser, `after_step` or running statistics; where a step has
-    several losses, those stepped before stay stepped.  state: to continue from, fresh by default.
+    Losses are means over the ranks.  If a loss or gradient is not finite on any rank, all ranks skip the rest of the
+    step: weights, optimiser and running statistics keep their values and `after_step` is not called.  Losses of the
+    same step that were stepped earlier remain stepped.  state: the loop's state to continue from.
     Raises `ChessError`, on every rank, after `config.max_skipped` such steps in a row.
     """
     if not isinstance(method, nn.Module):
@@ -184,7 +189,7 @@ def train(
 
 @dataclass
 class _Step:
-    """A step as far as it has come."""
+    """The results of a step so far."""
 
     losses: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
@@ -200,7 +205,7 @@ def _make_step(
     rate: float,
     state: LoopState,
 ) -> _Step:
-    """Step each loss as it comes, then let the method follow; leave off at what is not finite."""
+    """Step each loss, then call `after_step`; stop at the first non-finite loss or gradient."""
     made = _Step()
     for name, loss in compute_losses(method.losses(batch), config.precision, state.device):
         value = agree_on_mean(float(loss.detach()), loss.device)
@@ -225,7 +230,7 @@ def _make_step(
 
 
 def _compute_gradients(name: str, optimizer: Optimizer, loss: Tensor, clip: float, scaling: LossScaling) -> float:
-    """Fill the gradients, mean over the ranks and clipped; return their norm before clipping."""
+    """Compute the gradients, averaged over the ranks and clipped; return their norm before clipping."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(scaling.scale(name, loss))
@@ -241,7 +246,7 @@ def _check_patience(problem: str, step: int, in_a_row: int, most: int) -> None:
 
 
 def get_trunk(method: Method) -> nn.Module:
-    """Return the network that `frozen_steps` freezes; raise `UsageError` where a method has none."""
+    """Return the encoder that `frozen_steps` freezes; raise `UsageError` for a method without one."""
     trunk = getattr(method, "encoder", None)
     if not isinstance(trunk, nn.Module):
         raise UsageError("training.frozen_steps freezes a method's encoder, and this method has none; set it to 0")
@@ -249,7 +254,7 @@ def get_trunk(method: Method) -> nn.Module:
 
 
 def check_training_config(config: TrainingConfig) -> None:
-    """Raise `UsageError` for numbers that cannot train."""
+    """Raise `UsageError` for invalid numbers."""
     if config.steps < 1 or config.batch < 2:
         raise UsageError("training needs at least 1 step and a batch of at least 2 films")
     if max(config.steps, config.batch) > MOST_STEPS:

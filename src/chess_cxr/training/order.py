@@ -1,21 +1,19 @@
-"""Which films each step sees: a pure function of seed and step, so there is no loader state to save."""
+"""The order of the films: a pure function of seed and step, so checkpoints need no loader state."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-# Second words of Philox keys; epochs and views count up from 0.
-BLOCKS, GROUPS = 2**61, 2**60
+from chess_cxr.records import UsageError
 
 
 @lru_cache(maxsize=2)
 def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which one epoch visits `films` films: a pure function of seed and epoch.
+    """Return the order in which one epoch visits `films` films: a pure function of seed and epoch, read-only.
 
-    Read-only; the newest two are kept, since drawing 5 million takes longer than a step should.
+    Caches the last two orders, as shuffling 5 million films takes longer than a step should.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(films)
     order.flags.writeable = False
@@ -23,10 +21,10 @@ def compute_epoch_order(films: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which films step `step` sees, and the running position of each in the whole run.
+    """Return the films of a step, and the running position of each in the run.
 
-    The run is one endless row of epochs, each a fresh permutation; a batch may straddle two of them, so
-    no film is dropped.  The positions seed the views.  Ranks take slices of both.
+    A run is a sequence of epochs, each a new permutation; a batch may span two epochs, so no film is dropped.  The
+    positions seed the views.  Ranks take slices of both arrays.
     """
     position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     epoch_B = position_B // films
@@ -37,30 +35,9 @@ def compute_batch(films: int, batch: int, step: int, seed: int) -> tuple[np.ndar
     return film_B, position_B
 
 
-def compute_balanced_batch(
-    groups: Sequence[np.ndarray], batch: int, step: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return films and positions of a step as `compute_batch` does, but with as many films of every group.
-
-    groups: the film numbers of each.  The run is an endless row of blocks that hold one film of each group, in an order
-    drawn anew; the films of a group follow each other in epochs of its own, so a small group comes round more often.
-    """
-    position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
-    block_B, place_B = position_B // len(groups), position_B % len(groups)
-    film_B = np.empty(batch, dtype=np.int64)
-    for index, (block, place) in enumerate(zip(block_B.tolist(), place_B.tolist(), strict=True)):
-        group = int(_draw_block(len(groups), seed, block)[place])
-        films = groups[group]
-        epoch, within = divmod(block, len(films))
-        film_B[index] = films[_draw_group_order(len(films), seed, group, epoch)[within]]
-    return film_B, position_B
-
-
-@lru_cache(maxsize=1024)
-def _draw_block(groups: int, seed: int, block: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, BLOCKS + block])).permutation(groups)
-
-
-@lru_cache(maxsize=64)
-def _draw_group_order(films: int, seed: int, group: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, GROUPS + (group << 40) + epoch])).permutation(films)
+def share_batch(batch: int, rank: int, world: int) -> slice:
+    """Return a rank's share of every batch; raises `UsageError` if the ranks cannot share it."""
+    if batch % world:
+        raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
+    own = batch // world
+    return slice(rank * own, (rank + 1) * own)

@@ -1,10 +1,9 @@
-"""A run and its folder: configuration, metrics, checkpoints; the same call again continues it."""
+"""Train in a run folder with configuration, metrics and checkpoints; the same call again continues the run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ import torch
 from torch import nn
 
 from chess_cxr.device import choose_device
-from chess_cxr.files.whole import explain_full_disk, hold
+from chess_cxr.files.whole import explain_full_disk, hold, write_atomically
+from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
     check_same_configuration,
@@ -46,13 +46,13 @@ from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.training.sync_norm import synchronise_batch_norm
 from chess_cxr.training.trackers import RunEnd, check_tracking
 
-COLLAPSED = 1000  # among the numbers of signals that ranks agree on
+COLLAPSED, OVER = 1000, 2000  # stand for a collapse and an end where ranks agree on the number of a signal
 OnStep = Callable[[StepReport, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run: its number of so many, and the device it trains on."""
+    """One process of a run: its number, the number of all, and its device."""
 
     number: int
     world: int
@@ -60,34 +60,36 @@ class Rank:
 
 
 class Watcher(Protocol):
-    """The first rank's eye on a run.  probe: its newest numbers.  has_collapsed: whether the run is worth no more."""
+    """Watches a run on the first rank: measures, logs and warns; it may end the run."""
 
     @property
     def probe(self) -> Mapping[str, float]:
-        """The newest numbers of what it looked at."""
+        """The newest measurements."""
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether training has failed in a way that does not mend itself."""
+        """Whether the representation has collapsed for good."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training is finished before its last step: held-out films gain no more."""
 
     def look(self, report: StepReport) -> None:
-        """Look at a step that was made, and log what there is to tell."""
+        """Measure and log what is due after a step."""
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run trains on, and how it is watched.
+    """The data of a run and its watcher.
 
-    uids: of the films it trains on.  open_batches: from the first step that is to be made, this rank's batches in
-    order.  open_watch: the first rank's watcher.  groups: parameter groups as `build_optimizers` takes them.
-    complete: gives a configuration of an earlier version the entries that it did not know, at their defaults.
+    uids: uids of the training films.  open_batches: (first step, rank) -> this rank's batches in order.
+    open_watch: builds the first rank's watcher.  groups: parameter groups for `build_optimizers`.
     """
 
     uids: list[str]
     open_batches: Callable[[int, Rank], Generator[Any, None, None]]
     open_watch: Callable[[RunLog, Rank], Watcher]
     groups: Mapping[str, list[dict[str, Any]]] | None = None
-    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 def train_in_folder(
@@ -98,16 +100,15 @@ def train_in_folder(
     described: dict[str, Any],
     on_step: OnStep | None = None,
     tracking: TrackingConfig | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     device: str = "auto",
 ) -> Path:
-    """Train `method` in `folder`, or continue what stands there; return the last checkpoint.
+    """Train `method` in `folder`, or continue the run there; return the path of the last checkpoint.
 
-    described: the resolved configuration as JSON-ready values; a folder continues only under the same one.
-    on_step: gets every step's report and the watcher's newest numbers.  tracking: where numbers go beside
-    `metrics.jsonl`.  say: told one line for what must not be overlooked; stderr by default.
-    device: as `choose_device` takes it.
-    Raises `Stopped` after a signal, and `ChessError` after a collapse that is to end the run, once the checkpoint is
+    described: the resolved configuration as JSON values; a folder continues only under the same one.
+    on_step: called with every step's report and the watcher's newest numbers.  tracking: trackers besides
+    `metrics.jsonl`.  say: called with each important line, by default prints it.  device: a name for `choose_device`.
+    Raises `Stopped` after a signal and `ChessError` after a collapse with `stop_on_collapse`, once the checkpoint is
     written.
     """
     if not isinstance(method, nn.Module):
@@ -126,11 +127,12 @@ def train_in_folder(
     loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
     if newest is None and (folder / "config.json").exists():
-        check_same_configuration(folder, read_run_config(folder), described, inputs.complete)
-    first_step = restore_checkpoint(newest, method, optimizers, described, loop, inputs.complete) if newest else 0
-    if first_step >= training.steps and newest:
+        check_same_configuration(folder, read_run_config(folder), described)
+    first_step = restore_checkpoint(newest, method, optimizers, described, loop) if newest else 0
+    if newest and (loop.is_over or first_step >= training.steps):
         if rank.number == 0:
             say(f"{folder} is finished already, at step {first_step}; nothing was trained")
+        wait_for_ranks()  # the first one may remove the folder, once all have read it
         return newest
     batches = inputs.open_batches(first_step, rank)
     end: RunEnd = "failed"
@@ -147,21 +149,25 @@ def train_in_folder(
                 watch = inputs.open_watch(log, rank)
                 log.restart_clock()
             for report in train(method, batches, optimizers, training, first_step, loop):
-                step, last = report.step, report.step == training.steps
+                step = report.step
                 if watch:
                     watch.look(report)
                 collapsed = COLLAPSED if watch and training.stop_on_collapse and watch.has_collapsed else 0
-                # one rank may hear the signal a step earlier, and the first alone knows of a collapse
-                stopped = agree_on_largest(get_stop_signal() or collapsed, rank.device)
+                over = OVER if step == training.steps or (watch and watch.is_over) else 0
+                # one rank may get the signal a step earlier, and only the first rank has a watcher
+                stopped = agree_on_largest(over or get_stop_signal() or collapsed, rank.device)
+                loop.is_over = stopped == OVER
                 if watch:
                     if on_step:
                         on_step(report, watch.probe)
-                    if last or stopped or step % training.checkpoint_every == 0:
+                    if stopped or step % training.checkpoint_every == 0:
                         write_checkpoint(
                             checkpoints, step, method, optimizers, described, training.keep_checkpoints, loop
                         )
-                if stopped and not last:
-                    wait_for_ranks()  # torchrun ends all ranks as soon as one has gone: not while the first one writes
+                if loop.is_over:
+                    break
+                if stopped:
+                    wait_for_ranks()  # torchrun kills all ranks when one exits: let the first one finish writing
                     end = "failed" if stopped == COLLAPSED else "stopped"
                     raise _explain_stop(stopped, step, training.steps)
             end = "finished"
@@ -170,7 +176,7 @@ def train_in_folder(
             if log:
                 log.close(end)
     wait_for_ranks()
-    return name_checkpoint(checkpoints, training.steps)
+    return name_checkpoint(checkpoints, step)
 
 
 @contextmanager
@@ -180,15 +186,31 @@ def _hold(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def prepare_folder(folder: Path, described: dict[str, Any]) -> Iterator[None]:
+    """Write a run's configuration and hold its folder, for work before the first step whose files a later call finds.
+
+    Call it on every rank, after `join_ranks`.  Raises UsageError where the folder holds a run of another configuration.
+    """
+    first = join_ranks()[0] == 0
+    wait_for_ranks()  # all have checked that the folder is free
+    if (folder / "config.json").exists():
+        check_same_configuration(folder, read_run_config(folder), described)
+    with (
+        explain_full_disk(f"{folder}; free some, then the same command continues it"),
+        explain_lost_rank(),
+        _hold(folder) if first else nullcontext(),
+    ):
+        if first:
+            write_atomically(folder / "config.json", json.dumps(described, indent=1).encode())
+        yield
+        wait_for_ranks()
+
+
 def _explain_stop(number: int, step: int, steps: int) -> ChessError:
     if number == COLLAPSED:
         return ChessError(f"stopped at step {step} of {steps}: collapse; begin a new run with a lower learning rate")
     return Stopped(number, f"stopped at step {step} of {steps}; the same command continues it")
-
-
-def say_on_stderr(line: str) -> None:
-    """Tell the user one line."""
-    print(f"chess-cxr: {line}", file=sys.stderr, flush=True)
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
@@ -201,11 +223,11 @@ def read_run_config(folder: Path) -> dict[str, Any]:
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Turn a configuration dataclass into JSON-ready values."""
+    """Turn a configuration dataclass into JSON values."""
     described: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return described
 
 
 def hash_uids(uids: Sequence[str]) -> str:
-    """Return the SHA-256 of films' uids, in this order: what tells one pool of films from another."""
+    """Return the SHA-256 of the uids in this order; it identifies a pool of films."""
     return hashlib.sha256("\n".join(uids).encode("utf-8", "surrogateescape")).hexdigest()

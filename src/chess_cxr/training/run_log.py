@@ -1,17 +1,18 @@
-"""What a run tells while it trains: probes, speed and alarms, in `metrics.jsonl` and the trackers."""
+"""The files and trackers that a run writes while it trains."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chess_cxr.files.whole import write_atomically
+from chess_cxr.progress import Say
 from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.speed import SpeedScale
@@ -19,10 +20,7 @@ from chess_cxr.training.trackers import RunEnd, open_trackers
 
 
 class RunLog:
-    """Writes a run's `config.json`, `environment.json`, `metrics.jsonl` and training uids, and feeds its trackers.
-
-    say: tells the user one line.
-    """
+    """Writes a run's `config.json`, `environment.json`, `training_uids.txt` and `metrics.jsonl`, and its trackers."""
 
     def __init__(
         self,
@@ -31,7 +29,7 @@ class RunLog:
         uids: list[str],
         first_step: int,
         tracking: TrackingConfig,
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(described, indent=1).encode())
@@ -48,18 +46,18 @@ class RunLog:
         self._started, self._clock_step = time.perf_counter(), first_step
 
     def restart_clock(self) -> None:
-        """Count the images a second from now on."""
+        """Measure the images per second from now on."""
         self._started = time.perf_counter()
 
     def summarise(
         self, report: StepReport, signals: Mapping[str, float], batch: int, scale: SpeedScale | None = None
     ) -> dict[str, float]:
-        """Name the numbers of the newest step, with the speed since the last summary."""
+        """Return the newest step's numbers by name, with the speed since the last summary."""
         steps, seconds = report.step - self._clock_step, max(time.perf_counter() - self._started, 1e-9)
         self._started, self._clock_step = time.perf_counter(), report.step
         values = {f"loss/{name}": loss for name, loss in report.losses.items()}
         values |= {f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items()}
-        values |= {} if report.problem else signals  # a skipped step's may be NaN, which JSON does not know
+        values |= {} if report.problem else signals  # those of a skipped step may be NaN, which JSON cannot hold
         values |= {"skipped_steps": report.skipped_steps, "overflowed_steps": report.overflowed_steps}
         values |= {"learning_rate": report.learning_rate, "images_per_second": batch * steps / seconds}
         values |= {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
@@ -72,7 +70,7 @@ class RunLog:
         self._trackers.write(step, values)
 
     def close(self, end: RunEnd) -> None:
-        """Flush and close all files; tell the trackers how the run ended."""
+        """Close all files, and the trackers with the run's outcome."""
         try:
             self._metrics.close()
         finally:
@@ -80,7 +78,7 @@ class RunLog:
 
 
 def _read_lines_until(path: Path, last_step: int) -> tuple[list[str], int]:
-    """Read the lines up to a step that a killed run finished writing; return them, and how many others are broken."""
+    """Return the whole lines of `metrics.jsonl` up to a step, and the number of broken lines."""
     text = path.read_text(errors="replace") if path.exists() else ""
     kept, broken = [], 0
     for line in text[: text.rfind("\n") + 1].splitlines():
@@ -93,7 +91,7 @@ def _read_lines_until(path: Path, last_step: int) -> tuple[list[str], int]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Name the versions and the hardware a run depends on."""
+    """Return the versions and the hardware that a run depends on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

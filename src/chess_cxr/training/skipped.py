@@ -1,4 +1,4 @@
-"""Steps that are not made, and networks that do not move: what is counted, and what is put back."""
+"""Skipped steps and frozen networks: count the one, restore the running statistics of both."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 
 class SkippedSteps:
-    """How many steps of a run were not made, and why; every checkpoint holds it.
+    """Counts of a run's skipped steps, saved in every checkpoint.
 
-    total: a loss or a gradient was not finite.  in_a_row: of these, the ones since the last step that was made.
-    overflowed: the scale of float16 was too large; it has been halved since, and nothing is wrong with the run.
+    total: steps with a non-finite loss or gradient.  in_a_row: such steps since the last completed step.
+    overflowed: steps with too large a float16 scale, which is then halved; harmless.
     """
 
     def __init__(self) -> None:
         self.total = self.in_a_row = self.overflowed = 0
 
     def count(self, problem: str, overflowed: bool) -> None:
-        """Count one step: made where there is no `problem`."""
+        """Count one step; it was completed if `problem` is ""."""
         if overflowed:
             self.overflowed += 1
         elif problem:
@@ -35,13 +35,13 @@ class SkippedSteps:
         return {name: torch.tensor(count) for name, count in vars(self).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue with what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         for name in vars(self):
             setattr(self, name, int(state[name]))
 
 
 class NormStatistics:
-    """Running statistics of normalisation layers, and spectral norms' vectors: what a forward pass itself changes."""
+    """Buffers that a forward pass changes: running statistics of normalisation layers, vectors of spectral norms."""
 
     def __init__(self, network: nn.Module) -> None:
         layers = [layer for layer in network.modules() if isinstance(layer, _NormBase | _SpectralNorm)]
@@ -49,22 +49,22 @@ class NormStatistics:
         self._kept = [tensor.clone() for tensor in self._live]
 
     def keep(self) -> None:
-        """Note the statistics as they are."""
+        """Save the current buffers."""
         if self._live:
             torch._foreach_copy_(self._kept, self._live)
 
     def put_back(self) -> None:
-        """Make the statistics again what they were when they were kept."""
+        """Restore the saved buffers."""
         if self._live:
             torch._foreach_copy_(self._live, self._kept)
 
 
 @contextmanager
 def keep_frozen(network: nn.Module) -> Iterator[None]:
-    """Give a network no gradient, and put the running statistics of its BatchNorm back in the end.
+    """Freeze a network: no gradient, and running statistics restored at the end.
 
-    It goes on normalising by each batch, as it will once it thaws: heads learn on the features they are to see later,
-    and a momentum copy that normalises by the batch still makes the same of a film.
+    BatchNorm still normalises by the batch, as it will after unfreezing: so the heads learn on the features that they
+    will see later, and a momentum copy in training mode gives the same features.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     statistics = NormStatistics(network)

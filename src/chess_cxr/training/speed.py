@@ -1,8 +1,8 @@
-"""How much arithmetic a step is, and how much of it the machine could do: FLOPs and the measured GEMM peak.
+"""The FLOPs of a training step, and the peak FLOP/s of the machine, measured by matrix products (GEMM).
 
-One multiply-add is two FLOPs.  Counted are convolutions and matrix products, forward and backward, of every network a
-step passes, the momentum encoder included.  What is element-wise (BatchNorm, ReLU, the optimiser) takes time but is not
-counted, so that no step reaches a share of 1.
+One multiply-add is two FLOPs.  The count covers convolutions and matrix products, forward and backward, of all networks
+in a step, including a momentum encoder.  It leaves out element-wise operations (BatchNorm, ReLU, the optimiser), which
+take time: no step reaches the peak.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from chess_cxr.training.loop import Method
 from chess_cxr.training.precision import Precision, compute_losses
 
-SIDE = 1536  # of the CPU's matrices: two of them fit a 20 MB cache, and one product takes no more than about 0.1 s
+SIDE = 1536  # of matrices on the CPU: two fit a 20 MB cache, and their product takes at most about 0.1 s
 GPU_SIDE = 8192
 
 
 @dataclass(frozen=True)
 class SpeedScale:
-    """What a run's speed is held against: the work of one rank's step and the peak of its machine.
+    """The work of one rank's step and the peak of its machine, to compare a run's speed with.
 
-    step_gflop: billions of FLOPs.  peak_gflops: billions of FLOPs a second.
+    step_gflop: billions of FLOPs.  peak_gflops: billions of FLOPs per second.
     """
 
     step_gflop: float
     peak_gflops: float
 
     def describe(self, seconds: float) -> dict[str, float]:
-        """Name what a step of that many seconds reached, in GFLOP/s and as a share of the peak, 0 … about 1."""
+        """Return the speed of a step of this duration, in GFLOP/s and as a share of the peak, 0 … about 1."""
         reached = self.step_gflop / max(seconds, 1e-9)
         return {"gflop_per_second": reached, "gemm_peak_share": reached / self.peak_gflops}
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one rank's step asks of its machine, optimiser and momentum update left out.
+    """The cost of one rank's step, without optimiser and momentum update.
 
-    traffic_bytes: read and written where every operation reads its inputs from memory and writes its outputs there.
-    activation_bytes: kept from the forward to the backward pass, weights and batch left out; largest of them:
-    largest_activation_bytes.
+    traffic_bytes: memory traffic if every operation reads its inputs from memory and writes its outputs to it.
+    activation_bytes: tensors kept from the forward to the backward pass, without weights and batch; the largest of them
+    has largest_activation_bytes.
     """
 
     flops: int
@@ -62,31 +62,28 @@ class StepCost:
     largest_activation_bytes: int
 
 
-BatchShape = Sequence[int] | Callable[[], Any]  # of a tensor, or what makes an empty batch
-
-
 def measure_speed_scale(
-    method: Method, shape: BatchShape, device: torch.device, dtype: torch.dtype = torch.float32
+    method: Method, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> SpeedScale:
-    """Measure what the speed of one rank's step on batches of `shape` is held against; takes about a second."""
-    return SpeedScale(count_step_flops(method, shape) / 1e9, measure_gemm_peak(device, dtype=dtype))
+    """Measure the work of one rank's step on batches of `shape`, such as [2, B, 1, H, W], and the machine's peak."""
+    return SpeedScale(count_step_cost(method, shape).flops / 1e9, measure_gemm_peak(device, dtype=dtype))
 
 
 def measure_gemm_peak(
     device: torch.device, threads: int | None = None, dtype: torch.dtype = torch.float32, seconds: float = 0.4
 ) -> float:
-    """Measure how many GFLOP/s a square matrix product reaches: the fastest of as many as fit in `seconds`.
+    """Measure the GFLOP/s of the fastest square matrix product among as many as fit in `seconds`.
 
-    threads: of the CPU, put back afterwards; None for as many as torch uses.  The fastest, because other work on the
-    machine can only slow a product down.
+    The fastest, as other work on the machine can only slow a product down.  threads: CPU threads, restored afterwards;
+    None for torch's own number.
     """
     side = GPU_SIDE if device.type == "cuda" else SIDE
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        # their own numbers, so that a run's random numbers stay where they are
+        # constants, to leave the run's random generators untouched
         left, right = (torch.full((side, side), 1 / side, dtype=dtype, device=device) for _ in range(2))
-        multiply_timed(left, right)  # the first one chooses kernels and wakes threads
+        multiply_timed(left, right)  # the first product chooses kernels and starts threads
         fastest, stop = math.inf, time.perf_counter() + seconds
         while fastest == math.inf or time.perf_counter() < stop:
             fastest = min(fastest, multiply_timed(left, right))
@@ -96,7 +93,7 @@ def measure_gemm_peak(
 
 
 def multiply_timed(left: Tensor, right: Tensor) -> float:
-    """Return the seconds of one matrix product, until its result is there."""
+    """Return the seconds of one matrix product, until its result is ready."""
     wait_for(left.device)
     started = time.perf_counter()
     torch.mm(left, right)
@@ -105,38 +102,24 @@ def multiply_timed(left: Tensor, right: Tensor) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def count_step_flops(method: Method, shape: BatchShape) -> int:
-    """Count the FLOPs of one rank's step on a batch of `shape`, such as [2, B, 1, H, W]: forward and backward.
+def count_step_cost(method: Method, shape: Sequence[int], precision: Precision = "float32") -> StepCost:
+    """Count FLOPs, memory traffic and activations of one rank's step, on a copy whose tensors have no memory.
 
-    Nothing is computed and nothing of the method changes, so that the time (0.3 to 2 s) hangs on the number of layers,
-    not on films or pixels.
-    """
-    # alone: to watch traffic and activations too takes a third longer, and every run begins with this
-    with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
-        ghost, batch = build_ghost(method), _build_batch(shape)
-        with count_flops() as get_flops:
-            for _, loss in compute_losses(ghost.losses(batch), "float32", torch.device("cpu")):
-                torch.autograd.backward(loss)
-    return get_flops()
-
-
-def count_step_cost(method: Method, shape: BatchShape, precision: Precision = "float32") -> StepCost:
-    """Count FLOPs, memory traffic and activations of one rank's step, by a copy whose tensors have no memory.
-
-    The copy goes through its real `losses` and their gradients.  Several losses are stepped one after the other:
-    their FLOPs add up, the activations are those of the largest.
+    The copy runs its real `losses` and their backward passes; the original does not change.  With several losses the
+    FLOPs add up and the activations are the largest loss's.  The time (0.4 to 3 s) depends on the number of layers, not
+    on films or pixels.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
         ghost = build_ghost(method)
-        batch = _build_batch(shape)
-        kept = _KeptTensors([*ghost.parameters(), *ghost.buffers(), *_list_tensors(batch)])
+        batch = torch.empty(*shape)
+        kept = _KeptTensors([*ghost.parameters(), *ghost.buffers(), batch])
         with count_flops() as get_flops, _Traffic() as traffic:
             losses = compute_losses(ghost.losses(batch), precision, torch.device("cpu"))
             while True:
@@ -149,18 +132,9 @@ def count_step_cost(method: Method, shape: BatchShape, precision: Precision = "f
     return StepCost(get_flops(), traffic.bytes, kept.most_bytes, kept.largest_bytes)
 
 
-def _build_batch(shape: BatchShape) -> Any:
-    return shape() if callable(shape) else torch.empty(*shape)
-
-
-def _list_tensors(batch: Any) -> list[Tensor]:
-    parts = [batch] if isinstance(batch, Tensor) else vars(batch).values()
-    return [part for part in parts if isinstance(part, Tensor)]
-
-
 @contextmanager
 def count_flops() -> Iterator[Callable[[], int]]:
-    """Count the FLOPs of what torch does meanwhile; the numbers it computes stay the same."""
+    """Count the FLOPs of torch operations in this context, without changing their results."""
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _count_backward}) as mode:
         yield mode.get_total_flops
 
@@ -168,22 +142,22 @@ def count_flops() -> Iterator[Callable[[], int]]:
 def _count_backward(
     gradient: list[int], inputs: list[int], weight: list[int], *rest: Any, out_shape: Any = None
 ) -> int:
-    """Count a convolution's backward: as much as its forward for each of the two gradients that are asked for.
+    """Count a convolution's backward pass: the FLOPs of its forward pass for each requested gradient.
 
-    torch's own formula (2.14) forgets the groups: 2.5 times too much for RegNetX-002.
+    torch's own formula (2.14) ignores groups, and counts 2.5 times too much for RegNetX-002.
     """
     *_, transposed, _padding, _groups, wanted = rest
     return conv_flop_count(inputs, weight, gradient, transposed=transposed) * (bool(wanted[0]) + bool(wanted[1]))
 
 
 def build_ghost(method: Method) -> Any:
-    """Copy a method, within a `FakeTensorMode`: shapes and layouts without memory; the original stays as it is."""
+    """Copy a method to tensors without memory, within a `FakeTensorMode`; leaves the original unchanged."""
     if not isinstance(method, nn.Module):
         raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
     memo: dict[int, Any] = {}
     for parameter in method.parameters():
         memo[id(parameter)] = nn.Parameter(_empty(parameter), parameter.requires_grad)
-    # buffers, and what a step left behind
+    # buffers, and tensors left by a step
     for tensor in (it for module in method.modules() for it in tree_iter(vars(module)) if isinstance(it, Tensor)):
         memo.setdefault(id(tensor), _empty(tensor))
     return copy.deepcopy(method, memo)
@@ -195,18 +169,18 @@ def _empty(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def forget_values() -> Iterator[None]:
-    """Let code ask tensors without memory for their values, and be one rank alone."""
+    """Answer requests for values of tensors without memory, and hide the other ranks."""
     initialized = torch.distributed.is_initialized
     with ExitStack() as stack:
         stack.enter_context(_NoValues())
         stack.callback(setattr, torch.distributed, "is_initialized", initialized)
-        # no collective can move what has no memory; the work of one rank is the same without the others
+        # collectives cannot move tensors without memory; one rank's work is the same without the others
         setattr(torch.distributed, "is_initialized", lambda: False)  # noqa: B010
         yield
 
 
 class _NoValues(TorchFunctionMode):
-    """Answers what only a value can: 0.0 or True, and for integers a large one, as of a queue that is full."""
+    """Stand-in values: 0.0, True, and a large integer, as for the position in a full queue."""
 
     ANSWERS: dict[Any, Any] = {
         Tensor.__float__: 0.0,
@@ -224,9 +198,9 @@ class _NoValues(TorchFunctionMode):
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes that operations read and write, each by itself."""
+    """Adds up the bytes that each operation reads and writes."""
 
-    # the statistics of a batch are taken before it is normalised: its values pass twice
+    # batch norm reads its input twice: once for the statistics, once to normalise it
     TWICE = (torch.ops.aten.native_batch_norm.default, torch.ops.aten.native_batch_norm_backward.default)
 
     def __init__(self) -> None:
@@ -243,7 +217,7 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _KeptTensors:
-    """Adds up the memory of what autograd keeps for the backward pass, each storage once."""
+    """Adds up the memory that autograd keeps for the backward pass, each storage once."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
@@ -251,14 +225,14 @@ class _KeptTensors:
         self.most_bytes = self.largest_bytes = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Note a tensor that is kept."""
+        """Count a kept tensor."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
             self._bytes[storage._cdata] = storage.nbytes()
         return tensor
 
     def forget(self) -> None:
-        """Note that a loss's backward pass is done."""
+        """Forget the tensors of a loss after its backward pass."""
         self.most_bytes = max(self.most_bytes, sum(self._bytes.values()))
         self.largest_bytes = max(self.largest_bytes, *self._bytes.values(), 0)
         self._bytes.clear()

@@ -1,4 +1,4 @@
-"""Being told to stop: which signals, and what the process says to whoever started it when it goes."""
+"""Stop a run on a signal, and tell the scheduler by the exit code."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(ChessError):
-    """A run that a signal stopped, after it wrote its checkpoint; the exit code is 128 + the signal's number.
+    """A signal stopped the run after its checkpoint; the exit code is 128 + the signal's number.
 
-    143 for SIGTERM, 138 for SIGUSR1, 130 for SIGINT: what a shell reports of a process that the signal ended, told
-    apart from 0 (finished), 1 (failed: starting it again does not help) and 2 (wrong use).
+    143 for SIGTERM, 138 for SIGUSR1, 130 for SIGINT, as a shell reports a process killed by the signal; distinct from 0
+    (finished), 1 (failed: a restart does not help) and 2 (wrong use).
 
-    - SLURM's `--signal=B:USR1@300` tells the batch script alone, five minutes before the time is up; the script
-      passes it on to what it started and, on 138 or 143, calls `scontrol requeue $SLURM_JOB_ID` (`#SBATCH --requeue`
-      only permits that).  A pre-empted job gets SIGTERM and is put back into the queue by SLURM itself.
-    - torchrun takes any code but 0 as a failure.  Told SIGTERM itself, it passes the signal on, waits
-      `--shutdown-timeout` seconds (30 by default) for the checkpoint, and ends with 1.  A rank that is told without
-      torchrun makes all ranks stop, and `--max-restarts` starts them again from the checkpoint.  SIGUSR1 would end
-      torchrun and leave its ranks alone; `--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1` passes it on.
+    - SLURM's `--signal=B:USR1@300` signals only the batch script, five minutes before the time limit.  The script must
+      forward it and, on exit code 138 or 143, call `scontrol requeue $SLURM_JOB_ID` (`#SBATCH --requeue` only permits
+      that).  SLURM requeues a pre-empted job, which gets SIGTERM, by itself.
+    - torchrun treats any code but 0 as a failure.  On SIGTERM it forwards the signal, waits `--shutdown-timeout`
+      seconds (30 by default) for the checkpoint, and exits with 1.  A signal to a single rank stops all ranks, and
+      `--max-restarts` restarts them from the checkpoint.  SIGUSR1 kills torchrun but not its ranks, unless
+      `--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1` makes it forward the signal.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -34,10 +34,10 @@ class Stopped(ChessError):
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], int]]:
-    """Turn SIGTERM, SIGINT and SIGUSR1 into a number the loop asks for after each step: 0, or the first one's.
+    """Catch SIGTERM, SIGINT and SIGUSR1; yield a function that returns the number of the first one, or 0.
 
-    A second SIGINT acts as usual: somebody sits at the keyboard and is in a hurry.  SIGTERM and SIGUSR1 never do:
-    SLURM and torchrun may both tell a process the same, and the second messenger must not spoil the checkpoint.
+    A second SIGINT acts as usual, for an impatient user.  A second SIGTERM or SIGUSR1 does not: SLURM and torchrun may
+    both send it, and it must not interrupt the checkpoint.
     """
     caught: list[int] = []
 
@@ -50,7 +50,7 @@ def catch_stop_signals() -> Iterator[Callable[[], int]]:
     try:
         for number in before:
             signal.signal(number, note)
-    except ValueError:  # signals belong to the main thread: elsewhere nothing can be caught
+    except ValueError:  # only the main thread can catch signals
         yield lambda: 0
         return
     try:

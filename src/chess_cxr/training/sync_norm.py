@@ -1,4 +1,4 @@
-"""BatchNorm over all ranks: a batch that is spread over many ranks is normalised as one process would do it."""
+"""Batch normalisation over all ranks: a batch spread over many ranks is normalised as on one process."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Make every BatchNorm of a network, timm's too, take its statistics over all ranks while it trains.
+    """Make every BatchNorm of a network, including timm's, use the statistics of all ranks in training mode.
 
-    torch's own `SyncBatchNorm` refuses tensors on the CPU, so could be tested nowhere but on GPUs; this one is plain
-    arithmetic and two sums over the ranks a layer.  Names and values of the weights stay what they were.
-    MoCo is better off without: its keys are normalised in other company than their queries on purpose.
+    torch's `SyncBatchNorm` works on GPUs only, so tests on the CPU could not cover it.  Weights keep their names and
+    values.  MoCo should not use this: its shuffled BatchNorm needs separate statistics for queries and keys.
     """
     for layer in network.modules():
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             cast(Any, layer).forward = partial(_normalise, layer)
 
 
-def _normalise(layer: _BatchNorm, batch: Tensor) -> Tensor:
-    if not (layer.training and dist.is_initialized()):
-        alone: Tensor = type(layer).forward(layer, batch)
-        return alone
+def normalise_over_ranks(layer: _BatchNorm, batch: Tensor) -> Tensor:
+    """Normalise [B, C, …] with the statistics of all ranks and update the layer's running statistics."""
     dims = [dim for dim in range(batch.ndim) if dim != 1]
     count = batch.numel() // batch.shape[1] * dist.get_world_size()
     whole = batch.float()
     mean = _Sum.apply(whole.sum(dims, keepdim=True)) / count
     variance = _Sum.apply((whole - mean).square().sum(dims, keepdim=True)) / count
-    _follow(layer, mean.detach().flatten(), variance.detach().flatten() * count / (count - 1))
+    _update_statistics(layer, mean.detach().flatten(), variance.detach().flatten() * count / max(count - 1, 1))
     normalised: Tensor = (whole - mean) * torch.rsqrt(variance + layer.eps)
     if layer.affine:
-        shape = mean.shape
-        normalised = normalised * layer.weight.view(shape) + layer.bias.view(shape)
-    normalised = normalised.to(batch.dtype)
+        normalised = normalised * layer.weight.view(mean.shape) + layer.bias.view(mean.shape)
+    return normalised.to(batch.dtype)
+
+
+def _normalise(layer: _BatchNorm, batch: Tensor) -> Tensor:
+    if not (layer.training and dist.is_initialized()):
+        alone: Tensor = type(layer).forward(layer, batch)
+        return alone
+    normalised = normalise_over_ranks(layer, batch)
     for name in ("drop", "act"):  # timm's BatchNormAct2d ends with an activation
         part = getattr(layer, name, None)
         normalised = part(normalised) if part is not None else normalised
@@ -45,7 +48,7 @@ def _normalise(layer: _BatchNorm, batch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _follow(layer: _BatchNorm, mean_C: Tensor, variance_C: Tensor) -> None:
+def _update_statistics(layer: _BatchNorm, mean_C: Tensor, variance_C: Tensor) -> None:
     seen = cast(Tensor, layer.num_batches_tracked).add_(1)
     share = 1 / float(seen) if layer.momentum is None else layer.momentum
     cast(Tensor, layer.running_mean).lerp_(mean_C, share)
@@ -53,7 +56,7 @@ def _follow(layer: _BatchNorm, mean_C: Tensor, variance_C: Tensor) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all ranks; what the losses of all ranks ask of it reaches each."""
+    """Sum over all ranks; its backward sums the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Where a run's numbers go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow.
+"""Trackers of a run's numbers, besides `metrics.jsonl`: TensorBoard (the default), Weights & Biases, MLflow.
 
-TensorBoard is written by default.  The others are optional packages; both write to this disk unless they are told where
-else, and their own telemetry is off.  What goes out is the run's configuration and its numbers, nothing about films.
+W&B and MLflow are optional packages; both write to the local disk unless configured otherwise, and their telemetry is
+off.  They get the run's configuration and numbers, nothing about films.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import json
 import logging
 import os
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from chess_cxr.files.whole import write_atomically
+from chess_cxr.files.whole import read_json, write_atomically
+from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import ChessError, UsageError, import_extra
-from chess_cxr.training.config import TrackingConfig
+from chess_cxr.training.config import TrackingConfig, flatten_config
 from chess_cxr.training.events import EventFile
 
 RunEnd = Literal["finished", "stopped", "failed"]
 IDENTITIES = "trackers.json"
-# Read by the packages while they are imported: neither tells its makers that it is used, and a dead server holds a step
-# up for seconds, not minutes.
-_SURROUNDINGS = {
+# Environment variables that the packages read on import: no telemetry, and a dead server delays a step by seconds
+# instead of minutes.
+_ENVIRONMENT = {
     "WANDB_ERROR_REPORTING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -35,22 +35,23 @@ _SURROUNDINGS = {
 
 
 class Tracker(Protocol):
-    """One place that numbers go to."""
+    """One destination of a run's numbers."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write named numbers of one step."""
 
     def close(self, end: RunEnd) -> None:
-        """Write what is left, and how the run ended."""
+        """Flush, and record how the run ended."""
 
 
 class Trackers:
-    """All trackers of a run.  TensorBoard's files are as needed as the run's own: what fails there is raised.
+    """All trackers of a run.
 
-    A service that fails on the way is left out from there, with one line said: it must not end a run of days.
+    A service that fails during the run is dropped with a warning, as it must not end a run of days.  TensorBoard's
+    files are as important as the run's own: their errors are raised.
     """
 
-    def __init__(self, trackers: Mapping[str, Tracker], say: Callable[[str], None]) -> None:
+    def __init__(self, trackers: Mapping[str, Tracker], say: Say) -> None:
         self._trackers, self._say = dict(trackers), say
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -59,7 +60,7 @@ class Trackers:
             self._try(name, lambda tracker: tracker.write(step, values), f"at step {step}; its later numbers are in")
 
     def close(self, end: RunEnd) -> None:
-        """Close all trackers, whatever happens to any of them."""
+        """Close all trackers, even if one of them fails."""
         failed: BaseException | None = None
         for name in list(self._trackers):
             try:
@@ -81,25 +82,20 @@ class Trackers:
 
 
 def open_trackers(
-    folder: Path,
-    config: TrackingConfig,
-    described: Mapping[str, Any],
-    first_step: int,
-    say: Callable[[str], None] | None = None,
+    folder: Path, config: TrackingConfig, described: Mapping[str, Any], first_step: int, say: Say = say_on_stderr
 ) -> Trackers:
-    """Open the trackers of the run in `folder`, which is at `first_step`; a continued run stays one run everywhere.
+    """Open the trackers of the run in `folder`, at `first_step`; a continued run remains one run in every tracker.
 
-    described: the run's configuration, JSON-ready.  say: told one line where a service fails later; stderr by default.
-    Raises `UsageError` where a package is missing, `ChessError` where a service cannot be reached now.
+    described: the run's configuration as JSON values.  say: called with a line if a service fails later.
+    Raises `UsageError` if a package is missing, `ChessError` if a service cannot be reached now.
     """
     check_tracking(config)
-    say = say or _say_on_stderr
-    identities = _read_identities(folder)
+    identities = read_json(folder / IDENTITIES)
     opened: dict[str, Tracker] = {}
     try:
         for name in dict.fromkeys(config.trackers):
             if name == "tensorboard":
-                opened[name] = _TensorBoard(folder, first_step)
+                opened[name] = EventFile(folder / "tensorboard", first_step)
                 continue
             service = _Wandb if name == "wandb" else _Mlflow
             opened[name] = service(folder, config, described, identities)
@@ -111,7 +107,7 @@ def open_trackers(
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Raise `UsageError` for trackers that do not exist or whose package is missing; imports them."""
+    """Raise `UsageError` for unknown trackers and missing packages; imports the packages."""
     for name in config.trackers:
         if name not in ("tensorboard", "wandb", "mlflow"):
             raise UsageError(f"no tracker named {name!r}; there are tensorboard, wandb and mlflow")
@@ -120,26 +116,15 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 def _import_service(name: str) -> Any:
-    for variable, value in _SURROUNDINGS.items():
+    for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     if name == "wandb":
         return import_extra("wandb", "wandb", "the tracker wandb")
     return import_extra("mlflow", "mlflow", "the tracker mlflow")
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, first_step: int) -> None:
-        self._events = EventFile(folder / "tensorboard", first_step)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._events.write(step, values)
-
-    def close(self, end: RunEnd) -> None:
-        self._events.close()
-
-
 class _Wandb:
-    """One W&B run; continued offline, it becomes another folder of the same id, which `wandb sync` joins."""
+    """One W&B run; continuing it offline adds a folder of the same id, which `wandb sync` joins."""
 
     def __init__(
         self, folder: Path, config: TrackingConfig, described: Mapping[str, Any], identities: dict[str, Any]
@@ -152,8 +137,8 @@ class _Wandb:
         )  # fmt: skip
         try:
             self._run = wandb.init(
-                project=config.project, name=folder.resolve().name, id=identity, dir=str(folder), settings=settings,
-                config=dict(described), mode=config.wandb_mode,
+                project=config.project, name=_find_out(folder, described).name, id=identity, dir=str(folder),
+                settings=settings, config=dict(described), mode=config.wandb_mode,
                 resume="allow" if config.wandb_mode == "online" else None,
             )  # fmt: skip
         except wandb.Error as error:
@@ -165,7 +150,7 @@ class _Wandb:
 
     def close(self, end: RunEnd) -> None:
         self._run.finish(exit_code=0 if end == "finished" else 1)
-        self._teardown()  # only then is the file whole
+        self._teardown()  # the file is complete only after this
 
 
 class _Mlflow:
@@ -175,8 +160,9 @@ class _Mlflow:
         self, folder: Path, config: TrackingConfig, described: Mapping[str, Any], identities: dict[str, Any]
     ) -> None:
         self._mlflow = _import_service("mlflow")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells how it makes its tables
-        uri = config.mlflow_uri or f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it logs how it creates its tables
+        out = _find_out(folder, described)
+        uri = config.mlflow_uri or f"sqlite:///{out.parent / 'mlflow.db'}"
         try:
             self._client = self._mlflow.MlflowClient(uri)
             known = identities.get("mlflow", {})
@@ -184,22 +170,22 @@ class _Mlflow:
                 self._id = known["id"]
                 self._client.update_run(self._id, status="RUNNING")
             else:
-                self._id = self._create_run(folder, config.project, described, uri)
-        except (self._mlflow.exceptions.MlflowException, OSError, ImportError) as error:  # a database's driver, too
+                self._id = self._create_run(out, config.project, described, uri)
+        except (self._mlflow.exceptions.MlflowException, OSError, ImportError) as error:  # ImportError: database driver
             reason = f"mlflow at {hide_password(uri)} cannot begin: {_name_error(error)}"
             raise ChessError(f"{reason}; correct the address, start the server, or leave mlflow out") from None
         identities["mlflow"] = {"id": self._id, "uri": hide_password(uri)}
 
-    def _create_run(self, folder: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
+    def _create_run(self, out: Path, project: str, described: Mapping[str, Any], uri: str) -> str:
         experiment = self._client.get_experiment_by_name(project)
         if experiment:
             place = experiment.experiment_id
-        else:  # no files are sent, but MLflow would make a folder for them where the command was called
-            beside = (folder.resolve().parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
+        else:  # we send no files, but MLflow would create a folder for them in the current directory
+            beside = (out.parent / "mlflow_files").as_uri() if uri.startswith("sqlite:") else None
             place = self._client.create_experiment(project, artifact_location=beside)
-        run = self._client.create_run(place, run_name=folder.resolve().name)
-        entries = [self._mlflow.entities.Param(key, text) for key, text in flatten_config(described).items()]
-        for start in range(0, len(entries), 100):  # as many as one request may hold
+        run = self._client.create_run(place, run_name=out.name)
+        entries = [self._mlflow.entities.Param(key, text[:500]) for key, text in flatten_config(described).items()]
+        for start in range(0, len(entries), 100):  # the most that one request may hold
             self._client.log_batch(run.info.run_id, params=entries[start : start + 100])
         return str(run.info.run_id)
 
@@ -213,38 +199,21 @@ class _Mlflow:
         self._client.set_terminated(self._id, state)
 
 
-def flatten_config(described: Any, at: str = "") -> dict[str, str]:
-    """Turn a nested configuration into `part.entry` names and texts of at most 500 letters."""
-    if not isinstance(described, Mapping):
-        return {at: (described if isinstance(described, str) else json.dumps(described))[:500]}
-    found: dict[str, str] = {}
-    for key, value in described.items():
-        found |= flatten_config(value, f"{at}.{key}" if at else str(key))
-    return found
+def _find_out(folder: Path, described: Mapping[str, Any]) -> Path:
+    """Return the folder that the user named: a task trains in OUT/run."""
+    return folder.resolve().parent if "task" in described else folder.resolve()
 
 
 def hide_password(uri: str) -> str:
-    """Return an address without user and password."""
+    """Remove user and password from an address."""
     return re.sub(r"(?<=//)\S*@", "", uri)
 
 
 def _spell(name: str) -> str:
-    """Spell a name with the letters that MLflow takes."""
+    """Replace the letters that MLflow does not allow in a name."""
     return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in name)
-
-
-def _read_identities(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / IDENTITIES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _name_error(error: BaseException) -> str:
     first: Sequence[str] = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__} {hide_password(first[0])[:200]}".strip()
-
-
-def _say_on_stderr(line: str) -> None:
-    print(f"chess-cxr: {line}", file=sys.stderr, flush=True)

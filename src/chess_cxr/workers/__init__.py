@@ -1,1 +1,1 @@
-"""Processes that do work: a child with limits, pools, a cluster."""
+"""Worker processes: a child with limits, pools, a Dask cluster."""

@@ -1,7 +1,7 @@
-"""Work on one film at a time in a child process with limits, so that no file can take the job down.
+"""Process films one at a time in a child process with limits, so that no file can stop the job.
 
-A decoder written in C may crash, hang or ask for all memory, and nothing in its own process can stop it.  The child is
-a plain subprocess, which any thread, pool process or cluster worker may own; films go to it one at a time.
+A decoder written in C may crash, hang or allocate all memory, and nothing inside its process can stop it.  The child is
+a plain subprocess that any thread, pool process or cluster worker may own.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 from chess_cxr.records import ChessError, UsageError
 
 STARTING_SECONDS = 120.0
-# A child may be killed while it starts, by whoever frees memory; there may be more a moment later.
+# The out-of-memory killer may hit a child that is starting; a moment later there may be memory.
 STARTS, SECONDS_BETWEEN_STARTS = 4, 0.5
 MOST_SECONDS, MOST_GIB = 86_400, 1024
-# A child whose owner was killed ends itself this long after its film's time is up.
+# An orphaned child ends itself this long after the time limit of its film.
 ORPHAN_SECONDS = 5
-# One thread a child.  And glibc keeps the memory of a film for the next one, instead of asking the system for pages and
-# giving them back for each.  (32 MiB is the largest threshold that it takes.)
+# One thread a child.  glibc keeps the memory of one film for the next instead of returning it to the system; 32 MiB is
+# the largest threshold it accepts.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
 }
+_own = threading.local()  # group and child of each thread
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one film may take.
+    """Limits for one film.
 
     Args:
-        film_seconds: time to read one film and decode or copy it, in seconds of the clock.
-        film_gib: memory above what the program takes by itself, in GiB.
+        film_seconds: seconds in which a film must be read and decoded or copied.
+        film_gib: memory for a film, in GiB above what the program itself needs.
     """
 
     film_seconds: float = 60.0
@@ -54,17 +54,17 @@ class Limits:
 
 
 def check_limits(limits: Limits) -> None:
-    """Raise `UsageError` for limits that are none."""
+    """Raise `UsageError` unless limits are positive and bounded."""
     if not (0 < limits.film_seconds <= MOST_SECONDS and 0 < limits.film_gib <= MOST_GIB):
         raise UsageError(f"a film's limits must be above 0, and at most {MOST_SECONDS} seconds and {MOST_GIB} GiB")
 
 
 class ChildDied(Exception):
-    """The child crashed or ran out of memory on the request."""
+    """The child crashed or ran out of memory while it served the request."""
 
 
 class ChildGone(Exception):
-    """The child had died before it was asked: nothing is said about the request."""
+    """The child had died before the request, which is not to blame."""
 
 
 class ChildLate(Exception):
@@ -72,10 +72,10 @@ class ChildLate(Exception):
 
 
 class Child:
-    """One process that calls `task` for whoever owns it.
+    """Child process that calls `task` for its owner.
 
-    task: a function of a module, which raises nothing but `ChessError` and ConnectionError.  What it is given and what
-    it returns pass over a socket: nothing of it stands on a command line.
+    task: function of a module that raises only `ChessError` and `ConnectionError`.  Arguments and results pass through
+    a socket; none of them appears on a command line.
     """
 
     def __init__(self, task: Callable[..., object], limits: Limits, group: ChildGroup | None = None) -> None:
@@ -83,9 +83,9 @@ class Child:
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
         with theirs:
-            # -P: a file cv2.py in the folder that the user stands in must not be taken for the library.
-            command = [sys.executable, "-P", "-m", "chess_cxr.workers.child", _name(task), str(theirs.fileno())]
-            command += [str(limits.film_seconds), str(limits.film_gib)]
+            # -P: a file cv2.py in the working directory must not shadow the library.
+            command = [sys.executable, "-P", "-m", "chess_cxr.workers.child", f"{task.__module__}:{task.__qualname__}"]
+            command += [str(theirs.fileno()), str(limits.film_seconds), str(limits.film_gib)]
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -99,9 +99,9 @@ class Child:
         self._receive(STARTING_SECONDS)
 
     def ask(self, *request: object) -> object:
-        """Return what the child's task returns for one request, or raise what it raised.
+        """Return the result of the task for one request, or raise its error.
 
-        Raises `ChildGone`, `ChildDied` or `ChildLate` too; then the child must not be used again.
+        After `ChildGone`, `ChildDied` or `ChildLate` the child must not be used again.
         """
         try:
             self._connection.send(request)
@@ -122,22 +122,22 @@ class Child:
             self.close()
             raise ChildDied from None
         except BaseException:
-            self.close()  # its answer would be taken for that to the next request
+            self.close()  # a late answer would be taken for the next one
             raise
         self.close()
         raise ChildLate
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be asked, as far as its owner knows."""
+        """Whether the child can be asked, as far as its owner knows."""
         return not self._connection.closed
 
     def kill(self) -> None:
-        """Kill the process, from any thread: to its owner it will have died."""
+        """Kill the process, from any thread; its owner sees it die."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process; for its owner alone."""
+        """End the process; only its owner may call this."""
         self._connection.close()
         self._process.kill()
         self._process.wait()
@@ -150,7 +150,7 @@ class Child:
 
 
 class ChildGroup:
-    """The children of some threads, which can all be ended at once."""
+    """Children of several threads that can be ended together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -158,32 +158,28 @@ class ChildGroup:
         self.ended = False
 
     def adopt_thread(self) -> None:
-        """Take in every child that this thread will start."""
+        """Add every child that this thread will start."""
         _own.group = self
 
     def add(self, child: Child) -> None:
-        """Take in a child; where the group has ended, it ends too."""
+        """Add a child; kill it if the group has ended."""
         with self._lock:
             self._children.add(child)
             if self.ended:
                 child.kill()
 
     def end(self) -> None:
-        """Kill all children, whatever they are at, and those that are started later."""
+        """Kill all children, now and in future."""
         with self._lock:
             self.ended = True
             for child in self._children:
                 child.kill()
 
 
-_own = threading.local()
-
-
 def get_child(task: Callable[..., object], limits: Limits) -> Child:
-    """Return this thread's child for the task, started when first needed and after it was lost.
+    """Return this thread's child for the task; start it at the first call and after a loss.
 
-    Raises `ChessError` where none can be started, or where the thread's group has ended, `UsageError` for limits that
-    are none.
+    Raises `ChessError` if no child can be started or the thread's group has ended, `UsageError` for invalid limits.
     """
     check_not_ended()
     child: Child | None = getattr(_own, "child", None)
@@ -208,7 +204,7 @@ def _start_child(task: Callable[..., object], limits: Limits) -> Child:
 
 
 def check_not_ended() -> None:
-    """Raise `ChessError` where the group of this thread has ended: what became of its child says nothing of a film."""
+    """Raise `ChessError` if the group of this thread has ended; the loss of its child is then no fault of a film."""
     group: ChildGroup | None = getattr(_own, "group", None)
     if group is not None and group.ended:
         raise ChessError("the run was ended")
@@ -222,14 +218,10 @@ def drop_child() -> None:
 atexit.register(drop_child)
 
 
-def _name(task: Callable[..., Any]) -> str:
-    return f"{task.__module__}:{task.__qualname__}"
-
-
 def _set_limits(film_gib: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner handles Ctrl-C
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the film
-    with contextlib.suppress(OSError, ValueError):  # systems without /proc or without this limit
+    with contextlib.suppress(OSError, ValueError):  # a system without /proc or this limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + int(film_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -244,7 +236,7 @@ def _serve(task: Callable[..., object], descriptor: int, film_seconds: float, fi
         connection.send("ready")
         while True:
             request = connection.recv()
-            # The alarm's default action ends the process even inside a decoder that never returns.
+            # By default this alarm ends the process, even inside a decoder that never returns.
             signal.setitimer(signal.ITIMER_REAL, film_seconds + ORPHAN_SECONDS)
             answer: object
             try:

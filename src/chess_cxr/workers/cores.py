@@ -1,4 +1,4 @@
-"""The cores that this process may use, and threads that share them with other processes."""
+"""Count the cores that this process may use, and share them fairly with other processes."""
 
 from __future__ import annotations
 
@@ -12,52 +12,48 @@ _ROOT = Path("/")
 
 
 def count_usable_cores(root: Path = _ROOT) -> int:
-    """Return how many cores this process may keep busy, at least 1.
+    """Return the number of cores that this process may keep busy, at least 1.
 
-    These are the cores that its affinity mask names (`taskset`, a batch system) or the share of time that its control
-    groups grant it (containers, systemd), whichever is less; a share of 1.5 cores counts as 2.
-    root: where /proc and /sys are mounted.
+    The limit is the affinity mask (`taskset`, a batch system) or the CPU quota of the control groups (containers,
+    systemd), whichever is less; a quota of 1.5 cores counts as 2.  root: parent of /proc and /sys.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min([allowed, *_read_quotas(root)])))
 
 
 def share_cores() -> None:
-    """Make torch's threads sleep while they wait for each other, and start no more of them than there are usable cores.
+    """Make torch's threads sleep while they wait for each other, and start no more threads than usable cores.
 
-    A thread that spins at a barrier burns the time slice that the thread it waits for needs, so that training beside
-    other work falls far below its share (`benchmarks/busy_machine.py` measures it).  OpenMP reads these variables when
-    torch is imported, so this has to come first.  What the user has set stays.
+    A thread that spins at a barrier burns the time slice of the thread it waits for, so training beside other work
+    falls far below its share (`benchmarks/busy_machine.py` measures it).  OpenMP reads these variables when torch is
+    imported; call this before.  Variables set by the user stay.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux" and "OMP_NUM_THREADS" not in os.environ:
         usable = count_usable_cores()
-        if usable < len(os.sched_getaffinity(0)):  # OpenMP knows the mask, but no control group
+        if usable < len(os.sched_getaffinity(0)):  # OpenMP respects the mask, but no control group
             os.environ["OMP_NUM_THREADS"] = str(usable)
 
 
+def list_cgroups(controller: str, root: Path = _ROOT) -> Iterator[tuple[Path, bool]]:
+    """Yield the folder of each control group around this process, and whether it is of version 2, innermost first."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2) if line.count(":") > 1 else ("", "?", "")
+        if controllers and controller not in controllers.split(","):
+            continue
+        for name in {controllers, controller} if controllers else ("",):
+            mount = root / "sys/fs/cgroup" / name
+            inner = mount / group.lstrip("/")
+            yield from ((folder, not controllers) for folder in (inner, *inner.parents) if folder.is_relative_to(mount))
+
+
 def _read_quotas(root: Path) -> Iterator[float]:
-    """Yield the cores' worth of time that each control group around this process grants, where it limits it."""
-    lines = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
-    for _, controllers, group in (parts for parts in lines if len(parts) == 3):
-        if not controllers:
-            for folder in _list_folders(root / "sys/fs/cgroup", group):
-                yield from _divide(_read(folder / "cpu.max").split())
-        elif "cpu" in controllers.split(","):
-            for folder in _list_folders(root / "sys/fs/cgroup" / controllers, group):
-                yield from _divide([_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")])
-
-
-def _list_folders(mount: Path, group: str) -> list[Path]:
-    """List the folders of a group and of all groups around it; the limits of each of them hold."""
-    inner = mount / group.lstrip("/")
-    return [inner, *(folder for folder in inner.parents if folder.is_relative_to(mount))]
-
-
-def _divide(numbers: list[str]) -> Iterator[float]:
-    """Yield quota / period where both are numbers above 0; "max" and -1 mean no limit."""
-    if len(numbers) == 2 and all(number.isdigit() and int(number) > 0 for number in numbers):
-        yield int(numbers[0]) / int(numbers[1])
+    """Yield the CPU time that each control group grants, in cores; "max" and -1 mean no limit."""
+    for folder, is_version_2 in list_cgroups("cpu", root):
+        names = ("cpu.max",) if is_version_2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        numbers = " ".join(_read(folder / name) for name in names).split()
+        if len(numbers) == 2 and all(number.isdigit() and int(number) > 0 for number in numbers):
+            yield int(numbers[0]) / int(numbers[1])
 
 
 def _read(path: Path) -> str:

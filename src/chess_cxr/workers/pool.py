@@ -1,4 +1,4 @@
-"""Films through an executor: in order, never far ahead of the reader, past every crash."""
+"""Run films through an executor: in order, never far ahead of the reader, past every crash."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from chess_cxr.workers.cores import count_usable_cores
 
 WORKER_DIED = "the decoder crashed on it or ran out of memory"
 FILMS_A_TASK = 8
+ALL_AT_ONCE = 1 << 30  # films in flight, where all results are kept anyway
 Request = TypeVar("Request")
 Done = TypeVar("Done")
 
 
 def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
-    """Return a pool of spawned processes, one a core by default: the store's library does not survive a fork."""
+    """Return a pool of spawned processes, one a core by default; Lance does not survive a fork."""
     return ProcessPoolExecutor(workers or count_usable_cores(), mp_context=multiprocessing.get_context("spawn"))
 
 
 def build_ingest_pool(workers: int | None = None) -> ThreadPoolExecutor:
-    """Return a pool of threads, one a core by default, each of which will own one child process.
+    """Return a pool of threads, one a core by default, each owning one child process.
 
-    Where its `with` is left by an error or Ctrl-C, the children are killed at once, whatever film they are at.
+    If an error or Ctrl-C leaves its `with` block, the children are killed at once.
     """
     return _ChildPool(workers or count_usable_cores())
 
@@ -60,8 +61,8 @@ class _ChildPool(ThreadPoolExecutor):
 def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -> Done:
     """Return `task(*request)`, called in this thread's child.
 
-    Raises `Undecodable` where the film killed the child or took too long, `ChessError` where no child can be started,
-    the films' store cannot be reached or the run was ended, and what the task raises.
+    Raises what the task raises, `Undecodable` if the film killed the child or took too long, `ChessError` if no child
+    can be started, the source of the films cannot be reached or the run was ended.
     """
     try:
         answer = _ask_child(task, limits, request)
@@ -83,7 +84,7 @@ def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -
 def _ask_child(task: Callable[..., object], limits: Limits, request: Sequence[object]) -> object:
     try:
         return get_child(task, limits).ask(*request)
-    except (ChildGone, ChildDied):  # whoever frees memory may have killed it for others: the film is tried once more
+    except (ChildGone, ChildDied):  # perhaps killed to free memory for others: try once more
         drop_child()
         return get_child(task, limits).ask(*request)
 
@@ -94,11 +95,12 @@ def _ask_child(task: Callable[..., object], limits: Limits, request: Sequence[ob
 def run_in_order(
     requests: Iterable[Request], work: Callable[[Request], Done], executor: Executor | None, in_flight: int
 ) -> Generator[Done, None, None]:
-    """Yield `work(request)` for each in the order given, some at a time in `executor`, here without one.
+    """Yield `work(request)` for each request, in order, computed in `executor` or, without one, here.
 
-    in_flight: about how many are under way.  Raises `ChessError` where `work` does or the executor itself is lost.
+    in_flight: about how many requests are submitted at a time.  Raises `ChessError` if `work` does or the executor is
+    lost.
     """
-    if executor is None:  # a pool all the same: the store's library asks for films from threads that change
+    if executor is None:  # still through a pool: Lance asks for films from changing threads
         with build_ingest_pool(1) as pool:
             yield from run_in_order(requests, work, pool, 1)
         return
@@ -118,10 +120,10 @@ def run_in_order(
 
 
 def work_batch(work: Callable[[Request], Done], requests: Sequence[Request]) -> list[Done] | str:
-    """Do some requests, one after the other: the task that an executor is given.
+    """Compute some requests, one after the other: the task that an executor runs.
 
-    Returns what went wrong with the worker itself as text: clusters log a task that raises, with its arguments, and
-    file names may name patients.
+    Returns the text of a `ChessError` instead of raising it: clusters log a failed task with its arguments, and file
+    names may name patients.
     """
     try:
         return [work(request) for request in requests]
@@ -133,7 +135,7 @@ def work_batch(work: Callable[[Request], Done], requests: Sequence[Request]) -> 
 def _explain_lost_workers() -> Iterator[None]:
     try:
         yield
-    except (Exception, CancelledError) as error:  # each executor has errors of its own for workers it lost
+    except (Exception, CancelledError) as error:  # every executor has its own errors for lost workers
         raise ChessError(
             f"the workers were lost ({type(error).__name__}); run the same again, it goes on where it stopped"
         ) from None

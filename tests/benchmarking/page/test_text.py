@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmark_results import resample
 from chess_cxr.benchmarking.page.text import render_card_section, render_tables
 from chess_cxr.benchmarking.predictions import BenchmarkResults, EvaluatedFilms, Failure, PredictionSet, TaskFilms
 from chess_cxr.benchmarking.tables import BenchmarkTables, build_benchmark_tables
@@ -35,7 +36,7 @@ def results() -> BenchmarkResults:
 
 @pytest.fixture(scope="module")
 def tables(results: BenchmarkResults) -> BenchmarkTables:
-    return build_benchmark_tables(results)
+    return build_benchmark_tables(results, resample(results))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from chess_cxr.tasks.bones.metrics import (
     find_bone,
     find_gaps,
     find_ribs,
-    find_ring,
     measure_bone_contrast,
     measure_nodules,
     measure_vessels,
@@ -27,6 +26,7 @@ from chess_cxr.tasks.bones.metrics import (
     score_suppression,
 )
 from chess_cxr.tasks.classify.pointing import draw_disc
+from chess_cxr.tasks.nodule_contrast import draw_ring
 
 SIDE = 256
 SEEDS = (1, 4, 7)
@@ -194,12 +194,12 @@ def test_the_slope_of_the_film_is_no_contrast() -> None:
 
 def measure_nodule_slowly(film: np.ndarray, nodule: np.ndarray, lung: np.ndarray, other: np.ndarray) -> float:
     radius = math.sqrt(nodule.sum() / math.pi)
-    gap = max(1.0, 0.15 * radius)
+    inner, outer = max(1.0, 0.25 * radius), max(3.0, radius)
     inside = [film[r, c] for r, c in np.argwhere(nodule)]
     ring = []
     for row, column in np.argwhere(lung & ~nodule & ~other):
         away = min(math.hypot(row - r, column - c) for r, c in np.argwhere(nodule))
-        if gap < away <= gap + max(radius, 2.0):
+        if inner < away <= outer:
             ring.append(film[row, column])
     return float((np.mean(inside) - np.mean(ring)) / np.std(ring))
 
@@ -213,7 +213,7 @@ def test_the_contrast_to_noise_of_a_nodule_is_that_of_its_pixels_in_turn() -> No
     lone_before = measure_nodule_slowly(film, other, lung, nodule)
     measured = measure_nodules(film, result, [nodule, other], lung)
     assert measured["cnr_before"] == pytest.approx((before + lone_before) / 2, abs=1e-10)
-    ring = find_ring(nodule, lung, [nodule, other])
+    ring = draw_ring(nodule, lung, [nodule, other])
     assert not (ring & (nodule | other | ~lung)).any()
     only = measure_nodules(np.where(other, film[0, 10], film), result, [nodule], lung & ~other)
     assert only["cnr_before"] == pytest.approx(before, abs=1e-10)
@@ -301,7 +301,7 @@ def test_what_does_not_fit_is_refused_in_a_line() -> None:
         ({"nodules": [case.nodule & False]}, "nodule is empty"),
         ({"nodules": [case.nodule[:9]]}, "mask of a nodule is bool"),
         ({"truth_HW": case.truth[:, :9]}, "cannot be compared"),
-        ({"truth_HW": (255 * case.truth).astype(np.uint8)}, "holds floats"),
+        ({"truth_HW": (255 * case.truth).astype(np.uint8)}, "films must be floats"),
     ):
         with pytest.raises(UsageError, match=words):
             score_suppression(case.film, case.truth, **known)

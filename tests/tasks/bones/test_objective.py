@@ -12,9 +12,8 @@ from torch import Tensor
 
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.image_metrics import compute_ms_ssim
-from chess_cxr.evaluation.image_metrics import count_scales as count_reference_scales
 from chess_cxr.tasks.bones.network import build_bone_network
-from chess_cxr.tasks.bones.objective import PairBatch, SuppressBones, compute_ms_ssim_loss, count_scales
+from chess_cxr.tasks.bones.objective import PairBatch, SuppressBones, compute_ms_ssim_loss
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
 from chess_cxr.tasks.perceptual import PerceptualLoss
 from chess_cxr.training.checkpoint import restore_checkpoint, write_checkpoint
@@ -61,11 +60,6 @@ def test_ms_ssim_of_a_batch_is_the_mean_of_its_pictures() -> None:
     alone = [float(compute_ms_ssim_loss(it, truth)) for it in (picture, worse)]
     assert float(both) == pytest.approx(sum(alone) / 2, rel=1e-4) and alone[0] < alone[1]
     assert float(compute_ms_ssim_loss(truth, truth)) == pytest.approx(0, abs=1e-5)
-
-
-def test_both_count_the_same_scales() -> None:
-    for side in range(11, 400):
-        assert count_scales(side) == count_reference_scales(side), side
 
 
 def test_ms_ssim_has_a_gradient_even_where_pictures_are_opposites() -> None:

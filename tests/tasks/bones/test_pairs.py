@@ -1,4 +1,5 @@
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,7 @@ from chess_cxr.tasks.bones.pairs import (
     split_pairs,
 )
 from chess_cxr.workers.child import Limits
+from chess_cxr.workers.pool import FILMS_A_TASK, build_ingest_pool
 from shared_child import share_pool
 
 
@@ -307,10 +309,17 @@ def test_phantom_pairs_are_a_function_of_their_seed() -> None:
     assert {p.group for p in one}.isdisjoint(p.group for p in other)
 
 
-@pytest.mark.parametrize("place", ["phantom:", "phantom:0", "phantom:x", "phantom:3@", "phantom:3@9", "phantom:3@64#"])
-def test_a_phantom_that_is_misspelt_is_explained(place: str) -> None:
-    with pytest.raises(UsageError, match="should be phantom:PATIENTS@SIZE#SEED, such as phantom:300@256#7"):
-        read_pairs(place)
+def test_as_many_pairs_are_read_at_once_as_there_are_workers() -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def meet(pair: FilmPair) -> FilmPair:
+        if pair.name in ("phantom 0-0", f"phantom 0-{FILMS_A_TASK}"):
+            both.wait()  # for the first pair of the other worker's task
+        return pair
+
+    with build_ingest_pool(2) as pool:
+        pairs = read_pairs(f"phantom:{FILMS_A_TASK + 1}@64", executor=pool, reduce=meet)
+    assert [pair.name for pair in pairs] == [f"phantom 0-{number}" for number in range(FILMS_A_TASK + 1)]
 
 
 # Splits -------------------------------------------------------------------------------------------------------------

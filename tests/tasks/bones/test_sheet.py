@@ -85,7 +85,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_written(tmp_path: Path) -> 
         ([(name, film, result[:50], truth)], "cannot be compared"),
         ([(name, film, result, truth[:50])], "cannot be compared"),
         ([(name, film * np.float32(np.nan), result, truth)], "leaves|NaN"),
-        ([(name, (255 * film).astype(np.uint8), result, truth)], "holds floats"),
+        ([(name, (255 * film).astype(np.uint8), result, truth)], "films must be floats"),
     ):
         with pytest.raises(UsageError, match=words):
             draw_suppression_sheet(rows, path, True)

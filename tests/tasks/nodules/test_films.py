@@ -1,6 +1,7 @@
 """Films with marked nodules as arrays."""
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,19 @@ import SimpleITK
 from scipy import ndimage
 
 from chess_cxr.records import ChessError, UsageError
-from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, resample_nodule_film, split_nodule_films
+from chess_cxr.tasks.nodules.films import (
+    NoduleFilm,
+    list_sources,
+    read_each,
+    read_nodule_films,
+    read_source,
+    resample_nodule_film,
+    split_nodule_films,
+)
+from chess_cxr.workers.child import Limits
+from chess_cxr.workers.pool import WORKER_DIED, build_ingest_pool
+from odd_paths import PathThatKillsItsReader, PathThatNeverAnswers
+from places import HELPERS
 
 
 def write_film(path: Path, pixels: np.ndarray) -> None:
@@ -113,6 +126,41 @@ def test_faults_of_files_are_one_line_each(tmp_path: Path) -> None:
     assert "Doe" not in str(caught.value) and caught.value.exit_code == 1
 
 
+@pytest.fixture
+def helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decoding processes may import too."""
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("helpers")
+@pytest.mark.parametrize(
+    ("part", "path", "reason"),
+    [
+        ("film", PathThatKillsItsReader(), WORKER_DIED),
+        ("film", PathThatNeverAnswers(), "not decoded within 2 seconds"),
+        ("mask", PathThatNeverAnswers(), "not decoded within 2 seconds"),
+    ],
+    ids=["film-dies", "film-hangs", "mask-hangs"],
+)
+def test_a_file_whose_decoder_dies_or_hangs_ends_the_reading_in_one_line(
+    part: str, path: Path, reason: str, tmp_path: Path
+) -> None:
+    write_film(tmp_path / "films" / "a.png", draw_film())
+    good = list_sources(str(tmp_path))[0]
+    films = read_each([good, replace(good, **{part: path}), good], read_source, limits=Limits(film_seconds=2))
+    assert next(films).name == "a"
+    with pytest.raises(ChessError, match=f"^film 2 of 3 by name cannot be decoded: {reason}$"):
+        next(films)
+
+
+def test_films_come_in_order_from_any_number_of_processes(tmp_path: Path) -> None:
+    for number in range(20):
+        write_film(tmp_path / "films" / f"{number:02d}.png", draw_film(40 + number))
+    with build_ingest_pool(3) as pool:
+        films = read_nodule_films(str(tmp_path), executor=pool)
+    assert [(film.name, film.film_HW.shape) for film in films] == [(f"{n:02d}", (40 + n, 80)) for n in range(20)]
+
+
 def test_generated_patients_have_a_film_with_nodule_and_one_without() -> None:
     films = read_nodule_films("phantom:3@96#4")
     assert [film.mask_HW.any() for film in films] == [True, False] * 3
@@ -121,14 +169,6 @@ def test_generated_patients_have_a_film_with_nodule_and_one_without() -> None:
     again, other = read_nodule_films("phantom:1@96#4"), read_nodule_films("phantom:1@96#5")
     assert np.array_equal(again[0].film_HW, films[0].film_HW)
     assert not np.array_equal(other[0].film_HW, films[0].film_HW)
-
-
-@pytest.mark.parametrize(
-    "place", ["phantom:", "phantom:0", "phantom:3@10", "phantom:3@99999", "phantom:-3", "phantom:3#x"]
-)
-def test_a_phantom_that_cannot_be_is_refused(place: str) -> None:
-    with pytest.raises(UsageError, match="phantom:|64 to 4096"):
-        read_nodule_films(place)
 
 
 @pytest.mark.parametrize("size", [8, 5000])

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,17 @@ from scipy import ndimage
 
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.insertion import (
+    CtInsertion,
     CtNodule,
     build_nodule,
     choose_ct_nodule,
     draw_analytic_nodule,
     draw_contrast,
     insert_ct_nodule,
-    insert_request,
     read_ct_nodules,
     split_ct_nodules,
 )
-from chess_cxr.tasks.nodules.masks import build_requests, draw_nodule_mask
+from chess_cxr.tasks.nodules.masks import build_requests
 
 SHAPE = (120, 140)
 CENTRE = (70.3, 55.6)
@@ -139,15 +140,21 @@ def test_a_nodule_at_the_edge_is_cut_and_not_wrapped() -> None:
     assert np.array_equal(film[:, 70:], draw_grey()[:, 70:])
 
 
-def test_a_request_is_met_to_the_pixel() -> None:
-    wanted = draw_nodule_mask(SHAPE, CENTRE, 24, np.random.default_rng(5), 0.2)
-    request = build_requests(wanted, 0.7)[0]
-    film, mask = insert_request(draw_grey(), request, 0.1)
-    assert np.array_equal(mask, wanted)
+def test_an_insertion_has_place_and_area_of_each_piece_of_the_mask_and_is_drawn_by_its_seed() -> None:
+    insertion = CtInsertion([replace(build_ball(size), name=str(size)) for size in (9.0, 11.0, 13.0)], "")
+    lung, asked = np.ones(SHAPE, bool), np.zeros(SHAPE, bool)
+    asked[20:31, 20:31] = asked[70:80, 90:104] = True
+    film, mask = insertion.make(draw_grey(), asked, 5, lung, 1.0)
+    pieces, wanted = build_requests(mask, 1.0), build_requests(asked, 1.0)
+    for made, piece in zip(pieces, wanted, strict=True):
+        assert made.centre_px == pytest.approx(piece.centre_px, abs=0.5)
+        assert made.mask_HW.sum() == pytest.approx(piece.mask_HW.sum(), rel=0.02)
     added = film - draw_grey()
-    assert added[wanted].mean() > 0.04 and added[~ndimage.binary_dilation(wanted, iterations=4)].max() == 0
-    inner = ndimage.binary_erosion(wanted, iterations=2)
-    assert (added[inner] > 0).all()
+    assert added[mask].mean() > 0.002 and not added[~ndimage.binary_dilation(mask, iterations=6)].any()
+    again, other = (insertion.make(draw_grey(), asked, seed, lung, 1.0)[0] for seed in (5, 6))
+    assert np.array_equal(film, again) and not np.array_equal(film, other)
+    with pytest.raises(UsageError, match="does not say its pixel spacing; give it with --spacing-mm"):
+        insertion.make(draw_grey(), asked, 5, lung, math.nan)
 
 
 def test_drawn_nodules_differ_by_seed_and_have_their_diameter() -> None:

@@ -16,18 +16,11 @@ import torch
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import read_nodule_films
-from chess_cxr.tasks.nodules.fit import plan_generation
-from chess_cxr.tasks.nodules.model import (
-    MOST_FILMS,
-    MOST_SEED,
-    NoduleGenerator,
-    list_masks,
-    load_nodule_generator,
-    plan_orders,
-)
+from chess_cxr.tasks.nodules.model import NoduleGenerator, load_nodule_generator
 from chess_cxr.tasks.nodules.objective import GenerateNodules
 from chess_cxr.tasks.nodules.region import compute_region
-from chess_cxr.tasks.nodules.train import draw_films, finetune_nodules
+from chess_cxr.tasks.nodules.sheet import draw_films
+from chess_cxr.tasks.nodules.train import finetune_nodules, plan_generation
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=2, batch=2)
 ENCODER = "random:regnetx_002@64"
@@ -268,16 +261,3 @@ def test_a_generator_whose_weights_are_not_finite_is_refused(model: Path, tmp_pa
     safetensors.torch.save_file(tensors, file)
     with pytest.raises(ChessError, match="not finite"):
         load_nodule_generator(tmp_path / "model")
-
-
-def test_two_masks_of_one_name_and_seeds_and_counts_beyond_reason_are_refused(tmp_path: Path) -> None:
-    for name in ("a.png", "A.tif", ".hidden.png"):
-        (tmp_path / name).touch()
-    with pytest.raises(UsageError, match="masks for films of the same name"):
-        list_masks(tmp_path)
-    film = [tmp_path / "a.png"]
-    with pytest.raises(UsageError, match="at most"):
-        plan_orders(film, None, MOST_FILMS + 1, 0)
-    for seed in (-1, MOST_SEED + 1):
-        with pytest.raises(UsageError, match="--seed is a whole number"):
-            plan_orders(film, None, 1, seed)

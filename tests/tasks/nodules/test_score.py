@@ -108,8 +108,7 @@ def test_what_is_not_there_has_no_size() -> None:
         assert math.isnan(found.diameter_px) and math.isnan(found.x_px) and found.contrast <= 0
         assert math.isnan(compare_with_request(found, X, Y, 10.0).centre_px)
     flat = measure_nodule(np.full((SIDE, SIDE), 0.25, np.float32), draw_mask())
-    assert (flat.contrast, flat.cnr) == (0.0, 0.0)
-    assert measure_nodule(draw_film("disc"), draw_mask()).cnr == math.inf
+    assert flat.contrast == 0.0 and math.isnan(flat.cnr)
 
 
 def test_a_nodule_of_a_few_pixels_at_the_edge_is_measured() -> None:

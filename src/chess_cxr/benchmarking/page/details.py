@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ from chess_cxr.benchmarking.page.findings import count, list_rows, say, say_valu
 from chess_cxr.benchmarking.predictions import BenchmarkResults, PredictionSet, TaskFilms
 from chess_cxr.benchmarking.roc_curves import MEAN, compute_roc_curves
 from chess_cxr.evaluation.intervals import average_draws, replicate_draws
-from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic, mean_known
+from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic
 from chess_cxr.evaluation.operating_points import compute_operating_points, compute_transfer_costs
+from chess_cxr.evaluation.ranked_scores import mean_known
 from chess_cxr.evaluation.reliability import Scaling, compute_reliability, fit_temperature
 from chess_cxr.evaluation.subgroups import compute_subgroups
-from chess_cxr.report.pictures import encode_png
+from chess_cxr.report.pictures import embed_picture, encode_png
 from chess_cxr.report.plots import draw_reliability, draw_roc_curves, get_look, shorten
 
 ROC_REPLICATES = 200
@@ -271,7 +271,7 @@ def build_error_block(
         else:
             said, truth = f"{error.name}: {share}", f"is {error.truth}"
         picture_HW = thumbnails.get(error.uid)
-        source = "" if picture_HW is None else embed_picture(picture_HW)
+        source = "" if picture_HW is None else embed_picture(encode_png(picture_HW))
         pictures.append(Picture(source, f"test film, {said}, {truth}", (said, truth, error.uid[:10])))
     sets = select_largest_subset(results, task.name, results.reference)
     caption = (
@@ -281,8 +281,3 @@ def build_error_block(
     if any(picture.source for picture in pictures) and not results.synthetic:
         caption += " These are films of people: pass this page on only where you may pass them on."
     return Block("Most surely wrong", pictures=tuple(pictures), picture_caption=caption)
-
-
-def embed_picture(picture_HW: np.ndarray) -> str:
-    """Return a uint8 picture as a data address."""
-    return f"data:image/png;base64,{base64.b64encode(encode_png(picture_HW)).decode('ascii')}"

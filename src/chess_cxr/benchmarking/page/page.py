@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
 from chess_cxr.benchmarking.page.blocks import Block, Cell, Grid, Part
 from chess_cxr.benchmarking.page.details import (
@@ -38,7 +36,7 @@ from chess_cxr.benchmarking.page.grids import (
     list_headlines,
 )
 from chess_cxr.benchmarking.predictions import BenchmarkResults, TaskFilms
-from chess_cxr.report.page import write_page
+from chess_cxr.report.page import load_template, write_page
 from chess_cxr.report.plots import draw_efficiency_bands
 
 
@@ -71,9 +69,7 @@ def render_benchmark_page(
         ),
         _build_last_part(results, tables, command),
     ]
-    template = files("chess_cxr.benchmarking.page").joinpath("benchmark.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return load_template("chess_cxr.benchmarking.page", "benchmark.html").render(
         title="Encoder benchmark",
         subtitle=_describe_whole(results),
         parts=[part for part in parts if part.blocks],

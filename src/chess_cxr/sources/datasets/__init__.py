@@ -1,1 +1,1 @@
-"""Public data sets: each one's published layout read into films."""
+"""Read public data sets, each in its published layout."""

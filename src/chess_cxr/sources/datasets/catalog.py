@@ -1,4 +1,4 @@
-"""The catalogue of public data sets: each one's published layout read into films."""
+"""List the films of public data sets from their published layouts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.files.listing import build_link_check, list_location
-from chess_cxr.records import SPLITS, FilmListing, SourceFilm, UsageError, parse_age_years, parse_sex, parse_view
+from chess_cxr.records import (
+    SPLITS,
+    FilmListing,
+    SourceFilm,
+    UsageError,
+    parse_age_years,
+    parse_date,
+    parse_sex,
+    parse_view,
+)
 from chess_cxr.sources.datasets.entry import DataSet, Findings, Row, get_text, is_blank, parse_label
 from chess_cxr.sources.datasets.jsrt import BSE_JSRT, JSRT, NODE21
 from chess_cxr.sources.datasets.nih import NIH, RSNA, SIIM
@@ -23,13 +32,12 @@ from chess_cxr.sources.datasets.physionet import BRAX, MIMIC, VINDR
 from chess_cxr.sources.datasets.release import build_keep, open_release
 from chess_cxr.sources.datasets.stanford import CHEXPERT, CHEXPERT_PLUS
 from chess_cxr.sources.datasets.tuberculosis import MONTGOMERY, SHENZHEN
-from chess_cxr.sources.tables import parse_date
+from chess_cxr.sources.tables import locate_below, name_split
 
 _STUDIES = (CHEXPERT, CHEXPERT_PLUS, MIMIC, NIH, PADCHEST, VINDR, RSNA, SIIM, BRAX)
 _SMALL = (JSRT, BSE_JSRT, SHENZHEN, MONTGOMERY, NODE21)
 DATASETS: Mapping[str, DataSet] = {entry.name: entry for entry in (*_STUDIES, *_SMALL)}
 VAL_SHARE = 0.1
-_SPLIT_NAMES = {"valid": "val", "validate": "val", "validation": "val"}
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".mha", ".img", ".tif", ".tiff")
 _ROWS_AT_ONCE = 4096
 _ROWS_TO_PROBE = 200
@@ -37,7 +45,7 @@ _ROWS_TO_PROBE = 200
 
 @dataclass(frozen=True)
 class _Films:
-    """A data set joined to one row a film; `layout`: which of the entry's paths its files follow."""
+    """Data set joined to one row a film; `layout`: index of the path in use among those of the entry."""
 
     entry: DataSet
     root: Path
@@ -48,17 +56,17 @@ class _Films:
 
 
 def read_dataset(name: str, root: Path, val: float = VAL_SHARE) -> FilmListing:
-    """List the films of a public data set that lies in `root`, its own folder or that folder's parent.
+    """List the films of a public data set in `root`, its own folder or that folder's parent.
 
-    The tables are held in memory, films are made while they are listed.  A film that a table names and the disk lacks
-    is listed all the same: it ends in the quarantine, not in silence.  Files that no table names are left out (see
-    `count_unlisted`), but for the unlabelled parts that sets publish.
+    Tables are held in memory; films are built while they are listed.  A film that a table names but the disk lacks is
+    listed too and ends in the quarantine.  Files that no table names are left out (see `count_unlisted`), except
+    unlabelled parts that a set publishes.
 
-    val: share of the patients of an official training part that becomes val, where the set has train and test only;
-    chosen by a hash of the patient, so it never changes.  Official test films are never touched.
+    val: share of the official training patients that becomes val if the set has only train and test; a hash of the
+    patient decides, so the choice never changes.  Official test films stay test.
 
-    Raises `UsageError` for an unknown name, a set or table that is not there, a column that is missing or unknown, a
-    cell that is no label, a film named twice, and a path that leads out of the set's folder.
+    Raises `UsageError` for an unknown name, a missing set, table or column, an unknown column, an invalid label, a film
+    named twice, and a path that leads out of the set's folder.
     """
     films = _open_films(name, root, val)
     _check_films(films)
@@ -66,14 +74,14 @@ def read_dataset(name: str, root: Path, val: float = VAL_SHARE) -> FilmListing:
 
 
 def count_unlisted(name: str, root: Path) -> int:
-    """Return how many image files below the set's folder are in no table, and so in no listing; walks all of it."""
+    """Count the image files below the set's folder that no table names; walks the whole folder."""
     films = _open_films(name, root, VAL_SHARE)
     listed = {str(film.path) for film in _list_films(films)}
     return sum(str(path) not in listed for path, _ in list_location(films.root, build_keep(_IMAGE_ENDINGS)))
 
 
 def find_dataset(name: str) -> DataSet:
-    """Return the entry of a data set, found by its name whatever the case; raise `UsageError` if there is none."""
+    """Return the entry of a data set by its name in any case; raise `UsageError` if there is none."""
     entry = DATASETS.get(name.strip().lower().replace("_", "-"))
     if entry is None:
         raise UsageError(f"no data set is named {name!r}; there are {', '.join(DATASETS)}")
@@ -148,36 +156,30 @@ def _list_rows(frame: pd.DataFrame) -> Iterator[Row]:
 
 
 def _identify(films: _Films, row: Row, number: int) -> tuple[str, Path]:
-    """Return uid and path of a film.  A row that names none gets a path where nothing is: it will be quarantined."""
+    """Return uid and path of a film; a row without film gets a path without file, to be quarantined."""
     uid, text = get_text(row, films.entry.fields.uid), get_text(row, films.entry.fields.paths[films.layout])
     if not uid or not text:
         return f"row {number}", films.root / f"row {number} names no film"
-    path = _resolve(films.root, text)
-    if path is None:
+    path = locate_below(str(films.root), text)
+    if not path:
         raise UsageError(f"row {number} of {films.entry.title} names a file that leads out of {films.root}")
-    return uid, path
-
-
-def _resolve(root: Path, text: str) -> Path | None:
-    path = os.path.normpath(os.path.join(root, text))
-    return Path(path) if path.startswith(os.path.join(root, "")) else None
+    return uid, Path(path)
 
 
 def _choose_layout(entry: DataSet, root: Path, frame: pd.DataFrame) -> int:
-    """Return the layout by which most of some films spread over the table are found; the first where none is."""
+    """Return the layout that finds most of some films spread over the table."""
     if len(entry.fields.paths) == 1:
         return 0
     rows = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, _ROWS_TO_PROBE).astype(int))]
     hits = [0] * len(entry.fields.paths)
     for row in _list_rows(rows):
         for layout, value in enumerate(entry.fields.paths):
-            path = _resolve(root, get_text(row, value))
-            hits[layout] += path is not None and path.is_file()
+            hits[layout] += os.path.isfile(locate_below(str(root), get_text(row, value)))
     return hits.index(max(hits))
 
 
 def _read_split(films: _Films, text: str, owner: str) -> str:
-    split = _SPLIT_NAMES.get(text.lower(), text.lower())
+    split = name_split(text)
     if split and split not in SPLITS:
         raise UsageError(f"{films.entry.title} names a split {text!r}; as published there are train, val and test")
     return "val" if split == "train" and films.entry.divide_train and _falls_to_val(owner, films.val) else split
@@ -189,7 +191,7 @@ def _falls_to_val(owner: str, share: float) -> bool:
 
 
 def _check_films(films: _Films) -> None:
-    """Go through all films once, so that what is wrong stops the ingest before its first hour and not after it."""
+    """Check all films beforehand, so that an error stops the ingest at its start."""
     for column in films.entry.labels.values():
         if column in films.frame:
             _check_labels(films, column)

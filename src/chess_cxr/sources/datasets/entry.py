@@ -1,4 +1,4 @@
-"""What the catalogue says of one public data set: a declaration that `catalog` turns into films."""
+"""Types to declare a public data set, which `catalog` turns into films; docs/datasets.md describes every set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chess_cxr.records import UNCERTAIN, UsageError
 from chess_cxr.sources.read_table import read_table
 
 Row = Mapping[str, str]
-Value = str | Callable[[Row], str]  # a column, or what is computed from a row; "" for what the set does not tell
+Value = str | Callable[[Row], str]  # a column or a function of a row; "" if the set does not provide it
 
 CHEXPERT_LABELS = (
     "No Finding",
@@ -38,11 +38,11 @@ _LABELS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": UNCERTAIN, "-1.0": 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it was published.
+    """Table as published.
 
-    names: files it may be, from the set's folder; the first that is there counts, upper and lower case are the same.
-    columns: all that it must have, "a|b" for one whose name differs between releases (it becomes "a").  optional: may
-    be missing; "" is a column without a name.  drop: checked but not kept, such as the text of reports.
+    names: possible files, relative to the set's folder, in any case; the first that exists is read.
+    columns: required ones; "a|b" for one whose name differs between releases (it becomes "a").  optional: may be
+    missing; "" is a column without a name.  drop: checked but not kept, such as the text of reports.
     """
 
     names: tuple[str, ...]
@@ -55,7 +55,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Release:
-    """A data set as it lies on this machine: its own folder and its tables, all of text, by the entry's names."""
+    """Local copy of a data set: its folder, and its tables as text by their names in the entry."""
 
     root: Path
     tables: Mapping[str, pd.DataFrame]
@@ -63,10 +63,10 @@ class Release:
 
 @dataclass(frozen=True)
 class Fields:
-    """Where the fields of a film come from.
+    """Sources of the fields of a film.
 
-    paths: where the file may lie, from the set's folder, one a layout in use; the one most films are found by counts.
-    age: in any spelling `parse_age_years` knows.  date: in any that `parse_date` knows.
+    paths: location of the file relative to the set's folder, one for each layout in use; the layout that finds most
+    films is chosen.  age, date: in any form that `parse_age_years` and `parse_date` read.
     """
 
     uid: Value
@@ -83,10 +83,10 @@ class Fields:
 
 @dataclass(frozen=True)
 class Findings:
-    """A column that lists what is present, so that all other names are absent.
+    """Column that lists the findings that are present; all others are absent.
 
-    parse: gives the names, None where nothing is known, and raises ValueError for what is no such list.
-    names: those that may occur; () for whichever do.
+    parse: returns the names, None if nothing is known; raises `ValueError` for an invalid list.
+    names: allowed names; () allows any.
     """
 
     column: str
@@ -98,10 +98,9 @@ class Findings:
 class DataSet:
     """One public data set.
 
-    folders: names of its own folder below a parent.  marks: files or folders of which it has one at least.
-    build: joins the tables into one of a row a film.  labels: label -> column of 1, 0, -1 (uncertain) and blanks.
-    divide_train: the official split has no val, so some of its training patients become it.
-    splits, policy: how the official split and the labels are taken, in words.  overlaps: sets it shares films with.
+    folders: possible names of its own folder below a parent.  marks: files or folders that identify it, at least one.
+    build: joins the tables into one row a film.  labels: label -> column of 1, 0, -1 (uncertain) and blanks.
+    divide_train: draw val from the training patients, since the official split has none.
     """
 
     name: str
@@ -114,23 +113,19 @@ class DataSet:
     marks: tuple[str, ...]
     build: Callable[[Release], pd.DataFrame]
     fields: Fields
-    splits: str
-    policy: str
     tables: Mapping[str, Table] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     findings: Findings | None = None
     divide_train: bool = False
-    overlaps: tuple[str, ...] = ()
-    irregularities: tuple[str, ...] = ()
 
 
 def is_blank(text: str) -> bool:
-    """Whether a cell says nothing: empty, or one of the words that programs write for it ("nan", "None" ...)."""
+    """Whether a cell is empty or a word that programs write for it ("nan", "None" ...)."""
     return text.strip().casefold() in _BLANK
 
 
 def get_text(row: Row, value: Value) -> str:
-    """Return the stripped text of a field, "" where it is blank."""
+    """Return the stripped text of a field, "" for a blank."""
     text = (value(row) if callable(value) else row.get(value, "") if value else "").strip()
     return "" if is_blank(text) else text
 
@@ -146,12 +141,12 @@ def parse_label(text: str) -> float:
 
 
 def name_labels(names: Iterable[str] = CHEXPERT_LABELS) -> dict[str, str]:
-    """Return the mapping of labels whose columns have their names."""
+    """Map labels to columns of the same names."""
     return {name: name for name in names}
 
 
 def keep_one_a_film(frame: pd.DataFrame, key: str, columns: tuple[str, ...], title: str) -> pd.DataFrame:
-    """Return the first row of each `key` of a table with several rows a film.
+    """Keep the first row of each `key` of a table with several rows a film.
 
     Raises `UsageError` if rows of one film differ in any of `columns`.
     """

@@ -1,4 +1,4 @@
-"""JSRT, its bone-suppressed copy BSE-JSRT, and NODE21."""
+"""Read JSRT, its bone-suppressed copy BSE-JSRT, and NODE21."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHER_COLUMNS = ("film", "age", "sex", "state")
 
 
 def _read_clinical(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read tab-separated records without header; they begin with a film's name, for line ends are missing in copies."""
+    """Read tab-separated records without header, each from the name of a film on; some copies have no line ends."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     rows = []
     for number, record in enumerate(filter(str.strip, _RECORD.split(text)), start=1):
@@ -44,7 +44,7 @@ def read_nodules(path: Path) -> pd.DataFrame:
 
 
 def read_others(path: Path) -> pd.DataFrame:
-    """Read CNNDAT_EN.TXT, the films without nodule."""
+    """Read CNNDAT_EN.TXT, films without nodule."""
     return _read_clinical(path, _OTHER_COLUMNS)
 
 
@@ -93,14 +93,6 @@ JSRT = DataSet(
         view=lambda row: "PA",
     ),
     labels={"Nodule": "nodule", "Malignant": "malignant"} | {f"Subtlety {n}": f"subtlety {n}" for n in "12345"},
-    splits="none: by patient, each film is a patient",
-    policy="Nodule from the file's name; Malignant and Subtlety 1 (hardest) to 5 for films with a nodule, unknown else",
-    overlaps=("bse-jsrt", "node21"),
-    irregularities=(
-        "CLNDAT_EN.txt has no header, some copies of it no line ends either, and CNNDAT_EN.TXT ends in capitals",
-        "raw .IMG: 2048 x 2048, 12 bits in big-endian 16, air bright",
-        'some ages are "?", which is unknown',
-    ),
 )
 
 # ---------------------------------------------------------------- BSE-JSRT
@@ -131,14 +123,6 @@ BSE_JSRT = DataSet(
     build=_build_bse_jsrt,
     fields=Fields(uid="uid", paths=("path",), patient="film", study="film", view=lambda row: "PA"),
     labels={"Bone suppressed": "suppressed", "Nodule": "nodule"},
-    splits="none: by patient, so both pictures of a pair fall to one split",
-    policy="Bone suppressed 1 for the picture without bones; the two of a pair share patient and study",
-    overlaps=("jsrt", "node21"),
-    irregularities=(
-        "polarity may differ between the two pictures of a pair: see the flag inverted",
-        "the folder augmented is left out",
-        "a picture whose partner is absent is listed alone",
-    ),
 )
 
 # ---------------------------------------------------------------- NODE21
@@ -169,11 +153,4 @@ NODE21 = DataSet(
     build=_build_node21,
     fields=Fields(uid="img_name", paths=(_find_film("images/"), _find_film(""))),
     labels={"Nodule": "label"},
-    splits="none: by film, for no patient is told",
-    policy="Nodule is label; boxes are not read",
-    overlaps=("jsrt", "bse-jsrt", "padchest", "nih-chestxray14", "rsna-pneumonia", "siim-acr"),
-    irregularities=(
-        "the first column has no name; one row a box, and zeros for a film without nodule",
-        "films are cropped to the lungs and padded: their near duplicates in other sets differ in frame",
-    ),
 )

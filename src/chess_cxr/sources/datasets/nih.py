@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14 and the two challenges that were made of its films: RSNA Pneumonia and SIIM-ACR Pneumothorax."""
+"""Read NIH ChestX-ray14 and two challenges with its films: RSNA Pneumonia and SIIM-ACR Pneumothorax."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax", "No Finding"),
 )
+# Commas in brackets are not quoted in the header, and the older file has an empty 12th column.
 _GEOMETRY = (
     *("OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]", ""),
     *("OriginalImage[Width,Height]", "OriginalImagePixelSpacing[x,y]"),
@@ -26,7 +27,7 @@ _GEOMETRY = (
 
 
 def read_names(path: Path) -> pd.DataFrame:
-    """Read a list of one film a line."""
+    """Read a list with one film a line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -87,15 +88,7 @@ NIH = DataSet(
         split="split",
     ),
     findings=Findings("Finding Labels", _split_findings, _FINDINGS),
-    splits="test_list.txt test, train_val_list.txt train and, for some patients, val; without lists by patient",
-    policy="1 where the list of findings names it, else 0 (No Finding too); mined from reports, nothing is uncertain",
     divide_train=True,
-    overlaps=("rsna-pneumonia", "siim-acr", "node21"),
-    irregularities=(
-        "brackets with commas in the header are not quoted: 11 fields, and an empty 12th in the older file",
-        'ages such as "058Y" in the older file, and some above 130, which are unknown',
-        "films lie in images_001 to images_012 or in one folder: found by name",
-    ),
 )
 
 # ---------------------------------------------------------------- RSNA Pneumonia
@@ -104,7 +97,7 @@ _CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 
 
 def read_mapping(path: Path) -> pd.DataFrame:
-    """Read which NIH film each film of RSNA is."""
+    """Read the NIH film of each film of RSNA."""
     try:
         pairs = [(str(row["subset_img_id"]), str(row["img_id"])) for row in json.loads(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -130,7 +123,7 @@ def _build_rsna(release: Release) -> pd.DataFrame:
 
 
 def _get_nih_patient(row: Row) -> str:
-    """Return the NIH patient where the mapping is there, so that NIH's and RSNA's films of one patient meet."""
+    """Return the patient of NIH if the mapping exists, so that films of one patient in both sets match."""
     found = re.match(r"0*(\d+)_\d+\.png$", row.get("img_id", ""))
     return found[1] if found else row["patientId"]
 
@@ -157,15 +150,6 @@ RSNA = DataSet(
     build=_build_rsna,
     fields=Fields(uid="patientId", paths=("path",), patient=_get_nih_patient),
     labels={"Pneumonia": "Target"} | {name: name for name in _CLASSES[:2]},
-    splits="none: by patient (stage_2_test_images has no labels and is no test part here)",
-    policy="Pneumonia is Target; the two classes without opacity are labels of their own",
-    overlaps=("nih-chestxray14", "siim-acr", "node21"),
-    irregularities=(
-        "one row a box",
-        "patientId names a film, not a patient: lay pneumonia-challenge-dataset-mappings_2018.json (RSNA) beside the "
-        "table to split by the real patients of NIH",
-        "films of the test folder are listed without labels",
-    ),
 )
 
 # ---------------------------------------------------------------- SIIM-ACR Pneumothorax
@@ -199,13 +183,4 @@ SIIM = DataSet(
     build=_build_siim,
     fields=Fields(uid="ImageId", paths=("path",)),
     labels={"Pneumothorax": "Pneumothorax"},
-    splits="none: by patient (dicom-images-test has no labels and is no test part here)",
-    policy="1 where a mask is drawn, 0 where the cell is -1; masks are not read",
-    overlaps=("nih-chestxray14", "rsna-pneumonia", "node21"),
-    irregularities=(
-        'the second column is called " EncodedPixels", with a space in front',
-        "one row a mask, so films occur repeatedly",
-        "films without a row, and all of dicom-images-test, are listed without label",
-        "patient, age, sex and view come from the DICOM header",
-    ),
 )

@@ -1,11 +1,11 @@
-"""PadChest."""
+"""Read PadChest."""
 
 from __future__ import annotations
 
 import re
 
+from chess_cxr.records import parse_date
 from chess_cxr.sources.datasets.entry import DataSet, Fields, Findings, Row, Table, get_text
-from chess_cxr.sources.tables import parse_date
 
 _NAMES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 _KEPT = (
@@ -26,10 +26,10 @@ MAX_LABELS_A_FILM = 200
 
 
 def parse_quoted_list(text: str) -> tuple[str, ...]:
-    """Return the items of "['pleural effusion', 'COPD signs']", stripped, in small letters, each once, none blank.
+    """Return the items of "['pleural effusion', 'COPD signs']": stripped, in lower case, distinct, none blank.
 
-    Only a flat list of quoted texts without escapes is one; nothing is evaluated.
-    Raises ValueError for anything else, and for lists that are longer than a report's could be.
+    Nothing is evaluated: the text must be a flat list of quoted texts without escapes.
+    Raises `ValueError` for anything else, and for lists that are too long for a report.
     """
     inside = text.strip()
     if len(inside) > MAX_LIST_CHARACTERS:
@@ -49,7 +49,7 @@ def parse_quoted_list(text: str) -> tuple[str, ...]:
 
 
 def _get_age(row: Row) -> str:
-    """Return the years between birth and study; the table knows only the year of birth."""
+    """Return the years between birth and study; the table gives only the year of birth."""
     date, born = parse_date(row["StudyDate_DICOM"]), get_text(row, "PatientBirth").split(".")[0]
     return str(int(date[:4]) - int(born)) if date and re.fullmatch(r"\d{4}", born) else ""
 
@@ -88,14 +88,4 @@ PADCHEST = DataSet(
         manufacturer="Manufacturer_DICOM",
     ),
     findings=Findings("Labels", parse_quoted_list),
-    splits="none: by patient",
-    policy="1 where the list names it, else 0, for every name that occurs; all unknown where the list is blank",
-    overlaps=("node21",),
-    irregularities=(
-        "16-bit PNG in folders 0 to 54, or in one folder",
-        "some twenty films are absent or broken upstream: they end in the quarantine",
-        'ids and lists may be "None" or "nan", labels may carry spaces or be empty',
-        "three quarters of the labels come from a network, the rest from physicians; reports are not kept",
-        "age is the study's year less the year of birth",
-    ),
 )

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG, VinDr-CXR and BRAX, all with credentialed access at PhysioNet."""
+"""Read MIMIC-CXR-JPG, VinDr-CXR and BRAX, all with credentialed access at PhysioNet."""
 
 from __future__ import annotations
 
@@ -89,14 +89,6 @@ MIMIC = DataSet(
         date="StudyDate",
     ),
     labels=name_labels() | {name + _BY_HAND: name + _BY_HAND for name in CHEXPERT_LABELS},
-    splits="split table: train, validate as val, test",
-    policy="CheXpert's labels of the study, 1, 0, -1 as they stand, blank unknown; those that radiologists gave to "
-    "some test studies stand beside them as NAME (radiologist)",
-    irregularities=(
-        "age and sex are in MIMIC-IV, not here",
-        "the radiologists' table says Airspace Opacity for Lung Opacity",
-        "dates are shifted by the publisher; NegBio's labels are not read",
-    ),
 )
 
 # ---------------------------------------------------------------- VinDr-CXR
@@ -117,7 +109,7 @@ def _build_vindr(release: Release) -> pd.DataFrame:
 
 
 def _count_votes(readings: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a film: 1 where more than half of its readers say so, -1 where exactly half do, else 0."""
+    """Return one row a film: 1 if more than half of its readers agree, -1 if exactly half do, else 0."""
     votes = readings[list(_VINDR_LABELS)]
     for name in _VINDR_LABELS:
         if wrong := set(votes[name].unique()) - {"0", "1", "0.0", "1.0", ""}:
@@ -158,14 +150,7 @@ VINDR = DataSet(
         split="split",
     ),
     labels=name_labels(_VINDR_LABELS),
-    splits="train and test; val from train by film (no patient is told)",
-    policy="majority of the three readers of a training film, -1 at a tie; the test part is a consensus already",
     divide_train=True,
-    irregularities=(
-        "three rows a training film, one a reader",
-        "Other disease in one table and Other diseases in the other are one label",
-        "all films are PA; MONOCHROME1 occurs; age and sex come from the DICOM header; boxes are not read",
-    ),
 )
 
 # ---------------------------------------------------------------- BRAX
@@ -200,11 +185,4 @@ BRAX = DataSet(
         date="StudyDate",
     ),
     labels=name_labels(),
-    splits="none: by patient",
-    policy="1, 0 and -1 (uncertain) as they stand; a blank is unknown",
-    irregularities=(
-        'ages are steps of five years; "85 or more" counts as 85',
-        "the manufacturer is a number that stands for a hidden name: left out; dates are fictitious",
-        "PNG where the images folder is there, else DICOM",
-    ),
 )

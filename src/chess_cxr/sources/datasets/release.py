@@ -1,4 +1,4 @@
-"""Finding a data set on this machine, opening its tables and the files that belong to them."""
+"""Find the folder of a data set, read its tables and locate their films."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chess_cxr.sources.datasets.entry import DataSet, Release, Table, is_blank
 def open_release(entry: DataSet, root: Path) -> Release:
     """Find the set in `root`, its own folder or that folder's parent, and read its tables.
 
-    Raises `UsageError` for a set or table that is not there, and for columns that are missing or unknown.
+    Raises `UsageError` for a missing set, table or column, and for an unknown column.
     """
     own = _find_own_folder(entry, root)
     tables = {}
@@ -50,7 +50,7 @@ def _has_mark(entry: DataSet, folder: Path) -> bool:
 
 
 def find_entry(folder: Path, name: str) -> Path | None:
-    """Return what is at `name` ("a/b.txt") below `folder`, whichever the case of its letters; None if nothing is."""
+    """Return the path of `name` ("a/b.txt") below `folder`, whatever its case, None if there is none."""
     for part in PurePosixPath(name).parts:
         if (folder / part).exists():
             folder = folder / part
@@ -70,7 +70,7 @@ def _find_table(table: Table, folder: Path) -> Path | None:
 
 
 def read_published(path: Path, table: Table, title: str) -> pd.DataFrame:
-    """Read a table and hold it against what was published; blanks of all kinds stay as they are."""
+    """Read a table and check its columns against the published ones; blanks of all kinds stay."""
     frame = table.read(path)
     frame = frame.rename(columns=_find_renamed((*table.columns, *table.optional)))
     present = list(frame.columns)
@@ -85,7 +85,7 @@ def read_published(path: Path, table: Table, title: str) -> pd.DataFrame:
 
 
 def _find_renamed(published: Iterable[str]) -> dict[str, str]:
-    """Return what to call the columns that may be there under a second name."""
+    """Map the alternative names of columns to their first ones."""
     return {other: name.split("|")[0] for name in published for other in name.split("|")[1:]}
 
 
@@ -98,10 +98,10 @@ def _quote(names: list[str]) -> str:
 
 
 def index_files(folder: Path, endings: tuple[str, ...], below: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return where each file below `folder` lies, by its name in small letters: {"1.png": "images_001/images/1.png"}.
+    """Map the name of each file below `folder`, in lower case, to its path: {"1.png": "images_001/images/1.png"}.
 
-    below: the folders to look in, all by default.  Hidden files, such as the `._` ones of macOS, do not count.
-    Raises `UsageError` for two files of one name: which of them the table means cannot be known.
+    below: folders to search, all by default.  Hidden files, such as `._` files of macOS, are skipped.
+    Raises `UsageError` for two files of one name, since the table does not tell which one it means.
     """
     found: dict[str, str] = {}
     starts = [path for name in below if (path := find_entry(folder, name)) and path.is_dir()] or [folder]
@@ -117,7 +117,7 @@ def index_files(folder: Path, endings: tuple[str, ...], below: tuple[str, ...] =
 
 
 def build_keep(endings: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return what tells whether a name ends as an image does, in capitals too."""
+    """Return a function that tells whether a name, in any case, has one of these endings."""
     return lambda name: name.lower().endswith(endings)
 
 
@@ -129,10 +129,10 @@ def locate_films(
     expected: str,
     add_unlisted: bool = False,
 ) -> pd.DataFrame:
-    """Add the column "path" to a table whose `column` names films by file name, with or without the `ending`.
+    """Add the column "path" to a table whose `column` holds file names, with or without the `ending`.
 
-    expected: the folder that a film which is not in `files` ought to be in; it is listed there, to be quarantined.
-    add_unlisted: append the files that no row names, with everything but the name and the path blank.
+    expected: folder in which a film missing from `files` is listed, to be quarantined.
+    add_unlisted: append a row for each file that no row names, blank but for name and path.
     """
     full = [name if name.casefold().endswith(ending) else name + ending for name in frame[column].str.strip()]
     blank = frame[column].map(is_blank)

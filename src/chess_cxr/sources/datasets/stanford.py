@@ -1,4 +1,4 @@
-"""CheXpert and CheXpert Plus."""
+"""Read CheXpert and CheXpert Plus."""
 
 from __future__ import annotations
 
@@ -24,13 +24,10 @@ from chess_cxr.sources.datasets.release import build_keep, find_entry
 
 _BELOW = re.compile(r"(?:^|/)((?:train|valid|test)/patient\d+/study\d+(?:/[^/]+)?)$")
 _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS)
-_UNCERTAIN = (
-    "1, 0 and -1 (uncertain) as they stand; a blank is unknown, also beside No Finding, which stands for itself"
-)
 
 
 def _strip_folder(text: str) -> str:
-    """Return a path below the set's folder, whatever the table calls that ("CheXpert-v1.0-small/train/...")."""
+    """Return a path relative to the set's folder; tables prefix its name, as in "CheXpert-v1.0-small/train/..."."""
     found = _BELOW.search(text)
     return found[1] if found else text
 
@@ -52,28 +49,28 @@ def _build_chexpert(release: Release) -> pd.DataFrame:
 
 
 def _list_test_films(release: Release) -> pd.DataFrame:
-    """Return a row for each film on disk of the studies that are labelled as a whole."""
+    """Return a row for each film on disk of the test part, whose labels are given by study."""
     keep, films = build_keep((".jpg", ".jpeg", ".png")), []
     for study in release.tables["test"].to_dict("records"):
         below = _strip_folder(study.pop("Study"))
         folder = None if ".." in below.split("/") else find_entry(release.root, below)
         names = sorted(path.name for path in folder.iterdir()) if folder and folder.is_dir() else []
         names = [name for name in names if keep(name) and not name.startswith(".")]
-        for name in names or ["view1_frontal.jpg"]:  # a study without films is missed in the quarantine
+        for name in names or ["view1_frontal.jpg"]:  # a study without films ends in the quarantine
             view = "Lateral" if "lateral" in name.lower() else "Frontal"
             films.append({**study, "Path": f"{below}/{name}", "Frontal/Lateral": view, "split": "test"})
     return pd.DataFrame(films)
 
 
 def _tell_view(direction: str, projection: str) -> str:
-    """Return the view; a film that is frontal in one column and lateral (LL, RL) in the other is of unknown view."""
+    """Return the view, unknown for a film that is frontal in one column and lateral (LL, RL) in the other."""
     if direction == "Lateral":
         return "LATERAL"
     return projection if projection in ("AP", "PA") else ""
 
 
 def _tell_age(years: str) -> str:
-    """Return the age; all patients are adults, so 0 stands for unknown."""
+    """Return the age, unknown if 0: all patients are adults."""
     return "" if years in ("0", "0.0") else years
 
 
@@ -103,14 +100,6 @@ CHEXPERT = DataSet(
         split="split",
     ),
     labels=name_labels(),
-    splits="train.csv train, valid.csv val, groundtruth.csv test",
-    policy=_UNCERTAIN,
-    overlaps=("chexpert-plus",),
-    irregularities=(
-        "labels of the test part are per study: every film of the study gets them",
-        "one patient of sex Unknown and age 0: both unknown; some frontal films say LL or RL: view unknown",
-        "the full-size set comes in four batches: put their patients into one train folder",
-    ),
 )
 
 # ---------------------------------------------------------------- CheXpert Plus
@@ -125,7 +114,7 @@ _PICTURES = ("", "PNG/", "PNG/PNG/", "PNGs/", "images/", "DICOM/")
 
 
 def read_json_lines(path: Path) -> pd.DataFrame:
-    """Read a file of one JSON object a line as text; null becomes a blank."""
+    """Read a file with one JSON object a line as text; null becomes a blank."""
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -194,12 +183,4 @@ CHEXPERT_PLUS = DataSet(
         split="split",
     ),
     labels=name_labels(),
-    splits="split column: train, valid as val; no test",
-    policy="those of CheXbert on the impression (chexbert_labels/impression_fixed.json); without it none. "
-    + _UNCERTAIN,
-    overlaps=("chexpert",),
-    irregularities=(
-        "PNG, JPEG or DICOM by whichever is there; path_to_image ends in .jpg also where the picture is a PNG",
-        "reports are not kept",
-    ),
 )

@@ -1,4 +1,4 @@
-"""The Shenzhen and Montgomery County sets of the National Library of Medicine: no table, a reading beside each film."""
+"""Read the Shenzhen and Montgomery sets of the National Library of Medicine: a reading beside each film, no table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_READING_BYTES = 100_000
 
 
 def parse_reading(text: str) -> tuple[str, str]:
-    """Return sex and age as text from "male 45yrs", "femal 32yrs", "Patient's Sex: F" + "Patient's Age: 027Y"."""
+    """Parse sex and age from "male 45yrs", "femal 32yrs", or "Patient's Sex: F" and "Patient's Age: 027Y"."""
     head = " ".join(text.splitlines()[:2]) if "Sex:" in text else (text.splitlines() or [""])[0]
     letter, word, age = _SEX_LETTER.search(head), _SEX.search(head), _AGE.search(head)
     sex = letter[1].upper() if letter else "" if word is None else "F" if word[1] else "M"
@@ -50,7 +50,7 @@ def _build_from_readings(release: Release, prefix: str, title: str) -> pd.DataFr
 
 
 def _name_patients(same_as: dict[str, str]) -> list[str]:
-    """Return the patient of each film, named by a film of his: the first of those that refer to one another."""
+    """Name the patient of each film by the first of the films that refer to one another."""
     patients = []
     for film in same_as:
         chain = [film]
@@ -76,12 +76,6 @@ SHENZHEN = DataSet(
     build=lambda release: _build_from_readings(release, "CHNCXR", "Shenzhen"),
     fields=_FIELDS,
     labels={"Tuberculosis": "tuberculosis"},
-    splits="none: by patient, each film is a patient",
-    policy="Tuberculosis from the last digit of the file's name",
-    irregularities=(
-        'readings spell freely: "femal", "male , 29yrs", "16month", "64days"',
-        "`._` files of macOS and Thumbs.db are no films",
-    ),
 )
 
 MONTGOMERY = DataSet(
@@ -96,10 +90,4 @@ MONTGOMERY = DataSet(
     build=lambda release: _build_from_readings(release, "MCUCXR", "Montgomery"),
     fields=_FIELDS,
     labels={"Tuberculosis": "tuberculosis"},
-    splits="none: by patient",
-    policy="Tuberculosis from the last digit of the file's name",
-    irregularities=(
-        'a reading may say "same pt as MCUCXR_0162_1": both films are of one patient',
-        "the lung masks of ManualMask are no films",
-    ),
 )

@@ -1,8 +1,8 @@
-"""One generated patient, the grid the rays are laid on, and the shapes bodies are drawn with.
+"""Draw generated patients, the grid of rays, and the shapes of bodies.
 
 Everything here is SYNTHETIC.  Lengths are centimetres in the patient's coronal plane unless a name says otherwise.
 x grows towards the right of the picture (the patient's left), y downwards; (0, 0) is the midline at the lung apex.
-Array names may carry a legend: H, W rows and columns of a canvas, N points, 1 a broadcast axis.
+Suffixes of arrays: H, W rows and columns of a canvas, N points, 1 a broadcast axis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Map = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 
-# Half-width of the rib cage as a share of its greatest, against y / lung length.
+# Half-width of the rib cage as a share of its maximum, against y / lung length
 CAGE = PchipInterpolator(
     (-0.3, 0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4),
     (0.38, 0.40, 0.60, 0.715, 0.79, 0.845, 0.91, 0.945, 0.975, 1.0, 1.03, 1.045, 1.03, 0.97, 0.93),
@@ -31,7 +31,7 @@ CAGE = PchipInterpolator(
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient's body; lengths in cm, angles in radians.  All films of a patient share it."""
+    """Body of one patient, shared by all of its films; lengths in cm, angles in radians."""
 
     seed: int
     sex: str
@@ -63,7 +63,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel grid in the patient's frame: x_1W and y_H1 in cm, and the body before any finding."""
+    """Pixel grid in the patient's frame, x_1W and y_H1 in cm."""
 
     anatomy: Anatomy
     x_1W: Map
@@ -72,11 +72,11 @@ class Canvas:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and columns."""
         return self.y_H1.size, self.x_1W.size
 
     def to_px(self, points_N2: Points) -> Points:
-        """Turn points (x, y) in cm into (column, row) of this canvas."""
+        """Convert points (x, y) in cm to (column, row) of this canvas."""
         return (points_N2 - np.array((self.x_1W[0, 0], self.y_H1[0, 0]), dtype=points_N2.dtype)) / self.spacing
 
 
@@ -121,13 +121,13 @@ def draw_anatomy(patient_seed: int) -> Anatomy:
 
 
 def ramp(values: Map, start: float, stop: float) -> Map:
-    """Smooth step from 0 at start to 1 at stop (start may be the larger)."""
+    """Compute a smooth step from 0 at start to 1 at stop (start may be the larger)."""
     t = np.clip((values - np.float32(start)) / np.float32(stop - start), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def ellipsoid(canvas: Canvas, centre: tuple[float, float], axes: tuple[float, float, float], tilt: float = 0) -> Map:
-    """Chord (cm) through an ellipsoid with half-axes (along, across, depth); tilt turns `along` clockwise."""
+    """Compute chords (cm) through an ellipsoid of half-axes (along, across, depth); tilt turns `along` clockwise."""
     dx, dy = canvas.x_1W - np.float32(centre[0]), canvas.y_H1 - np.float32(centre[1])
     c, s = math.cos(tilt), math.sin(tilt)
     along, across = (dx * c + dy * s) / axes[0], (dy * c - dx * s) / axes[1]
@@ -136,7 +136,7 @@ def ellipsoid(canvas: Canvas, centre: tuple[float, float], axes: tuple[float, fl
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> Map:
-    """Unit-variance noise whose grains are about cell_px wide."""
+    """Draw unit-variance noise with grains about cell_px wide."""
     cells = (max(4, round(shape[1] / cell_px)), max(4, round(shape[0] / cell_px)))
     coarse = rng.standard_normal((cells[1], cells[0]), dtype=np.float32)
     fine = np.asarray(cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), np.float32)
@@ -144,7 +144,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: floa
 
 
 def splat(shape: tuple[int, int], points_N2: Points, mass_N: Points) -> Map:
-    """Drop masses on the nearest pixels; samples must lie closer than a pixel for an even result."""
+    """Add masses to the nearest pixels; points must lie closer than a pixel for an even result."""
     column, row = np.rint(points_N2[:, 0]).astype(np.int64), np.rint(points_N2[:, 1]).astype(np.int64)
     inside = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
     total = np.bincount(row[inside] * shape[1] + column[inside], mass_N[inside], shape[0] * shape[1])
@@ -152,27 +152,26 @@ def splat(shape: tuple[int, int], points_N2: Points, mass_N: Points) -> Map:
 
 
 def blur(image: Map, sigma_px: float) -> Map:
-    """Gaussian blur; below a seventh of a pixel there is nothing to do."""
+    """Apply a Gaussian blur; a sigma below a seventh of a pixel changes nothing."""
     return image if sigma_px < 0.15 else np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px), np.float32)
 
 
 def _resample(points_N2: Points, step: float) -> Points:
-    """Return points at equal steps along a polyline, and nothing else about it."""
+    """Resample a polyline at equal steps."""
     length = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(points_N2, axis=0), axis=1))))
     at = np.linspace(0, length[-1], max(4, math.ceil(length[-1] / step)))
     return np.stack([np.interp(at, length, points_N2[:, k]) for k in range(points_N2.shape[1])], axis=1)
 
 
 def spline(knots: Iterable[tuple[float, ...]]) -> Points:
-    """Smooth curve through knots (x, y, ...)."""
+    """Interpolate a smooth curve through knots (x, y, ...)."""
     knots_K = np.array(list(knots), dtype=np.float64)
     fine = np.linspace(0, 1, 160)
-    curve: Points = PchipInterpolator(np.linspace(0, 1, len(knots_K)), knots_K)(fine)
-    return curve
+    return np.asarray(PchipInterpolator(np.linspace(0, 1, len(knots_K)), knots_K)(fine))
 
 
 def tube(canvas: Canvas, curve_N4: Points, shell: float, marrow: float) -> tuple[Points, Points]:
-    """Sample a bone tube: curve_N4 = x, y, radius and ray stretch; a cortical shell (cm) around lighter marrow."""
+    """Sample a bone tube, a cortical shell (cm) around lighter marrow; curve_N4: x, y, radius and ray stretch."""
     step = 0.5 * canvas.spacing
     line = _resample(curve_N4, step).astype(np.float32)
     tangent = np.gradient(line[:, :2], axis=0)

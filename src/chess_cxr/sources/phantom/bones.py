@@ -1,4 +1,4 @@
-"""The skeleton of a generated patient, as cm of compact bone along each ray.  Everything here is SYNTHETIC."""
+"""Compute the skeleton of a generated patient, in cm of compact bone along each ray.  Everything here is SYNTHETIC."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chess_cxr.sources.phantom.anatomy import (
     tube,
 )
 
-# Ribs 1 to 12: height at the spine (cm), depth of the ring (cm), greatest half-width (cm), angle where bone ends.
+# Ribs 1 to 12: height at the spine (cm), depth of the ring (cm), greatest half-width (cm), angle at which bone ends
 _RIBS = (
     (-0.80, 11.0, 6.3, 2.50),
     (0.82, 13.0, 9.9, 2.50),
@@ -42,7 +42,7 @@ _RIBS = (
 
 
 def _rib_curve(anatomy: Anatomy, number: int, side: int, rng: np.random.Generator) -> Points:
-    """Centre line of one rib: a ring around the chest, tilted so that its front end hangs lower (x, y, r, stretch)."""
+    """Compute the centre line (x, y, r, stretch) of one rib, a ring around the chest whose front end hangs lower."""
     scale = anatomy.lung_length / 25.5
     start, depth_cm, widest, end = _RIBS[number]
     depth = depth_cm * anatomy.cage_depth / 17
@@ -56,7 +56,7 @@ def _rib_curve(anatomy: Anatomy, number: int, side: int, rng: np.random.Generato
     z = -depth / 2 * np.cos(angle)
     flat = np.hypot(np.gradient(x), np.gradient(y))
     front = np.clip((angle - 1.7) / 0.9, 0, 1)
-    # A ray that runs along the rib at the side of the chest meets more bone; the front end fades into cartilage.
+    # At the side of the chest, rays run along the rib and meet more bone; the front end fades into cartilage.
     gain = np.minimum(np.hypot(flat, np.gradient(z)) / flat, 2.4) * (1 - 0.42 * front)
     gain *= np.clip((angle[-1] - angle) / 0.10, 0, 1) * (0.8 if number < 2 else 1)
     radius = anatomy.rib_radius * (0.82 if number in (0, 11) else 1.0) * (1 + 0.18 * front)
@@ -68,7 +68,7 @@ def _spine_x(anatomy: Anatomy, y: Points | Map) -> Points:
 
 
 def _limb_curves(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[tuple[Points, float, float]]:
-    """Clavicle, scapula edges and humerus of one side, each with its shell (cm) and marrow density."""
+    """Compute clavicle, scapula edges and humerus of one side, each with its shell (cm) and marrow density."""
     wide = anatomy.cage_width / 13.4
     inner, rise = 4.5 + rng.normal(0, 0.2), anatomy.clavicle_rise + rng.normal(0, 0.25)
     out = anatomy.scapula_shift + rng.normal(0, 0.2)
@@ -116,7 +116,7 @@ def _scapula_blade(canvas: Canvas, side: int, medial: Points, lateral: Points) -
 
 
 def _compute_spine(canvas: Canvas) -> Map:
-    """Vertebral bodies, discs, pedicles and spinous processes (cm of bone)."""
+    """Compute vertebral bodies, discs, pedicles and spinous processes (cm of bone)."""
     anatomy = canvas.anatomy
     pitch = 2.12 * anatomy.lung_length / 25.5
     level = (canvas.y_H1 + 1.7 * pitch / 2.12) / pitch + 0.5
@@ -137,7 +137,7 @@ def _compute_spine(canvas: Canvas) -> Map:
 
 
 def compute_bone(canvas: Canvas) -> Map:
-    """Bone along each ray, in cm of compact bone."""
+    """Compute the bone along each ray, in cm of compact bone."""
     anatomy = canvas.anatomy
     rng = np.random.default_rng([anatomy.seed, 3])
     sampled: list[tuple[Points, Points]] = []

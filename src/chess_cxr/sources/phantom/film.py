@@ -1,8 +1,7 @@
-"""Chest radiographs made from attenuation, with findings whose place and size are known exactly.
+"""Render chest radiographs from attenuation, with findings of exactly known place and size.
 
-Every film is SYNTHETIC.  Two line integrals belong to each ray, soft tissue (`phantom_tissue`) and bone
-(`phantom_bones`); a finding changes the first (`phantom_findings`); Beer-Lambert, scatter, quantum noise and the
-detector's logarithm make the film.
+Every film is SYNTHETIC.  Each ray has two line integrals, soft tissue (`tissue`) and bone (`bones`); a finding changes
+the former (`findings`).  Beer-Lambert, scatter, quantum noise and the detector's logarithm turn them into a film.
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    generate_uid,
-)
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 from chess_cxr.records import UsageError
 from chess_cxr.sources.phantom.anatomy import Anatomy, Canvas, Map, Mask, blur, draw_anatomy
@@ -33,32 +27,19 @@ from chess_cxr.sources.phantom.bones import compute_bone
 from chess_cxr.sources.phantom.findings import COMPUTE_CHANGE
 from chess_cxr.sources.phantom.tissue import LUNG_DENSITY, compute_chest
 
-__all__ = [
-    "CLASSES",
-    "MAX_PIXEL",
-    "Anatomy",
-    "Exposure",
-    "PhantomFilm",
-    "compute_attenuation",
-    "draw_anatomy",
-    "draw_exposure",
-    "render_film",
-    "write_phantom_films",
-]
-
 CLASSES = tuple(COMPUTE_CHANGE)
 MAX_PIXEL = 4095
-_MARGIN = 0.06  # share of the film drawn beyond each edge, so that a turned patient still fills it
+_MARGIN = 0.06  # share of the film computed beyond each edge, so that a rotated patient still fills it
 
 Pixels = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """How one film was taken.
+    """Pose, beam and detector of one film.
 
     rotation in radians; shift and inspiration in cm; photons_per_cm2 at the detector without a patient; scatter as a
-    share of the blurred primary beam; blur_mm: standard deviation of detector and focal spot; range_margin: room left
+    share of the blurred primary beam; blur_mm: standard deviation of detector and focal spot; range_margin: margin
     below and above the patient's grey levels; shutter: blackened share of the film at left, top, right and bottom.
     """
 
@@ -79,11 +60,11 @@ class Exposure:
 
 @dataclass(frozen=True)
 class PhantomFilm:
-    """A film and the truth behind it; every array is (size, size).
+    """Film with its ground truth; every array is (size, size).
 
     pixels: 0..4095, bone bright (MONOCHROME2).  without_bone: same patient, scatter, noise and grey scale, but no bone;
-    None unless asked for.  soft_cm, bone_cm: the line integrals the film was exposed through.  scatter: what was added
-    to the primary beam, as a share of the beam without a patient.  nodule_centre_px: (column, row).
+    None unless requested.  soft_cm, bone_cm: line integrals of the exposure.  scatter: addition to the primary beam, as
+    a share of the beam without a patient.  nodule_centre_px: (column, row).
     """
 
     pixels: Pixels
@@ -122,21 +103,20 @@ def draw_exposure(film_seed: int) -> Exposure:
 
 
 def compute_attenuation(kvp: float) -> tuple[float, float]:
-    """Return effective linear attenuation of soft tissue and of compact bone, per cm, for a filtered chest beam."""
+    """Return the effective linear attenuation of soft tissue and of compact bone, per cm, for a filtered chest beam."""
     return 0.200 - 0.0006 * (kvp - 110), 0.470 - 0.0022 * (kvp - 110)
 
 
 def render_film(
     anatomy: Anatomy, exposure: Exposure, finding: str = "normal", size: int = 512, *, with_bone_free: bool = False
 ) -> PhantomFilm:
-    """Expose one film of a patient with a finding of `CLASSES`; size x size pixels, size at least 64.
+    """Expose one film of a patient with a finding of `CLASSES`, size x size pixels.
 
-    Raises UsageError for an unknown finding or a size below 64.
+    Raises `UsageError` for an unknown finding or a size below 64.
     """
     if finding not in COMPUTE_CHANGE:
         raise UsageError(f"Unknown phantom finding {finding!r}: use one of {', '.join(CLASSES)}.")
-    if size < 64:
-        raise UsageError(f"A phantom film of {size} pixels is too small to show anything: use at least 64.")
+    _check_size(size)
     canvas, film_of_canvas = _place_patient(anatomy, exposure, size)
     chest = compute_chest(canvas)
     change = COMPUTE_CHANGE[finding](canvas, chest, np.random.default_rng([anatomy.seed, exposure.seed, 6]))
@@ -175,8 +155,13 @@ def render_film(
     )
 
 
+def _check_size(size: int) -> None:
+    if size < 64:
+        raise UsageError(f"A phantom film of {size} pixels is too small to show anything: use at least 64.")
+
+
 def _place_patient(anatomy: Anatomy, exposure: Exposure, size: int) -> tuple[Canvas, npt.NDArray[np.float64]]:
-    """Lay the canvas around the patient, and the 2x3 affine that takes canvas pixels to film pixels."""
+    """Lay a canvas around the patient; return it with the 2x3 affine map from canvas pixels to film pixels."""
     breathing = replace(
         anatomy,
         lung_length=anatomy.lung_length + exposure.inspiration,
@@ -195,11 +180,11 @@ def _place_patient(anatomy: Anatomy, exposure: Exposure, size: int) -> tuple[Can
 
 
 def _compute_scatter(soft: Map, bone: Map, exposure: Exposure, spacing_cm: float) -> tuple[Map, tuple[float, float]]:
-    """Scattered light of the whole film, and the logarithmic exposures that become black and white."""
+    """Compute the scatter of the whole film, and the logarithmic exposures of black and white."""
     mu_soft, mu_bone = compute_attenuation(exposure.kvp)
     primary = np.exp(-(mu_soft * soft + mu_bone * bone)).astype(np.float32)
     small = cv2.resize(primary, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
-    # Open air would light the whole patient: a collimator and the grid keep most of it out.
+    # Open air would scatter over the whole patient, but a collimator and the grid keep most of it out.
     wide = cv2.GaussianBlur(np.minimum(small, 0.25), (0, 0), 3.5 / (8 * spacing_cm), borderType=cv2.BORDER_REPLICATE)
     scatter: Map = exposure.scatter * cv2.resize(wide, soft.shape[::-1], interpolation=cv2.INTER_CUBIC)
     scatter = np.maximum(scatter, 1e-4).astype(np.float32)
@@ -217,11 +202,11 @@ def _expose(
     exposure: Exposure,
     spacing_cm: float,
 ) -> Pixels:
-    """Beer-Lambert, scatter, quantum noise, blur, logarithm, 12 bits."""
+    """Apply Beer-Lambert, scatter, quantum noise, blur and logarithm; quantise to 12 bits."""
     mu_soft, mu_bone = compute_attenuation(exposure.kvp)
     light = np.exp(-(mu_soft * soft + mu_bone * bone)) + scatter
     if exposure.noise:
-        # A pixel collects hundreds of photons or more: the normal limit of Poisson lets both films share one draw.
+        # A pixel collects at least hundreds of photons; the normal limit of Poisson lets both films share one draw.
         counts = np.float32(exposure.photons_per_cm2 * spacing_cm**2)
         draw = np.random.default_rng([exposure.seed, 7]).standard_normal(light.shape, dtype=np.float32)
         light = np.maximum(light + draw * np.sqrt(light / counts), 1 / counts)
@@ -232,7 +217,7 @@ def _expose(
 
 
 def _frame(pixels: Pixels, exposure: Exposure) -> Pixels:
-    """Side marker and shutters, which lie between the patient and the reader."""
+    """Add side marker and shutters, in place."""
     size = pixels.shape[0]
     if exposure.marker:
         place = (round(0.925 * size), round(0.075 * size))
@@ -244,9 +229,45 @@ def _frame(pixels: Pixels, exposure: Exposure) -> Pixels:
     return pixels
 
 
+# ---------------------------------------------------------------- files
+
+
+def write_phantom_films(
+    folder: Path,
+    patients: int,
+    films_per_patient: int,
+    seed: int,
+    size: int = 512,
+    executor: Executor | None = None,
+    on_film: Callable[[], None] | None = None,
+) -> Path:
+    """Write films of generated patients as DICOM, one folder a patient; return the path of `labels.csv`.
+
+    labels.csv: file (relative, with /), patient, label (one of `CLASSES`), diameter_mm (blank unless a nodule).
+    The classes have equal numbers of films, within one.  The pixels depend only on seed and size.  The files mix
+    MONOCHROME1 and MONOCHROME2, and JPEG 2000 lossless and uncompressed pixels.  on_film: called after each film.
+    Raises `UsageError` for counts below 1 or a size below 64.
+    """
+    if patients < 1 or films_per_patient < 1:
+        raise UsageError(f"Asked for {patients} patients with {films_per_patient} films each: both must be 1 or more.")
+    _check_size(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    orders = list(_list_orders(folder, patients, films_per_patient, seed, size))
+    rows = []
+    written = executor.map(_write_film, orders, chunksize=4) if executor else map(_write_film, orders)
+    for order, diameter in zip(orders, written, strict=True):
+        rows.append((order.path.relative_to(folder).as_posix(), f"PHANTOM{order.patient:04d}", order.finding, diameter))
+        if on_film:
+            on_film()
+    table = folder / "labels.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "patient", "label", "diameter_mm"), *rows])
+    return table
+
+
 @dataclass(frozen=True)
 class _Order:
-    """One film to make, complete enough for another process."""
+    """Order of one film, complete for another process."""
 
     path: Path
     patient: int
@@ -266,7 +287,7 @@ def _list_orders(folder: Path, patients: int, films_per_patient: int, seed: int,
 
 
 def _write_film(order: _Order) -> str:
-    """Write one film and return its diameter_mm as text, blank unless it shows a nodule."""
+    """Write one film; return its diameter_mm as text, blank unless it shows a nodule."""
     anatomy = draw_anatomy(_derive_seed(order.seed, order.patient))
     film_seed = _derive_seed(order.seed, order.patient, order.film)
     film = render_film(anatomy, draw_exposure(film_seed), order.finding, order.size)
@@ -280,7 +301,7 @@ def _derive_seed(*numbers: int) -> int:
 
 
 def _build_dataset(order: _Order, anatomy: Anatomy, film: PhantomFilm) -> FileDataset:
-    """Dress a film as a Digital X-Ray Image for presentation (PS3.3 A.26), every third one as MONOCHROME1."""
+    """Build a Digital X-Ray Image for presentation (PS3.3 A.26), every third one as MONOCHROME1."""
     entropy = ["chess-cxr phantom", str(order.seed), str(order.patient)]
     dark_bone = (order.patient + order.film) % 3 == 1
     stored = (MAX_PIXEL - film.pixels) if dark_bone else film.pixels
@@ -313,37 +334,3 @@ def _build_dataset(order: _Order, anatomy: Anatomy, film: PhantomFilm) -> FileDa
         codestream = imagecodecs.jpeg2k_encode(stored, codecformat="j2k", bitspersample=12, reversible=True, level=0)
         ds.PixelData = encapsulate([codestream])
     return ds
-
-
-def write_phantom_films(
-    folder: Path,
-    patients: int,
-    films_per_patient: int,
-    seed: int,
-    size: int = 512,
-    executor: Executor | None = None,
-    on_film: Callable[[], None] | None = None,
-) -> Path:
-    """Write films of generated patients as DICOM, one folder a patient, and return the path of `labels.csv`.
-
-    labels.csv: file (relative, with /), patient, label (one of `CLASSES`), diameter_mm (blank unless a nodule).
-    Classes differ by at most one film in number.  The pixels depend on seed and size only, not on the executor.
-    MONOCHROME1 and 2 and JPEG 2000 lossless beside uncompressed files occur.  on_film is called once a film is written.
-    Raises UsageError for counts below 1 or a size below 64.
-    """
-    if patients < 1 or films_per_patient < 1:
-        raise UsageError(f"Asked for {patients} patients with {films_per_patient} films each: both must be 1 or more.")
-    if size < 64:
-        raise UsageError(f"A phantom film of {size} pixels is too small to show anything: use at least 64.")
-    folder.mkdir(parents=True, exist_ok=True)
-    orders = list(_list_orders(folder, patients, films_per_patient, seed, size))
-    rows = []
-    written = executor.map(_write_film, orders, chunksize=4) if executor else map(_write_film, orders)
-    for order, diameter in zip(orders, written, strict=True):
-        rows.append((order.path.relative_to(folder).as_posix(), f"PHANTOM{order.patient:04d}", order.finding, diameter))
-        if on_film:
-            on_film()
-    table = folder / "labels.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("file", "patient", "label", "diameter_mm"), *rows])
-    return table

@@ -1,4 +1,4 @@
-"""Findings of generated films, as changes of the tissue along each ray.  Everything here is SYNTHETIC."""
+"""Compute findings of generated films as changes of the tissue along each ray.  Everything here is SYNTHETIC."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from chess_cxr.sources.phantom.tissue import LUNG_DENSITY, Chest
 
 @dataclass(frozen=True)
 class Change:
-    """What a finding does to a chest, as maps (H, W).
+    """Change of a chest by a finding, as maps (H, W).
 
-    soft: soft tissue added (cm, negative where tissue gives way to air).  vessels_left: share of the lung's vessels and
-    texture that still shows, 0..1.  mask: where the finding is.  centre (x, y) in cm and diameter in cm: nodules only.
+    soft: added soft tissue (cm; negative where air replaces it).  vessels_left: visible share of the lung's vessels and
+    texture, 0..1.  mask: place of the finding.  centre: (x, y) in cm, diameter: in cm; nodules only.
     """
 
     soft: Map
@@ -39,7 +39,7 @@ def _pick_point(allowed: Mask, canvas: Canvas, rng: np.random.Generator) -> tupl
 
 
 def _compute_depth_inside(mask: Mask, canvas: Canvas) -> Map:
-    """Distance (cm) from each pixel of the mask to the nearest pixel outside it."""
+    """Compute the distance (cm) from each pixel of the mask to the nearest pixel outside."""
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
     return np.asarray(distance * canvas.spacing, np.float32)
 
@@ -50,7 +50,7 @@ def _polar(canvas: Canvas, centre: tuple[float, float]) -> tuple[Map, Map]:
 
 
 def _compute_nodule(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Change:
-    """A lobulated ball of 0.6 to 3 cm with a few spicules; the mask is the ball's shadow without the spicules."""
+    """Draw a lobulated ball of 0.6 to 3 cm with a few spicules; the mask is its shadow without the spicules."""
     diameter = rng.uniform(0.6, 3.0)
     depth = _compute_depth_inside(chest.lung_mask, canvas)
     allowed = depth > min(0.62 * diameter + 0.15, 0.9 * float(depth.max()))
@@ -60,7 +60,7 @@ def _compute_nodule(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> C
     for lobes in (2, 3, 5):
         edge *= 1 + rng.uniform(0, 0.07) * np.cos(lobes * angle + rng.uniform(0, 2 * math.pi))
     inside = radius / edge
-    # Tumours bulge more than a ball and some hold calcium: a steeper edge and up to 2.6 times its weight.
+    # Tumours bulge more than a ball, so the edge is steeper; some hold calcium, so they weigh up to 2.6 times as much.
     chord = diameter * np.maximum(1 - inside**2, 0) ** 0.42
     spikes = np.maximum(np.cos(rng.integers(7, 15) * angle + 2 * np.sin(3 * angle)), 0) ** 6
     halo = rng.uniform(0, 0.16) * diameter * spikes * np.exp(-np.maximum(inside - 1, 0) * 5) * (inside > 0.9)
@@ -70,7 +70,7 @@ def _compute_nodule(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> C
 
 
 def _compute_consolidation(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Change:
-    """One or two fluffy patches in which alveoli are filled and bronchi stay open (air bronchograms)."""
+    """Draw one or two fluffy patches of filled alveoli with open bronchi (air bronchograms)."""
     field = np.zeros(canvas.shape, np.float32)
     centre = _pick_point(_compute_depth_inside(chest.lung_mask, canvas) > 1.2, canvas, rng)
     for _ in range(int(rng.integers(1, 3))):
@@ -92,7 +92,7 @@ def _compute_consolidation(canvas: Canvas, chest: Chest, rng: np.random.Generato
 
 
 def _compute_interstitial(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Change:
-    """A net of fine lines and small knots in both lungs, mostly at the bases and the periphery."""
+    """Draw a net of fine lines and small knots in both lungs, mostly at the bases and the periphery."""
     a = canvas.anatomy
     basal = ramp(canvas.y_H1, rng.uniform(-0.3, 0.3) * a.lung_length, rng.uniform(0.6, 0.9) * a.lung_length)
     outer = 0.55 + 0.45 * ramp(np.abs(canvas.x_1W), 3.0, 0.8 * a.cage_width)
@@ -109,7 +109,7 @@ def _compute_interstitial(canvas: Canvas, chest: Chest, rng: np.random.Generator
 
 
 def _compute_effusion(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Change:
-    """Fluid at one base whose upper border climbs towards the chest wall (meniscus)."""
+    """Draw fluid at one base; its upper border rises towards the chest wall (meniscus)."""
     a = canvas.anatomy
     side = -1.0 if rng.random() < 0.5 else 1.0
     height = rng.uniform(1.2, 9.0)
@@ -124,7 +124,7 @@ def _compute_effusion(canvas: Canvas, chest: Chest, rng: np.random.Generator) ->
 
 
 def _compute_pneumothorax(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Change:
-    """Air between chest wall and lung, widest at the apex, bounded by the thin line of the visceral pleura."""
+    """Draw air between chest wall and lung, widest at the apex, bounded by the thin line of the visceral pleura."""
     a = canvas.anatomy
     side = -1.0 if rng.random() < 0.5 else 1.0
     cavity = (chest.cage > 0.25 * a.cage_depth) & (canvas.x_1W * side > 0) & (canvas.y_H1 < 1.05 * a.lung_length)

@@ -1,4 +1,4 @@
-"""Soft tissue and air of a generated chest, as cm along each ray.  Everything here is SYNTHETIC."""
+"""Compute soft tissue and air of a generated chest, in cm along each ray.  Everything here is SYNTHETIC."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from chess_cxr.sources.phantom.anatomy import (
 )
 
 LUNG_DENSITY = 0.26  # g/ml at full inspiration, soft tissue = 1
-_PIECE = 0.33  # cm, length of the straight pieces vessels are made of
+_PIECE = 0.33  # cm, length of the straight pieces of vessels
 
-# Depth of the rib cage as a share of its greatest, and the medial border of the lung (cm), against y / lung length.
+# Depth of the rib cage as a share of its maximum, and medial border of the lung (cm), against y / lung length
 _DEPTH = PchipInterpolator(
     (-0.3, 0, 0.03, 0.08, 0.15, 0.3, 0.5, 0.8, 1.0, 1.1, 1.2, 1.5), (0, 0, 0.2, 0.4, 0.6, 0.84, 1, 1, 0.9, 0.6, 0, 0)
 )
-# Borders of heart and great vessels (cm, mean adult), towards the patient's right and left.
+# Borders of heart and great vessels (cm, mean adult), towards the patient's right and left
 _BORDER_K = (-0.3, 0.05, 0.2, 0.3, 0.38, 0.45, 0.52, 0.58, 0.64, 0.7, 0.76, 0.82, 0.9, 1.0, 1.4)
 _RIGHT = np.array((1.6, 1.8, 1.9, 2.1, 2.4, 2.7, 3.1, 3.7, 4.05, 4.2, 4.05, 3.7, 3.3, 3.0, 2.0))
 _LEFT = np.array((1.6, 1.8, 2.0, 2.5, 3.3, 3.9, 4.9, 6.1, 7.3, 8.3, 8.8, 8.8, 8.2, 7.0, 3.0))
@@ -42,7 +42,7 @@ _MEDIAL = PchipInterpolator((-0.3, 0, 0.03, 0.06, 0.1, 0.15, 0.3, 1.5), (5, 4.6,
 
 @dataclass(frozen=True)
 class Chest:
-    """Maps (H, W) on a canvas: cm of tissue along each ray, the cage depth, and what is lung."""
+    """Maps (H, W) on a canvas: cm of tissue along each ray, depth of the cage, and mask of the lung."""
 
     body: Map
     lung: Map
@@ -60,7 +60,7 @@ def _fourth(values: Map) -> Map:
 
 
 def _compute_body(canvas: Canvas) -> Map:
-    """Chord through neck, shoulders, arms, trunk and breasts as if the chest were solid (cm)."""
+    """Compute chords through neck, shoulders, arms, trunk and breasts, as if the chest were solid (cm)."""
     a, x, y = canvas.anatomy, np.abs(canvas.x_1W), canvas.y_H1
     k = y / a.lung_length
     half = (a.cage_width * np.maximum(CAGE(np.clip(k, -0.3, 1.4)), 0.86) + a.wall).astype(np.float32)
@@ -79,7 +79,7 @@ def _compute_body(canvas: Canvas) -> Map:
     radius = 3.6 + 0.45 * a.wall
     arm = 2 * np.sqrt(np.maximum(radius**2 - away * away, 0)) * ramp(y, 3.0, 9.0)
     body = np.maximum(trunk * ramp(y - top, 0, 4), neck)
-    # Fourth powers add like a maximum without a crease where trunk, shoulder and arm meet.
+    # A sum of fourth powers acts as a maximum without creases between trunk, shoulder and arm.
     body = np.sqrt(np.sqrt(_fourth(shoulder) + _fourth(arm) + _fourth(body)))
     for side in (-1, 1):
         muscle = ellipsoid(canvas, (side * 10.0, 7.6), (8.5, 5.2, 0.5), -0.5 * side)
@@ -93,7 +93,7 @@ def _compute_body(canvas: Canvas) -> Map:
 
 
 def _compute_mediastinum(canvas: Canvas) -> Map:
-    """Chord of heart, great vessels and the tissue between the lungs (cm)."""
+    """Compute chords through heart, great vessels and the tissue between the lungs (cm)."""
     a = canvas.anatomy
     length, width = a.lung_length, a.heart_width
     x, y = canvas.x_1W, canvas.y_H1
@@ -121,7 +121,7 @@ def _compute_mediastinum(canvas: Canvas) -> Map:
 
 
 def _compute_dome(canvas: Canvas) -> Map:
-    """Height (y, cm) of the diaphragm over each column, both sides."""
+    """Compute the height (y, cm) of the diaphragm over each column, both sides."""
     a = canvas.anatomy
     x = canvas.x_1W
     crest = np.where(x < 0, 0.40, 0.44) * a.cage_width
@@ -134,7 +134,7 @@ def _compute_dome(canvas: Canvas) -> Map:
 
 
 def _compute_airway(canvas: Canvas) -> Map:
-    """Air in trachea and main bronchi along each ray (cm)."""
+    """Compute the air in trachea and main bronchi along each ray (cm)."""
     carina = 0.31 * canvas.anatomy.lung_length
     curves = [
         spline([(0.0, -8, 0.85), (-0.15, 2, 0.85), (-0.3, carina - 1, 0.95), (-0.3, carina + 0.4, 0.8)]),
@@ -143,10 +143,8 @@ def _compute_airway(canvas: Canvas) -> Map:
         ),
         spline([(0.0, carina, 0.66), (2.3, carina + 2.2, 0.6), (4.1, carina + 3.6, 0.48), (4.9, carina + 5.6, 0.3)]),
     ]
-    sampled = []
-    for curve in curves:
-        solid = np.concatenate([curve, np.ones((len(curve), 1))], axis=1)
-        sampled.append(tube(canvas, solid, 5.0, 1.0))
+    solid = [np.concatenate([curve, np.ones((len(curve), 1))], axis=1) for curve in curves]
+    sampled = [tube(canvas, curve, 5.0, 1.0) for curve in solid]
     air = splat(canvas.shape, np.concatenate([p for p, _ in sampled]), np.concatenate([m for _, m in sampled]))
     return blur(air * np.float32(1.5), 0.09 / canvas.spacing)
 
@@ -178,7 +176,7 @@ def _grow_vessels(seed: int, gain: float) -> Points:
         young = tips[forks]
         share = rng.uniform(0.35, 0.8, len(young))
         young[:, 3:6] += rng.normal(0, 0.55, (len(young), 3))
-        # Murray's law: what the branches carry adds up to what the trunk carried.
+        # Murray's law: the flow of the branches adds up to that of the trunk.
         young[:, 9] *= share ** (1 / 2.6)
         radius[forks] *= (1 - 0.62 * share) ** (1 / 2.6)
         tips = np.concatenate([tips, young])
@@ -194,7 +192,7 @@ def _norm(vectors_N3: Points) -> Points:
 
 
 def _compute_vessels(canvas: Canvas) -> Map:
-    """Blood along each ray through the lung's vessels (cm)."""
+    """Compute the blood in the vessels of the lung along each ray (cm)."""
     a = canvas.anatomy
     scale = a.cage_width / MEAN_WIDTH, a.lung_length / MEAN_LENGTH
     pieces = _grow_vessels(a.seed, a.vessel_gain) * (*scale, 1.0, *scale)
@@ -215,7 +213,7 @@ def _compute_vessels(canvas: Canvas) -> Map:
 
 
 def compute_chest(canvas: Canvas) -> Chest:
-    """Fill a canvas with one patient's soft tissue, before any finding."""
+    """Compute the soft tissue of a patient on a canvas, before any finding."""
     a = canvas.anatomy
     rng = np.random.default_rng([a.seed, 5])
     x, y = np.abs(canvas.x_1W), canvas.y_H1

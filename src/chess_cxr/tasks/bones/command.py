@@ -14,6 +14,7 @@ from chess_cxr.arguments import (
     Flat,
     check_device_name,
     check_workers,
+    is_first_rank,
     print_result,
 )
 from chess_cxr.encoders.names import check_encoder_name
@@ -36,26 +37,25 @@ def finetune_bones(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a network that takes ribs and clavicles out of films, from pairs with and without bone.
+    """Train a network that removes ribs and clavicles from films, on pairs with and without bone.
 
-    Prints what it does on the pairs of patients left out, with 95 % intervals.  Stopped at any moment, the same command
-    goes on.  Then use the model with: chess-cxr predict OUT FILM --out FOLDER
+    Prints results on the test patients' pairs, with 95 % intervals.  If interrupted, the same command continues.  Apply
+    the model with: chess-cxr predict OUT FILM --out FOLDER
 
     Example: chess-cxr finetune bones encoders/first bse_jsrt/ phantom:300@512 --out models/bones
 
     Args:
-        encoder: an encoder folder, or a name such as random:regnetx_002@96; the network's encoder begins with it.
-        pairs: folders with source and target, or JSRT and BSE_JSRT, in them; and phantom:PATIENTS@SIZE#SEED for
-            generated pairs (SYNTHETIC).
+        encoder: the encoder to begin with: a folder, or a name such as random:regnetx_002@96.
+        pairs: folders with source/ and target/, or JSRT/ and BSE_JSRT/; or phantom:PATIENTS@SIZE#SEED (SYNTHETIC).
         out: the model folder to write.
-        config: how it is trained.
-        val: share of the patients looked at during training.
-        test: share of the patients that the results are of.
+        config: training options.
+        val: fraction of the patients for validation during training.
+        test: fraction of the patients for the final results.
         device: auto, cpu, cuda, cuda:N or mps.
-        workers: processes that read pairs; by default one a core.
-        limits: what one film may take.
+        workers: number of processes that read pairs; by default one per core.
+        limits: limits of time and memory per film.
         json: print the results as JSON.
-        quiet: no progress on stderr.
+        quiet: show no progress.
     """
     check_workers(workers)
     if not pairs:
@@ -69,9 +69,10 @@ def finetune_bones(
 
     refuse_foreign_folder(out)
     check_perceptual(config.perceptual)
-    with StageBars(quiet) as bars, build_ingest_pool(workers) as pool:
+    with StageBars(quiet or not is_first_rank()) as bars, build_ingest_pool(workers) as pool:
         result = finetune(
             encoder, pairs, out, config, val, test, limits, pool, bars.show,
             lambda report, _: bars.show_step("train", report.step, config.steps), device=device,
         )  # fmt: skip
-    print_result(result.as_json() if json else result.as_text(), json)
+    if is_first_rank():
+        print_result(result.as_json() if json else result.as_text(), json)

@@ -1,4 +1,4 @@
-"""How a bone network is trained."""
+"""The configuration of a bone network and its training."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from chess_cxr.tasks.config import SAME, PerceptualConfig
 
 @dataclass(frozen=True)
 class BonesConfig:
-    """How a bone network is trained.
+    """The configuration of a bone network and its training.
 
     Args:
-        size: longest side of films at which the network works, in pixels; its bone image is brought to each film's own.
-        crop: side of the squares that it sees at a time.
-        decoder: of its U-Net: full, or tiny for a CPU.
-        perceptual: network of its perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
-        perceptual_weight: share of the perceptual loss beside L1 and 1 - MS-SSIM.
-        compare: how the perceptual loss compares features.
-        steps: optimisation steps.
-        batch: pairs a step.
-        learning_rate: of AdamW.
-        encoder_rate: learning rate of the encoder as a share of the decoder's.
-        weight_decay: of AdamW.
+        size: longest side of the network's input films in pixels; its bone image is scaled to each film's own size.
+        crop: side of the training crops in pixels.
+        decoder: decoder of the U-Net: full, or tiny for a CPU.
+        perceptual: network of the perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
+        perceptual_weight: weight of the perceptual loss; L1 and 1 - MS-SSIM have weight 1.
+        compare: comparison of features in the perceptual loss.
+        steps: number of optimisation steps.
+        batch: pairs per step.
+        learning_rate: learning rate of AdamW.
+        encoder_rate: learning rate of the encoder, relative to the decoder's.
+        weight_decay: weight decay of AdamW.
         checkpoint_every: steps between checkpoints.
-        threads: batches prepared at a time.
-        seed: of everything random.
+        threads: number of batches prepared in parallel.
+        seed: random seed.
     """
 
     size: int = 512

@@ -22,8 +22,9 @@ from chess_cxr.evaluation.image_metrics import (
     compute_rmse,
     compute_ssim,
 )
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodule_contrast import compute_contrast, draw_ring
 
 MaskArray = NDArray[np.bool_]
 
@@ -174,8 +175,7 @@ def measure_nodules(
 ) -> dict[str, float]:
     """Measure how well known nodules stand out before and after; means over the nodules that can be measured.
 
-    contrast = mean of the nodule - mean of the ring around it; CNR = contrast / standard deviation of the ring.  The
-    ring is as wide as the nodule's radius, begins 0.15 of it (at least a pixel) outside, and holds no other nodule and,
+    Contrast and CNR are those of `compute_contrast`, against the ring of `draw_ring`, which holds no other nodule and,
     where lungs are given, nothing outside them.
 
     cnr_before, cnr_after: CNR.  cnr_ratio, contrast_ratio: after / before.  A rib across the ring lowers the first and
@@ -191,19 +191,8 @@ def measure_nodules(
     masks = [_check_mask(nodule, film, "a nodule") for nodule in nodules]
     if not all(mask.any() for mask in masks):
         raise UsageError("the mask of a nodule is empty: leave it out")
-    rows = [_measure_nodule(film, result, truth, mask, find_ring(mask, lung, masks), lung) for mask in masks]
+    rows = [_measure_nodule(film, result, truth, mask, draw_ring(mask, lung, masks), lung) for mask in masks]
     return {name: _mean_known([row[name] for row in rows]) for name in rows[0]} if rows else {}
-
-
-def find_ring(nodule_HW: MaskArray, lung_HW: MaskArray, nodules: Sequence[MaskArray] = ()) -> MaskArray:
-    """Return the ring around a nodule inside the lungs, without any of the other nodules; see `measure_nodules`."""
-    radius_px = math.sqrt(nodule_HW.sum() / math.pi)
-    gap_px = max(1.0, 0.15 * radius_px)
-    away = _compute_distance(nodule_HW)
-    ring: MaskArray = lung_HW & (away > gap_px) & (away <= gap_px + max(radius_px, 2.0))
-    for other in nodules:
-        ring &= ~other
-    return ring
 
 
 def measure_vessels(
@@ -298,9 +287,9 @@ def _measure_nodule(
     ring_HW: MaskArray,
     lung_HW: MaskArray,
 ) -> dict[str, float]:
-    usable = ring_HW.sum() >= LEAST_PIXELS and lung_HW[nodule_HW].mean() >= 0.5
+    usable = (ring_HW & lung_HW).sum() >= LEAST_PIXELS and lung_HW[nodule_HW].mean() >= 0.5
     none = (math.nan, math.nan)
-    before, after = (_compute_cnr(part, nodule_HW, ring_HW) if usable else none for part in (film_HW, result_HW))
+    before, after = (compute_contrast(part, nodule_HW, ring_HW) if usable else none for part in (film_HW, result_HW))
     measured = {
         "cnr_before": before[1],
         "cnr_after": after[1],
@@ -308,17 +297,10 @@ def _measure_nodule(
         "contrast_ratio": _divide(after[0], before[0], LEAST_CONTRAST),
     }
     if truth_HW is not None:
-        truth = _compute_cnr(truth_HW, nodule_HW, ring_HW) if usable else none
+        truth = compute_contrast(truth_HW, nodule_HW, ring_HW) if usable else none
         measured["cnr_of_truth"] = after[1] / truth[1] if truth[0] >= LEAST_CONTRAST else math.nan
         measured["contrast_of_truth"] = _divide(after[0], truth[0], LEAST_CONTRAST)
     return measured
-
-
-def _compute_cnr(film_HW: FloatArray, nodule_HW: MaskArray, ring_HW: MaskArray) -> tuple[float, float]:
-    """Return contrast and contrast-to-noise ratio; the latter is NaN for a ring without any noise."""
-    contrast = float(film_HW[nodule_HW].mean() - film_HW[ring_HW].mean())
-    noise = float(film_HW[ring_HW].std())
-    return contrast, contrast / noise if noise > _ROUNDING else math.nan
 
 
 def _compute_detail(film_HW: FloatArray, where_HW: MaskArray) -> float:

@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chess_cxr.evaluation.image_metrics import K1, K2, SCALE_WEIGHTS, SIGMA, WINDOW, count_scales
 from chess_cxr.tasks.bones.network import BoneNetwork
 
-# Wang et al. 2003, table 1: weights of the scales, fine to coarse.
-_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-_KERNEL = 11
-SMALLEST_SIDE = _KERNEL  # below it not even one scale can be compared
+SMALLEST_SIDE = WINDOW  # below it not even one scale can be compared
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -68,7 +66,7 @@ def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
     Small pictures have fewer scales, whose weights are brought to a sum of 1.
     """
     scales = count_scales(min(picture_B1HW.shape[-2:]))
-    weight_S = torch.tensor(_SCALE_WEIGHTS[:scales], device=picture_B1HW.device)
+    weight_S = torch.tensor(SCALE_WEIGHTS[:scales], device=picture_B1HW.device)
     parts = []
     for scale in range(scales):
         if scale:
@@ -77,14 +75,6 @@ def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
         parts.append((luminance_B if scale == scales - 1 else contrast_B).clamp(min=1e-6))
     similarity_B = torch.stack(parts).pow((weight_S / weight_S.sum())[:, None]).prod(0)
     return 1 - similarity_B.mean()
-
-
-def count_scales(side: int) -> int:
-    """Return how many scales of MS-SSIM pictures of that side have: each halves it, and the window must fit."""
-    scales = 1
-    while scales < len(_SCALE_WEIGHTS) and side // 2**scales >= _KERNEL:
-        scales += 1
-    return scales
 
 
 def _compare_structure(a_B1HW: Tensor, b_B1HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,16 +89,16 @@ def _compare_structure(a_B1HW: Tensor, b_B1HW: Tensor) -> tuple[Tensor, Tensor]:
     mean_a, mean_b = blur(a_B1HW), blur(b_B1HW)
     variance = blur(a_B1HW**2 + b_B1HW**2) - mean_a**2 - mean_b**2
     covariance = blur(a_B1HW * b_B1HW) - mean_a * mean_b
-    contrast = (2 * covariance + 0.03**2) / (variance + 0.03**2)
-    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    contrast = (2 * covariance + K2**2) / (variance + K2**2)
+    luminance = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
     return (luminance * contrast).mean((1, 2, 3)), contrast.mean((1, 2, 3))
 
 
 @cache
 def _draw_window(side: int, device: torch.device) -> Tensor:
     """The Gaussian window of SSIM at each place where it fits, as the rows of a matrix [side - 10, side]."""
-    gauss = torch.exp(-((torch.arange(_KERNEL) - _KERNEL // 2) ** 2) / (2 * 1.5**2))
-    window = torch.zeros(side - _KERNEL + 1, side)
+    gauss = torch.exp(-((torch.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    window = torch.zeros(side - WINDOW + 1, side)
     for row in range(len(window)):
-        window[row, row : row + _KERNEL] = gauss / gauss.sum()
+        window[row, row : row + WINDOW] = gauss / gauss.sum()
     return window.to(device)

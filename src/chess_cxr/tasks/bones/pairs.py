@@ -15,11 +15,13 @@ import numpy as np
 
 from chess_cxr.decode.decoded import DecodedFilm
 from chess_cxr.decode.film import decode_film
-from chess_cxr.records import Undecodable, UsageError
-from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.records import OnCount, Undecodable, UsageError
+from chess_cxr.sources.phantom.anatomy import draw_anatomy
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
+from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
 from chess_cxr.tasks.bones.files import PairFiles, PairKind, find_pairs
 from chess_cxr.workers.child import Limits
-from chess_cxr.workers.pool import call_in_child, run_in_order
+from chess_cxr.workers.pool import ALL_AT_ONCE, call_in_child, run_in_order
 
 LARGEST_SHIFT = 0.01  # of the side: the worst of 16 real pairs is off by 0.009
 LARGEST_QUARTER_SHIFT = 0.015  # of the side: 0.010 in the worst real pair, 0.017 and more after a turn by 3 degrees
@@ -28,7 +30,6 @@ LEAST_LIKENESS = 0.5  # correlation of edges: 0.8 to 1 for real pairs, below 0.4
 SAME_RMS = 0.004  # one grey level of 255, smoothed: real pairs differ by 0.008 and more, a film and its JPEG by 0.0025
 _REGISTERED = 256  # side at which pairs are compared
 _JSRT = re.compile(r"JPC(?:LN|NN)\d{3}", re.IGNORECASE)
-_PHANTOM = re.compile(r"phantom:(\d{1,6})(?:@(\d{2,4}))?(?:#(\d{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_pairs(
     place: str,
     limits: Limits | None = None,
     executor: Executor | None = None,
-    on_pair: Callable[[int, int], None] | None = None,
+    on_pair: OnCount | None = None,
     reduce: Callable[[FilmPair], FilmPair] | None = None,
 ) -> list[FilmPair]:
     """Read the pairs of a folder, or draw those of "phantom:PATIENTS[@SIZE][#SEED]" (SYNTHETIC).
@@ -67,12 +68,9 @@ def read_pairs(
     smaller as it comes, so that thousands of large films need not be held.
     Raises UsageError, in one line, for the first pair that is none.
     """
-    if place.startswith("phantom:"):
-        found = _PHANTOM.fullmatch(place)
-        if found is None or not int(found[1]):
-            raise UsageError(f"{place!r} should be phantom:PATIENTS@SIZE#SEED, such as phantom:300@256#7")
-        patients, size, seed = int(found[1]), int(found[2] or 256), int(found[3] or 0)
-        orders = [(seed, patient, size) for patient in range(patients)]
+    if is_phantom(place):
+        drawn = parse_phantom(place)
+        orders = [(drawn.seed, patient, drawn.size) for patient in range(drawn.patients)]
         return _collect(orders, _draw_ordered_pair, executor, on_pair, reduce)
     read = partial(_read_pair, limits=limits or Limits())
     return _collect(find_pairs(Path(place)), read, executor, on_pair, reduce)
@@ -80,16 +78,20 @@ def read_pairs(
 
 def _collect(
     orders: Sequence[Any],
-    work: Callable[[Any], FilmPair | str],
+    read: Callable[[Any], FilmPair | str],
     executor: Executor | None,
-    on_pair: Callable[[int, int], None] | None,
+    on_pair: OnCount | None,
     reduce: Callable[[FilmPair], FilmPair] | None,
 ) -> list[FilmPair]:
+    def work(order: Any) -> FilmPair | str:
+        made = read(order)
+        return reduce(made) if reduce and not isinstance(made, str) else made
+
     pairs = list[FilmPair]()
-    for done, made in enumerate(run_in_order(orders, work, executor, in_flight=8), start=1):
+    for done, made in enumerate(run_in_order(orders, work, executor, ALL_AT_ONCE), start=1):
         if isinstance(made, str):  # a refusal: exceptions with their own fields do not survive all executors
             raise UsageError(made)
-        pairs.append(reduce(made) if reduce else made)
+        pairs.append(made)
         if on_pair:
             on_pair(done, len(orders))
     return pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 from chess_cxr.judges.lpips import MOST_PIXELS, compute_lpips
 from chess_cxr.judges.vgg16 import SMALLEST_SIDE as SMALLEST_PICTURE
 from chess_cxr.judges.vgg16 import has_vgg16
+from chess_cxr.records import OnCount
 from chess_cxr.tasks.bones.metrics import score_suppression
 from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.pairs import FilmPair
@@ -18,7 +19,7 @@ from chess_cxr.views import resize_longest
 
 
 def score_pairs(
-    suppressor: BoneSuppressor, pairs: Sequence[FilmPair], on_pair: Callable[[int, int], None] | None = None
+    suppressor: BoneSuppressor, pairs: Sequence[FilmPair], on_pair: OnCount | None = None
 ) -> list[dict[str, float]]:
     """Score each pair at the size the network works at, or at the film's own where that is smaller."""
     scores = []

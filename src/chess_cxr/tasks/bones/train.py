@@ -21,7 +21,8 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.evaluation.intervals import describe_intervals
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
+from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone
@@ -32,9 +33,11 @@ from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.perceptual import build_perceptual
-from chess_cxr.tasks.run import TaskWatch, read_task_batches
+from chess_cxr.tasks.run import read_task_batches
+from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
+from chess_cxr.training.watch import RunWatch
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 
@@ -87,7 +90,7 @@ def finetune_bones(
     test: float = 0.2,
     limits: Limits | None = None,
     executor: Executor | None = None,
-    on_stage: Callable[[str, int, int], None] | None = None,
+    on_stage: OnProgress | None = None,
     on_step: OnStep | None = None,
     device: str = "auto",
 ) -> BonesResult:
@@ -103,7 +106,7 @@ def finetune_bones(
     check_bones_config(config)
     refuse_foreign_folder(out)
     for place in places:
-        if isinstance(place, str) and not place.startswith("phantom:") and _lies_in(out, Path(place)):
+        if isinstance(place, str) and not is_phantom(place) and _lies_in(out, Path(place)):
             raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
     pairs = list[FilmPair]()
     for place in places:
@@ -115,25 +118,30 @@ def finetune_bones(
     for part in ("train", "test"):
         if not split[part]:
             raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
+    join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     run = out / "run"
     network = train_bone_network(run, loaded, split["train"], split["val"], config, on_step, device=device)
-    suppressor = BoneSuppressor(network, config.size, config.crop)
-    scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
-    groups = [pair.group for pair in split["test"]]
-    before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
-    result = BonesResult(
-        metrics=summarise_films(scores, groups, config.seed),
-        before=summarise_films(before, groups, config.seed),
-        pairs={part: len(found) for part, found in split.items()},
-        kinds=tuple(sorted({pair.kind for pair in split["test"]})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-        notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
-    )
-    _write_model(out, suppressor, config, result, split["test"])
-    return result
+
+    def finish() -> BonesResult:
+        suppressor = BoneSuppressor(network, config.size, config.crop)
+        scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
+        groups = [pair.group for pair in split["test"]]
+        before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
+        result = BonesResult(
+            metrics=summarise_films(scores, groups, config.seed),
+            before=summarise_films(before, groups, config.seed),
+            pairs={part: len(found) for part, found in split.items()},
+            kinds=tuple(sorted({pair.kind for pair in split["test"]})),
+            encoder=loaded.name,
+            perceptual=config.perceptual,
+            seed=config.seed,
+            notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
+        )
+        _write_model(out, suppressor, config, result, split["test"])
+        return result
+
+    return let_first_rank(finish)
 
 
 def _lies_in(out: Path, folder: Path) -> bool:
@@ -141,7 +149,7 @@ def _lies_in(out: Path, folder: Path) -> bool:
 
 
 def _read_place(
-    place: str, size: int, limits: Limits | None, executor: Executor | None, show: Callable[[str, int, int], None]
+    place: str, size: int, limits: Limits | None, executor: Executor | None, show: OnProgress
 ) -> list[FilmPair]:
     title, shrink = f"read {Path(place).name}", partial(shrink_pair, size=size)
     return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
@@ -235,7 +243,7 @@ def train_bone_network(
     def draw(chosen: list[tuple[np.ndarray, np.ndarray]], positions: list[int]) -> PairBatch:
         return draw_pair_batch(chosen, positions, config.seed, PairViews(config.crop))
 
-    def measure() -> dict[str, float]:
+    def measure(_step: int) -> dict[str, float]:
         found = [_compute_psnr(network, pair, config) for pair in val]
         network.train()
         return {"val/psnr": float(np.mean(found))} if found else {}
@@ -255,7 +263,7 @@ def train_bone_network(
     inputs = RunInputs(
         [p.name for p in train],
         lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
-        lambda log, rank: TaskWatch(log, method, training, measure),
+        lambda log, rank: RunWatch(log, method, training, measure),
         {"suppression": groups},
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)

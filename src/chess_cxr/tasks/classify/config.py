@@ -1,4 +1,4 @@
-"""How a classifier is trained."""
+"""The configuration of a classifier and its training."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ Policies = str | Mapping[str, str] | Sequence[str]  # of all findings, by findin
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How a classifier is trained.
+    """The configuration of a classifier and its training.
 
-    All modes but linear train by steps, score held-out films 20 times on the way and keep the best weights: val films,
-    or a fifth of the training patients where there is no val film.
+    All modes but linear train by steps, score held-out films 20 times and keep the best weights.  Held out are the val
+    films or, if there are none, the films of a fifth of the training patients.
 
     Args:
         mode: linear fits a logistic probe to cached features; mlp and attentive train a small network on cached
             features or feature maps; full trains all weights.
-        steps: optimisation steps, not in linear mode.
-        batch: films a step.
-        learning_rate: of AdamW; by default 1e-3 for mlp and attentive, 3e-4 for full.
-        weight_decay: of AdamW.
-        layer_decay: learning rate of each stage of the encoder as a share of the one above, in full mode.
-        patience: evaluations on held-out films without improvement after which training stops; 0 for never.
-        task: auto takes one class a film where every film has exactly one, independent findings elsewhere.
-        uncertain: what uncertain labels teach: ignore, ones, zeros, smooth_ones, smooth_zeros or third_class, for all
+        steps: number of optimisation steps; not in linear mode.
+        batch: films per step.
+        learning_rate: learning rate of AdamW; by default 1e-3 for mlp and attentive, 3e-4 for full.
+        weight_decay: weight decay of AdamW.
+        layer_decay: learning rate of each stage of the encoder, relative to the stage above; in full mode.
+        patience: stop after this many evaluations on held-out films without improvement; 0 for never.
+        task: auto chooses multiclass if every film has exactly one label, otherwise independent findings.
+        uncertain: policy for uncertain labels: ignore, ones, zeros, smooth_ones, smooth_zeros or third_class, for all
             findings, or FINDING=POLICY pairs.
-        imbalance: how classes of different size are weighted; not in linear mode.
+        imbalance: weighting of classes of different size; not in linear mode.
         aggregate: score studies by the largest or mean probability of their films.
-        seed: of everything random.
+        precision: precision of training steps; weights and results are always float32; not in linear mode.
+        checkpoint_every: steps between checkpoints; not in linear mode.
+        threads: number of batches prepared in parallel; not in linear mode.
+        seed: random seed.
     """
 
     mode: Mode = "linear"
@@ -50,10 +53,13 @@ class FinetuneConfig:
     uncertain: tuple[str, ...] = ("ignore",)
     imbalance: Imbalance = "none"
     aggregate: Literal["none", "max", "mean"] = "none"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint_every: int = 100
+    threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Take what version 0.1 took: no task for auto, one policy or a mapping of policies."""
+        """Accept the arguments of version 0.1: no task for auto, one policy or a mapping of policies."""
         if self.task is None:
             object.__setattr__(self, "task", "auto")
         if isinstance(self.uncertain, str):

@@ -93,17 +93,27 @@ def compute_label_loss(score: Tensor, target_BL: Tensor, task: Task, balance: Ba
     balance: how classes of different size are treated; None for all films alike.
     A batch that knows nothing teaches nothing: its loss is 0, with gradients of 0.
     """
+    total, weight = sum_label_losses(score, target_BL, task, balance)
+    return total / weight.clamp_min(1e-9)
+
+
+def sum_label_losses(
+    score: Tensor, target_BL: Tensor, task: Task, balance: Balance | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the losses over what is known, and of their weights: `compute_label_loss` is the quotient."""
     if task == "multilabel":
         loss_BL, known_BL = _compute_finding_losses(score, target_BL, balance)
-        return loss_BL[known_BL].mean() if known_BL.any() else 0 * torch.where(score.isfinite(), score, 0).sum()
+        if not known_BL.any():
+            return 0 * torch.where(score.isfinite(), score, 0).sum(), score.new_zeros(())
+        return loss_BL[known_BL].sum(), known_BL.sum().to(score.dtype)
     known_B = ~target_BL.isnan().any(1)
     if not known_B.any():
-        return 0 * score.sum()
+        return 0 * score.sum(), score.new_zeros(())
     class_B = target_BL[known_B].argmax(1)
     compute = _compute_class_losses if task == "multiclass" else _compute_order_losses
     weight_B = torch.ones_like(class_B, dtype=score.dtype) if balance is None else balance.positive_L[class_B]
     loss_B = compute(score[known_B], class_B, balance)
-    return (weight_B * loss_B).sum() / weight_B.sum().clamp_min(1e-9)
+    return (weight_B * loss_B).sum(), weight_B.sum()
 
 
 def _compute_class_losses(score_BL: Tensor, class_B: Tensor, balance: Balance | None) -> Tensor:

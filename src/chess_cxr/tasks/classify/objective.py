@@ -5,6 +5,8 @@ A linear probe needs no gradient at all: it lives in `evaluation` and is only pu
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +23,8 @@ from chess_cxr.tasks.classify.heads import (
     count_inputs,
     extract_map,
 )
-from chess_cxr.tasks.classify.losses import Balance, Task, compute_label_loss
+from chess_cxr.tasks.classify.losses import Balance, Task, sum_label_losses
+from chess_cxr.training.distributed import average_over_ranks
 from chess_cxr.views import ViewConfig, draw_view
 
 FINETUNE_STREAM = 1 << 40  # keeps the views of fine-tuning apart from those of any pre-training position
@@ -48,6 +51,10 @@ class LabelledBatch:
 
     film_BCSS: Tensor
     label_BL: Tensor
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """Move to a device."""
+        return LabelledBatch(self.film_BCSS.to(device), self.label_BL.to(device))
 
 
 class Classify(nn.Module):
@@ -80,9 +87,10 @@ class Classify(nn.Module):
         return score.reshape(-1, self.shape.labels, 3) if self.shape.third_class else score
 
     def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of one batch."""
-        score = self(batch.film_BCSS)
-        yield "classifier", compute_label_loss(score, batch.label_BL, self.shape.task, self.balance)
+        """Yield the loss of one batch: its mean over what is known, whichever rank knows it."""
+        score = self(batch.film_BCSS).float()
+        total, weight = sum_label_losses(score, batch.label_BL, self.shape.task, self.balance)
+        yield "classifier", total / average_over_ranks(weight).clamp_min(1e-9)
 
     def after_step(self) -> None:
         """Nothing but gradients trains a classifier."""
@@ -96,6 +104,56 @@ class Classify(nn.Module):
         self.eval()
         probability_BL: np.ndarray = compute_probabilities(self(film_BCSS), self.shape).float().cpu().numpy()
         return probability_BL
+
+
+class BestMoment(nn.Module):
+    """Trains a classifier with early stopping: keeps the weights with the smallest loss on held-out films so far.
+
+    patience: evaluations without improvement after which training ends; 0 for never.  All state is in parameters and
+    buffers, so checkpoints hold it; best_step is 0 before the first evaluation.
+    """
+
+    best_loss: Tensor
+    best_step: Tensor
+    worse: Tensor
+
+    def __init__(self, network: Classify, patience: int) -> None:
+        super().__init__()
+        self.network, self.best, self.patience = network, copy.deepcopy(network), patience
+        self.register_buffer("best_loss", torch.tensor(math.inf))
+        self.register_buffer("best_step", torch.tensor(0))
+        self.register_buffer("worse", torch.tensor(0))  # evaluations since the best one
+        self.signals: dict[str, float] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether held-out films have not improved for `patience` evaluations."""
+        return 0 < self.patience <= int(self.worse)
+
+    def judge(self, step: int, loss: float) -> None:
+        """Note the loss on held-out films after a step, and keep the weights if it is the smallest."""
+        self.worse += 1
+        found = self.best_loss.new_tensor(loss)
+        if found < self.best_loss:
+            self.best.load_state_dict(self.network.state_dict())
+            self.best_loss.copy_(found)
+            self.best_step.fill_(step)
+            self.worse.zero_()
+
+    def get_best(self) -> Classify:
+        """Return the classifier with the best weights, or with the newest where nothing was held out."""
+        return self.best if self.best_step else self.network
+
+    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that each named loss trains."""
+        return self.network.get_parameters()
+
+    def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of one batch."""
+        return self.network.losses(batch)
+
+    def after_step(self) -> None:
+        """Nothing but gradients trains a classifier."""
 
 
 def compute_probabilities(score: Tensor, shape: HeadShape) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from chess_cxr.evaluation.intervals import Interval, interval_of_rate
-from chess_cxr.evaluation.metrics import FloatArray
+from chess_cxr.evaluation.ranked_scores import FloatArray
 from chess_cxr.records import UsageError
 
 

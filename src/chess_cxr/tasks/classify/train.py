@@ -1,66 +1,60 @@
-"""From an encoder and some labels to a classifier with results that can be trusted."""
+"""Train a classifier on a store's labels: data → `training/run` → test → model folder."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors.torch
+import torch
 
+from chess_cxr.device import choose_device
 from chess_cxr.encoders.embed import EncoderLike, tell_seen
-from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.evaluation.aggregation import aggregate_studies
-from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient, describe_intervals
-from chess_cxr.evaluation.metrics import (
-    Statistic,
-    build_multiclass_statistic,
-    build_multilabel_statistic,
-    build_ordinal_statistic,
-)
 from chess_cxr.files.whole import write_whole_folder
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
-from chess_cxr.tasks.classify.fit import Fitted, OnProgress, check_finetuning, fit_classifier
+from chess_cxr.tasks.classify.films import FeatureFilms, PixelFilms, cache_features
+from chess_cxr.tasks.classify.fit import (
+    Fitted,
+    build_shape,
+    check_finetuning,
+    compute_loss,
+    divide,
+    fit_linear,
+    group_by_layer,
+    name_encoder,
+    plan_training,
+    score_films,
+    score_splits,
+    tell_rare,
+)
+from chess_cxr.tasks.classify.heads import Standardise
 from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
+from chess_cxr.tasks.classify.losses import build_balance
+from chess_cxr.tasks.classify.objective import BestMoment, Classify, LabelledBatch
+from chess_cxr.tasks.classify.score import ClassifierResult, score_test
+from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.tasks.run import read_task_batches
+from chess_cxr.training.config import TrackingConfig
+from chess_cxr.training.distributed import join_ranks, let_first_rank
+from chess_cxr.training.loop import build_optimizers, train
+from chess_cxr.training.order import share_batch
+from chess_cxr.training.run import Rank, RunInputs, describe, hash_uids, prepare_folder, train_in_folder
+from chess_cxr.training.run_log import RunLog
+from chess_cxr.training.trackers import check_tracking
+from chess_cxr.training.watch import RunWatch
 
-
-@dataclass(frozen=True)
-class ClassifierResult:
-    """What a classifier does on the test split: every metric with its interval by patient.
-
-    task: "binary" for a single finding.  films: labelled films by split.  test_units: what was scored, such as "films".
-    notes: what a reader of the numbers has to know beside them.
-    """
-
-    metrics: dict[str, Interval]
-    labels: tuple[str, ...]
-    task: str
-    encoder: str
-    data_set: str
-    films: dict[str, int]
-    test_patients: int
-    seed: int
-    test_units: str = "films"
-    notes: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; a number that does not exist is None."""
-        described = asdict(self)
-        described["metrics"] = describe_intervals(self.metrics)
-        return described
-
-    def as_text(self) -> str:
-        """Return the result as lines of text."""
-        lines = [f"{name:28s} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in self.metrics.items()]
-        basis = f"{self.data_set}, test split: {self.test_units} of {self.test_patients} patients"
-        trained = f"trained on {self.films['train']} films, val {self.films['val']}"
-        return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})", *self.notes])
+FEATURES = "features"  # folder of cached features, in the run folder
 
 
 def finetune_classifier(
@@ -71,17 +65,24 @@ def finetune_classifier(
     config: FinetuneConfig | None = None,
     on_progress: OnProgress | None = None,
     device: str = "auto",
+    tracking: TrackingConfig | None = None,
 ) -> ClassifierResult:
     """Train a classifier on a store's train split, write it to `out` and score it on the test split.
 
     encoder: an `Encoder` (left as it is) or anything `load_encoder` takes.  labels: the store's, all by default.
-    on_progress: called with the stage, and how much of it is done, of how much.
-    The folder holds `model.safetensors` (encoder and head), `config.json` and `result.json`, all or none of them.
-    Raises `UsageError` where `out` exists, a split that is needed has no labelled film, or the configuration cannot
-    train.
+    on_progress: called with the stage, and how much of it is done, of how much.  tracking: where numbers go beside
+    `metrics.jsonl`, not in linear mode.
+    The folder holds `model.safetensors` (encoder and head), `config.json` and `result.json`; where training is by
+    steps, `metrics.jsonl` and what trackers wrote too, and the same call continues an interrupted training.
+    Raises `UsageError` where `out` exists and is no interrupted training of this kind, a split that is needed has no
+    labelled film, or the configuration cannot train.
     """
-    out, config = Path(out), config or FinetuneConfig()
-    if out.exists() or out.is_symlink():
+    out, config, show = Path(out), config or FinetuneConfig(), on_progress or _show_nothing
+    by_steps = config.mode != "linear"
+    if by_steps:
+        refuse_foreign_folder(out)
+        check_tracking(tracking or TrackingConfig())
+    elif out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     opened = get_store(store)
     chosen = select_labelled(opened, labels, config.task, config.uncertain, config.seed)
@@ -90,53 +91,188 @@ def finetune_classifier(
         if not counts[split]:
             raise UsageError(f"{opened.path.name} has no labelled film in its {split} split")
     check_finetuning(config, chosen)
+    join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
-    fitted = fit_classifier(loaded, opened, chosen, config, on_progress or _show_nothing)
-    scored = _join_studies(chosen, fitted.scores["test"], config.aggregate)
-    result = ClassifierResult(
-        metrics=bootstrap_draws_by_patient(scored.patient, [scored.build_statistic(chosen)], seed=config.seed),
-        labels=chosen.names,
-        task="binary" if chosen.task == "multilabel" and len(chosen.names) == 1 else chosen.task,
-        encoder=loaded.name,
-        data_set=opened.dataset_name or opened.path.stem,
-        films=counts,
-        test_patients=len(np.unique(scored.patient)),
-        seed=config.seed,
-        test_units=scored.units,
-        notes=(*fitted.notes, *_tell_uncertain(chosen), *_tell_seen(loaded, opened, chosen)),
-    )
-    _write_model(out, loaded, fitted, config, result)
-    return result
+    if by_steps:
+        learner = train_classifier(out / "run", loaded, opened, chosen, config, show, tracking, device)
+
+    def finish() -> ClassifierResult:
+        fitted = learner.score() if by_steps else fit_linear(loaded, opened, chosen, config, show)
+        scored = score_test(chosen, fitted.scores["test"], config.aggregate, config.seed)
+        seen = tell_seen(loaded.name, loaded, opened.films["uid"].to_numpy()[chosen.rows[chosen.split == "test"]])
+        result = ClassifierResult(
+            metrics=scored.metrics,
+            labels=chosen.names,
+            task="binary" if chosen.task == "multilabel" and len(chosen.names) == 1 else chosen.task,
+            encoder=loaded.name,
+            data_set=opened.dataset_name or opened.path.stem,
+            films=counts,
+            test_patients=scored.patients,
+            seed=config.seed,
+            test_units=scored.units,
+            notes=(*fitted.notes, *_tell_uncertain(chosen), *((seen,) if seen else ())),
+        )
+        _write_model(out, loaded, fitted, config, result)
+        return result
+
+    return let_first_rank(finish)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """What the metrics are computed from: films of the test split, or its studies."""
+def fit_classifier(
+    encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
+) -> Fitted:
+    """Fit a classifier to the train split and score the val and the test split with it; write nothing that stays."""
+    if config.mode == "linear":
+        return fit_linear(encoder, store, chosen, config, on_progress)
+    with TemporaryDirectory(prefix="chess-cxr-features-") as scratch, _seed_torch(config.seed, encoder.device):
+        if config.mode != "full":
+            _cache(encoder, store, chosen, config, Path(scratch), on_progress, (0, 1))
+        learner = Learner(encoder, store, chosen, config, Path(scratch), encoder.device)
+        rank = Rank(0, 1, encoder.device)
+        optimizers = build_optimizers(learner.method, learner.plan, learner.groups)
+        with closing(learner.open_batches(0, rank)) as batches:
+            for report in train(learner.method, batches, optimizers, learner.plan):
+                on_progress("finetune", report.step, config.steps)
+                if report.step % learner.plan.probe_every == 0 or report.step == config.steps:
+                    learner.look(report.step)
+                if learner.method.is_over:
+                    break
+        return learner.score()
 
-    score_ML: np.ndarray
-    label: np.ndarray
-    patient: np.ndarray
-    units: str
 
-    def build_statistic(self, chosen: LabelledRows) -> Statistic:
-        return _STATISTICS[chosen.task](self.label, self.score_ML, chosen.names, probabilities=True)
+def train_classifier(
+    folder: Path,
+    encoder: Encoder,
+    store: Store,
+    chosen: LabelledRows,
+    config: FinetuneConfig,
+    on_progress: OnProgress,
+    tracking: TrackingConfig | None = None,
+    device: str = "auto",
+) -> Learner:
+    """Train a classifier by steps in `folder`, or continue there.
+
+    Raises UsageError where `folder` holds a run of another configuration, encoder or films.
+    """
+    uids, rank = store.films["uid"].to_numpy()[chosen.rows], join_ranks(device)
+    share_batch(plan_training(config, len(divide(chosen, config.seed).train)).batch, *rank)
+    described = {
+        "task": "classify",
+        "classify": describe(config),
+        "encoder_sha256": compute_state_sha256(encoder.module),
+        "contract": describe(encoder.contract),
+        "labels": list(chosen.names),
+        "films": {"count": len(uids), "sha256": _hash_films(uids, chosen)},
+    }
+    with prepare_folder(folder, described):
+        if config.mode != "full":
+            _cache(encoder, store, chosen, config, folder, on_progress, rank)
+    with _seed_torch(config.seed, target := choose_device(device)):
+        learner = Learner(encoder, store, chosen, config, folder, target)
+        inputs = RunInputs(list(uids[learner.parts.train]), learner.open_batches, learner.open_watch, learner.groups)
+        train_in_folder(
+            folder, learner.method, learner.plan, inputs, described,
+            lambda report, _: on_progress("finetune", report.step, config.steps), tracking, device=device,
+        )  # fmt: skip
+    return learner
 
 
-_STATISTICS = {
-    "multiclass": build_multiclass_statistic,
-    "multilabel": build_multilabel_statistic,
-    "ordinal": build_ordinal_statistic,
-}
+class Learner:
+    """A classifier trained by steps: its films, its network, its batches and its evaluation on held-out films."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        store: Store,
+        chosen: LabelledRows,
+        config: FinetuneConfig,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.parts = divide(chosen, config.seed)
+        self.plan = plan_training(config, len(self.parts.train))
+        self._encoder, self._chosen = encoder, chosen
+        full = config.mode == "full"
+        self._films: PixelFilms | FeatureFilms = (
+            PixelFilms(encoder, store, chosen, config.seed, device)
+            if full
+            else FeatureFilms(chosen, folder / FEATURES, config.mode == "attentive", device)
+        )
+        balance = build_balance(torch.from_numpy(chosen.target_NL[self.parts.train]), chosen.task, config.imbalance)
+        network = Classify(
+            copy.deepcopy(encoder.module) if full else None, build_shape(encoder, chosen, config), balance.to(device)
+        ).to(device)
+        for module in network.modules():
+            if isinstance(module, Standardise):
+                module.learn(self._films.take(self.parts.train))
+        self.groups = {"classifier": group_by_layer(network, config)} if full else None
+        self.method = BestMoment(network, config.patience).train()
+
+    def open_batches(self, first_step: int, rank: Rank) -> Generator[LabelledBatch, None, None]:
+        """Return a rank's batches from a step on, prepared ahead."""
+        return read_task_batches(list(self.parts.train), self._films.draw, self.plan, first_step, rank)
+
+    def open_watch(self, log: RunLog, _rank: Rank) -> RunWatch:
+        """Return the watcher that logs the run and ends it early."""
+        return RunWatch(log, self.method, self.plan, self.look, lambda: self.method.is_over)
+
+    def look(self, step: int) -> dict[str, float]:
+        """Compute the loss on held-out films after a step, if there are any, and keep the weights if they are best."""
+        if not len(self.parts.held_out):
+            return {}
+        loss = compute_loss(self.method.network, self._chosen, self.parts.held_out, self._films.take)
+        self.method.train()
+        self.method.judge(step, loss)
+        return {"val/loss": loss}
+
+    def score(self) -> Fitted:
+        """Score the val and the test films with the best weights."""
+        network, best_step = self.method.get_best(), int(self.method.best_step)
+        scores = score_splits(self._chosen, lambda places: score_films(network, places, self._films.take))
+        tensors = dict(network.state_dict())
+        if network.encoder is None:
+            tensors = name_encoder(self._encoder.module) | tensors
+        kept = f"smallest loss on {self.parts.name}" if best_step else "no film to choose by"
+        note = f"weights of step {best_step or self.plan.steps} of {self.plan.steps} ({kept})"
+        return Fitted(network.shape, tensors, scores, (note, *tell_rare(self._chosen, self.parts.train)))
 
 
-def _join_studies(chosen: LabelledRows, score_ML: np.ndarray, how: Literal["none", "max", "mean"]) -> _Scored:
-    test = chosen.split == "test"
-    label, patient = chosen.label[test], chosen.patient[test]
-    if how == "none":
-        return _Scored(score_ML, label, patient, f"{len(label)} films")
-    joined = aggregate_studies(score_ML, label, chosen.study[test], patient, how)
-    units = f"{len(joined.label)} studies ({how} of {len(label)} films)"
-    return _Scored(joined.score_SC, joined.label, joined.patient_S, units)
+@contextmanager
+def _seed_torch(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's random generators, and restore their state in the end."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not torch.manual_seed: it would also reset the other GPUs' generators, which are not put back here.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _cache(
+    encoder: Encoder,
+    store: Store,
+    chosen: LabelledRows,
+    config: FinetuneConfig,
+    folder: Path,
+    on_progress: OnProgress,
+    rank: tuple[int, int],
+) -> None:
+    """Write the features or feature maps that a head is trained on; ranks (number, count) share the work."""
+
+    def show(done: int, total: int) -> None:
+        on_progress("embed", done, total)
+
+    cache_features(encoder, store, chosen.rows, folder / FEATURES, config.mode == "attentive", show, *rank)
+
+
+def _hash_films(uids: np.ndarray, chosen: LabelledRows) -> str:
+    """Return a hash of the films, their splits, their patients and what they teach."""
+    digest = hashlib.sha256(hash_uids([*uids, *chosen.split, *chosen.patient]).encode())
+    for array in (chosen.target_NL, chosen.label):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _tell_uncertain(chosen: LabelledRows) -> tuple[str, ...]:
@@ -149,11 +285,6 @@ def _show_nothing(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-def _tell_seen(encoder: Encoder, store: Store, chosen: LabelledRows) -> tuple[str, ...]:
-    note = tell_seen(encoder.name, encoder, store.films["uid"].to_numpy()[chosen.rows[chosen.split == "test"]])
-    return (note,) if note else ()
-
-
 def _write_model(out: Path, encoder: Encoder, fitted: Fitted, config: FinetuneConfig, result: ClassifierResult) -> None:
     described = {
         "task": "classify",
@@ -164,6 +295,9 @@ def _write_model(out: Path, encoder: Encoder, fitted: Fitted, config: FinetuneCo
         "contract": asdict(encoder.contract),
         "finetune": asdict(config),
     }
+    if config.mode != "linear":
+        write_model(out, fitted.tensors, described, result.as_json(), keep=("tensorboard", "wandb"))
+        return
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in fitted.tensors.items()}
     with write_whole_folder(out) as growing:
         (growing / "model.safetensors").write_bytes(safetensors.torch.save(whole, {"format": "pt"}))

@@ -1,4 +1,4 @@
-"""How a nodule generator is trained."""
+"""The configuration of a nodule generator and its training."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from chess_cxr.tasks.config import SAME, PerceptualConfig
 
 @dataclass(frozen=True)
 class NodulesConfig:
-    """How a nodule generator is trained.
+    """The configuration of a nodule generator and its training.
 
     Args:
-        mode: inpaint changes the region around the mask alone; film makes whole films.
-        size: side of what it makes, in pixels.
-        film_size: longest side of the films that it paints into while it learns; 256 pixels for a film of 35 cm are
-            1.4 mm a pixel.
-        width: of its networks; 64 in the paper, 8 to 16 for a CPU.
+        mode: inpaint changes only the region around the mask; film makes whole films.
+        size: side of the generated image in pixels.
+        film_size: longest side of the training films in pixels; at 256, a film of 35 cm has 1.4 mm per pixel.
+        width: channels of the networks; 64 in the paper, 8 to 16 for a CPU.
         latent: length of the style vector.
-        perceptual: network of its perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
+        perceptual: network of the perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
         perceptual_weight: weight of the perceptual loss.
-        compare: how the perceptual loss compares features.
+        compare: comparison of features in the perceptual loss.
         feature_matching: weight of the feature matching loss.
         kld: weight of the Kullback-Leibler divergence of the style vector.
         r1: weight of the discriminator's gradient penalty.
         ema: decay of the averaged generator.
-        steps: optimisation steps.
-        batch: films a step.
-        learning_rate: of the generator; the discriminator's is four times that.
+        steps: number of optimisation steps.
+        batch: films per step.
+        learning_rate: learning rate of the generator; the discriminator's is four times higher.
         checkpoint_every: steps between checkpoints.
-        threads: batches prepared at a time.
-        seed: of everything random.
+        threads: number of batches prepared in parallel.
+        seed: random seed.
     """
 
     mode: Literal["inpaint", "film"] = "inpaint"

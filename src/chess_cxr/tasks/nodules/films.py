@@ -1,32 +1,52 @@
-"""Films whose nodules are marked, as arrays: from JSRT, NODE21, a folder of films and masks, or generated."""
+"""Films whose nodules are marked, as arrays: from JSRT, NODE21, a folder of films and masks, or generated.
+
+A film is known by its source until it is needed; files are decoded in processes of their own, which no file can hang.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from chess_cxr.decode.film import Undecodable, decode_film
+from chess_cxr.decode.film import decode_film
 from chess_cxr.ingest.split import assign_stratified_splits
-from chess_cxr.records import SPLITS, ChessError, SourceFilm, UsageError
-from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
+from chess_cxr.records import SPLITS, ChessError, OnCount, SourceFilm, Undecodable, UsageError
+from chess_cxr.sources.phantom.anatomy import draw_anatomy
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
+from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
 from chess_cxr.tasks.nodules.files import NoduleEntry, list_nodule_films
 from chess_cxr.tasks.nodules.masks import read_mask_levels, read_request_mask
+from chess_cxr.views import resize_longest
+from chess_cxr.workers.child import Limits, check_limits
+from chess_cxr.workers.pool import ALL_AT_ONCE, call_in_child, run_in_order
 
-__all__ = ["NoduleFilm", "read_nodule_films", "resample_nodule_film", "split_nodule_films", "square_film"]
+__all__ = [
+    "FilmSource",
+    "NoduleFilm",
+    "list_sources",
+    "read_each",
+    "read_nodule_films",
+    "read_source",
+    "resample_nodule_film",
+    "split_nodule_films",
+    "square_film",
+]
 
-_PHANTOM = re.compile(r"phantom:(\d{1,6})(?:@(\d{1,5}))?(?:#(\d{1,9}))?")
-_PHANTOM_SIZE = 256
 _SIZES = (32, 4096)
+_FINDINGS = ("nodule", "normal")  # of the films of a generated patient
 
 Film = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -47,78 +67,139 @@ class NoduleFilm:
     kind: str
     malignant: float = math.nan
 
+    @property
+    def has_nodule(self) -> bool:
+        """Whether any nodule is marked."""
+        return bool(self.mask_HW.any())
+
+
+@dataclass(frozen=True)
+class PhantomOrder:
+    """A film to generate.  number: of the patient's films, one with a nodule and one without.  size: side, pixels."""
+
+    seed: int
+    patient: int
+    number: int
+    size: int
+
+
+FilmSource = NoduleEntry | PhantomOrder | NoduleFilm
+
 
 def read_nodule_films(
-    place: str, size: int | None = None, on_film: Callable[[int, int], None] | None = None
+    place: str,
+    size: int | None = None,
+    on_film: OnCount | None = None,
+    limits: Limits | None = None,
+    executor: Executor | None = None,
 ) -> list[NoduleFilm]:
-    """Read the films of a folder (layouts: `list_nodule_films`), or generate those of "phantom:PATIENTS[@SIZE][#SEED]".
+    """Read all films of a place, see `list_sources`, and hold them.
 
-    A generated patient (SYNTHETIC) has a film with a nodule and one without; SIZE is `size` or 256 by default, SEED 0.
     size: films are resampled so that their longest side has that many pixels (32 to 4096), by area; masks by the half
-    of a pixel's area, but no nodule vanishes.  JSRT copies in which bone is dark are inverted.
-    on_film: called with how many of how many are read.
-    Raises `UsageError` for what is asked wrongly, `ChessError` for a film that cannot be decoded.
+    of a pixel's area, but no nodule vanishes.
+    on_film: called with how many of how many are read.  limits, executor and errors: see `read_each`.
     """
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UsageError(f"a film size of {size} pixels is outside {_SIZES[0]} to {_SIZES[1]}")
-    if place.startswith("phantom:"):
-        total, films = _generate_films(place, size)
-    else:
-        entries = list_nodule_films(Path(place))
-        total, films = len(entries), _decode_entries(entries)
-    read = list[NoduleFilm]()
-    for film in films:
-        read.append(film if size is None else resample_nodule_film(film, size))
+    sources = list_sources(place, size)
+    films = list[NoduleFilm]()
+    for film in read_each(sources, _read_resampled, size, limits=limits, executor=executor):
+        films.append(film)
         if on_film:
-            on_film(len(read), total)
-    return read
+            on_film(len(films), len(sources))
+    return films
+
+
+def _read_resampled(source: FilmSource, size: int | None) -> NoduleFilm:
+    film = read_source(source)
+    return film if size is None else resample_nodule_film(film, size)
+
+
+# ---------------------------------------------------------------- where films come from
+
+
+def list_sources(place: str, size: int | None = None) -> list[FilmSource]:
+    """List the films of a folder (layouts: `list_nodule_films`), or of "phantom:PATIENTS[@SIZE][#SEED]" (SYNTHETIC).
+
+    A generated patient has a film with a nodule and one without; SIZE is `size` or 256 by default.  JSRT copies in
+    which bone is dark are inverted when they are read.
+    """
+    if not is_phantom(place):
+        return list[FilmSource](list_nodule_films(Path(place)))
+    drawn = parse_phantom(place, size or 256)
+    return [
+        PhantomOrder(drawn.seed, patient, number, drawn.size)
+        for patient in range(drawn.patients)
+        for number in range(len(_FINDINGS))
+    ]
+
+
+def read_source(source: FilmSource) -> NoduleFilm:
+    """Decode or generate a film; raises `Undecodable` or `UsageError` for a file that cannot be used."""
+    if isinstance(source, NoduleFilm):
+        return source
+    return _draw_phantom(source) if isinstance(source, PhantomOrder) else _decode(source)
+
+
+def read_each(
+    sources: Sequence[FilmSource],
+    task: Callable[..., Done],
+    *request: object,
+    limits: Limits | None = None,
+    executor: Executor | None = None,
+    in_flight: int = ALL_AT_ONCE,
+    told: str = "by name",
+) -> Iterator[Done]:
+    """Yield task(source, *request) for each, in order: for files in child processes with limits, which hold the films.
+
+    task: a function of a module that does not import torch.  executor: of `build_ingest_pool`, one process without.
+    in_flight: about how many are read ahead of the caller.  told: what the number of a film in an error counts.
+    Raises, in one line with that number, `ChessError` for a film that cannot be decoded, kills its process or takes too
+    long, and `UsageError` for one whose mask does not fit.
+    """
+    limits, total = limits or Limits(), len(sources)
+
+    def work(numbered: tuple[int, FilmSource]) -> Done | ChessError:
+        number, source = numbered
+        try:
+            if isinstance(source, NoduleEntry):
+                return call_in_child(task, limits, source, *request)
+            return task(source, *request)
+        except Undecodable as error:
+            return ChessError(f"film {number} of {total} {told} cannot be decoded: {error}")
+        except UsageError as error:
+            return UsageError(f"film {number} of {total} {told}: {error}")
+
+    check_limits(limits)
+    with contextlib.closing(run_in_order(enumerate(sources, 1), work, executor, in_flight)) as results:
+        for result in results:
+            if isinstance(result, ChessError):
+                raise result
+            yield result
 
 
 # ---------------------------------------------------------------- generated
 
 
-def _generate_films(place: str, size: int | None) -> tuple[int, Iterator[NoduleFilm]]:
-    """Return how many films there will be, and the films."""
-    found = _PHANTOM.fullmatch(place)
-    if found is None or not int(found[1]):
-        raise UsageError(f"{place!r} is not phantom:PATIENTS[@SIZE][#SEED], such as phantom:40@128#1")
-    side = int(found[2] or size or _PHANTOM_SIZE)
-    if not 64 <= side <= _SIZES[1]:
-        raise UsageError(f"a generated film of {side} pixels is outside 64 to {_SIZES[1]}")
-    patients, seed = int(found[1]), int(found[3] or 0)
-    return 2 * patients, (film for patient in range(patients) for film in _generate_patient(patient, seed, side))
-
-
-def _generate_patient(patient: int, seed: int, side: int) -> Iterator[NoduleFilm]:
-    draws = np.random.SeedSequence([seed, patient, 77]).generate_state(3)
-    anatomy = draw_anatomy(int(draws[0]))
-    for film_seed, finding in zip(draws[1:], ("nodule", "normal"), strict=True):
-        film = render_film(anatomy, draw_exposure(int(film_seed)), finding, side)
-        yield NoduleFilm(
-            name=f"PHANTOM{patient:04d}-{finding}",
-            film_HW=(film.pixels / np.float32(MAX_PIXEL)).astype(np.float32),
-            mask_HW=film.finding_mask,
-            lung_HW=film.lung_mask,
-            group=f"PHANTOM{patient:04d}",
-            spacing_mm=film.spacing_mm,
-            kind="phantom",
-        )
+def _draw_phantom(order: PhantomOrder) -> NoduleFilm:
+    draws = np.random.SeedSequence([order.seed, order.patient, 77]).generate_state(3)
+    finding, exposure = _FINDINGS[order.number], draw_exposure(int(draws[1 + order.number]))
+    film = render_film(draw_anatomy(int(draws[0])), exposure, finding, order.size)
+    return NoduleFilm(
+        name=f"PHANTOM{order.patient:04d}-{finding}",
+        film_HW=(film.pixels / np.float32(MAX_PIXEL)).astype(np.float32),
+        mask_HW=film.finding_mask,
+        lung_HW=film.lung_mask,
+        group=f"PHANTOM{order.patient:04d}",
+        spacing_mm=film.spacing_mm,
+        kind="phantom",
+    )
 
 
 # ---------------------------------------------------------------- decoded
 
 
-def _decode_entries(entries: Sequence[NoduleEntry]) -> Iterator[NoduleFilm]:
-    for number, entry in enumerate(entries, start=1):
-        try:
-            yield _decode_entry(entry)
-        except Undecodable as error:
-            raise ChessError(f"film {number} of {len(entries)} by name cannot be decoded: {error}") from None
-        except UsageError as error:
-            raise UsageError(f"film {number} of {len(entries)} by name: {error}") from None
-
-
-def _decode_entry(entry: NoduleEntry) -> NoduleFilm:
+def _decode(entry: NoduleEntry) -> NoduleFilm:
     decoded = decode_film(entry.film)
     film_HW = decoded.pixels
     shape = (film_HW.shape[0], film_HW.shape[1])
@@ -165,29 +246,22 @@ def _draw_boxes(boxes: Sequence[tuple[float, float, float, float]], shape: tuple
 
 def resample_nodule_film(film: NoduleFilm, size: int) -> NoduleFilm:
     """Bring the longest side to `size`: grey by area, masks where half of a pixel is covered; no nodule is lost."""
-    height, width = film.film_HW.shape
-    scale = size / max(height, width)
+    scale = size / max(film.film_HW.shape)
     if scale == 1:
         return film
-    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-    mask_HW = _resample_mask(film.mask_HW, shape)
+    mask_HW = _resample_mask(film.mask_HW, size)
     _restore_pieces(film.mask_HW, mask_HW)
     return replace(
         film,
-        film_HW=np.clip(_resample(film.film_HW, shape), 0, 1),
+        film_HW=np.clip(resize_longest(film.film_HW, size), 0, 1),
         mask_HW=mask_HW,
-        lung_HW=None if film.lung_HW is None else _resample_mask(film.lung_HW, shape),
+        lung_HW=None if film.lung_HW is None else _resample_mask(film.lung_HW, size),
         spacing_mm=None if film.spacing_mm is None else film.spacing_mm / scale,
     )
 
 
-def _resample(values_HW: Film, shape: tuple[int, int]) -> Film:
-    by = cv2.INTER_AREA if shape[0] < values_HW.shape[0] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(values_HW, shape[::-1], interpolation=by), np.float32)
-
-
-def _resample_mask(mask_HW: Mask, shape: tuple[int, int]) -> Mask:
-    return np.asarray(_resample(mask_HW.astype(np.float32), shape) > 0.5)
+def _resample_mask(mask_HW: Mask, size: int) -> Mask:
+    return np.asarray(resize_longest(mask_HW, size) > 0.5)
 
 
 def _restore_pieces(before_HW: Mask, after_HW: Mask) -> None:
@@ -219,13 +293,32 @@ def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
 # ---------------------------------------------------------------- split
 
 
-def split_nodule_films(films: Sequence[NoduleFilm], seed: int, val: float, test: float) -> dict[str, list[NoduleFilm]]:
+class SplitFilm(Protocol):
+    """What decides where a film goes."""
+
+    @property
+    def name(self) -> str:
+        """The film's own name."""
+
+    @property
+    def group(self) -> str:
+        """The patient."""
+
+    @property
+    def has_nodule(self) -> bool:
+        """Whether any nodule is marked."""
+
+
+AnyFilm = TypeVar("AnyFilm", bound=SplitFilm)
+
+
+def split_nodule_films(films: Sequence[AnyFilm], seed: int, val: float, test: float) -> dict[str, list[AnyFilm]]:
     """Divide films among "train", "val" and "test" by patient; films with and without nodule get their share in each.
 
     val, test: fractions of patients in [0, 1), together below 1.  The order of the films does not matter.
     """
     told = [
-        SourceFilm(path="", uid=film.name, patient=film.group, labels={"nodule": float(film.mask_HW.any())})
+        SourceFilm(path="", uid=film.name, patient=film.group, labels={"nodule": float(film.has_nodule)})
         for film in films
     ]
     split_of = assign_stratified_splits(told, seed, val, test)

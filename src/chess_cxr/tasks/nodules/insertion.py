@@ -6,29 +6,34 @@ times a gain.  How much that is on real films was measured by runs/fit_nodule_co
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from chess_cxr.ingest.split import assign_split
-from chess_cxr.records import UsageError
+from chess_cxr.records import ChessError, Undecodable, UsageError
 from chess_cxr.sources.read_table import read_table
-from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_nodule_mask, read_mask_levels
+from chess_cxr.tasks.nodules.masks import build_requests, draw_nodule_mask, read_mask_levels
+from chess_cxr.workers.child import Limits
+from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
 # Suffixes: H, W film; Y, X the nodule's own patch.
 __all__ = [
+    "CtInsertion",
     "CtNodule",
     "build_nodule",
     "choose_ct_nodule",
     "draw_analytic_nodule",
     "draw_contrast",
     "insert_ct_nodule",
-    "insert_request",
+    "load_insertion",
     "read_ct_nodules",
     "split_ct_nodules",
 ]
@@ -211,12 +216,48 @@ def insert_ct_nodule(
     return grey_HW.astype(np.float32), mask_HW
 
 
-def insert_request(film_HW: Film, request: NoduleRequest, contrast: float) -> tuple[Film, Mask]:
-    """Add a drawn body whose shadow is the request's mask; arguments and results as `insert_ct_nodule`."""
-    nodule = build_nodule(request.mask_HW, request.spacing_mm)
-    row, column = (float(axis.mean()) for axis in np.nonzero(request.mask_HW))
-    film, _ = insert_ct_nodule(film_HW, nodule, (column, row), nodule.diameter_mm, request.spacing_mm, contrast)
-    return film, request.mask_HW
+@dataclass(frozen=True)
+class CtInsertion:
+    """The simple generator at work.  sha256: of its nodules' pictures."""
+
+    nodules: Sequence[CtNodule]
+    sha256: str
+    mode: Literal["inpaint"] = "inpaint"
+
+    def make(
+        self, film_HW: Film, mask_HW: Mask, seed: int, lung_HW: Mask, spacing_mm: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add a CT nodule of the place and area of each piece of the mask; return the film and the nodules' own mask.
+
+        SYNTHETIC.  Raises `UsageError` without a pixel spacing, a lung, and for what `insert_ct_nodule` refuses.
+        """
+        if not spacing_mm > 0:
+            raise UsageError("the film does not say its pixel spacing; give it with --spacing-mm")
+        rng, made_HW = np.random.default_rng([seed, 29]), np.zeros_like(mask_HW)
+        for request in build_requests(mask_HW, spacing_mm):
+            nodule = choose_ct_nodule(self.nodules, request.diameter_mm, rng)
+            contrast = draw_contrast(film_HW, lung_HW, request.diameter_mm, rng)
+            film_HW, own_HW = insert_ct_nodule(
+                film_HW, nodule, request.centre_px, request.diameter_mm, spacing_mm, contrast
+            )
+            made_HW |= own_HW
+        return film_HW, made_HW
+
+
+def load_insertion(folder: Path, limits: Limits | None = None) -> CtInsertion:
+    """Read CT nodules, see `read_ct_nodules`, in a process with limits; raises `ChessError` where that fails."""
+    try:
+        with build_ingest_pool(1) as pool:
+            nodules = pool.submit(call_in_child, read_ct_nodules, limits or Limits(), folder).result()
+    except Undecodable as error:
+        raise ChessError(f"{folder}: the CT nodules cannot be read: {error}") from None
+    if not nodules:
+        raise UsageError(f"{folder / 'nodules.csv'} lists no nodule")
+    content = hashlib.sha256()
+    for nodule in nodules:
+        content.update(repr((nodule.name, nodule.density_YX.shape, nodule.spacing_mm)).encode())
+        content.update(nodule.density_YX.tobytes())
+    return CtInsertion(nodules, content.hexdigest())
 
 
 def _place(

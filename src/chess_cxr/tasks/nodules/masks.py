@@ -1,4 +1,4 @@
-"""Where a nodule is asked for: masks that are drawn or read, and what is refused."""
+"""Nodule masks: draw them at random, read them from files, check them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_OUTSIDE",
     "NoduleRequest",
     "build_requests",
+    "check_mask",
     "check_request_mask",
     "draw_nodule_mask",
     "draw_random_request",
@@ -184,16 +185,21 @@ def read_request_mask(path: Path | str, shape: tuple[int, int]) -> Mask:
     return np.asarray(levels_HW > 0)
 
 
+def check_mask(mask_HW: Mask, shape: tuple[int, ...]) -> None:
+    """Raise `UsageError` for a mask of another size than its film, and for one without a pixel."""
+    if mask_HW.shape != shape:
+        raise UsageError(f"the mask has {_write_size(mask_HW.shape)} pixels, the film {_write_size(shape)}")
+    if not mask_HW.any():
+        raise UsageError("the mask is empty: mark the place of the nodule")
+
+
 def check_request_mask(mask_HW: Mask, lung_HW: Mask | None) -> None:
     """Refuse a mask that no nodule can be made for; several nodules are several pieces, each judged alone.
 
-    Raises `UsageError`, one line, for: another size than the lung's, no pixel, a nodule cut off by the film's edge, one
-    larger than the lung, one of which more than `MAX_OUTSIDE` lies outside the lung.  Without lung the last two pass.
+    Raises `UsageError`, one line, for what `check_mask` refuses, a nodule cut off by the film's edge, one larger than
+    the lung, one of which more than `MAX_OUTSIDE` lies outside the lung.  Without lung the last two pass.
     """
-    if lung_HW is not None and mask_HW.shape != lung_HW.shape:
-        raise UsageError(f"the mask has {_write_size(mask_HW.shape)} pixels, the film {_write_size(lung_HW.shape)}")
-    if not mask_HW.any():
-        raise UsageError("the mask is empty: mark the place of the nodule")
+    check_mask(mask_HW, mask_HW.shape if lung_HW is None else lung_HW.shape)
     if lung_HW is not None and mask_HW.sum() > lung_HW.sum():
         raise UsageError(f"the mask ({mask_HW.sum()} pixels) is larger than the lung ({lung_HW.sum()} pixels)")
     label_HW, pieces = label_pieces(mask_HW)

@@ -27,7 +27,8 @@ from chess_cxr.tasks.nodules.losses import (
     compute_gradient_penalty,
     compute_kl_divergence,
 )
-from chess_cxr.tasks.nodules.region import check_nodule_mask, compute_blend, compute_region, find_window
+from chess_cxr.tasks.nodules.masks import check_mask
+from chess_cxr.tasks.nodules.region import compute_blend, compute_region, find_window
 from chess_cxr.tasks.nodules.spade import SIZES, StyledGenerator
 
 Mode = Literal["film", "inpaint"]
@@ -312,7 +313,7 @@ def generate(task: GenerateNodules, batch: NoduleBatch, seeds: Sequence[int]) ->
 def generate_film(
     task: GenerateNodules,
     film_HW: npt.NDArray[np.float32],
-    mask_HW: npt.NDArray[np.generic],
+    mask_HW: npt.NDArray[np.bool_],
     seed: int,
     lung_HW: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -320,13 +321,13 @@ def generate_film(
 
     mode "inpaint": film of any size from the generator's on; only the region around the nodule changes, every other
     pixel stays the film's to the bit.  mode "film": film, which gives the style, and mask of the generator's size.
-    Raises `UsageError` for what `check_nodule_mask` refuses and for a nodule that does not fit.
+    Raises `UsageError` for what `check_mask` refuses and for a nodule that does not fit.
     """
     config = task.config
-    nodule_HW = check_nodule_mask(mask_HW, film_HW.shape, lung_HW)
+    check_mask(mask_HW, film_HW.shape)
     if not (np.isfinite(film_HW).all() and film_HW.min() >= 0 and film_HW.max() <= 1):
         raise UsageError("a film has grey levels from 0 to 1; decode it first")
-    region_HW = compute_region(nodule_HW, config.margin, config.margin_px)
+    region_HW = compute_region(mask_HW, config.margin, config.margin_px)
     if config.mode == "film":
         if film_HW.shape != (config.size, config.size):
             raise UsageError(f"this generator makes whole films of {config.size} x {config.size} px; give one such")
@@ -334,7 +335,7 @@ def generate_film(
     else:
         window = find_window(region_HW, config.size)
     device = task.steps.device
-    film, mask, region = (_to_batch(part[window], device) for part in (film_HW, nodule_HW, region_HW))
+    film, mask, region = (_to_batch(part[window], device) for part in (film_HW, mask_HW, region_HW))
     lung = None if lung_HW is None else _to_batch(lung_HW[window], device)
     made = generate(task, NoduleBatch(film, mask, lung, region), [seed])[0, 0].cpu().numpy()
     whole_HW = film_HW.astype(np.float32, copy=True)

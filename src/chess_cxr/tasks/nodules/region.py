@@ -40,32 +40,6 @@ def _compute_distance(mask_HW: Mask) -> npt.NDArray[np.float32]:
     return distance_HW
 
 
-def check_nodule_mask(mask_HW: npt.NDArray[np.generic], shape: tuple[int, ...], lung_HW: Mask | None = None) -> Mask:
-    """Return a mask as bool, or raise `UsageError` for what cannot be painted into a film of this shape.
-
-    Refused: another size than the film's, values beside two (0 and 1, or 0 and 255), nothing in it, and, where the
-    lung is known, a pixel outside it.
-    """
-    if mask_HW.shape != shape:
-        raise UsageError(f"the mask is {_name_size(mask_HW.shape)} and the film {_name_size(shape)}; give both alike")
-    values = set(np.unique(mask_HW).tolist())
-    if not (values <= {0, 1} or values <= {0, 255}):
-        raise UsageError(f"the mask holds {len(values)} grey levels; give one of 0 and 1, or 0 and 255")
-    nodule_HW: Mask = mask_HW != 0
-    if not nodule_HW.any():
-        raise UsageError("the mask is empty; mark where the nodule is to be")
-    if lung_HW is not None:
-        if lung_HW.shape != shape:
-            raise UsageError(
-                f"the lung mask is {_name_size(lung_HW.shape)} and the film {_name_size(shape)}; give both alike"
-            )
-        if nodule_HW.sum() > lung_HW.sum():
-            raise UsageError("the nodule asked for is larger than the lung; ask for a smaller one")
-        if (nodule_HW & ~lung_HW).any():
-            raise UsageError("the nodule asked for lies outside the lung; move it inside")
-    return nodule_HW
-
-
 def _name_size(shape: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in shape[::-1])
 

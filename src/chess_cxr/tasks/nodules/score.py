@@ -1,6 +1,6 @@
 """Whether a nodule is where it was asked for, as large, and how well it shows; and whether the rest was left alone.
 
-Contrast is the mean inside the mask minus that of a ring around it, in grey levels of the [0, 1] scale, bone bright.
+Contrast (`chess_cxr.tasks.nodule_contrast`) is in grey levels of the [0, 1] scale, bone bright.
 The size is measured on the profile from the centre outwards, averaged over all directions: where it falls to half its
 height.  Averaging keeps ribs and vessels that cross the nodule from being counted as part of it.  A ball's shadow falls
 to half its height at 0.88 of its diameter, and real nodules scatter widely about that: compare sizes with those that
@@ -19,12 +19,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodule_contrast import FEWEST_RING_PX, RING_OUTER, Mask, compute_contrast, draw_ring
 
-Mask = NDArray[np.bool_]
-
-RING_INNER, RING_OUTER = 1.25, 2.0  # in radii of the mask
 SEARCH = 1.5  # in radii of the mask, from its centre: how far the nodule is looked for
-FEWEST_RING_PX = 8
 _SMOOTHING = 0.15  # in radii of the mask: noise would tear the nodule apart
 _STEP_PX = 0.5
 _DIRECTIONS = 64
@@ -34,7 +31,7 @@ _DIRECTIONS = 64
 class NoduleMeasurement:
     """One nodule on one film.
 
-    contrast: mask minus ring.  cnr: contrast over the ring's standard deviation; infinite on a flat ring.
+    contrast, cnr: see `compute_contrast`.
     x_px, y_px: centre of what is brighter than half its height.  diameter_px, diameter_mm: where the profile around
     that centre is at half its height.  All NaN where nothing near the mask's centre rises above the ring; diameter_mm
     also where the spacing is not known.
@@ -84,18 +81,17 @@ def measure_nodule(
 ) -> NoduleMeasurement:
     """Measure a nodule, given where it should be.
 
-    film_HW: float in [0, 1], bone bright.  mask_HW: bool, of the nodule.  lung_HW: bool; the ring keeps to it where
-    that leaves eight pixels.  The ring runs from 1.25 to 2 radii of the mask, measured from the mask's edge.
+    film_HW: float in [0, 1], bone bright.  mask_HW: bool, of the nodule.  lung_HW: bool; the ring keeps to it, see
+    `draw_ring`.
     Raises UsageError where shapes differ, the mask is empty or not boolean, or nothing of the film is left around it.
     """
     _check_film(film_HW, mask_HW, lung_HW)
     film = film_HW.astype(np.float64)
     radius = math.sqrt(mask_HW.sum() / math.pi)
-    outside = ndimage.distance_transform_edt(~mask_HW)
-    ring = _draw_ring(outside, radius, lung_HW)
-    level, noise = float(film[ring].mean()), float(film[ring].std())
-    contrast = float(film[mask_HW].mean()) - level
-    cnr = contrast / noise if noise > 0 else math.copysign(math.inf, contrast) if contrast else 0.0
+    ring = draw_ring(mask_HW, lung_HW)
+    if ring.sum() < FEWEST_RING_PX:
+        raise UsageError("the mask leaves no film around it to compare with")
+    contrast, cnr = compute_contrast(film, mask_HW, ring)
     mask_y, mask_x = (float(place) for place in np.argwhere(mask_HW).mean(axis=0))
     flat = film - _fit_plane(film, ring)
     y, x = _find_centre(flat, mask_HW, (mask_y, mask_x), radius)
@@ -166,18 +162,6 @@ def _check_film(film_HW: NDArray[np.floating], mask_HW: Mask, lung_HW: Mask | No
             raise UsageError(f"the {name} is {part_HW.dtype} {part_HW.shape}, not bool {film_HW.shape} as its film")
     if not mask_HW.any():
         raise UsageError("an empty mask cannot be measured")
-
-
-def _draw_ring(outside: NDArray[np.float64], radius: float, lung_HW: Mask | None) -> Mask:
-    """Return what is 0.25 to 1 radii (of a disc of the mask's area) outside the mask, at least 2 pixels wide."""
-    inner = max(1.0, (RING_INNER - 1) * radius)
-    outer = max(inner + 2.0, (RING_OUTER - 1) * radius)
-    ring: Mask = (outside > inner) & (outside <= outer)
-    if lung_HW is not None and (ring & lung_HW).sum() >= FEWEST_RING_PX:
-        ring = ring & lung_HW
-    if ring.sum() < FEWEST_RING_PX:
-        raise UsageError("the mask leaves no film around it to compare with")
-    return ring
 
 
 def _fit_plane(film: NDArray[np.float64], ring: Mask) -> NDArray[np.float64]:

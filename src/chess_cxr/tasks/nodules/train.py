@@ -1,34 +1,65 @@
-"""Nodule generation from films whose nodules are marked to a model folder with results on films left out."""
+"""Train a nodule generator on films with marked nodules and test it on films of patients left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import torch
 
 from chess_cxr.encoders.embed import EncoderLike
-from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.files.whole import write_atomically
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.nodules.config import NodulesConfig
-from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, split_nodule_films, square_film
-from chess_cxr.tasks.nodules.fit import can_make, describe_films, plan_generation, train_nodule_generator
+from chess_cxr.tasks.nodules.distance import NoduleJudgement, Squares, blank_unknown, judge_nodules
+from chess_cxr.tasks.nodules.films import (
+    NoduleFilm,
+    list_sources,
+    read_each,
+    read_source,
+    resample_nodule_film,
+    split_nodule_films,
+    square_film,
+)
 from chess_cxr.tasks.nodules.model import NoduleGenerator
-from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateNodules
+from chess_cxr.tasks.nodules.objective import (
+    GENERATOR_VERSION,
+    GenerateConfig,
+    GenerateNodules,
+    NoduleBatch,
+    check_generate_config,
+    generate,
+)
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.score import measure_background, measure_nodule
-from chess_cxr.training.run import OnStep, describe
-from chess_cxr.views import resize_longest
+from chess_cxr.tasks.nodules.sheet import SHOWN, draw_films
+from chess_cxr.tasks.nodules.windows import (
+    NoduleExample,
+    NoduleWindow,
+    WindowPlan,
+    cut_around,
+    cut_square,
+    take_example,
+)
+from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.run import read_task_batches
+from chess_cxr.training.distributed import join_ranks, let_first_rank
+from chess_cxr.training.loop import TrainingConfig
+from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
+from chess_cxr.training.watch import RunWatch
+from chess_cxr.workers.child import Limits
 
-SHOWN = 8  # films on the sheet of a model
+NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
+ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
 
 
 @dataclass(frozen=True)
@@ -36,7 +67,7 @@ class NodulesResult:
     """What a generator does on held-out films that have a nodule: it makes another in the same place.
 
     metrics: means over films with 95 % intervals by patient.  films: by split; "scored" are those of the test whose
-    nodule fits the generator.  kinds: of these.
+    nodule fits the generator.  kinds: of these.  judged: made against real nodules of these films.
     """
 
     metrics: Mapping[str, FilmMean]
@@ -45,11 +76,13 @@ class NodulesResult:
     encoder: str
     perceptual: str
     seed: int
+    judged: NoduleJudgement = NoduleJudgement()
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON-ready values; a number that does not exist is None."""
         described = asdict(self)
         described["metrics"] = describe_intervals(self.metrics)
+        described["judged"] = blank_unknown(described["judged"])
         return described
 
     def as_text(self) -> str:
@@ -58,7 +91,8 @@ class NodulesResult:
         test, synthetic = self.films["scored"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
         basis = f"{test['with_nodule']} nodules of {test['patients']} test patients: {', '.join(self.kinds)}{synthetic}"
         trained = f"trained on {self.films['train']['with_nodule']} films with a nodule"
-        return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})"])
+        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
+        return "\n".join([*lines, *self.judged.list_lines()])
 
 
 def finetune_nodules(
@@ -68,49 +102,75 @@ def finetune_nodules(
     config: NodulesConfig | None = None,
     val: float = 0.1,
     test: float = 0.2,
-    on_stage: Callable[[str, int, int], None] | None = None,
+    on_stage: OnProgress | None = None,
     on_step: OnStep | None = None,
     device: str = "auto",
+    limits: Limits | None = None,
+    executor: Executor | None = None,
 ) -> NodulesResult:
     """Train a nodule generator, write it to `out` and let it make nodules in films it has not seen.
 
-    places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `read_nodule_films`; or films.
+    places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `list_sources`; or films.
+    limits, executor: of the processes that decode, see `read_each`; films are read once to learn from, and those of the
+    test again, one at a time.
     The same call continues an interrupted run.  The folder then holds `model.safetensors` (the averaged generator),
     `config.json`, `result.json`, `test_films.png` and `metrics.jsonl`.
     Raises `UsageError` where `out` holds something else, and for films that cannot teach.
     """
     out, config, show = Path(out), config or NodulesConfig(), on_stage or _show_nothing
-    planned = plan_generation(config)
+    plan = plan_windows(config)
     refuse_foreign_folder(out)
-    films = list[NoduleFilm]()
+    films = list[NoduleExample]()
     for place in places:
-        films += [place] if isinstance(place, NoduleFilm) else _read_place(str(place), show)
+        films += (
+            [take_example(place, plan)]
+            if isinstance(place, NoduleFilm)
+            else _read_place(str(place), plan, limits, executor, show)
+        )
     split = split_nodule_films(films, config.seed, val, test)
-    held_out = [film for film in split["test"] if can_make(film, config, planned)]
+    held_out = [film for film in split["test"] if film.can_make]
     if not held_out:
         raise UsageError(
             f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
             "--test"
         )
+    join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step, device=device)
-    generator = NoduleGenerator(method, config.film_size)
-    scores, rows = [], []
-    for number, film in enumerate(held_out):
-        made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
-        scores.append(score_made_film(generator, film, made_HW))
-        rows.append((film, made_HW))
-        show("test", number + 1, len(held_out))
-    result = NodulesResult(
-        metrics=summarise_films(scores, [film.group for film in held_out], config.seed),
-        films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
-        kinds=tuple(sorted({film.kind for film in held_out})),
-        encoder=loaded.name,
-        perceptual=config.perceptual,
-        seed=config.seed,
-    )
-    _write_model(out, method, config, result, rows[:SHOWN])
-    return result
+
+    def finish() -> NodulesResult:
+        generator = NoduleGenerator(method, config.film_size)
+        scores, rows, pairs = [], [], []
+        again = read_each(
+            [film.source for film in held_out],
+            read_source,
+            limits=limits,
+            executor=executor,
+            in_flight=1,
+            told="of the test",
+        )
+        for number, film in enumerate(again):
+            made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
+            scores.append(score_made_film(generator, film, made_HW))
+            pairs.append(cut_pair(generator, film, made_HW))
+            if number < SHOWN:
+                rows.append((film, made_HW))
+            show("test", number + 1, len(held_out))
+        groups = [film.group for film in held_out]
+        made, real = (Squares(pictures, groups) for pictures in zip(*pairs, strict=True))
+        result = NodulesResult(
+            metrics=summarise_films(scores, groups, config.seed),
+            films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
+            kinds=tuple(sorted({film.kind for film in held_out})),
+            encoder=loaded.name,
+            perceptual=config.perceptual,
+            seed=config.seed,
+            judged=judge_nodules(made, real, _cut_learned(split["train"]), config.seed),
+        )
+        _write_model(out, method, config, result, rows)
+        return result
+
+    return let_first_rank(finish)
 
 
 def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
@@ -141,9 +201,34 @@ def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.nd
     return scores
 
 
-def _read_place(place: str, show: Callable[[str, int, int], None]) -> list[NoduleFilm]:
-    title = f"read {Path(place).name}"
-    return read_nodule_films(place, on_film=lambda done, total: show(title, done, total))
+def cut_pair(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the squares around the made and the real nodules, at the scale that the generator works at or a smaller."""
+    if generator.mode == "film":
+        real = square_film(film, generator.task.config.size)
+        return cut_around(made_HW, real.mask_HW), cut_around(real.film_HW, real.mask_HW)
+    size = min(generator.film_size, max(film.film_HW.shape))
+    made, real = (resample_nodule_film(it, size) for it in (replace(film, film_HW=made_HW), film))
+    return cut_around(made.film_HW, real.mask_HW), cut_around(real.film_HW, real.mask_HW)
+
+
+def _cut_learned(films: Sequence[NoduleExample]) -> Squares:
+    """Cut the squares around the nodules that were learned from."""
+    found = [(film.group, window) for film in films for window in film.windows if window.mask_HW.any()]
+    return Squares([cut_around(w.film_HW, w.mask_HW) for _, w in found], [group for group, _ in found])
+
+
+def _read_place(
+    place: str,
+    plan: WindowPlan,
+    limits: Limits | None,
+    executor: Executor | None,
+    show: OnProgress,
+) -> list[NoduleExample]:
+    title, sources, films = f"read {Path(place).name}", list_sources(place), list[NoduleExample]()
+    for film in read_each(sources, take_example, plan, limits=limits, executor=executor):
+        films.append(film)
+        show(title, len(films), len(sources))
+    return films
 
 
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
@@ -170,34 +255,140 @@ def _write_model(
     write_model(out, method.averaged.state_dict(), described, result.as_json())
 
 
-def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
-    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG.
+def plan_generation(config: NodulesConfig) -> GenerateConfig:
+    """Return the generator's own configuration; raise UsageError for one that cannot work."""
+    planned = GenerateConfig(
+        mode=config.mode,
+        size=config.size,
+        width=config.width,
+        latent=config.latent,
+        lung=config.mode == "film",
+        feature_matching=config.feature_matching,
+        perceptual=config.perceptual_weight,
+        kld=config.kld,
+        r1=config.r1,
+        ema=config.ema,
+    )
+    check_generate_config(planned)
+    if config.mode == "inpaint" and not config.size <= config.film_size <= 4096:
+        raise UsageError("a nodule generator needs size <= film_size <= 4096 pixels")
+    return planned
 
-    side: of the square that a film is fitted into, in pixels.
+
+def plan_windows(config: NodulesConfig) -> WindowPlan:
+    """Return what a generator of this configuration sees of films; raise UsageError for one that cannot work."""
+    planned = plan_generation(config)
+    return WindowPlan(config.mode, config.size, config.film_size, planned.margin, planned.margin_px)
+
+
+def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
+    """Return how a nodule generator is optimised: Adam, constant but for a short warm-up and half a cosine."""
+    return TrainingConfig(
+        steps=config.steps,
+        batch=config.batch,
+        optimizer="adamw",
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        warmup=0.02,
+        log_every=max(1, min(20, config.steps)),
+        probe_every=max(1, config.steps // 10),
+        checkpoint_every=config.checkpoint_every,
+        loader_threads=config.threads,
+        seed=config.seed,
+    )
+
+
+def train_nodule_generator(
+    folder: Path,
+    encoder: Encoder,
+    train: Sequence[NoduleExample],
+    val: Sequence[NoduleExample],
+    config: NodulesConfig,
+    on_step: OnStep | None = None,
+    say: Callable[[str], None] | None = None,
+    device: str = "auto",
+) -> GenerateNodules:
+    """Train a nodule generator in `folder`, or continue there; return it on `device`.
+
+    val: ten times, nodules are made where its films have them, and their contrast is held against the real one's.
+    Raises UsageError where `folder` holds a run of another configuration, and where no film can teach.
     """
-    columns = []
-    for film, made_HW in rows:
-        outline = film.mask_HW.astype(np.uint8)
-        ring = cv2.dilate(outline, np.ones((3, 3), np.uint8)) - outline
-        marked = np.where(cv2.resize(ring, film.film_HW.shape[::-1]) > 0, 1.0, film.film_HW)
-        parts = [_fit_square(picture, side) for picture in (film.film_HW, marked, made_HW)]
-        column = np.clip(255 * np.vstack(parts), 0, 255).astype(np.uint8)
-        for row, text in enumerate(("film", "place", "made: SYNTHETIC"), start=1):
-            _write_word(column, text, row * side - 8)
-        columns.append(column)
-    return cv2.imencode(".png", np.hstack(columns))[1].tobytes()
+    planned = plan_generation(config)
+    windows = [window for film in train for window in film.windows]
+    if not windows:
+        raise UsageError("no film for training has a nodule that fits the generator; give films and masks with some")
+    torch.manual_seed(config.seed)
+    perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
+    method = GenerateNodules(planned, perceptual)
+    training = plan_nodule_training(config)
+
+    seen = [window for film in val for window in film.windows][:16]
+    held_out = [draw_nodule_batch([window], None, config) for window in seen]
+
+    def draw(chosen: list[NoduleWindow], positions: list[int]) -> NoduleBatch:
+        return draw_nodule_batch(chosen, positions, config)
+
+    def measure(_step: int) -> dict[str, float]:
+        return {"val/contrast_ratio": compute_contrast_ratio(method, held_out)} if held_out else {}
+
+    described = {
+        "task": "nodules",
+        "version": GENERATOR_VERSION,
+        "nodules": describe(config),
+        "perceptual": about,
+        "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
+        "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
+    }
+    inputs = RunInputs(
+        [film.name for film in train],
+        lambda first_step, rank: read_task_batches(windows, draw, training, first_step, rank),
+        lambda log, rank: RunWatch(log, method, training, measure),
+        build_groups(method),
+    )
+    train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
+    return method.eval()
 
 
-def _fit_square(picture_HW: np.ndarray, side: int) -> np.ndarray:
-    """Bring a picture's longest side to `side`, in the middle of a black square."""
-    small_HW = resize_longest(picture_HW.astype(np.float32), side)
-    square_HW = np.zeros((side, side), np.float32)
-    top, left = ((side - length) // 2 for length in small_HW.shape)
-    square_HW[top : top + small_HW.shape[0], left : left + small_HW.shape[1]] = small_HW
-    return square_HW
+def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
+    """Return the parameter groups of both optimisers, with the betas of Park et al. and a rate for each."""
+    return {
+        name: [group | {"betas": ADAM_BETAS} for group in parts]
+        for name, parts in method.build_parameter_groups().items()
+    }
 
 
-def _write_word(picture_HW: np.ndarray, text: str, row: int) -> None:
-    """Write white letters with a black rim, which are seen on bright and on dark films."""
-    for grey, stroke in ((0, 3), (255, 1)):
-        cv2.putText(picture_HW, text, (6, row), cv2.FONT_HERSHEY_SIMPLEX, 0.45, grey, stroke, cv2.LINE_AA)
+def draw_nodule_batch(
+    windows: Sequence[NoduleWindow], positions: Sequence[int] | None, config: NodulesConfig
+) -> NoduleBatch:
+    """Cut windows, varied as a pure function of (seed, position); as they are, the nodule in the middle, without."""
+    drawn = []
+    for number, window in enumerate(windows):
+        rng = None
+        if positions is not None:
+            rng = np.random.Generator(np.random.Philox(key=[config.seed, NODULE_STREAM + int(positions[number])]))
+        drawn.append(cut_square(window, config.size, rng))
+    parts = (torch.from_numpy(np.stack(part)[:, None].astype(np.float32)) for part in zip(*drawn, strict=True))
+    return NoduleBatch(*parts)
+
+
+def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatch]) -> float:
+    """Return the mean contrast of made nodules over that of the real ones in the same places; NaN without any."""
+    device = method.steps.device
+    made, real = [], []
+    for seed, batch in enumerate(batches):
+        mask_HW = batch.mask_B1SS[0, 0].numpy() > 0.5
+        if not mask_HW.any():
+            continue
+        film_HW = generate(method, batch.to(device), [seed])[0, 0].cpu().numpy()
+        made.append(measure_nodule(film_HW, mask_HW).contrast)
+        real.append(measure_nodule(batch.film_B1SS[0, 0].numpy(), mask_HW).contrast)
+    return float(np.mean(made) / np.mean(real)) if made and np.mean(real) else float("nan")
+
+
+def describe_films(films: Sequence[NoduleExample]) -> dict[str, Any]:
+    """Count films, those with a nodule, and patients."""
+    return {
+        "films": len(films),
+        "with_nodule": sum(film.has_nodule for film in films),
+        "patients": len({film.group for film in films}),
+    }

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chess_cxr.decode.film import DecodedFilm, decode_film
+from chess_cxr.decode.decoded import DecodedFilm
+from chess_cxr.decode.film import decode_film
 from chess_cxr.derive.film import write_derived_film
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.masks import read_request_mask

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from chess_cxr.evaluation.compare import Comparison
-from chess_cxr.records import UsageError
+from chess_cxr.benchmarking.comparison import Comparison, build_result_table
+from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.report.page import Section, render_page, write_page
 from chess_cxr.report.plots import METRIC_NAMES, draw_label_efficiency
 
@@ -23,25 +19,17 @@ def write_comparison(comparison: Comparison, out: Path, reference: str, command:
     reference: the encoder that differences are taken to.  command: what was typed, for the page.
     Returns the page's path.  Raises UsageError where `out` exists or the reference is unknown.
     """
-    if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
-    differences = comparison.differences(reference)
-    table = comparison.table()
-    metrics = [name for name in SHOWN_METRICS if name in set(table["metric"])]
-    growing = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        growing.mkdir(parents=True)
+    with write_whole_folder(out) as growing:
+        table = comparison.table()
+        metrics = [name for name in SHOWN_METRICS if name in set(table["metric"])]
         table.to_csv(growing / "results.csv", index=False)
         comparison.draw_table().to_csv(growing / "draws.csv", index=False)
-        differences.to_csv(growing / "differences.csv", index=False)
+        comparison.differences(reference).to_csv(growing / "differences.csv", index=False)
         markdown = "\n".join(comparison.as_markdown(metric) for metric in metrics)
         (growing / "table.md").write_text(f"{markdown}\n    {command}\n", "utf-8")
         sections = build_comparison_sections(comparison, metrics, command)
         page = render_page(f"Encoders compared on {comparison.data_set}", sections, synthetic=synthetic)
         write_page(growing / "report.html", page)
-        growing.rename(out)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
     return out / "report.html"
 
 
@@ -54,24 +42,11 @@ def build_comparison_sections(comparison: Comparison, metrics: Sequence[str], co
             figures=(draw_label_efficiency(table, metric),),
             figure_width=34,
             figure_caption="Mean over label draws; the bars are 95 % intervals over patients and draws.",
-            table=build_result_table(table, metric),
+            table=build_result_table(
+                table[table["metric"] == metric], lambda row: f"{row.subset} · {row.n_train_films:.0f} films"
+            ),
             table_caption=" ".join([comparison.caption(metric), *comparison.notes]),
             command=command if metric == metrics[-1] else "",
         )
         for metric in metrics
     ]
-
-
-def build_result_table(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Turn `Comparison.table()` into encoders down, label subsets across, "value [low, high]" in the cells."""
-    chosen = table[table["metric"] == metric]
-    cells = pd.DataFrame(
-        {
-            "encoder": chosen["encoder"],
-            "subset": [f"{row.subset} · {row.n_train_films:.0f} films" for row in chosen.itertuples()],
-            "text": [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in chosen.itertuples()],
-        }
-    )
-    wide = cells.pivot(index="encoder", columns="subset", values="text")
-    wide = wide.loc[cells["encoder"].drop_duplicates(), cells["subset"].drop_duplicates()]
-    return wide.reset_index().rename_axis(columns=None)

@@ -11,18 +11,18 @@ import torch
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.config import NodulesConfig
-from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
-from chess_cxr.tasks.nodules.fit import (
-    build_groups,
-    can_make,
-    draw_nodule_batch,
-    list_windows,
-    plan_generation,
-    plan_nodule_training,
-    train_nodule_generator,
-)
+from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, resample_nodule_film
 from chess_cxr.tasks.nodules.objective import GenerateNodules
 from chess_cxr.tasks.nodules.region import compute_region
+from chess_cxr.tasks.nodules.train import (
+    build_groups,
+    draw_nodule_batch,
+    plan_generation,
+    plan_nodule_training,
+    plan_windows,
+    train_nodule_generator,
+)
+from chess_cxr.tasks.nodules.windows import NoduleExample, can_make, cut_square, list_windows, take_example
 from chess_cxr.training.loop import build_optimizers
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=4, batch=2)
@@ -41,8 +41,13 @@ def draw_film(radius: int, row: int = 64, column: int = 64, shape: tuple[int, in
     return NoduleFilm("drawn", film_HW, mask_HW, None, "drawn", 1.0, "folder")
 
 
+def take(films: list[NoduleFilm], config: NodulesConfig) -> list[NoduleExample]:
+    return [take_example(film, plan_windows(config)) for film in films]
+
+
 def train(folder: Path, encoder: Encoder, films: list[NoduleFilm], config: NodulesConfig) -> GenerateNodules:
-    return train_nodule_generator(folder, encoder, films, films, config)
+    examples = take(films, config)
+    return train_nodule_generator(folder, encoder, examples, examples, config)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -67,7 +72,7 @@ def assert_same_state(one: torch.nn.Module, other: torch.nn.Module) -> None:
 @pytest.mark.parametrize("radius", [2, 9, 15])
 def test_a_window_holds_the_whole_nodule_and_its_region(radius: int, place: tuple[int, int]) -> None:
     film, planned = draw_film(radius, *place), plan_generation(TINY)
-    windows = list_windows([film], TINY, planned)
+    windows = list_windows(film, plan_windows(TINY))
     expected = int(compute_region(film.mask_HW, planned.margin, planned.margin_px).sum())
     assert len(windows) == 1
     for positions in [None, *([position] for position in range(30))]:
@@ -76,20 +81,52 @@ def test_a_window_holds_the_whole_nodule_and_its_region(radius: int, place: tupl
         assert compute_region(mask_SS, planned.margin, planned.margin_px).sum() == expected
 
 
+def test_of_a_large_film_only_what_squares_around_its_nodules_can_show_is_held() -> None:
+    films = [draw_film(radius, 500, 20, (1024, 1024)) for radius in (0, 40)]
+    films[0].mask_HW[:] = False
+    healthy, ill = take(films, replace(TINY, film_size=256))
+    assert healthy.windows == () and not healthy.has_nodule and not healthy.can_make
+    [window] = ill.windows
+    assert max(window.film_HW.shape) <= 1.5 * 64 and window.film_HW.base is None
+    whole = resample_nodule_film(films[1], 256)
+    places = set()
+    for seed in range(200):
+        film_SS, mask_SS = cut_square(window, 64, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        start = [whole_start(whole.mask_HW, axis, rng) for axis in (0, 1)]
+        places.add(tuple(start))
+        here = tuple(slice(first, first + 64) for first in start)
+        expected = whole.mask_HW[here]
+        assert np.array_equal(mask_SS, expected[:, ::-1] if rng.random() < 0.5 else expected)
+        assert film_SS.shape == (64, 64)
+    assert len(places) > 5
+
+
+def whole_start(mask_HW: np.ndarray, axis: int, rng: np.random.Generator) -> int:
+    """Where a square begins on the whole film, by the rule in words: moved by up to a quarter of its room."""
+    region_HW = compute_region(mask_HW, 0.5, 4)
+    inner, outer = (np.flatnonzero(part.any(1 - axis)) for part in (mask_HW, region_HW))
+    slack = min((64 - len(range(inner[0], inner[-1] + 1))) // 4, (64 - len(range(outer[0], outer[-1] + 1))) // 2)
+    middle = (outer[0] + outer[-1] + 1 - 64) // 2 + rng.integers(-slack, slack + 1)
+    return int(np.clip(middle, 0, 256 - 64))
+
+
 def test_a_nodule_larger_than_the_window_is_left_out_and_the_others_stay() -> None:
-    planned = plan_generation(TINY)
     films = [draw_film(6), draw_film(15), draw_film(20)]  # with its margin, the last is 81 px wide
-    assert [int(w.nodule_HW.sum()) for w in list_windows(films, TINY, planned)] == [
-        int(film.mask_HW.sum()) for film in films[:2]
+    found = take(films, TINY)
+    assert [[int(w.mask_HW.sum()) for w in film.windows] for film in found] == [
+        [int(films[0].mask_HW.sum())],
+        [int(films[1].mask_HW.sum())],
+        [],
     ]
-    assert [can_make(film, TINY, planned) for film in films] == [True, True, False]
+    assert [film.can_make for film in found] == [True, True, False]
 
 
 def test_each_nodule_of_a_film_has_a_window_but_they_are_not_made_at_once_when_far_apart() -> None:
     one, other = draw_film(6, 30, 30), draw_film(6, 100, 100)
-    both, planned = replace(one, mask_HW=one.mask_HW | other.mask_HW), plan_generation(TINY)
-    assert len(list_windows([both], TINY, planned)) == 2
-    assert can_make(one, TINY, planned) and not can_make(both, TINY, planned)
+    both, plan = replace(one, mask_HW=one.mask_HW | other.mask_HW), plan_windows(TINY)
+    assert len(list_windows(both, plan)) == 2
+    assert can_make(one, plan) and not can_make(both, plan)
 
 
 def test_a_film_without_a_nodule_or_with_one_too_small_to_be_seen_cannot_be_made() -> None:
@@ -97,16 +134,16 @@ def test_a_film_without_a_nodule_or_with_one_too_small_to_be_seen_cannot_be_made
         config = replace(TINY, mode=mode)
         film = draw_film(8, shape=shape)
         dot_HW = np.zeros(shape, bool)
-        assert can_make(film, config, plan_generation(config))
-        assert not can_make(replace(film, mask_HW=dot_HW), config, plan_generation(config))
+        assert can_make(film, plan_windows(config))
+        assert not can_make(replace(film, mask_HW=dot_HW), plan_windows(config))
     dot_HW[100, 100] = True
-    assert not can_make(replace(film, mask_HW=dot_HW), config, plan_generation(config))
+    assert not can_make(replace(film, mask_HW=dot_HW), plan_windows(config))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_is_a_function_of_seed_and_position_alone(mode: str, films: list[NoduleFilm]) -> None:
     config = replace(TINY, mode=mode)
-    windows = list_windows(films, config, plan_generation(config))
+    windows = [window for film in take(films, config) for window in film.windows]
     whole = draw_nodule_batch(windows[:3], [7, 8, 9], config)
     alone = draw_nodule_batch(windows[1:2], [8], config)
     assert torch.equal(whole.film_B1SS[1:2], alone.film_B1SS) and torch.equal(whole.mask_B1SS[1:2], alone.mask_B1SS)
@@ -120,10 +157,10 @@ def test_a_batch_is_a_function_of_seed_and_position_alone(mode: str, films: list
 def test_windows_of_real_films_hold_the_film_as_it_is_where_nothing_is_varied(real_films: Path) -> None:
     film = next(f for f in read_nodule_films(str(real_films / "jsrt"))[:8] if f.mask_HW.sum() > 300)
     config = replace(TINY, film_size=256)
-    windows = list_windows([film], config, plan_generation(config))
+    windows = list_windows(film, plan_windows(config))
     batch = draw_nodule_batch(windows, None, config)
     found_SS, mask_SS = batch.film_B1SS[0, 0].numpy(), batch.mask_B1SS[0, 0].numpy() > 0.5
-    whole = windows[0].film
+    whole = resample_nodule_film(film, 256)
     assert np.array_equal(np.sort(found_SS[mask_SS]), np.sort(whole.film_HW[whole.mask_HW]))
 
 
@@ -152,11 +189,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         if report.step == 3:  # type: ignore[attr-defined]
             raise Halt
 
+    examples = take(films, config)
     with pytest.raises(Halt):
-        train_nodule_generator(tmp_path / "halted", encoder, films, films, config, halt)
+        train_nodule_generator(tmp_path / "halted", encoder, examples, examples, config, halt)
     steps = list[int]()
     resumed = train_nodule_generator(
-        tmp_path / "halted", encoder, films, films, config, lambda report, _: steps.append(report.step)
+        tmp_path / "halted", encoder, examples, examples, config, lambda report, _: steps.append(report.step)
     )
     assert steps == [3, 4]
     assert_same_state(whole, resumed)
