@@ -14,8 +14,8 @@ from chess_cxr.methods.dino import DINOConfig
 from chess_cxr.methods.guides import Guide
 from chess_cxr.methods.lejepa import LeJEPAConfig
 from chess_cxr.methods.moco import MoCoConfig
+from chess_cxr.pretraining.crops import Crops
 from chess_cxr.pretraining.export import export
-from chess_cxr.pretraining.films import Crops
 from chess_cxr.pretraining.presets import PretrainConfig, read_pretrain_config
 from chess_cxr.pretraining.pretrain import continue_from, pretrain
 from chess_cxr.records import ImageRecord, UsageError

@@ -10,15 +10,8 @@ import torch
 
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.methods.batch import ViewBatch, take_views
-from chess_cxr.pretraining.films import (
-    Crops,
-    FilmPool,
-    build_film_pool,
-    build_groups,
-    check_sizes,
-    find_size,
-    read_view_batches,
-)
+from chess_cxr.pretraining.crops import Crops, check_sizes, find_size
+from chess_cxr.pretraining.films import FilmPool, build_film_pool, build_groups, read_view_batches
 from chess_cxr.records import ImageRecord, UsageError
 from chess_cxr.store import Store, StoredFilm, open_store, write_store
 from chess_cxr.training.order import compute_balanced_batch

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.ranks import gather_ranks
-from chess_cxr.methods.signals import measure_pairs, read_signals
-from chess_cxr.methods.trunk import take_encoder
+from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
 
@@ -99,44 +99,29 @@ def compute_dino_loss(
         return torch.stack(terms).mean()
 
 
-class DINO(nn.Module):
-    """Owns the student (encoder and head), the teacher and the centre of its scores.
+class DINO(EncoderMethod):
+    """The student (encoder and head), the teacher and the centre of its scores.
 
-    encoder: to continue from.  steps: of the whole run, for momentum, temperature and prototypes; 0 leaves the first
-    two where they start.
+    Signals include teacher_entropy, of single films, small where the teacher is sure, and used_entropy, of the mean
+    over films, near 1 where all prototypes are used and 0 where all films look the same; both as shares of the largest.
     """
 
     centre_P: Tensor
 
     def __init__(self, config: DINOConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
-        super().__init__()
         if not (config.student_temperature > 0 and config.teacher_temperature > 0):
             raise UsageError("dino: temperatures must be above 0")
         if config.prototypes < 2 or not 0 <= config.centre_momentum < 1:
             raise UsageError("dino: prototypes must be 2 or more and centre_momentum 0 or more, below 1")
         if not (0 <= config.teacher_warmup <= 1 and 0 <= config.frozen_prototypes <= 1):
             raise UsageError("dino: teacher_warmup and frozen_prototypes are shares of the run, from 0 to 1")
+        super().__init__(config.architecture, encoder)
         self.config, self.steps = config, steps
-        self.encoder, features = take_encoder(encoder, config.architecture)
-        self.head = DINOHead(features, config)
+        self.head = DINOHead(self.features, config)
         self.teacher_encoder, self.teacher_head = copy_frozen(self.encoder), copy_frozen(self.head)
         self.register_buffer("centre_P", torch.zeros(config.prototypes))
         self.momentum = MomentumSchedule(config.teacher_momentum, 1.0, steps)
-        self._measured: dict[str, Tensor] = {}
         self._teacher_GBP: Tensor | None = None
-
-    @property
-    def signals(self) -> dict[str, float]:
-        """Numbers of the newest step: those of `measure_pairs`, and the teacher's entropy as a share of its largest.
-
-        teacher_entropy: of single films, small where it is sure.  used_entropy: of the mean over films, near 1 where
-        all prototypes are used, 0 where all films are one.
-        """
-        return read_signals(self._measured)
-
-    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that each named loss trains."""
-        return {"encoder": [*self.encoder.parameters(), *self.head.parameters()]}
 
     def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of a batch of views."""

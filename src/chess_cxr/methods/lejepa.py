@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision
-from chess_cxr.methods.heads import build_normed_head, sum_over_ranks
+from chess_cxr.methods.heads import build_normed_head
+from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.ranks import get_world
-from chess_cxr.methods.signals import measure_pairs, read_signals
-from chess_cxr.methods.trunk import take_encoder
+from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
+from chess_cxr.training.sync_norm import sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -66,34 +67,20 @@ def compute_sigreg(embedded_VBD: Tensor, direction_DM: Tensor, knots: int, reach
         return films * (error_VMK @ (weight_K * normal_K)).mean()
 
 
-class LeJEPA(nn.Module):
-    """Owns the encoder and its head.
-
-    encoder: to continue from.  steps: of the whole run; nothing here depends on it.
-    """
+class LeJEPA(EncoderMethod):
+    """The encoder and its head; signals include both terms without their weights."""
 
     step: Tensor
 
     def __init__(self, config: LeJEPAConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
-        super().__init__()
         if not 0 <= config.regularisation <= 1:
             raise UsageError("lejepa: regularisation is a share of the loss, from 0 to 1")
         if config.directions < 1 or config.knots < 2 or not 0 < config.reach < math.inf:
             raise UsageError("lejepa: directions must be 1 or more, knots 2 or more and reach above 0")
+        super().__init__(config.architecture, encoder)
         self.config = config
-        self.encoder, features = take_encoder(encoder, config.architecture)
-        self.head = build_normed_head((features, config.hidden, config.hidden, config.embedding))
+        self.head = build_normed_head((self.features, config.hidden, config.hidden, config.embedding))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self._measured: dict[str, Tensor] = {}
-
-    @property
-    def signals(self) -> dict[str, float]:
-        """Numbers of the newest step: those of `measure_pairs`, and both terms without their weights."""
-        return read_signals(self._measured)
-
-    def get_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that each named loss trains."""
-        return {"encoder": [*self.encoder.parameters(), *self.head.parameters()]}
 
     def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of a batch of views: all of them predict the mean of their film's global views."""
