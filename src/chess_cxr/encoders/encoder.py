@@ -93,9 +93,13 @@ def build_encoder(name: str) -> nn.Module:
     return _create_network(name, 1)
 
 
+def list_network_options(name: str) -> dict[str, bool]:
+    """Return the options of timm that a network needs: a ViT takes films of any size that its patches divide."""
+    return {"dynamic_img_size": True} if timm.models.is_model_in_modules(name, {"vision_transformer"}) else {}
+
+
 def _create_network(name: str, channels: int) -> nn.Module:
-    """Create an untrained timm network without classifier; a ViT takes films of any size that its patches divide."""
-    options = {"dynamic_img_size": True} if timm.models.is_model_in_modules(name, {"vision_transformer"}) else {}
+    options = list_network_options(name)
     network: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, **options)
     return network
 

@@ -31,6 +31,7 @@ from chess_cxr.encoders.encoder import (
     build_network,
     join_encoder,
     list_expected_tensors,
+    list_network_options,
     place_encoder,
 )
 from chess_cxr.encoders.published import compute_sha256, find_layout_problem
@@ -191,7 +192,7 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
             "classifier": default.get("classifier"),
             "license": encoder.licence,
         },
-        "model_args": {"in_chans": contract.channels},
+        "model_args": {"in_chans": contract.channels} | _list_vit_options(encoder),
         "chess_cxr": {
             "format": FORMAT,
             "feature_count": encoder.feature_count,
@@ -207,6 +208,12 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
             "written_with": {name: version(name) for name in ("chess-cxr", "timm", "torch")},
         },
     }
+
+
+def _list_vit_options(encoder: Encoder) -> dict[str, Any]:
+    """Return what timm must be told of a ViT: that it takes any size, and the size its positions are stored for."""
+    options: dict[str, Any] = dict(list_network_options(encoder.architecture))
+    return options | {"img_size": cast(Any, encoder.module).patch_embed.img_size[0]} if options else {}
 
 
 def _dump(config: Mapping[str, Any]) -> str:
