@@ -33,9 +33,9 @@ from torch import Tensor
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
 from chess_cxr.methods.moco import MoCo
+from chess_cxr.pretraining.crops import OVERSAMPLING
 from chess_cxr.pretraining.films import (
     HELD_BYTES,
-    OVERSAMPLING,
     FilmPool,
     build_film_pool,
     build_reader,

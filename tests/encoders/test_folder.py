@@ -575,9 +575,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_take_the_size_is_not_written(tmp_path: Path) -> None:
-    module = build_network("vit_tiny_patch16_224", 1)
+    module = build_network("mixer_s32_224", 1)
     with pytest.raises(ChessError, match="fails on input") as error:
-        write_encoder(tmp_path / "out", module.state_dict(), "vit_tiny_patch16_224", GREY, "MIT", TRAINING)
+        write_encoder(tmp_path / "out", module.state_dict(), "mixer_s32_224", GREY, "MIT", TRAINING)
     assert_one_line(error)
     assert not any(tmp_path.iterdir())
 
@@ -906,3 +906,16 @@ def test_real_films_of_any_size_are_embedded_and_told_apart(real_films: Path, fo
     features = load_encoder(folder).embed(films)
     assert np.isfinite(features).all()
     assert len(np.unique(features, axis=0)) == 4
+
+
+def test_a_vit_is_written_at_any_size_that_its_patches_divide_and_timm_alone_loads_it(tmp_path: Path) -> None:
+    contract = PixelContract(48, (0.5,), (0.25,))
+    state = build_network("test_vit", 1, seed=2).state_dict()
+    out = write_encoder(tmp_path / "vit", state, "test_vit", contract, "MIT", TRAINING)
+    film_HW = draw_golden_film(48)
+    film_1CSS = contract.prepare(film_HW)[None]
+    alone = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            alone(film_1CSS)[0].numpy(), load_encoder(out).embed([film_HW])[0], rtol=1e-4, atol=1e-5
+        )

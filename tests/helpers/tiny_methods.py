@@ -1,11 +1,15 @@
 """Every method, small and without BatchNorm in its trunk: nothing but its own mathematics joins two films."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from chess_cxr.methods import AnyMethod, build_method
+from chess_cxr.methods.batch import ViewBatch
 from chess_cxr.methods.byol import BYOLConfig
+from chess_cxr.methods.dino import DINOConfig
+from chess_cxr.methods.lejepa import LeJEPAConfig
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.methods.moco_v3 import MoCoV3Config
 from chess_cxr.methods.simclr import SimCLRConfig
@@ -22,9 +26,21 @@ CONFIGS: dict[str, Any] = {
     "vicreg": VICRegConfig(TRUNK, 24),
     "vicreg narrow": VICRegConfig(TRUNK, 8),
     "moco_v3": MoCoV3Config(TRUNK, 8, hidden=24, key_momentum=0.9),
+    "lejepa": LeJEPAConfig(TRUNK, 8, hidden=24, directions=16, regularisation=0.2),
+    "dino": DINOConfig(TRUNK, 8, hidden=24, prototypes=12, teacher_momentum=0.9, frozen_prototypes=0.0),
     "moco_v3 of a ViT": MoCoV3Config("test_vit", 8, hidden=24, key_momentum=0.9, temperature=0.2),
 }
+CONFIGS |= {f"{name} + local": config for name, config in CONFIGS.items() if " " not in name}
+CONFIGS["dino of a ViT + local"] = replace(CONFIGS["dino"], architecture="test_vit")
 STEPS = 4
+
+
+def give(name: str, pairs: torch.Tensor) -> torch.Tensor | ViewBatch:
+    """Add two local views of half the side to pairs of views [2, B, 1, S, S], for methods that are to take some."""
+    half = pairs.shape[-1] // 2
+    if "local" not in name:
+        return pairs
+    return ViewBatch(pairs, torch.stack([pairs[0, ..., :half, :half], pairs[1, ..., half:, half:]]))
 
 
 def build_tiny(name: str, seed: int = 0) -> AnyMethod:
@@ -33,7 +49,7 @@ def build_tiny(name: str, seed: int = 0) -> AnyMethod:
     if "ViT" in name:  # its stored size is 160, ours is 32
         import timm
 
-        encoder = timm.create_model("test_vit", in_chans=1, num_classes=0, img_size=32)
+        encoder = timm.create_model("test_vit", in_chans=1, num_classes=0, img_size=32, dynamic_img_size=True)
     return build_method(CONFIGS[name], encoder, STEPS)
 
 
@@ -51,7 +67,7 @@ def _train_one(name: str, pairs: torch.Tensor, rank: int) -> dict[str, Any]:
     config = TrainingConfig(steps=STEPS, batch=16, learning_rate=0.01, clip_norm=1.0)
     losses, gradients = [], []
     # from step to step the films wander, so that a queue holds others than the batch
-    batches = (pairs.roll(step, 3) for step in range(STEPS))
+    batches = (give(name, pairs.roll(step, 3)) for step in range(STEPS))
     for report in train(method, batches, build_optimizers(method, config), config):
         losses.append(report.losses["encoder"])
         gradients.append(report.gradient_norms["encoder"])

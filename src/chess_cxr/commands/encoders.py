@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -12,7 +13,13 @@ from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
 
-def export(run: Positional[Path], out: Path, licence: str = "not stated", data: str = "") -> None:
+def export(
+    run: Positional[Path],
+    out: Path,
+    licence: str = "not stated",
+    data: str = "",
+    which: Literal["trained", "averaged"] = "trained",
+) -> None:
     """Export a run's encoder as a folder that timm alone can load.
 
     Example: chess-cxr export runs/first --out encoders/first --licence Apache-2.0 --data "5,000 films of hospital A"
@@ -22,13 +29,14 @@ def export(run: Positional[Path], out: Path, licence: str = "not stated", data: 
         out: the encoder folder to write.
         licence: licence of the weights.
         data: description of the training films, for the model card.
+        which: trained, the network that gradient moves, or averaged, its moving average, if the method has one.
     """
     refuse_existing(out)
     if not (run / "config.json").is_file():
         raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
     from chess_cxr.pretraining.export import export as write
 
-    print(write(run, out, licence, data))
+    print(write(run, out, licence, data, which))
 
 
 def import_weights(file: Positional[Path], out: Path) -> None:

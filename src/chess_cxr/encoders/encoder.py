@@ -90,8 +90,18 @@ def build_encoder(name: str) -> nn.Module:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise UsageError(f"timm has no network named {name!r}; close names: {', '.join(close) or 'none'}")
-    encoder: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0)
-    return encoder
+    return _create_network(name, 1)
+
+
+def list_network_options(name: str) -> dict[str, bool]:
+    """Return the options of timm that a network needs: a ViT takes films of any size that its patches divide."""
+    return {"dynamic_img_size": True} if timm.models.is_model_in_modules(name, {"vision_transformer"}) else {}
+
+
+def _create_network(name: str, channels: int) -> nn.Module:
+    options = list_network_options(name)
+    network: nn.Module = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, **options)
+    return network
 
 
 def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
@@ -106,8 +116,7 @@ def build_network(architecture: str, channels: int, seed: int = 0) -> nn.Module:
         try:
             if channels == 1:
                 return build_encoder(architecture)
-            module: nn.Module = timm.create_model(architecture, pretrained=False, in_chans=channels, num_classes=0)
-            return module
+            return _create_network(architecture, channels)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UsageError(f"timm makes no {architecture} with {channels} channel(s): {_tell(error)}") from error
 

@@ -31,6 +31,7 @@ from chess_cxr.encoders.encoder import (
     build_network,
     join_encoder,
     list_expected_tensors,
+    list_network_options,
     place_encoder,
 )
 from chess_cxr.encoders.published import compute_sha256, find_layout_problem
@@ -38,6 +39,7 @@ from chess_cxr.files.whole import write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
 
 FORMAT = 1
+HEADS_FILE = "heads.safetensors"
 CONFIG_FILE, CARD_FILE, UIDS_FILE = "config.json", "README.md", "training_uids.txt"
 WEIGHTS_FILE, GOLDEN_FILE = "model.safetensors", "golden.safetensors"
 MOST_CONFIG_BYTES = 8 << 20
@@ -57,12 +59,14 @@ def write_encoder(
     training: TrainingSummary,
     training_uids: Iterable[str] = (),
     evaluation: str = "",
+    heads: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write an encoder folder, whole or not at all; return its path.
 
     module_state_dict: exactly the tensors of timm's `architecture` without a classifier.
     training_uids: keyed hashes (lower-case hexadecimal), never original identifiers.
-    evaluation: Markdown for the card.  Raises UsageError if `out` exists, ChessError if a tensor or uid does not fit.
+    evaluation: Markdown for the card.  heads: the method's heads, to continue its pre-training.
+    Raises UsageError if `out` exists, ChessError if a tensor or uid does not fit.
     """
     out = Path(out)
     if out.exists() or out.is_symlink():
@@ -81,6 +85,8 @@ def write_encoder(
             _save_tensors(tensors, draft / WEIGHTS_FILE)
             _save_tensors({"embedding": torch.from_numpy(golden_D)}, draft / GOLDEN_FILE)
             (draft / UIDS_FILE).write_text("".join(f"{uid}\n" for uid in uids), "ascii")
+            if heads:
+                _save_tensors(heads, draft / HEADS_FILE)
             config = _describe(encoder, len(uids), draft)
             (draft / CONFIG_FILE).write_text(_dump(config), "utf-8")
             (draft / CARD_FILE).write_text(render_card(config, evaluation), "utf-8")
@@ -96,6 +102,24 @@ def write_card(folder: Path, evaluation: str) -> Path:
     _parse_facts(config, Path(folder))
     write_atomically(card, render_card(config, evaluation).encode())
     return card
+
+
+def read_heads(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return the method whose heads an encoder folder holds, and their tensors; "" and none where it holds none.
+
+    Raises ChessError where they are not what the folder's config.json describes.
+    """
+    config = _read_config(folder)
+    sums = _parse_sha256(config, folder)
+    if HEADS_FILE not in sums:
+        return "", {}
+    _check_sha256(folder, HEADS_FILE, sums)
+    try:
+        tensors = safetensors.torch.load_file(folder / HEADS_FILE)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ChessError(f"{folder / HEADS_FILE} cannot be read ({type(error).__name__})") from None
+    method = config["chess_cxr"]["training"]["config"].get("method", {})
+    return str(method.get("name", "")) if isinstance(method, dict) else "", tensors
 
 
 def show_encoder(path: Path) -> dict[str, Any]:
@@ -168,7 +192,7 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
             "classifier": default.get("classifier"),
             "license": encoder.licence,
         },
-        "model_args": {"in_chans": contract.channels},
+        "model_args": {"in_chans": contract.channels} | _list_vit_options(encoder),
         "chess_cxr": {
             "format": FORMAT,
             "feature_count": encoder.feature_count,
@@ -176,10 +200,20 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
             "licence": encoder.licence,
             "training": asdict(encoder.training),
             "training_uids": uid_count,
-            "sha256": {name: compute_sha256(folder / name) for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)},
+            "sha256": {
+                name: compute_sha256(folder / name)
+                for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE, HEADS_FILE)
+                if (folder / name).exists()
+            },
             "written_with": {name: version(name) for name in ("chess-cxr", "timm", "torch")},
         },
     }
+
+
+def _list_vit_options(encoder: Encoder) -> dict[str, Any]:
+    """Return what timm must be told of a ViT: that it takes any size, and the size its positions are stored for."""
+    options: dict[str, Any] = dict(list_network_options(encoder.architecture))
+    return options | {"img_size": cast(Any, encoder.module).patch_embed.img_size[0]} if options else {}
 
 
 def _dump(config: Mapping[str, Any]) -> str:
@@ -239,7 +273,7 @@ def _parse_sha256(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     names = (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)
     if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in names):
         raise ChessError(f"{folder / CONFIG_FILE}: sha256 does not list {', '.join(names)}")
-    return {name: sums[name] for name in names}
+    return {name: sums[name] for name in (*names, HEADS_FILE) if name in sums}
 
 
 def _check_sha256(folder: Path, name: str, sums: Mapping[str, str]) -> None:

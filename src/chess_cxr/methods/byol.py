@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_normed_head
 from chess_cxr.methods.method import EncoderMethod
@@ -54,14 +55,26 @@ class BYOL(EncoderMethod):
         self.predictor = build_normed_head((config.embedding, config.hidden, config.embedding))
         self.momentum = MomentumSchedule(config.target_momentum, 1.0, steps)
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the symmetrised loss of a batch of view pairs, normalised float32 [2, B, 1, H, W]."""
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of a batch of views: both global ones predict each other, summed.
+
+        Each local view predicts both global ones; twice the mean over all pairs keeps the scale.
+        """
+        views = take_views(batch)
+        pair = views.global_GB1SS[:2]
         with torch.no_grad():
-            first_target_BD, second_target_BD = (self.target_head(self.target_encoder(view)) for view in batch)
-        first_BD, second_BD = (self.predictor(self.head(self.encoder(view))) for view in batch)
-        self._measured = measure_pairs(first_BD, second_target_BD)
-        forth = compute_prediction_error(first_BD, second_target_BD)
-        yield "encoder", forth + compute_prediction_error(second_BD, first_target_BD)
+            targets = [self.target_head(self.target_encoder(view)) for view in pair]
+        first_BD, second_BD = (self._predict(view) for view in pair)
+        self._measured = measure_pairs(first_BD, targets[1])
+        errors = [compute_prediction_error(first_BD, targets[1]), compute_prediction_error(second_BD, targets[0])]
+        local_LBD = embed_local(views, self._predict)
+        for local_BD in () if local_LBD is None else local_LBD:
+            errors += [compute_prediction_error(local_BD, target_BD) for target_BD in targets]
+        yield "encoder", errors[0] + errors[1] if len(errors) == 2 else 2 * torch.stack(errors).mean()
+
+    def _predict(self, view_B1SS: Tensor) -> Tensor:
+        predicted_BD: Tensor = self.predictor(self.head(self.encoder(view_B1SS)))
+        return predicted_BD
 
     def after_step(self) -> None:
         """Move the target network towards the online network."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from chess_cxr.methods.batch import ViewBatch, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.method import EncoderMethod
@@ -100,17 +101,24 @@ class MoCo(EncoderMethod):
         self.momentum = MomentumSchedule(config.key_momentum, end, steps)
         self._new_keys_BD: Tensor | None = None
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the contrastive loss of a batch of view pairs, normalised float32 [2, B, 1, H, W]."""
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the contrastive loss of a batch of views: the first view and all local ones are queries.
+
+        A local query has the same keys as a global one: that of the second view and, if `symmetric`, of the first.
+        """
+        views = take_views(batch)
         negative_KD, temperature = self._get_negatives(), self.config.temperature
-        key_BD, query_BD = self._embed_keys(batch[1]), self._embed_queries(batch[0])
-        loss = compute_info_nce(query_BD, key_BD, negative_KD, temperature)
+        first_B1SS, second_B1SS = views.global_GB1SS[:2]
+        key_BD, query_BD = self._embed_keys(second_B1SS), self._embed_queries(first_B1SS)
+        pairs, keys = [(query_BD, key_BD)], [key_BD]
         if self.config.symmetric:
-            swapped_key_BD, swapped_query_BD = self._embed_keys(batch[0]), self._embed_queries(batch[1])
-            loss = (loss + compute_info_nce(swapped_query_BD, swapped_key_BD, negative_KD, temperature)) / 2
+            keys.append(self._embed_keys(first_B1SS))
+            pairs.append((self._embed_queries(second_B1SS), keys[1]))
+        pairs += [(local_BD, key) for local_BD in self._embed_local_queries(views) for key in keys]
+        losses = [compute_info_nce(query, key, negative_KD, temperature) for query, key in pairs]
         self._new_keys_BD = key_BD
         self._measured = measure_pairs(query_BD, key_BD) | self._measure_queue(query_BD.detach(), negative_KD)
-        yield "encoder", loss
+        yield "encoder", losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -141,6 +149,15 @@ class MoCo(EncoderMethod):
 
     def _embed_queries(self, view_B1HW: Tensor) -> Tensor:
         return normalise(self.head(self._encode_in_groups(self.encoder, view_B1HW)))
+
+    def _embed_local_queries(self, views: ViewBatch) -> list[Tensor]:
+        """Embed the local views, each group's films as one batch: L times unit rows [B, D]."""
+        if views.local_LB1ss is None:
+            return []
+        count, local = count_own_groups(self.config, get_world()), views.local_LB1ss
+        groups = [self.encoder(group.flatten(0, 1)).view(*group.shape[:2], -1) for group in local.chunk(count, 1)]
+        embedded_ND = normalise(self.head(torch.cat(groups, 1).flatten(0, 1)))
+        return list(embedded_ND.view(*local.shape[:2], -1))
 
     def _encode_in_groups(self, encoder: nn.Module, view_B1HW: Tensor) -> Tensor:
         count = count_own_groups(self.config, get_world())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_normed_head
 from chess_cxr.methods.method import EncoderMethod
@@ -70,15 +71,26 @@ class MoCoV3(EncoderMethod):
         self.predictor = build_normed_head((config.embedding, config.hidden, config.embedding), norm_last=is_vit)
         self.momentum = MomentumSchedule(config.key_momentum, 1.0, steps)
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the symmetrised loss of a batch of view pairs, normalised float32 [2, B, 1, H, W]."""
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the symmetrised loss of a batch of views.
+
+        Each local view has the keys of both global ones; twice the mean over all pairs keeps the scale.
+        """
+        views = take_views(batch)
+        pair = views.global_GB1SS[:2]
         with torch.no_grad():
-            first_key_BD, second_key_BD = (normalise(self.key_head(self.key_encoder(view))) for view in batch)
-        first_BD, second_BD = (normalise(self.predictor(self.head(self.encoder(view)))) for view in batch)
-        self._measured = measure_pairs(first_BD, second_key_BD)
-        forth = compute_contrast(first_BD, gather_ranks(second_key_BD), self.config.temperature)
-        back = compute_contrast(second_BD, gather_ranks(first_key_BD), self.config.temperature)
-        yield "encoder", forth + back
+            own_keys = [normalise(self.key_head(self.key_encoder(view))) for view in pair]
+        first_BD, second_BD = (self._predict(view) for view in pair)
+        self._measured = measure_pairs(first_BD, own_keys[1])
+        keys = [gather_ranks(key_BD) for key_BD in own_keys]
+        queries = [(first_BD, keys[1]), (second_BD, keys[0])]
+        local_LBD = embed_local(views, self._predict)
+        queries += [] if local_LBD is None else [(local_BD, key_ND) for local_BD in local_LBD for key_ND in keys]
+        losses = [compute_contrast(query_BD, key_ND, self.config.temperature) for query_BD, key_ND in queries]
+        yield "encoder", losses[0] + losses[1] if len(losses) == 2 else 2 * torch.stack(losses).mean()
+
+    def _predict(self, view_B1SS: Tensor) -> Tensor:
+        return normalise(self.predictor(self.head(self.encoder(view_B1SS))))
 
     def after_step(self) -> None:
         """Move the key network towards the query network."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from chess_cxr.records import UsageError
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def copy_frozen(network: nn.Module) -> nn.Module:
+
+def copy_frozen(network: Network) -> Network:
     """Copy a network; the copy gets no gradient."""
     return copy.deepcopy(network).requires_grad_(False)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.method import EncoderMethod
@@ -46,6 +47,14 @@ def compute_nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> 
         return F.cross_entropy(logits.scatter(1, itself[:, None], -torch.inf), other)
 
 
+def compute_search(query_BD: Tensor, view_BD: Tensor, temperature: float) -> Tensor:
+    """Contrast each query with its film's view against the views of all films; unit rows.  Mean InfoNCE in nats."""
+    with full_precision(query_BD.device):
+        logits = query_BD @ gather_ranks_with_gradient(view_BD).T / temperature
+        own = torch.arange(len(query_BD), device=logits.device) + get_rank() * len(query_BD)
+        return F.cross_entropy(logits, own)
+
+
 class SimCLR(EncoderMethod):
     """The encoder and its projection head."""
 
@@ -56,11 +65,20 @@ class SimCLR(EncoderMethod):
         self.config = config
         self.head = build_projection_head(self.features, config.embedding)
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the contrastive loss of a batch of view pairs, normalised float32 [2, B, 1, H, W].
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the contrastive loss of a batch of views.
 
-        As in the paper, both views pass through the network as one batch and share BatchNorm statistics.
+        As in the paper, both global views pass through the network as one batch and share BatchNorm statistics.
+        Local views are contrasted with the global views of all films, never with each other.
         """
-        first_BD, second_BD = normalise(self.head(self.encoder(batch.flatten(0, 1)))).chunk(2)
+        views = take_views(batch)
+        first_BD, second_BD = self._embed(views.global_GB1SS[:2].flatten(0, 1)).chunk(2)
         self._measured = measure_pairs(first_BD, second_BD)
-        yield "encoder", compute_nt_xent(first_BD, second_BD, self.config.temperature)
+        losses = [compute_nt_xent(first_BD, second_BD, self.config.temperature)]
+        local_LBD = embed_local(views, self._embed)
+        for local_BD in () if local_LBD is None else local_LBD:
+            losses += [compute_search(local_BD, view, self.config.temperature) for view in (first_BD, second_BD)]
+        yield "encoder", losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def _embed(self, view_B1SS: Tensor) -> Tensor:
+        return normalise(self.head(self.encoder(view_B1SS)))

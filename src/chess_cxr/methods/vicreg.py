@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision
 from chess_cxr.methods.heads import build_normed_head
 from chess_cxr.methods.method import EncoderMethod
@@ -70,17 +71,29 @@ class VICReg(EncoderMethod):
         self.config = config
         self.head = build_normed_head((self.features, config.embedding, config.embedding, config.embedding))
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weighted sum of the three terms (algorithm 1) of view pairs, normalised float32 [2, B, 1, H, W].
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weighted sum of the three terms (algorithm 1) of a batch of views.
 
         Variance and covariance cover the films of all ranks; the invariance is this rank's mean.
+        Each local view is paired with both global ones; the terms are means over all pairs.
         """
-        first_BD, second_BD = (self.head(self.encoder(view)).float() for view in batch)
-        with full_precision(batch.device):
-            terms = self._compute_terms(first_BD, second_BD)
+        views = take_views(batch)
+        first_BD, second_BD = (self._embed(view) for view in views.global_GB1SS[:2])
+        local_LBD = embed_local(views, self._embed)
+        pairs = [(first_BD, second_BD)]
+        pairs += [] if local_LBD is None else [(local, view) for local in local_LBD for view in (first_BD, second_BD)]
+        with full_precision(first_BD.device):
+            found = [self._compute_terms(one_BD, other_BD) for one_BD, other_BD in pairs]
+            terms = found[0]
+            if len(found) > 1:
+                terms = {name: torch.stack([each[name] for each in found]).mean() for name in terms}
         self._measured = measure_pairs(first_BD, second_BD)
         self._measured |= {name: term.detach() for name, term in terms.items()}
         yield "encoder", torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
+
+    def _embed(self, view_B1SS: Tensor) -> Tensor:
+        embedded_BD: Tensor = self.head(self.encoder(view_B1SS)).float()
+        return embedded_BD
 
     def _compute_terms(self, first_BD: Tensor, second_BD: Tensor) -> dict[str, Tensor]:
         gathered = (gather_ranks_with_gradient(view_BD) for view_BD in (first_BD, second_BD))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
 
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import TrainingSummary
@@ -14,11 +18,18 @@ from chess_cxr.records import UsageError
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
 from chess_cxr.training.run import read_run_config
 
+Which = Literal["trained", "averaged"]
+HEADS = ("head", "predictor")
+AVERAGED = ("key_encoder", "target_encoder", "teacher_encoder")
 
-def export(run: Path | str, out: Path | str, licence: str = "not stated", data: str = "") -> Path:
-    """Export the encoder of a run's newest checkpoint as an encoder folder, with pixel contract and model card.
 
-    licence: of the weights.  data: description of the films, for the card (Markdown).  Returns `out`.
+def export(
+    run: Path | str, out: Path | str, licence: str = "not stated", data: str = "", which: Which = "trained"
+) -> Path:
+    """Export the encoder of a run's newest checkpoint as an encoder folder, with pixel contract, heads and card.
+
+    licence: of the weights.  data: description of the films, for the card (Markdown).  which: "trained", the
+    network that gradient moves, or "averaged", its moving average, if the method has one.  Returns `out`.
     Raises `UsageError` if `run` is not a run with a checkpoint, or if `out` exists.
     """
     run = Path(run)
@@ -28,18 +39,34 @@ def export(run: Path | str, out: Path | str, licence: str = "not stated", data: 
         raise UsageError(f"{run} has no checkpoint yet; continue it with: chess-cxr pretrain")
     config = read_pretrain_config(described)
     step, _, tensors = read_checkpoint(newest)
-    prefix = "method.encoder."
-    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    parts = _split_method(tensors, "method.inner." if config.guides else "method.")
+    part = "encoder" if which == "trained" else next((name for name in AVERAGED if name in parts), "")
+    if not part:
+        raise UsageError(f"{METHOD_TITLES[config.method.name]} has no averaged encoder; leave --which out")
+    heads = {f"{name}.{key}": tensor for name in HEADS for key, tensor in parts.get(name, {}).items()}
     contract = PixelContract(config.views.size, (config.pixels.mean,), (config.pixels.std,))
     uids = (run / "training_uids.txt").read_text().split()
+    averaged = ", averaged encoder" if which == "averaged" else ""
     begun = f", begun from {Path(config.begin_from).name}" if config.begin_from else ""
     training = TrainingSummary(
         data or f"{len(uids):,} films; the owner of the run did not describe them.",
         images=len(uids),
         steps=step,
-        method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}{begun}",
+        method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}{averaged}{begun}",
         date=datetime.date.today().isoformat(),
         # do not publish this machine's paths
         config=described | {"begin_from": Path(config.begin_from).name},
     )
-    return write_encoder(Path(out), weights, config.method.architecture, contract, licence, training, uids)
+    return write_encoder(
+        Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads
+    )
+
+
+def _split_method(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each part of a method: its encoder, its heads and what follows them."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            part, _, key = name.removeprefix(prefix).partition(".")
+            parts.setdefault(part, {})[key] = tensor
+    return parts

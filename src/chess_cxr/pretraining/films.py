@@ -6,7 +6,7 @@ A step's batch is a pure function of the stores, the seed and the step, so check
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from chess_cxr.film_jpeg import decode_stored
+from chess_cxr.methods.batch import ViewBatch, take_views
+from chess_cxr.pretraining.crops import Crops, Sizes, add_views, find_size
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 from chess_cxr.training.ahead import prepare_ahead
-from chess_cxr.training.order import compute_batch, share_batch
+from chess_cxr.training.order import compute_balanced_batch, compute_batch, share_batch
 from chess_cxr.views import ViewConfig, draw_view, draw_view_pairs
 
 Positives = Literal["view", "study", "patient"]
 
-OVERSAMPLING = 1.5  # decode films at no less than this many times the view's side, to keep crops sharp
+GUIDING = ("site", "manufacturer", "view", "sex", "patient", "study")
 HELD_BYTES = 1e9  # most bytes of encoded films to keep in memory: about 25,000 films of 512 pixels
 SIBLING_STREAM = 2**64 - 1  # second word of a Philox key; those of epochs and views count up from 0
 
@@ -63,6 +65,44 @@ def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
     if not len(pool):
         raise UsageError(f"no film of split {' or '.join(repr(s) for s in splits)} in the given stores")
     return pool
+
+
+def build_groups(pool: FilmPool, by: str) -> list[np.ndarray]:
+    """Divide the films of a pool by a column of the store, by "store" or by "age" (bands of ten years).
+
+    Films of which nothing is known are a group of their own.  Raises `UsageError` where all films are in one group.
+    """
+    if by == "store":
+        code_N = pool.store_of_N
+    elif by == "age":
+        age_N = np.concatenate([store.films["age_years"].to_numpy(float) for store in pool.stores])[_list_rows(pool)]
+        code_N = np.where(np.isnan(age_N), -1, age_N // 10).astype(np.int64)
+    else:
+        code_N, _ = read_codes(pool, by)
+    groups = [np.flatnonzero(code_N == code) for code in np.unique(code_N)]
+    if len(groups) < 2:
+        raise UsageError(f"all films have the same {by}: there is nothing to balance")
+    return groups
+
+
+def read_codes(pool: FilmPool, column: str) -> tuple[np.ndarray, int]:
+    """Number the values of a text column: int64 [N], -1 where it is empty, and how many values there are.
+
+    Raises `UsageError` where the stores lack the column.
+    """
+    if column not in GUIDING:
+        raise UsageError(f"no column {column!r} can guide or balance a run; there are {', '.join(GUIDING)}")
+    text_N = np.concatenate([store.films[column].to_numpy(str) for store in pool.stores])[_list_rows(pool)]
+    known = sorted(set(text_N) - {""})
+    code_of = {value: code for code, value in enumerate(known)}
+    return np.array([code_of.get(value, -1) for value in text_N], np.int64), len(known)
+
+
+def _list_rows(pool: FilmPool) -> np.ndarray:
+    """Return the place of each film among the rows of all stores, one after the other."""
+    starts = np.cumsum([0, *(len(store) for store in pool.stores[:-1])])
+    rows: np.ndarray = starts[pool.store_of_N] + pool.row_of_N
+    return rows
 
 
 def build_reader(pool: FilmPool, most_bytes: float) -> Callable[[np.ndarray], list[bytes]]:
@@ -156,8 +196,12 @@ def read_view_batches(
     world: int = 1,
     threads: int = 1,
     positives: Positives = "view",
+    crops: Crops = Crops(),  # noqa: B008
+    guides: Sequence[str] = (),
+    balance: str = "",
+    sizes: Sizes = (),
     held_bytes: float = HELD_BYTES,
-) -> Generator[Tensor, None, None]:
+) -> Generator[Tensor | ViewBatch, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
 
     batch: films per step over all ranks.  threads: number of batches prepared in parallel.
@@ -165,25 +209,47 @@ def read_view_batches(
     same study or patient, if there is one, drawn anew each time (MedAug, Vu et al. 2021).  A pair may then be a frontal
     and a lateral film, and a patient's films may be years and diseases apart.  The films and order of the first views
     do not depend on it.
+    crops: more views of each film, from one decoding; then batches are `ViewBatch`es.  Further views are of the first
+    view's film.
+    guides: columns of the store that batches carry.  balance: draw all groups of `build_groups` equally often.
+    sizes: the side of global views over the course of the run, see `find_size`.
     held_bytes: keep the encoded films in memory if they all fit into so many bytes.
     Raises `UsageError` at once if the ranks cannot share the batch, or if no study or patient has two films.
     """
     if positives not in get_args(Positives):
         raise UsageError(f"positives are {', '.join(get_args(Positives))}, not {positives!r}")
+    crops.check(views)
+    groups = build_groups(pool, balance) if balance else []
+    guide_codes = {column: read_codes(pool, column)[0] for column in guides}
     share = share_batch(batch, rank, world)
+
     siblings = None if positives == "view" else build_siblings(pool, positives)
     read_jpegs = build_reader(pool, held_bytes)
 
-    def decode(film_B: np.ndarray) -> list[np.ndarray]:
-        return [decode_stored(jpeg, round(OVERSAMPLING * views.size)) for jpeg in read_jpegs(film_B)]
+    def decode(film_B: np.ndarray, views: ViewConfig) -> list[np.ndarray]:
+        return [decode_stored(jpeg, crops.find_decoded_side(views)) for jpeg in read_jpegs(film_B)]
 
-    def prepare(step: int) -> Tensor:
-        film_B, position_B = compute_batch(len(pool), batch, step, seed)
+    def prepare(step: int) -> Tensor | ViewBatch:
+        at_step = replace(views, size=find_size(sizes, step, steps)) if sizes else views
+        if groups:
+            film_B, position_B = compute_balanced_batch(groups, batch, step, seed)
+        else:
+            film_B, position_B = compute_batch(len(pool), batch, step, seed)
+        own_B = position_B[share]
         if siblings is None:
-            return torch.from_numpy(draw_view_pairs(decode(film_B[share]), position_B[share].tolist(), seed, views))
-        pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
-        used, place_2B = np.unique(pair_2B, return_inverse=True)  # decode each film once
-        return torch.from_numpy(_draw_views(decode(used), place_2B.reshape(2, -1), position_B[share], seed, views))
+            films = decode(film_B[share], at_step)
+            pair = draw_view_pairs(films, own_B.tolist(), seed, at_step)
+        else:
+            pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
+            used, place = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
+            decoded, place_2B = decode(used, at_step), place.reshape(2, -1)
+            pair = _draw_views(decoded, place_2B, own_B, seed, at_step)
+            films = [decoded[place] for place in place_2B[0]]
+        made = add_views(torch.from_numpy(pair), films, own_B, seed, at_step, crops)
+        if not guide_codes:
+            return made
+        known = {column: torch.from_numpy(code_N[film_B[share]]) for column, code_N in guide_codes.items()}
+        return replace(take_views(made), guides=known)
 
     return prepare_ahead(prepare, range(first_step, steps), threads)
 

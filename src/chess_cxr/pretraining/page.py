@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from chess_cxr.files.whole import read_json
+from chess_cxr.methods.batch import take_views
 from chess_cxr.pretraining.collapse import CollapseAlarm
 from chess_cxr.pretraining.films import FilmPool, build_film_pool, read_view_batches
 from chess_cxr.pretraining.presets import PretrainConfig, read_pretrain_config
@@ -231,8 +232,9 @@ def _draw_first_views(config: PretrainConfig, pool: FilmPool, films: int) -> np.
     """Draw the view pairs of the run's first films, uint8 [2, films, H, W]."""
     training = config.training
     batches = read_view_batches(
-        pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=1, positives=config.positives
-    )
-    views: np.ndarray = next(batches).numpy()[:, :films, 0]
+        pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=1, positives=config.positives,
+        crops=config.crops,
+    )  # fmt: skip
+    views: np.ndarray = take_views(next(batches)).global_GB1SS[:2, :films, 0].numpy()
     batches.close()
     return views

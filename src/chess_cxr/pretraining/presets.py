@@ -12,7 +12,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from chess_cxr.methods import METHODS, MethodConfig
+from chess_cxr.methods.guides import Guide
 from chess_cxr.methods.moco import MoCoConfig
+from chess_cxr.pretraining.crops import Crops, check_sizes
 from chess_cxr.pretraining.films import Positives
 from chess_cxr.records import UsageError
 from chess_cxr.training.loop import TrainingConfig
@@ -41,6 +43,9 @@ class PretrainConfig:
 
     positives: where the two views of a pair come from, see `read_view_batches`.
     begin_from: an encoder to continue from, as `load_encoder` takes it; "" for an untrained one.
+    crops: number and size of each film's views.  guides: columns to keep in the features or to remove, see `Guide`.
+    balance: what to balance films by, see `build_groups`; "" for nothing.
+    sizes: the side of global views over the course of the run, as (share of the run, size); () for one size.
     """
 
     # for pydantic, nested configurations included: refuse a misspelt entry
@@ -54,8 +59,17 @@ class PretrainConfig:
     splits: tuple[str, ...] = ("train", "")
     positives: Positives = "view"
     begin_from: str = ""
+    crops: Crops = Crops()
+    guides: tuple[Guide, ...] = ()
+    balance: str = ""
+    sizes: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
+        check_sizes(self.sizes, self.views.size)
+        for _, size in self.sizes or ((1.0, self.views.size),):
+            self.crops.check(replace(self.views, size=size))
+        if len({guide.column for guide in self.guides}) < len(self.guides):
+            raise UsageError("guides: a column guides once")
         if not self.splits or not set(self.splits) <= {"train", ""}:
             raise UsageError("splits can be train and '' (films without a split); val and test never are")
 

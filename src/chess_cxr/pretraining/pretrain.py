@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.encoder import build_grey_network, compute_state_sha256
+from chess_cxr.encoders.folder import read_heads
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.methods import build_method
+from chess_cxr.methods.batch import ViewBatch, take_views
+from chess_cxr.methods.guides import Guide, Guided
 from chess_cxr.methods.moco import MoCoConfig, check_norm_groups
-from chess_cxr.pretraining.films import Positives, build_film_pool, read_view_batches
-from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config
+from chess_cxr.pretraining.crops import Crops, Sizes
+from chess_cxr.pretraining.export import HEADS
+from chess_cxr.pretraining.films import FilmPool, Positives, build_film_pool, read_codes, read_view_batches
+from chess_cxr.pretraining.presets import PixelScale, PretrainConfig, build_config, read_pretrain_config
 from chess_cxr.pretraining.watch import PretrainMethod, Watch
 from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import UsageError
@@ -41,6 +46,10 @@ class RunPlan:
     pixels: PixelScale
     splits: tuple[str, ...] = ("train", "")
     positives: Positives = "view"
+    crops: Crops = Crops()
+    guides: tuple[Guide, ...] = ()
+    balance: str = ""
+    sizes: Sizes = ()
     begun_from: str = ""
 
 
@@ -74,12 +83,64 @@ def pretrain(
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     torch.manual_seed(config.training.seed)
     encoder, sha256 = read_beginning(config)
-    plan = RunPlan(config.training, config.views, config.pixels, config.splits, config.positives, sha256)
-    method = build_method(config.method, encoder, config.training.steps)
+    plan = RunPlan(
+        config.training, config.views, config.pixels, config.splits, config.positives, config.crops, config.guides,
+        config.balance, config.sizes, sha256,
+    )  # fmt: skip
+    method: Any = build_method(config.method, encoder, config.training.steps)
+    if config.begin_from:
+        take_heads(method, config)
+    check_patches(method.encoder, list_sides(config))
     if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
         check_norm_groups(method, config.method, count_ranks())
+    if config.guides:
+        method = Guided(method, config.guides, count_values(build_film_pool(opened, config.splits), config.guides))
     pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say, device)
     return Path(out)
+
+
+def count_values(pool: FilmPool, guides: Sequence[Guide]) -> dict[str, int]:
+    """Return how many values each guide's column has; raises `UsageError` where one has fewer than two."""
+    values = {guide.column: read_codes(pool, guide.column)[1] for guide in guides}
+    for column, count in values.items():
+        if count < 2:
+            raise UsageError(f"guides: the column {column!r} has the same value for all films, so it can guide nothing")
+    return values
+
+
+def list_sides(config: PretrainConfig) -> set[int]:
+    """Return the sides of all views that a run will see."""
+    sides = {config.views.size, *(size for _, size in config.sizes)}
+    return sides | {config.crops.local_size} if config.crops.local_views else sides
+
+
+def check_patches(encoder: nn.Module, sides: Iterable[int]) -> None:
+    """Raise `UsageError` for a side that the patches of a ViT do not divide."""
+    patch: Any = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    for side in sorted(sides) if patch and hasattr(encoder, "pos_embed") else ():
+        if side % patch[0]:
+            raise UsageError(f"a ViT with patches of {patch[0]} pixels takes views whose side they divide, not {side}")
+
+
+def take_heads(method: Any, config: PretrainConfig) -> bool:
+    """Give a method the heads of the encoder folder that it begins from, where they are of its kind and size."""
+    if not Path(config.begin_from).is_dir():
+        return False
+    name, tensors = read_heads(Path(config.begin_from))
+    state = {key: tensor for key, tensor in method.state_dict().items() if key.partition(".")[0] in HEADS}
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if name != config.method.name:
+        return False
+    if shapes != {key: tensor.shape for key, tensor in state.items()}:
+        raise UsageError(
+            f"the heads of {config.begin_from} have other sizes; set method as its config.json says, or remove its "
+            "heads.safetensors to begin with its encoder alone"
+        )
+    method.load_state_dict(method.state_dict() | tensors)
+    for follower in ("key_head", "target_head", "teacher_head"):
+        if hasattr(method, follower):
+            getattr(method, follower).load_state_dict(method.head.state_dict())
+    return True
 
 
 def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
@@ -87,11 +148,13 @@ def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
 
     encoder: as `load_encoder` takes it; sets the network, and the mean and standard deviation of its pixels.
     The large gradients of the new head damage good weights (in their first epoch, continued runs lose quality).  So the
-    head trains alone for the first 5 % of the steps, unless `training.frozen_steps` is set.
+    head trains alone for the first 5 % of the steps, unless `training.frozen_steps` is set.  An encoder folder with the
+    heads of the same method brings them along; then nothing is new.
     """
     loaded = load_encoder(encoder)
     _, mean, std = build_grey_network(loaded)
-    frozen = config.training.frozen_steps or max(1, config.training.steps // 20)
+    has_heads = Path(encoder).is_dir() and read_heads(Path(encoder))[0] == config.method.name
+    frozen = config.training.frozen_steps or (0 if has_heads else max(1, config.training.steps // 20))
     return replace(
         config,
         begin_from=encoder.rstrip("/") or encoder,  # shell completion adds a slash
@@ -134,32 +197,55 @@ def pretrain_run(
     pool = build_film_pool(stores, plan.splits)
     if len(pool) < 2:
         raise UsageError("the given stores hold one film to train on; pre-training needs at least two")
-    uids = pool.get_uids()
+    uids, columns = pool.get_uids(), [guide.column for guide in plan.guides]
 
-    def open_batches(first_step: int, rank: Rank) -> Generator[Tensor, None, None]:
+    def open_batches(first_step: int, rank: Rank) -> Generator[ViewBatch, None, None]:
         if len(pool) < training.batch and rank.number == 0:
             say(f"the {len(pool)} films are fewer than a batch of {training.batch}, which then holds films twice")
         views = read_view_batches(
             pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
             rank=rank.number, world=rank.world, threads=training.loader_threads, positives=plan.positives,
+            crops=plan.crops, guides=columns, balance=plan.balance, sizes=plan.sizes,
         )  # fmt: skip
         return _normalise(views, plan.pixels, rank.device)
 
     def open_watch(log: RunLog, rank: Rank) -> Watch:
         films_per_rank = training.batch // rank.world
-        return Watch(log, method, stores, training, plan.views, plan.pixels, films_per_rank, rank.device)
+        return Watch(
+            log, method, stores, training, plan.views, plan.crops, columns, plan.pixels, films_per_rank, rank.device
+        )
 
-    inputs = RunInputs(uids, open_batches, open_watch)
+    inputs = RunInputs(uids, open_batches, open_watch, complete=complete_description)
     described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
     return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say, device)
 
 
+def complete_description(written: dict[str, Any]) -> dict[str, Any]:
+    """Return what describes a run of an earlier version, with the entries that it did not know at their defaults."""
+    try:
+        config = read_pretrain_config(written)
+    except UsageError:
+        return written
+    return describe(config) | {name: value for name, value in written.items() if name == "data"}
+
+
+def normalise_views(batch: Tensor | ViewBatch, pixels: PixelScale) -> ViewBatch:
+    """Turn uint8 views into what a network takes, on the device where they are."""
+
+    def scale(view: Tensor) -> Tensor:
+        return (view.float() / 255 - pixels.mean) / pixels.std
+
+    views = take_views(batch)
+    local = None if views.local_LB1ss is None else scale(views.local_LB1ss)
+    return ViewBatch(scale(views.global_GB1SS), local, views.guides)
+
+
 def _normalise(
-    views: Generator[Tensor, None, None], pixels: PixelScale, device: torch.device
-) -> Generator[Tensor, None, None]:
+    views: Generator[Tensor | ViewBatch, None, None], pixels: PixelScale, device: torch.device
+) -> Generator[ViewBatch, None, None]:
     try:
         for batch in views:
-            yield (batch.to(device, non_blocking=True).float() / 255 - pixels.mean) / pixels.std
+            yield normalise_views(take_views(batch).to(device), pixels)
     finally:
         views.close()
 

@@ -17,7 +17,7 @@ from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multilabel
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.methods.signals import FILMS, measure_pairs
-from chess_cxr.pretraining.films import OVERSAMPLING
+from chess_cxr.pretraining.crops import OVERSAMPLING
 from chess_cxr.records import resolve_uncertain
 from chess_cxr.store import Store
 from chess_cxr.views import ViewConfig, draw_view_pairs, resize_film

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from chess_cxr.pretraining.collapse import CollapseAlarm
+from chess_cxr.pretraining.crops import Crops
 from chess_cxr.pretraining.presets import PixelScale
 from chess_cxr.pretraining.probe import probe_encoder, read_labelled_films
 from chess_cxr.store import Store
@@ -38,12 +39,14 @@ class Watch(RunWatch):
         stores: Sequence[Store],
         training: TrainingConfig,
         views: ViewConfig,
+        crops: Crops,
+        guides: Sequence[str],
         pixels: PixelScale,
         films_per_rank: int,
         device: torch.device,
     ) -> None:
-        shape = (2, films_per_rank, 1, views.size, views.size)
-        scale = measure_speed_scale(method, shape, device, choose_peak_kind(training.precision, device))
+        kind = choose_peak_kind(training.precision, device)
+        scale = measure_speed_scale(method, lambda: crops.build_batch(views, films_per_rank, guides), device, kind)
         labelled = read_labelled_films(stores, views.size, views=views)
 
         def measure(_step: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.loop import LoopState
 
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
 CHECKPOINT_VERSION = 1
 
 
@@ -82,13 +84,14 @@ def restore_checkpoint(
     optimizers: dict[str, Optimizer],
     described: dict[str, Any],
     loop: LoopState | None = None,
+    complete: Complete | None = None,
 ) -> int:
     """Restore method, optimisers, loop and random generators from a checkpoint; return its step.
 
     Raises `UsageError` that names the first difference if the checkpoint has another configuration.
     """
     step, written_under, tensors = read_checkpoint(path)
-    check_same_configuration(path.parent.parent, written_under, described)
+    check_same_configuration(path.parent.parent, written_under, described, complete)
     method.load_state_dict(_take(tensors, "method."))
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
@@ -105,9 +108,16 @@ def restore_checkpoint(
     return step
 
 
-def check_same_configuration(run: Path, written_under: dict[str, Any], described: dict[str, Any]) -> None:
-    """Raise `UsageError` that names the first difference between a run's configuration and the requested one."""
+def check_same_configuration(
+    run: Path, written_under: dict[str, Any], described: dict[str, Any], complete: Complete | None = None
+) -> None:
+    """Raise `UsageError` that names the first difference between a run's configuration and the requested one.
+
+    complete: adds the entries that an earlier version did not know, at their defaults.
+    """
     now = json.loads(json.dumps(described))
+    if complete and written_under != now:
+        written_under = json.loads(json.dumps(complete(written_under)))
     if written_under != now:
         difference = _name_difference(written_under, now)
         raise UsageError(f"{run} holds a run of another configuration: {difference}")

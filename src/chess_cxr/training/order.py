@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from chess_cxr.records import UsageError
+
+# Second words of Philox keys; epochs and views count up from 0.
+BLOCKS, GROUPS = 2**61, 2**60
 
 
 @lru_cache(maxsize=2)
@@ -41,3 +45,32 @@ def share_batch(batch: int, rank: int, world: int) -> slice:
         raise UsageError(f"a batch of {batch} films cannot be shared by {world} ranks; choose a multiple")
     own = batch // world
     return slice(rank * own, (rank + 1) * own)
+
+
+def compute_balanced_batch(
+    groups: Sequence[np.ndarray], batch: int, step: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return films and positions of a step as `compute_batch` does, but with as many films of every group.
+
+    groups: the film numbers of each.  The run is an endless row of blocks that hold one film of each group, in an order
+    drawn anew; the films of a group follow each other in epochs of its own, so a small group comes round more often.
+    """
+    position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    block_B, place_B = position_B // len(groups), position_B % len(groups)
+    film_B = np.empty(batch, dtype=np.int64)
+    for index, (block, place) in enumerate(zip(block_B.tolist(), place_B.tolist(), strict=True)):
+        group = int(_draw_block(len(groups), seed, block)[place])
+        films = groups[group]
+        epoch, within = divmod(block, len(films))
+        film_B[index] = films[_draw_group_order(len(films), seed, group, epoch)[within]]
+    return film_B, position_B
+
+
+@lru_cache(maxsize=1024)
+def _draw_block(groups: int, seed: int, block: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, BLOCKS + block])).permutation(groups)
+
+
+@lru_cache(maxsize=64)
+def _draw_group_order(films: int, seed: int, group: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, GROUPS + (group << 40) + epoch])).permutation(films)

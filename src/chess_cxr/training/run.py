@@ -84,12 +84,14 @@ class RunInputs:
 
     uids: uids of the training films.  open_batches: (first step, rank) -> this rank's batches in order.
     open_watch: builds the first rank's watcher.  groups: parameter groups for `build_optimizers`.
+    complete: adds to an earlier version's configuration the entries it did not know, at their defaults.
     """
 
     uids: list[str]
     open_batches: Callable[[int, Rank], Generator[Any, None, None]]
     open_watch: Callable[[RunLog, Rank], Watcher]
     groups: Mapping[str, list[dict[str, Any]]] | None = None
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 def train_in_folder(
@@ -127,8 +129,8 @@ def train_in_folder(
     loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
     if newest is None and (folder / "config.json").exists():
-        check_same_configuration(folder, read_run_config(folder), described)
-    first_step = restore_checkpoint(newest, method, optimizers, described, loop) if newest else 0
+        check_same_configuration(folder, read_run_config(folder), described, inputs.complete)
+    first_step = restore_checkpoint(newest, method, optimizers, described, loop, inputs.complete) if newest else 0
     if newest and (loop.is_over or first_step >= training.steps):
         if rank.number == 0:
             say(f"{folder} is finished already, at step {first_step}; nothing was trained")

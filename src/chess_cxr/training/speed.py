@@ -62,8 +62,11 @@ class StepCost:
     largest_activation_bytes: int
 
 
+BatchShape = Sequence[int] | Callable[[], Any]  # of a tensor, or what builds an empty batch
+
+
 def measure_speed_scale(
-    method: Method, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
+    method: Method, shape: BatchShape, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> SpeedScale:
     """Measure the work of one rank's step on batches of `shape`, such as [2, B, 1, H, W], and the machine's peak."""
     return SpeedScale(count_step_cost(method, shape).flops / 1e9, measure_gemm_peak(device, dtype=dtype))
@@ -109,7 +112,7 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def count_step_cost(method: Method, shape: Sequence[int], precision: Precision = "float32") -> StepCost:
+def count_step_cost(method: Method, shape: BatchShape, precision: Precision = "float32") -> StepCost:
     """Count FLOPs, memory traffic and activations of one rank's step, on a copy whose tensors have no memory.
 
     The copy runs its real `losses` and their backward passes; the original does not change.  With several losses the
@@ -118,8 +121,8 @@ def count_step_cost(method: Method, shape: Sequence[int], precision: Precision =
     """
     with FakeTensorMode(allow_non_fake_inputs=True), forget_values():
         ghost = build_ghost(method)
-        batch = torch.empty(*shape)
-        kept = _KeptTensors([*ghost.parameters(), *ghost.buffers(), batch])
+        batch = shape() if callable(shape) else torch.empty(*shape)
+        kept = _KeptTensors([*ghost.parameters(), *ghost.buffers(), *_list_tensors(batch)])
         with count_flops() as get_flops, _Traffic() as traffic:
             losses = compute_losses(ghost.losses(batch), precision, torch.device("cpu"))
             while True:
@@ -130,6 +133,11 @@ def count_step_cost(method: Method, shape: Sequence[int], precision: Precision =
                 torch.autograd.backward(pair[1])
                 kept.forget()
     return StepCost(get_flops(), traffic.bytes, kept.most_bytes, kept.largest_bytes)
+
+
+def _list_tensors(batch: Any) -> list[Tensor]:
+    parts = [batch] if isinstance(batch, Tensor) else vars(batch).values()
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 @contextmanager

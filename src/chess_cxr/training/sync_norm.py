@@ -27,8 +27,8 @@ def normalise_over_ranks(layer: _BatchNorm, batch: Tensor) -> Tensor:
     dims = [dim for dim in range(batch.ndim) if dim != 1]
     count = batch.numel() // batch.shape[1] * dist.get_world_size()
     whole = batch.float()
-    mean = _Sum.apply(whole.sum(dims, keepdim=True)) / count
-    variance = _Sum.apply((whole - mean).square().sum(dims, keepdim=True)) / count
+    mean = sum_over_ranks(whole.sum(dims, keepdim=True)) / count
+    variance = sum_over_ranks((whole - mean).square().sum(dims, keepdim=True)) / count
     _update_statistics(layer, mean.detach().flatten(), variance.detach().flatten() * count / max(count - 1, 1))
     normalised: Tensor = (whole - mean) * torch.rsqrt(variance + layer.eps)
     if layer.affine:
@@ -53,6 +53,12 @@ def _update_statistics(layer: _BatchNorm, mean_C: Tensor, variance_C: Tensor) ->
     share = 1 / float(seen) if layer.momentum is None else layer.momentum
     cast(Tensor, layer.running_mean).lerp_(mean_C, share)
     cast(Tensor, layer.running_var).lerp_(variance_C, share)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, with gradient: what the losses of all ranks ask of it, summed too."""
+    summed: Tensor = _Sum.apply(tensor)
+    return summed
 
 
 class _Sum(torch.autograd.Function):

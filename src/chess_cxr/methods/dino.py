@@ -1,0 +1,175 @@
+"""DINO: a student says of every view what its teacher says of the global ones (Caron et al. 2021).
+
+The teacher is the student's moving average.  Two things keep both from saying the same of all films: the teacher's
+scores are centred over the batch, and sharpened by a low temperature.
+
+Shapes: G global and L local views, V of both kinds, B this rank's films, P prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
+from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.method import EncoderMethod
+from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
+from chess_cxr.methods.ranks import gather_ranks
+from chess_cxr.methods.signals import measure_pairs
+from chess_cxr.records import UsageError
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """Numbers of DINO; the defaults are the paper's, but for fewer prototypes, as chest films are fewer.
+
+    embedding: width of the head's bottleneck.  hidden: of its two hidden layers.  prototypes: what films are told apart
+    by.  teacher_momentum: share of the teacher that survives the first step; it rises to 1 by the end of the run.
+    teacher_temperature: after the first `teacher_warmup` of the run, in which it rises from 0.04.
+    centre_momentum: share of the centre that survives a step.
+    frozen_prototypes: share of the run in which the prototypes stay as they were drawn.
+    """
+
+    name: Literal["dino"] = field(default="dino", kw_only=True)
+    architecture: str = "resnet50"
+    embedding: int = 256
+    hidden: int = 2048
+    prototypes: int = 4096
+    teacher_momentum: float = 0.996
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.07
+    teacher_warmup: float = 0.3
+    centre_momentum: float = 0.9
+    frozen_prototypes: float = 0.01
+
+
+START_TEMPERATURE = 0.04
+
+
+class DINOHead(nn.Module):
+    """Three layers to a bottleneck of length 1, and unit prototypes: features [B, F] -> cosines [B, P]."""
+
+    def __init__(self, features: int, config: DINOConfig) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, config.hidden), nn.GELU(),
+            nn.Linear(config.hidden, config.hidden), nn.GELU(),
+            nn.Linear(config.hidden, config.embedding),
+        )  # fmt: skip
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototype_PD = nn.Parameter(torch.randn(config.prototypes, config.embedding))
+
+    def embed(self, feature_BF: Tensor) -> Tensor:
+        """Return the bottleneck, unit rows [B, D] in float32."""
+        return normalise(self.layers(feature_BF))
+
+    def forward(self, feature_BF: Tensor, frozen: bool = False) -> Tensor:
+        """Return cosines to all prototypes; frozen: no gradient reaches these."""
+        embedded_BD = self.embed(feature_BF)
+        prototype_PD = self.prototype_PD.detach() if frozen else self.prototype_PD
+        with full_precision(embedded_BD.device):
+            return embedded_BD @ F.normalize(prototype_PD, dim=1).T
+
+
+def compute_dino_loss(
+    student_VBP: Tensor, teacher_GBP: Tensor, centre_P: Tensor, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """Cross-entropy of each student view with each teacher view of the same film but itself (DINO, algorithm 1).
+
+    student_VBP: scores of all views, the G global ones first.  Returns the mean over pairs and films, nats, scalar.
+    """
+    with full_precision(student_VBP.device):
+        target_GBP = F.softmax((teacher_GBP - centre_P) / teacher_temperature, dim=-1)
+        said_VBP = F.log_softmax(student_VBP / student_temperature, dim=-1)
+        terms = [
+            -(target_BP * said_BP).sum(-1).mean()
+            for of, target_BP in enumerate(target_GBP)
+            for view, said_BP in enumerate(said_VBP)
+            if view != of
+        ]
+        return torch.stack(terms).mean()
+
+
+class DINO(EncoderMethod):
+    """The student (encoder and head), the teacher and the centre of its scores.
+
+    Signals include teacher_entropy, of single films, small where the teacher is sure, and used_entropy, of the mean
+    over films, near 1 where all prototypes are used and 0 where all films look the same; both as shares of the largest.
+    """
+
+    centre_P: Tensor
+
+    def __init__(self, config: DINOConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
+        if not (config.student_temperature > 0 and config.teacher_temperature > 0):
+            raise UsageError("dino: temperatures must be above 0")
+        if config.prototypes < 2 or not 0 <= config.centre_momentum < 1:
+            raise UsageError("dino: prototypes must be 2 or more and centre_momentum 0 or more, below 1")
+        if not (0 <= config.teacher_warmup <= 1 and 0 <= config.frozen_prototypes <= 1):
+            raise UsageError("dino: teacher_warmup and frozen_prototypes are shares of the run, from 0 to 1")
+        super().__init__(config.architecture, encoder)
+        self.config, self.steps = config, steps
+        self.head = DINOHead(self.features, config)
+        self.teacher_encoder, self.teacher_head = copy_frozen(self.encoder), copy_frozen(self.head)
+        self.register_buffer("centre_P", torch.zeros(config.prototypes))
+        self.momentum = MomentumSchedule(config.teacher_momentum, 1.0, steps)
+        self._teacher_GBP: Tensor | None = None
+
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of a batch of views."""
+        views = take_views(batch)
+        with torch.no_grad():
+            features_GBF = [self.teacher_encoder(view) for view in views.global_GB1SS]
+            teacher_GBP = torch.stack([self.teacher_head(feature) for feature in features_GBF])
+            teacher_BD = self.teacher_head.embed(features_GBF[1])
+        step = int(self.momentum.step)
+        frozen, temperature = step < self.config.frozen_prototypes * self.steps, self._compute_temperature(step)
+        student_GBF = [self.encoder(view) for view in views.global_GB1SS]
+        student_VBP = torch.stack([self.head(feature, frozen) for feature in student_GBF])
+        local_LBP = embed_local(views, lambda view: self.head(self.encoder(view), frozen))
+        if local_LBP is not None:
+            student_VBP = torch.cat([student_VBP, local_LBP])
+        self._teacher_GBP = teacher_GBP
+        self._measured = measure_pairs(self.head.embed(student_GBF[0]).detach(), teacher_BD)
+        self._measured |= self._measure_entropy(teacher_GBP, temperature)
+        yield (
+            "encoder",
+            compute_dino_loss(student_VBP, teacher_GBP, self.centre_P, self.config.student_temperature, temperature),
+        )
+
+    def _compute_temperature(self, step: int) -> float:
+        warmup = self.config.teacher_warmup * self.steps
+        if not warmup or self.config.teacher_temperature <= START_TEMPERATURE:
+            return self.config.teacher_temperature
+        share = min(step / warmup, 1.0)
+        return START_TEMPERATURE + share * (self.config.teacher_temperature - START_TEMPERATURE)
+
+    @torch.no_grad()
+    def _measure_entropy(self, teacher_GBP: Tensor, temperature: float) -> dict[str, Tensor]:
+        target_NP = F.softmax((teacher_GBP.flatten(0, 1) - self.centre_P) / temperature, dim=-1)
+        largest = torch.log(torch.tensor(float(target_NP.shape[1])))
+
+        def compute_entropy(share: Tensor) -> Tensor:
+            return -(share * share.clamp_min(1e-12).log()).sum(-1)
+
+        return {
+            "teacher_entropy": compute_entropy(target_NP).mean() / largest,
+            "used_entropy": compute_entropy(target_NP.mean(0)) / largest,
+        }
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the teacher towards the student, and the centre towards the teacher's scores of all ranks' films."""
+        follow((self.teacher_encoder, self.teacher_head), (self.encoder, self.head), self.momentum.advance())
+        if self._teacher_GBP is not None:
+            mean_P = gather_ranks(self._teacher_GBP.flatten(0, 1).mean(0, keepdim=True)).mean(0)
+            self.centre_P.lerp_(mean_P, 1 - self.config.centre_momentum)
+            self._teacher_GBP = None

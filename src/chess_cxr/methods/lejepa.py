@@ -1,0 +1,114 @@
+"""LeJEPA: views predict each other, and embeddings are kept isotropic Gaussian (Balestriero & LeCun 2025, 2511.08544).
+
+No teacher, no queue, no stop-gradient.  What keeps embeddings from collapsing is SIGReg: on random directions their
+distribution is held against a standard normal one by the test of Epps and Pulley.
+
+Shapes: V views of both kinds, B this rank's films, N the films of all ranks, D embedding, M directions, K knots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
+from chess_cxr.methods.full_precision import full_precision
+from chess_cxr.methods.heads import build_normed_head
+from chess_cxr.methods.method import EncoderMethod
+from chess_cxr.methods.ranks import get_world
+from chess_cxr.methods.signals import measure_pairs
+from chess_cxr.records import UsageError
+from chess_cxr.training.sync_norm import sum_over_ranks
+
+
+@dataclass(frozen=True)
+class LeJEPAConfig:
+    """Numbers of LeJEPA; the defaults are the paper's, but for a smaller head and fewer directions.
+
+    hidden: width of the head's two hidden layers.  regularisation: share of SIGReg in the loss (lambda), the only
+    number that the paper tunes.  directions: drawn anew each step.  knots: points at which a characteristic function is
+    compared, from 0 to `reach`.
+    """
+
+    name: Literal["lejepa"] = field(default="lejepa", kw_only=True)
+    architecture: str = "resnet50"
+    embedding: int = 64
+    hidden: int = 2048
+    regularisation: float = 0.05
+    directions: int = 256
+    knots: int = 17
+    reach: float = 5.0
+
+
+def compute_sigreg(embedded_VBD: Tensor, direction_DM: Tensor, knots: int, reach: float) -> Tensor:
+    """Hold each view's embeddings against an isotropic Gaussian: the test of Epps and Pulley, mean over directions.
+
+    embedded_VBD: float32, this rank's films; those of the other ranks count too.  direction_DM: unit columns.
+    For each direction: N times the integral over t of |mean of exp(itx) - exp(-t² / 2)|² exp(-t² / 2), by the
+    trapezoid rule from -`reach` to `reach` (the integrand is even).  Returns the mean over views, scalar.
+    """
+    knot_K = torch.linspace(0, reach, knots, device=embedded_VBD.device)
+    normal_K = torch.exp(-knot_K.square() / 2)
+    weight_K = torch.full_like(knot_K, 2 * reach / (knots - 1))
+    weight_K[[0, -1]] /= 2
+    films = embedded_VBD.shape[1] * get_world()
+    with full_precision(embedded_VBD.device):
+        angle_VBMK = (embedded_VBD @ direction_DM)[..., None] * knot_K
+        real_VMK, imaginary_VMK = angle_VBMK.cos().sum(1), angle_VBMK.sin().sum(1)
+        if get_world() > 1:
+            real_VMK, imaginary_VMK = sum_over_ranks(real_VMK), sum_over_ranks(imaginary_VMK)
+        error_VMK = (real_VMK / films - normal_K).square() + (imaginary_VMK / films).square()
+        return films * (error_VMK @ (weight_K * normal_K)).mean()
+
+
+class LeJEPA(EncoderMethod):
+    """The encoder and its head; signals include both terms without their weights."""
+
+    step: Tensor
+
+    def __init__(self, config: LeJEPAConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
+        if not 0 <= config.regularisation <= 1:
+            raise UsageError("lejepa: regularisation is a share of the loss, from 0 to 1")
+        if config.directions < 1 or config.knots < 2 or not 0 < config.reach < math.inf:
+            raise UsageError("lejepa: directions must be 1 or more, knots 2 or more and reach above 0")
+        super().__init__(config.architecture, encoder)
+        self.config = config
+        self.head = build_normed_head((self.features, config.hidden, config.hidden, config.embedding))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of a batch of views: all of them predict the mean of their film's global views."""
+        views = take_views(batch)
+        global_GBD = torch.stack([self._embed(view) for view in views.global_GB1SS])
+        local_LBD = embed_local(views, self._embed)
+        embedded_VBD = global_GBD if local_LBD is None else torch.cat([global_GBD, local_LBD])
+        if embedded_VBD.shape[1] < 2:
+            raise UsageError("lejepa: a batch needs at least 2 films")
+        prediction = (embedded_VBD - global_GBD.mean(0)).square().mean()
+        direction_DM = self._draw_directions(embedded_VBD)
+        sigreg = compute_sigreg(embedded_VBD, direction_DM, self.config.knots, self.config.reach)
+        self._measured = measure_pairs(global_GBD[0], global_GBD[1])
+        self._measured |= {"prediction": prediction.detach(), "sigreg": sigreg.detach()}
+        share = self.config.regularisation
+        yield "encoder", (1 - share) * prediction + share * sigreg
+
+    def _embed(self, view_B1SS: Tensor) -> Tensor:
+        embedded_BD: Tensor = self.head(self.encoder(view_B1SS)).float()
+        return embedded_BD
+
+    def _draw_directions(self, embedded_VBD: Tensor) -> Tensor:
+        """Draw unit columns [D, M], the same on every rank, by the number of the step alone."""
+        generator = torch.Generator().manual_seed(int(self.step))
+        drawn_DM = torch.randn(self.config.embedding, self.config.directions, generator=generator)
+        return F.normalize(drawn_DM, dim=0).to(embedded_VBD.device)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Count the step: the next one has other directions."""
+        self.step += 1
