@@ -9,12 +9,12 @@ import math
 import sys
 from pathlib import Path
 
+from chess_cxr.pretraining.page import draw_run_curves
 from chess_cxr.pretraining.runs import read_metrics
-from chess_cxr.report.plots import draw_training_curves
 from chess_cxr.training.run import read_run_config
 
 run, prefix = Path(sys.argv[1]), sys.argv[2]
 queue = read_run_config(run)["method"]["queue"]
-plots = draw_training_curves(read_metrics(run), math.log(1 + queue))
-for name, plot in zip(("loss", "knn", "collapse"), plots, strict=True):
-    Path(f"{prefix}_{name}.svg").write_text(plot, "utf-8")
+figures = draw_run_curves(read_metrics(run), math.log(1 + queue))
+for name in ("loss", "knn", "collapse"):
+    Path(f"{prefix}_{name}.svg").write_text(figures[name], "utf-8")

@@ -13,7 +13,7 @@ from chess_cxr.workers.cores import share_cores
 
 if TYPE_CHECKING:
     from chess_cxr.audit.audit import AuditOptions, audit_stores
-    from chess_cxr.audit.write import write_audit
+    from chess_cxr.audit.page import write_audit
     from chess_cxr.benchmarking.benchmark import benchmark
     from chess_cxr.benchmarking.evaluate import evaluate
     from chess_cxr.decode.film import decode_film
@@ -105,7 +105,7 @@ _HOMES = {
     "predict": "tasks.table",
     "pretrain": "pretraining.pretrain",
     "read_folder": "sources.folder",
-    "write_audit": "audit.write",
+    "write_audit": "audit.page",
     "write_phantom_films": "sources.phantom.film",
     "write_run_page": "pretraining.page",
 }

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from chess_cxr.audit.audit import AuditOptions, audit_stores
+from chess_cxr.audit.page import write_audit
 from chess_cxr.audit.result import LIST_COLUMNS, PAIR_COLUMNS, PATIENT_COLUMNS
-from chess_cxr.audit.write import write_audit
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.ingest.hashes import compute_hashes
 from chess_cxr.records import ImageRecord, UsageError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chess_cxr.audit.audit import audit_stores
-from chess_cxr.audit.write import write_audit
+from chess_cxr.audit.page import write_audit
 from chess_cxr.benchmarking.cache import CellFolder, compute_key
 from chess_cxr.derive.film import write_new_file
 from chess_cxr.encoders.contract import PixelContract

@@ -126,15 +126,16 @@ def test_the_page_tells_the_newest_numbers_and_the_best_probe() -> None:
 
 
 def test_every_number_that_was_measured_has_its_curve_and_no_other() -> None:
-    figures = draw_run_curves(make_metrics())
+    figures = list(draw_run_curves(make_metrics()).values())
     spoken = [re.search(r'aria-label="([^"]+)"', figure)[1] for figure in figures]  # type: ignore[index]
     assert len(spoken) == 8 and spoken[0] == "Loss against the steps"
     texts = " ".join(text for _, text in read_texts(render_run_page(make_facts())))
     for label in ("loss, nats", "nodule", "chance", "different films", "alignment, features", "GEMM peak, % (right)"):
         assert label in texts
     few = draw_run_curves([{"step": 1, "loss/encoder": 3.0}])
-    assert len(few) == 1 and "loss, nats" in few[0]
-    assert draw_run_curves([]) == []
+    assert list(few) == ["loss"] and "loss, nats" in few["loss"] and "chance" not in few["loss"]
+    assert "chance" in draw_run_curves([{"step": 1, "loss/encoder": 3.0}], chance_loss=6.2)["loss"]
+    assert draw_run_curves([]) == {}
 
 
 def test_configuration_and_environment_stand_in_flat_tables() -> None:

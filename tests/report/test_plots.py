@@ -8,19 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chess_cxr.report.plots import COLOURS, INK, draw_film, draw_label_efficiency, draw_training_curves
+from chess_cxr.report.plots import COLOURS, draw_efficiency_bands, draw_film
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def read_texts(svg: str) -> list[str]:
     return ["".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
-
-
-def count_lines(svg: str, colour: str) -> int:
-    """Drawn curves of a colour: paths of several points outside legends and markers."""
-    paths = [node for node in ElementTree.fromstring(svg).iter(f"{SVG}path") if node.get("clip-path")]
-    return sum(f"stroke: {colour};" in node.get("style", "") + ";" and "L" in node.get("d", "") for node in paths)
 
 
 def read_points(svg: str, colour: str) -> list[tuple[float, float]]:
@@ -51,16 +45,12 @@ def make_table(encoders: tuple[str, ...] = ("ours", "random")) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def make_metrics(steps: int = 12) -> list[dict[str, float]]:
-    lines: list[dict[str, float]] = []
-    for step in range(10, 10 * steps + 1, 10):
-        lines.append({"step": step, "loss/encoder": 7 - step / 50, "embedding_std": 0.9, "positive_similarity": 0.5})
-        lines.append({"step": step, "probe/knn_auroc": 0.7, "probe/knn_auroc/nodule": 0.8, "probe/effective_rank": 30})
-    return lines
+def draw(table: pd.DataFrame, metric: str = "auroc") -> str:
+    return draw_efficiency_bands(table, metric, list(dict.fromkeys(table["encoder"])))
 
 
 def test_each_encoder_has_a_line_in_its_colour_and_a_name_in_the_legend() -> None:
-    svg = draw_label_efficiency(make_table(), "auroc")
+    svg = draw(make_table(), "auroc")
     texts = read_texts(svg)
     assert {"ours", "random", "AUROC", "labelled training films", "30", "300", "3,000"} <= set(texts)
     for colour in COLOURS[:2]:
@@ -70,52 +60,29 @@ def test_each_encoder_has_a_line_in_its_colour_and_a_name_in_the_legend() -> Non
     assert COLOURS[2] not in svg
 
 
-def test_each_value_has_a_bar_for_its_interval() -> None:
-    svg = draw_label_efficiency(make_table(("ours",)), "accuracy")
-    drawn = ElementTree.fromstring(svg).find(f".//{SVG}g[@id='LineCollection_1']")
-    assert drawn is not None
-    bars = [node.get("d", "") for node in drawn.iter(f"{SVG}path")]
-    centres = [y for _, y in read_points(svg, COLOURS[0])]
-    assert len(bars) == 3
-    for bar, centre in zip(bars, centres, strict=True):
-        ends = [float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", bar)]
-        assert min(ends) < centre < max(ends) and sum(ends) / 2 == pytest.approx(centre, abs=0.01)
+def test_each_curve_lies_within_the_band_of_its_intervals() -> None:
+    svg = draw(make_table(("ours",)), "accuracy")
+    group = ElementTree.fromstring(svg).find(f".//{SVG}g[@id='FillBetweenPolyCollection_1']")
+    assert group is not None
+    [path], [use] = group.iter(f"{SVG}path"), group.iter(f"{SVG}use")
+    assert f"fill: {COLOURS[0]}" in use.get("style", "")
+    edges = [(float(x), float(y)) for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.get("d", ""))]
+    for x, y in read_points(svg, COLOURS[0]):
+        heights = {float(use.get("y", "")) + other for at, other in edges if at == pytest.approx(x, abs=0.01)}
+        assert len(heights) == 2 and sum(heights) / 2 == pytest.approx(y, abs=0.01) != max(heights)
 
 
 def test_another_metric_draws_other_values() -> None:
     table = make_table(("ours",))
     table.loc[(table["metric"] == "accuracy") & (table["subset"] == "10 %"), "value"] = 0.2
-    assert draw_label_efficiency(table, "auroc") != draw_label_efficiency(table, "accuracy")
-    assert "accuracy" in read_texts(draw_label_efficiency(table, "accuracy"))
+    assert draw(table, "auroc") != draw(table, "accuracy")
+    assert "accuracy" in read_texts(draw(table, "accuracy"))
 
 
 def test_a_value_that_does_not_exist_leaves_a_gap_and_no_warning() -> None:
     table = make_table()
     table.loc[table["encoder"] == "random", ["value", "low", "high"]] = math.nan
-    assert "random" in read_texts(draw_label_efficiency(table))
-
-
-def test_training_curves_show_loss_probe_and_collapse() -> None:
-    loss, knn, collapse = draw_training_curves(make_metrics(), chance_loss=math.log(513))
-    assert {"encoder", "chance", "loss, nats", "step"} <= set(read_texts(loss))
-    assert {"mean", "nodule", "chance"} <= set(read_texts(knn))
-    assert {"spread of embeddings", "similarity of views", "effective rank (right)"} <= set(read_texts(collapse))
-    assert [y for _, y in read_points(loss, COLOURS[0])] == sorted(y for _, y in read_points(loss, COLOURS[0]))
-    assert count_lines(knn, COLOURS[0]) == count_lines(knn, INK) == 1
-    assert count_lines(knn, COLOURS[1]) == 0
-    assert all(count_lines(collapse, colour) == 1 for colour in COLOURS[:3])
-
-
-def test_a_run_without_labels_has_no_probe_to_draw() -> None:
-    metrics = [{name: value for name, value in line.items() if "knn" not in name} for line in make_metrics()]
-    _, knn, _ = draw_training_curves(metrics)
-    assert "mean" not in read_texts(knn)
-    assert count_lines(knn, INK) == 0
-
-
-def test_a_run_of_no_step_is_drawn_empty() -> None:
-    for svg in draw_training_curves([]):
-        assert ElementTree.fromstring(svg).tag == f"{SVG}svg"
+    assert "random" in read_texts(draw(table))
 
 
 def test_a_film_is_drawn_under_its_title_inside_the_page() -> None:
@@ -126,8 +93,8 @@ def test_a_film_is_drawn_under_its_title_inside_the_page() -> None:
 
 
 def test_drawings_say_what_they_are_and_repeat_to_the_byte() -> None:
-    svg = draw_label_efficiency(make_table())
-    assert svg == draw_label_efficiency(make_table())
+    svg = draw(make_table())
+    assert svg == draw(make_table())
     assert ElementTree.fromstring(svg).get("aria-label") == "AUROC against the number of labelled training films"
     assert "<metadata" not in svg and "<?xml" not in svg
 
@@ -137,8 +104,8 @@ def test_drawing_leaves_the_settings_of_matplotlib_and_its_pyplot_alone() -> Non
         "import sys; from matplotlib import rcParams\n"
         "read = lambda: {name: rcParams[name] for name in rcParams if name != 'backend'}  # reading it loads pyplot\n"
         "before = read()\n"
-        "from chess_cxr.report.plots import draw_training_curves\n"
-        "draw_training_curves([{'step': 1, 'loss/encoder': 2.0}])\n"
+        "import numpy; from chess_cxr.report.plots import draw_film\n"
+        "draw_film(numpy.zeros((8, 8), 'uint8'), 'film')\n"
         "print('matplotlib.pyplot' in sys.modules, read() == before)"
     )
     answer = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

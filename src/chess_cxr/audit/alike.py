@@ -1,4 +1,4 @@
-"""The search for films that show one picture, from hashes over points to pixels, in memory that stays flat."""
+"""Search for films that show the same picture: by hashes, then points, then pixels, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ReadFilms = Callable[[Sequence[int]], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is compared and what is kept.
+    """Thresholds of the search.
 
-    hash_similarity: cosine of perceptual hashes from which the pictures of two films are compared, for at most
-    `candidates_per_film` of each film.  similarity: least correlation of fine detail.  points: least number of points
-    in common.  overlap: least part of the second film that the first covers.  threads: 0 for one a core.
+    hash_similarity: cosine of perceptual hashes from which pictures are compared, for at most `candidates_per_film` of
+    each film.  similarity: least correlation of fine detail.  points: least number of common points.  overlap: least
+    part of the second film that the first covers.  threads: 0 for one a core.
     """
 
     hash_similarity: float = 0.93
@@ -46,11 +46,11 @@ def find_alike(
     known: Collection[tuple[int, int]],
     on_progress: OnProgress,
 ) -> dict[tuple[int, int], FilmMatch]:
-    """Find pairs of films, first < second, that show the same picture or nearly so.
+    """Find pairs of films, first < second, with the same or nearly the same picture.
 
-    hashes: perceptual, one a film.  read_films: film numbers to pictures, uint8 [H, W].  Quarter turns, mirror images
-    and inverted films are found by hash; with `thorough` those with any turn, scale and crop by their points.
-    known: pairs not to look at.
+    hashes: perceptual, one a film.  read_films: reads the pictures of film numbers, uint8 [H, W].
+    Hashes find quarter turns, mirror images and inverted films; with `thorough`, points find any turn, scale and crop.
+    known: pairs to skip.
     """
     if len(hashes) < 2:
         return {}
@@ -77,7 +77,7 @@ def find_alike(
 def _verify(
     pairs: Sequence[tuple[int, int, bool, bool]], details: _Details, options: SearchOptions, on_progress: OnProgress
 ) -> dict[tuple[int, int], FilmMatch]:
-    """Keep the pairs whose pictures agree, each in the pose in which they agree best."""
+    """Keep the pairs whose pictures agree, each in its best pose."""
     kept: dict[tuple[int, int], FilmMatch] = {}
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         some = pairs[start : start + PAIRS_AT_ONCE]
@@ -86,19 +86,15 @@ def _verify(
             lambda pair, at=held: match_films(at[pair[0]], at[pair[1]], pair[2], pair[3], options.points), some
         )
         for pair, match in zip(some, matches, strict=True):
-            if match and _is_enough(match, options):
+            if match and match.similarity >= options.similarity and match.overlap >= options.overlap:
                 best = kept.get(pair[:2])
                 kept[pair[:2]] = match if best is None or match.similarity > best.similarity else best
         on_progress("compare pictures", start + len(some), len(pairs))
     return kept
 
 
-def _is_enough(match: FilmMatch, options: SearchOptions) -> bool:
-    return match.similarity >= options.similarity and match.overlap >= options.overlap
-
-
 class _Details:
-    """Details of films, computed when asked for and kept for a while."""
+    """Cache of the details of films."""
 
     def __init__(self, read_films: ReadFilms, threads: int) -> None:
         self.pool = ThreadPoolExecutor(threads)

@@ -1,4 +1,4 @@
-"""The leak audit: which patients and pictures several splits, stores or published training lists share."""
+"""Audit leaks: patients and pictures shared between splits, stores or published training lists."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pandas as pd
 from chess_cxr.audit.alike import SearchOptions, find_alike
 from chess_cxr.audit.matching import FilmMatch
 from chess_cxr.audit.near import EXACT_BELOW
+from chess_cxr.audit.page import draw_pairs, render_result
 from chess_cxr.audit.result import (
     DRAWN_COLUMNS,
     KINDS,
@@ -23,22 +24,21 @@ from chess_cxr.audit.result import (
     PAIR_COLUMNS,
     PATIENT_COLUMNS,
     AuditResult,
-    _get_row,
+    get_row,
 )
-from chess_cxr.audit.write import _draw_pairs, _render
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store
 
-GROUP_OF_PAIRS = 8  # copies of one film up to this many are all paired, more of them with the first of each split
+GROUP_OF_PAIRS = 8  # up to so many copies of one film are all paired; more are paired with the first of each split
 
 
 @dataclass(frozen=True)
 class AuditOptions(SearchOptions):
-    """How hard to look and what counts; see `SearchOptions`.
+    """Effort and thresholds of an audit; see also `SearchOptions`.
 
-    duplicate_similarity: of fine detail, from which two films are one exposure; below, they may be two exposures of one
-    patient, a hint that is no leak by itself.  thorough: look for any turn, crop and scale too; None: for up to
-    `thorough_up_to` films.  shown: pairs on the page.
+    duplicate_similarity: similarity of fine detail from which two films count as one exposure; below, they may be two
+    exposures of one patient, which is a hint and no leak.  thorough: also search for any turn, crop and scale; None
+    does so for up to `thorough_up_to` films.  shown: number of pairs on the page.
     """
 
     duplicate_similarity: float = 0.85
@@ -53,13 +53,13 @@ def audit_stores(
     options: AuditOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> AuditResult:
-    """Find patients and pictures shared between stores, between splits and within a split, and with training lists.
+    """Find patients and pictures shared between stores, between splits, within a split, and with training lists.
 
-    training_lists: encoder folders (their training_uids.txt), or text or CSV files that hold hashed uids, hashed
-    patients or pixel hashes anywhere; their films are a leak unless the store has them in its train split.
-    on_progress: called with the stage, and how much of it is done, of how much.
-    Raises UsageError without a store, for a similarity beyond 1, for a list that cannot be read, or for hashes of
-    another version.
+    training_lists: encoder folders (their training_uids.txt), or text or CSV files with hashed uids, hashed patients or
+    pixel hashes in any place; a listed film is a leak unless it is in the train split of its store.
+    on_progress: called with the stage, the finished pieces and the total.
+    Raises `UsageError` without a store, for a similarity outside (0, 1], an unreadable list, or hashes of another
+    version.
     """
     if not stores:
         raise UsageError("name at least one store to audit, before --training-list")
@@ -82,7 +82,7 @@ def audit_stores(
         thorough=thorough,
         notes=tuple(_list_notes(films, lists, compared, thorough)),
     )
-    return replace(result, page=_render(result, _draw_pairs(stores, pairs.head(options.shown), show)))
+    return replace(result, page=render_result(result, draw_pairs(stores, pairs.head(options.shown), show)))
 
 
 def _show_nothing(_stage: str, _done: int, _total: int) -> None:
@@ -90,7 +90,7 @@ def _show_nothing(_stage: str, _done: int, _total: int) -> None:
 
 
 def _read_films(stores: Sequence[Store]) -> pd.DataFrame:
-    """Put the films of all stores into one table; `number` is the store's place, `row` the film's in it."""
+    """Join the films of all stores in one table; number: index of the store, row: row number in it."""
     names: list[str] = []
     parts = []
     for number, store in enumerate(stores):
@@ -106,7 +106,7 @@ def _read_films(stores: Sequence[Store]) -> pd.DataFrame:
 
 
 def _find_equal(films: pd.DataFrame) -> dict[tuple[int, int], str]:
-    """Find films with equal uid or equal pixels; places in `films` to kind."""
+    """Find films with equal uid or equal pixels; return the kind of each pair of places in `films`."""
     found: dict[tuple[int, int], str] = {}
     for column, kind in (("pixel_hash", KINDS[1]), ("uid", KINDS[0])):
         named = films[(films[column] != "") & films.duplicated(column, keep=False)].sort_values([column, "split"])
@@ -128,7 +128,7 @@ def _find_alike(
     options: AuditOptions,
     show: OnProgress,
 ) -> dict[tuple[int, int], FilmMatch]:
-    """Find films with one picture; equal films are compared once a store and split."""
+    """Find films with the same picture; of equal films, compare one for each store and split."""
     hashed = films[films["perceptual_hash"].map(len) > 0]
     copies = (hashed["pixel_hash"] != "") & hashed.duplicated(["pixel_hash", "store", "split"])
     place = hashed.index[~copies].to_numpy()
@@ -140,7 +140,7 @@ def _find_alike(
 
 
 def _build_reader(stores: Sequence[Store], films: pd.DataFrame) -> Callable[[Sequence[int]], list[np.ndarray]]:
-    """Return a function from places in `films` to their pictures, which reads each store once."""
+    """Return a function that reads the pictures of places in `films`, each store once a call."""
     number, row = films["number"].to_numpy(), films["row"].to_numpy()
 
     def read(places: Sequence[int]) -> list[np.ndarray]:
@@ -160,7 +160,7 @@ def _tabulate_pairs(
     matched: Mapping[tuple[int, int], FilmMatch],
     options: AuditOptions,
 ) -> pd.DataFrame:
-    """Return `PAIR_COLUMNS` and the match, worst first; a hint at a patient who is known anyway is left out."""
+    """Return `PAIR_COLUMNS` and `DRAWN_COLUMNS`, worst first, without hints at patients known to be the same."""
     rows = [_describe_pair(films, pair, kind, None) for pair, kind in seen.items()]
     for pair, match in matched.items():
         kind = KINDS[2] if match.similarity >= options.duplicate_similarity else KINDS[3]
@@ -173,7 +173,7 @@ def _tabulate_pairs(
 
 
 def _describe_pair(films: pd.DataFrame, pair: tuple[int, int], kind: str, match: FilmMatch | None) -> dict[str, Any]:
-    first, second = (_get_row(films, place) for place in pair)
+    first, second = (get_row(films, place) for place in pair)
     leak = _name_leak((first["store"], first["split"]), (second["store"], second["split"]))
     equal = first["pixel_hash"] != "" and first["pixel_hash"] == second["pixel_hash"]
     row = {
@@ -217,7 +217,7 @@ def _rank_leaks(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _read_list(path: Path) -> set[str]:
-    """Return every word of a training list: what is an identifier in it shows when it meets a store's."""
+    """Return every word of a training list; a word that equals an identifier of a store is one."""
     file = path / "training_uids.txt" if path.is_dir() else path
     try:
         with file.open(encoding="utf-8") as lines:
@@ -244,7 +244,7 @@ def _compare_lists(films: pd.DataFrame, lists: Sequence[tuple[str, set[str]]]) -
 def _list_notes(
     films: pd.DataFrame, lists: Sequence[tuple[str, set[str]]], compared: pd.DataFrame, thorough: bool
 ) -> Iterator[str]:
-    """Say what could not be judged, so that silence is not taken for proof."""
+    """Yield what the audit could not judge."""
     if blank := int((films["perceptual_hash"].map(len) == 0).sum()):
         yield f"{blank} films have no hash of their picture; ingest them again to have them compared"
     if len(films) > EXACT_BELOW:

@@ -1,7 +1,7 @@
-"""Whether two films show the same picture, judged on their pixels: turned, mirrored, inverted, cropped or not.
+"""Decide by pixels whether two films show the same picture, even if turned, mirrored, inverted or cropped.
 
-Two chests look alike to a small hash.  Here the same points must lie in the same places (SIFT, Lowe 2004; RANSAC,
-Fischler and Bolles 1981), and then the fine detail of one film, laid on the other, must agree.
+A small hash confuses two chests.  Here points must correspond (SIFT, Lowe 2004; RANSAC, Fischler and Bolles 1981), and
+the fine detail of the aligned films must agree.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from chess_cxr.records import OnCount
 
-SIDE = 256  # pixels on the longest side of what is compared
+SIDE = 256  # pixels, longest side of the compared pictures
 POINTS = 200
 VOTERS = 48  # the strongest points of each film that vote for other films
 NEIGHBOURS = 4
 MIN_VOTES = 3
-MIN_COSINE = 0.85  # between descriptors that can be the same point
+MIN_COSINE = 0.85  # between descriptors of one point
 RANSAC_PIXELS = 3.0
 RANSAC_TRIALS = 500
 MIN_COMMON_PIXELS = 4000
@@ -29,7 +29,7 @@ BINS = 8
 
 @dataclass(frozen=True)
 class FilmDetail:
-    """What is kept of a film to compare it.
+    """Features of a film for comparison.
 
     grey_HW: uint8, stretched, longest side `SIDE`.  place_K2: x, y of its points in pixels.  descriptor_KD: uint8
     [K, 128], square roots of SIFT's histograms (Arandjelovic and Zisserman 2012), strongest point first.
@@ -42,11 +42,11 @@ class FilmDetail:
 
 @dataclass(frozen=True)
 class FilmMatch:
-    """How the first film lies on the second.
+    """Alignment of a first film with a second.
 
-    matrix_23: affine map of x, y of the first film's `grey_HW` to the second's.  points: how many agree with it.
-    similarity: correlation of local detail where the films overlap, in [-1, 1].  overlap: part of the second film that
-    the first covers, in [0, 1].
+    matrix_23: affine map of x, y from the first film's `grey_HW` to the second's.  points: number that agree with it.
+    similarity: correlation of local detail in the overlap, in [-1, 1].  overlap: part of the second film that the first
+    covers, in [0, 1].
     """
 
     matrix_23: np.ndarray
@@ -58,12 +58,12 @@ class FilmMatch:
 
     @property
     def turned_degrees(self) -> float:
-        """The turn from the first film to the second, clockwise in (-180, 180], after a mirroring left to right."""
+        """Turn from the first film to the second, clockwise in (-180, 180], after mirroring left to right."""
         x_axis = -self.matrix_23[:, 0] if self.mirrored else self.matrix_23[:, 0]
         return math.degrees(math.atan2(x_axis[1] - self.matrix_23[0, 1], x_axis[0] + self.matrix_23[1, 1]))
 
     def describe(self) -> str:
-        """Return the transform in words, such as "mirrored, turned 17°, inverted", or "upright" (not turned at all)."""
+        """Describe the transform, as "mirrored, turned 17°, inverted" or "upright" (none)."""
         turned = round(self.turned_degrees)
         words = ["mirrored"] * self.mirrored
         words += [f"turned {turned}°".replace("-", "−")] * (turned != 0)
@@ -89,17 +89,17 @@ def compute_detail(film_HW: np.ndarray) -> FilmDetail:
 
 
 def _stretch(grey_HW: np.ndarray) -> np.ndarray:
-    """Give a film that uses few grey levels all of them: points are found by their contrast."""
+    """Stretch the greys of a film to the full range, since points are found by contrast."""
     low, high = np.percentile(grey_HW, (1, 99))
     stretched = (grey_HW.astype(np.float32) - low) * (255 / max(float(high - low), 1))
     return np.asarray(np.rint(np.clip(stretched, 0, 255)), np.uint8)
 
 
 def reflect_descriptors(descriptor_KD: np.ndarray, mirrored: bool, inverted: bool) -> np.ndarray:
-    """Return the descriptors that the same points have in the mirrored or inverted film.
+    """Return the descriptors of the same points in the mirrored or inverted film.
 
-    A point's own direction turns half round by inversion, so its 4 x 4 cells change places and its bins do not; a
-    mirror reverses one side of the cells and the sense of the bins.
+    Inversion turns the direction of a point half round, so its 4 x 4 cells change places and its bins stay; mirroring
+    reverses one axis of the cells and the order of the bins.
     """
     cell = descriptor_KD.reshape(-1, 4, 4, BINS)
     if mirrored:
@@ -112,9 +112,9 @@ def reflect_descriptors(descriptor_KD: np.ndarray, mirrored: bool, inverted: boo
 def match_films(
     first: FilmDetail, second: FilmDetail, mirrored: bool, inverted: bool, least_points: int = 12
 ) -> FilmMatch | None:
-    """Lay the first film on the second; None where fewer than `least_points` agree on how.
+    """Align the first film with the second by any turn, shift and scale; None if fewer than `least_points` agree.
 
-    mirrored, inverted: what is tried; every turn, shift and scale is, within the same film's reach.
+    mirrored, inverted: whether to mirror or invert the first film.
     """
     ours = _normalise(reflect_descriptors(first.descriptor_KD, mirrored, inverted))
     theirs = _normalise(second.descriptor_KD)
@@ -147,7 +147,7 @@ def _normalise(descriptor_KD: np.ndarray) -> np.ndarray:
 
 
 def _refine(source: np.ndarray, target: np.ndarray, agreeing: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Fit all six numbers of the map where enough points are there: films are also squeezed to a square."""
+    """Fit all six numbers of the map if there are enough points; some films are squeezed to a square."""
     if agreeing.sum() < 12:
         return matrix
     for _ in range(2):
@@ -174,7 +174,7 @@ def _compare_detail(
 
 
 def lay_film(first_HW: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first film in the second one's frame, and where it covers it (uint8, 0 or 1)."""
+    """Warp the first film into the frame of the second; return it and the mask that it covers (uint8, 0 or 1)."""
     size = (shape[1], shape[0])
     laid = cv2.warpAffine(first_HW, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     covered = cv2.warpAffine(np.ones(first_HW.shape, np.uint8), matrix, size, flags=cv2.INTER_NEAREST)
@@ -182,9 +182,9 @@ def lay_film(first_HW: np.ndarray, matrix: np.ndarray, shape: Sequence[int]) -> 
 
 
 def _filter_detail(grey_HW: np.ndarray, within_HW: np.ndarray) -> np.ndarray:
-    """Keep structures of 2 to 10 pixels at one contrast everywhere: windows and gammas drop out of the comparison.
+    """Keep structures of 2 to 10 pixels with uniform contrast, so that windows and gammas do not matter.
 
-    Nothing outside `within_HW` is looked at: the black that surrounds a turned film would colour what is near it.
+    Pixels outside `within_HW` are ignored: the black around a turned film would affect its rim.
     """
     film, weight = grey_HW.astype(np.float32), within_HW.astype(np.float32)
     band = _blur(film, weight, 1.5) - _blur(film, weight, 6)
@@ -201,9 +201,9 @@ def find_by_points(
 ) -> list[tuple[int, int, bool, bool]]:
     """Find pairs of films that share points in any turn, scale, crop, mirroring and polarity.
 
-    Each of a film's `VOTERS` strongest points votes for the films of its nearest neighbours among all films' points,
-    found by a randomised kd forest (FLANN, Muja and Lowe 2009).  Returns first < second, mirrored, inverted of pairs
-    with at least `MIN_VOTES`: candidates, for `match_films` to judge.
+    Each of a film's `VOTERS` strongest points votes for the films of its nearest neighbours among all points, found by
+    a randomised kd forest (FLANN, Muja and Lowe 2009).  Returns (first, second, mirrored, inverted), first < second, of
+    pairs with at least `MIN_VOTES` as candidates for `match_films`.
     """
     chosen = [_normalise(detail.descriptor_KD[:VOTERS]) for detail in details]
     owner = np.repeat(np.arange(len(details)), [len(points) for points in chosen])

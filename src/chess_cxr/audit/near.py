@@ -21,9 +21,9 @@ EXACT_BELOW = 100_000
 
 @dataclass(frozen=True)
 class NearHashes:
-    """Pairs of films with near hashes, int64 [P] rows first < second; similarity float32 [P] is a cosine.
+    """Pairs of films with similar hashes: int64 [P] rows first < second; similarity: cosines, float32 [P].
 
-    mirrored, inverted: bool [P], whether the pose in which the hashes agree is mirrored and has the other polarity.
+    mirrored, inverted: bool [P], of the pose in which the hashes agree.
     """
 
     first: np.ndarray
@@ -34,7 +34,7 @@ class NearHashes:
 
 
 def unpack_hashes(hashes: Sequence[bytes]) -> np.ndarray:
-    """Turn perceptual hashes into unit vectors, float32 [N, D], whose dot products are similarities.
+    """Unpack perceptual hashes into unit vectors, float32 [N, D]; their dot products are similarities.
 
     Raises `UsageError` for a hash of another version of this program.
     """
@@ -45,9 +45,9 @@ def unpack_hashes(hashes: Sequence[bytes]) -> np.ndarray:
 
 
 def pose_hashes(hash_ND: np.ndarray, pose: int) -> np.ndarray:
-    """Return the hashes that the films would have in another pose: 0 as they are, up to `POSES` - 1.
+    """Return the hashes of the films in another pose, from 0 (unchanged) to `POSES` - 1.
 
-    Bits of pose: 1 left and right swapped, 2 top and bottom swapped, 4 rows and columns swapped (before), 8 inverted.
+    Bits of pose: 1 left and right swapped, 2 top and bottom swapped, 4 rows and columns swapped (first), 8 inverted.
     """
     turned = hash_ND[:, SWAPPED] if pose & 4 else hash_ND
     sign_D = np.where((pose & 1) * V % 2, -1, 1) * np.where((pose >> 1 & 1) * U % 2, -1, 1) * (-1 if pose & 8 else 1)
@@ -55,7 +55,7 @@ def pose_hashes(hash_ND: np.ndarray, pose: int) -> np.ndarray:
 
 
 def is_mirrored(pose: np.ndarray | int) -> np.ndarray:
-    """Tell whether a pose is a mirror image: an odd number of the three swaps."""
+    """Whether a pose is a mirror image, an odd number of the three swaps."""
     pose = np.asarray(pose)
     return np.asarray((pose ^ pose >> 1 ^ pose >> 2) & 1, bool)
 
@@ -67,12 +67,13 @@ def find_near_hashes(
     exact_below: int = EXACT_BELOW,
     on_progress: OnCount | None = None,
 ) -> NearHashes:
-    """Find pairs of films whose hashes, in any of the 16 poses, are at least that similar (cosine).
+    """Find pairs of films whose hashes reach a similarity (cosine) in any of the 16 poses.
 
-    hash_ND: of `unpack_hashes`.  per_film: of each film its best pairs, so that a crowd of similar films costs no more.
-    Up to `exact_below` films all pairs are compared, in blocks.  Above, only films that share a bucket in one of
-    `TABLES` tables of random hyperplanes (Charikar 2002): the cost then grows with N log N, and a few pairs are missed.
-    on_progress: called with what is done, of how much.
+    hash_ND: from `unpack_hashes`.  per_film: number of best pairs kept for each film, which bounds the cost of many
+    similar films.  Up to `exact_below` films, all pairs are compared in blocks.  Above, only films that share a bucket
+    in one of `TABLES` tables of random hyperplanes (Charikar 2002) are; the cost then grows with N log N and a few
+    pairs are missed.
+    on_progress: called with the finished pieces and the total.
     """
     walk = _walk_blocks if len(hash_ND) <= exact_below else _walk_buckets
     best = _BestPairs(len(hash_ND), per_film)
@@ -82,7 +83,7 @@ def find_near_hashes(
 
 
 class _BestPairs:
-    """Pairs as they come, thinned to the best of each film now and then: memory stays in proportion to the films."""
+    """Best pairs of each film; thinned now and then, so that memory grows with the number of films only."""
 
     def __init__(self, films: int, per_film: int) -> None:
         self._films, self._per_film = films, per_film
@@ -119,8 +120,8 @@ def _walk_blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Compare every film with every other.
 
-    The four products of equal parity give all eight flips and polarities at once:
-    max |±a ±b ±c ±d| over the signs that poses allow = max(|a+d| + |b+c|, |a-d| + |b-c|).
+    Four products, one a parity, give all eight flips and polarities: the maximum of |±a ±b ±c ±d| over the signs of the
+    poses is max(|a+d| + |b+c|, |a-d| + |b-c|).
     """
     films = len(hash_ND)
     parity_D = 2 * (U % 2) + V % 2
@@ -146,12 +147,12 @@ def _walk_blocks(
 def _walk_buckets(
     hash_ND: np.ndarray, similarity: float, on_progress: OnCount
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Compare films that fall on the same side of all hyperplanes of a table, in some pose of one of them."""
+    """Compare films on the same side of all hyperplanes of a table, one of them in any pose."""
     rng = np.random.default_rng(0)
     mean_D = hash_ND.mean(axis=0)
     variance, axis_DD = np.linalg.eigh(np.cov(hash_ND.T))
     bits = min(24, max(8, round(math.log2(len(hash_ND)))))
-    # Planes through the films' own mean, along the directions in which they differ: buckets of even size.
+    # Planes through the mean of the films, along their principal directions, give buckets of even size.
     axis_DK = axis_DD[:, -bits:] / np.sqrt(np.maximum(variance[-bits:], 1e-9))
     for table in range(TABLES):
         plane_DK = axis_DK @ np.linalg.qr(rng.normal(size=(bits, bits)))[0]
@@ -183,7 +184,7 @@ def _compare_buckets(
     high: np.ndarray,
     similarity: float,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the pairs of queries and films of their buckets; of a crowded bucket a random part of `BUCKET` films."""
+    """Yield similar pairs of queries and films of their buckets, at most `BUCKET` random films of each bucket."""
     for step in range(int(min(BUCKET, (high - low).max(initial=0)))):
         row = np.flatnonzero(low + step < high)
         other = order[low[row] + step]
@@ -194,7 +195,7 @@ def _compare_buckets(
 
 
 def _judge_poses(hash_ND: np.ndarray, first: np.ndarray, second: np.ndarray) -> NearHashes:
-    """Find for each pair the pose of the first film in which the hashes agree best."""
+    """Find the pose of the first film in which the hashes of each pair agree best."""
     best, chosen = np.full(len(first), -2, np.float32), np.zeros(len(first), np.int64)
     for pose in range(POSES):
         score = np.einsum("nd,nd->n", pose_hashes(hash_ND[first], pose), hash_ND[second])

@@ -1,4 +1,4 @@
-"""What an audit found, as tables, text and JSON."""
+"""Results of an audit as tables, text and JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# Worst first: what is measured is wrong; what is measured may be; only weights are.
+# From worst to mildest: across splits makes results wrong, across stores may, within a split only re-weights films.
 LEAKS = ("across splits", "across stores", "within a split")
 KINDS = ("same film", "same pixels", "near duplicate", "one patient?")
 PAIR_COLUMNS = (
@@ -31,10 +31,10 @@ TOLD = {
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What is shared, as tables with the worst first; every id in them is a keyed hash.
+    """Shared films and patients as tables, worst first; every id is a keyed hash.
 
-    pairs: `PAIR_COLUMNS`, `first` and `second` are row numbers in their stores.  patients: `PATIENT_COLUMNS`.
-    lists: `LIST_COLUMNS`.  films: of each store.  notes: what the audit could not judge.  page: self-contained HTML.
+    pairs: `PAIR_COLUMNS`; `first` and `second` are row numbers in their stores.  patients: `PATIENT_COLUMNS`.
+    lists: `LIST_COLUMNS`.  films: number in each store.  notes: limits of the audit.  page: self-contained HTML.
     """
 
     pairs: pd.DataFrame
@@ -47,7 +47,7 @@ class AuditResult:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Pairs by leak and kind, patients and listed films by leak; "one patient?" pairs are hints, not leaks."""
+        """Count pairs by leak and kind, patients and listed films by leak; "one patient?" pairs are only hints."""
         found = {
             leak: {kind: int(((self.pairs["leak"] == leak) & (self.pairs["kind"] == kind)).sum()) for kind in KINDS}
             | {"patients": int((self.patients["leak"] == leak).sum())}
@@ -57,7 +57,7 @@ class AuditResult:
 
     @property
     def leaks(self) -> int:
-        """How many pairs, patients and listed films cross splits or stores; 0 means that none was found."""
+        """Number of pairs, patients and listed films that cross splits or stores."""
         crossing = [number for leak in LEAKS[:2] for kind, number in self.counts[leak].items() if kind != KINDS[3]]
         return sum(crossing) + self.counts["training lists"]["films"]
 
@@ -75,13 +75,14 @@ class AuditResult:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the page as JSON-ready values."""
+        """Return everything but the page as plain JSON values."""
         tables = {name: _to_records(getattr(self, name)) for name in ("pairs", "patients", "lists")}
         films = {"films": dict(self.films), "thorough": self.thorough, "notes": list(self.notes)}
         return {"leaks": self.leaks, "counts": self.counts, **films, **tables}
 
 
-def _get_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
+def get_row(table: pd.DataFrame, place: int) -> dict[str, Any]:
+    """Return a row of a table by its position, with the types of its columns."""
     return {name: table[name].iat[place] for name in table.columns}
 
 

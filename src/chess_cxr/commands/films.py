@@ -244,7 +244,7 @@ def audit(
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
     from chess_cxr.audit.audit import AuditOptions, audit_stores
-    from chess_cxr.audit.write import write_audit
+    from chess_cxr.audit.page import write_audit
 
     options = AuditOptions(duplicate_similarity=duplicate_similarity, thorough=thorough or None)
     with StageBars(quiet) as bars:

@@ -15,11 +15,12 @@ import pandas as pd
 from chess_cxr.benchmarking.comparison import Comparison
 from chess_cxr.benchmarking.page.comparison import build_comparison_sections
 from chess_cxr.methods import METHOD_TITLES, compute_chance_loss
+from chess_cxr.pretraining.page import draw_run_curves
 from chess_cxr.pretraining.presets import PretrainConfig
 from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.records import SPLITS
 from chess_cxr.report.page import Section, render_page, write_page
-from chess_cxr.report.plots import draw_film, draw_training_curves
+from chess_cxr.report.plots import draw_film
 from chess_cxr.sources.phantom.film import CLASSES
 from chess_cxr.store import Store
 from chess_cxr.views import draw_view_pairs, resize_film
@@ -70,6 +71,7 @@ def write_demo_page(
 
 
 def _build_film_sections(out: Path, store: Store, config: PretrainConfig, seed: int) -> Sequence[Section]:
+    figures = draw_run_curves(read_metrics(out / "run"), compute_chance_loss(config.method))
     rows = [int(np.flatnonzero(store.films[name].to_numpy() == 1)[0]) for name in CLASSES]
     films = store.read_films(rows)
     side, titles = config.views.size, [name.replace("_", " ") for name in CLASSES]
@@ -94,10 +96,10 @@ def _build_film_sections(out: Path, store: Store, config: PretrainConfig, seed: 
             "Pre-training",
             f"{METHOD_TITLES[config.method.name]} with {config.method.architecture}, {config.training.steps} steps of "
             f"{config.training.batch} films, on the train split only.",
-            draw_training_curves(read_metrics(out / "run"), compute_chance_loss(config.method)),
+            tuple(figures[name] for name in ("loss", "knn", "collapse", "rank") if name in figures),
             20,
-            "First: the loss, and that of an untrained network. Second: a nearest-neighbour probe. Third: all "
-            "lines would fall towards 0 if the representation collapsed. SYNTHETIC films.",
+            "The loss, with that of an untrained network; a nearest-neighbour probe; spread and effective rank, which "
+            "would fall if the representation collapsed. SYNTHETIC films.",
         ),
     ]
 

@@ -1,1 +1,1 @@
-"""`chess-cxr doctor`: what works on this machine, what does not, and what to do about it."""
+"""`chess-cxr doctor`: check this machine, and advise on what does not work."""

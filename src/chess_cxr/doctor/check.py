@@ -1,4 +1,4 @@
-"""What the doctor looks at, what it finds, and what becomes of a look that fails."""
+"""Steps of the doctor, their findings, and findings from exceptions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Status = Literal["ok", "optional", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found.
+    """Finding of a step.
 
-    status: "optional" is what the core does not need but somebody may want; "broken" is what it needs.
-    value: in words.  advice: what to do, empty if there is nothing to do.  facts: the same as numbers, for programs.
+    status: "broken" if the core needs it, "optional" if not.  value: the finding in words.  advice: what to do, empty
+    for nothing.  facts: the finding as numbers, for programs.
     """
 
     status: Status
@@ -31,10 +31,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Step:
-    """Something to look at.
+    """Step of an examination.
 
-    group: what it is shown with on one line, empty for a line of its own.  advice: what to do if `look` raises an
-    error that does not say so itself.
+    group: steps of one group share a line; empty for a line of its own.  advice: what to do if `look` raises an error
+    without advice.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Check:
-    """A step with what it found."""
+    """Step with its finding."""
 
     name: str
     group: str
@@ -57,17 +57,17 @@ class Check:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Check:
-        """Read what `as_json` wrote."""
+        """Build a check from `as_json`."""
         finding = {key: record[key] for key in ("status", "value", "advice", "facts")}
         return cls(record["name"], record["group"], Finding(**finding))
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants examined.
+    """Request of the user.
 
-    paths: stores, encoder folders, model folders, run folders.  out: folder whose disk is looked at.  scratch: folder
-    for what is written and read back, by default the system's; whoever names it removes it.
+    paths: stores, encoder folders, model folders, run folders.  out: folder whose disk is checked.  scratch: folder for
+    temporary files, by default the system's; the caller removes it.
     """
 
     paths: tuple[str, ...] = ()
@@ -76,13 +76,13 @@ class Request:
 
     @contextmanager
     def open_folder(self) -> Iterator[Path]:
-        """Make a folder and remove it afterwards."""
+        """Create a temporary folder and remove it afterwards."""
         with tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-", dir=self.scratch) as folder:
             yield Path(folder)
 
 
 def take(step: Step) -> Check:
-    """Take a step; whatever it raises becomes what was found."""
+    """Take a step; an exception becomes its finding."""
     try:
         finding = step.look()
     except (KeyboardInterrupt, SystemExit):
@@ -93,7 +93,7 @@ def take(step: Step) -> Check:
 
 
 def describe_failure(error: BaseException, advice: str = "") -> Finding:
-    """Return what an exception says, in one line; advice: where the exception is none that tells what to do."""
+    """Return the finding of an exception in one line; advice: for an exception without advice."""
     if isinstance(error, ChessError):
         return Finding("broken", tell(error), advice)
     if isinstance(error, ImportError):
@@ -104,5 +104,5 @@ def describe_failure(error: BaseException, advice: str = "") -> Finding:
 
 
 def tell(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its type where it has none."""
+    """Return the first line of an exception's text, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(" .:")

@@ -1,4 +1,4 @@
-"""Take the steps in a process of its own, so that a library that crashes or hangs is a line and not the end."""
+"""Take the steps of the doctor in child processes, so that a library that crashes or hangs costs one line only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,7 +21,7 @@ from chess_cxr.records import ChessError
 
 STARTING_SECONDS = 120.0
 SECONDS_A_STEP = 300.0
-# In this order: what needs no library, what needs all but torch, and torch, which takes longest to import.
+# In order of the libraries they need: none, all but torch, and torch, which takes longest to import.
 STAGES: dict[str, str] = {
     "machine": "chess_cxr.doctor.machine:list_steps",
     "packages": "chess_cxr.doctor.packages:list_steps",
@@ -35,131 +35,119 @@ STAGES: dict[str, str] = {
     "encoders and models": "chess_cxr.doctor.places:list_network_steps",
 }
 
-_Key = tuple[str, str, str]  # stage, group and name of a step; no name: the list of the stage's steps
-_Listing = Callable[[Request], Iterator[Step]]
-
-
-@dataclass
-class _Progress:
-    """passed: steps that need not be taken again.  current: the step that the child is at.  advice: where it fails."""
-
-    stages: Sequence[str]
-    passed: list[_Key] = field(default_factory=list)
-    current: _Key | None = None
-    advice: str = ""
-
 
 def examine(request: Request, stages: Sequence[str] = tuple(STAGES)) -> Iterator[Check]:
-    """Take every step of some stages in child processes, a new one after each that is lost, and yield what is found.
+    """Take every step of some stages in a child process, replaced after each loss, and yield the checks.
 
-    Raises ChessError where no child can be started.
+    Raises `ChessError` if no child can be started.
     """
-    progress = _Progress(stages)
     with ExitStack() as stack:
-        with suppress(OSError):  # without a temporary folder what needs one says so
+        with suppress(OSError):  # without a temporary folder, the steps that need one report it
             made = tempfile.TemporaryDirectory(prefix="chess-cxr-doctor-", ignore_cleanup_errors=True)
             request = replace(request, scratch=Path(stack.enter_context(made)))
-        while (fate := (yield from _examine_in_child(request, progress))) is not None:
-            if progress.current is None:
+        examiner = stack.enter_context(_Examiner(request))
+        for stage in stages:
+            listed = examiner.ask(stage, None, stage, "", SEE)
+            if isinstance(listed, Check):
+                yield listed
+                continue
+            for number, (name, group, advice) in enumerate(listed):
+                yield examiner.ask(stage, number, name, group, advice)
+
+
+class _Examiner:
+    """Owner of a child process, which it starts when needed; a context manager."""
+
+    def __init__(self, request: Request) -> None:
+        self._asked = (request.paths, str(request.out), request.scratch and str(request.scratch))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> _Examiner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            self._connection.close()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def ask(self, stage: str, number: int | None, name: str, group: str, advice: str) -> Any:
+        """Return the check of a step, or without number the (name, group, advice) of all steps of a stage.
+
+        A lost child is a broken check, with the name, group and advice given here.
+        """
+        if not self._process:
+            self._start()
+            _, fate = self._call(self._asked, STARTING_SECONDS)
+            if fate:
                 raise ChessError(f"the process that examines this machine {fate} before it began")
-            stage, group, name = progress.current
-            yield Check(name or stage, group, Finding("broken", f"the process {fate} here", progress.advice))
-            progress.passed.append(progress.current)
+        answer, fate = self._call((stage, number), SECONDS_A_STEP)
+        if fate:
+            self.__exit__()
+            return Check(name, group, Finding("broken", f"the process {fate} here", advice))
+        return Check.from_json(answer) if isinstance(answer, dict) else answer
 
-
-def _examine_in_child(request: Request, progress: _Progress) -> Generator[Check, None, str | None]:
-    """Yield what one child finds; return None where it came to the end, else its fate."""
-    ours, theirs = socket.socketpair()
-    with Connection(ours.detach()) as connection:
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
         with theirs:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "chess_cxr.doctor.child", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        progress.current = None
+
+    def _call(self, request: object, seconds: float) -> tuple[Any, str]:
+        """Send a request; return the answer, and the fate of a child that does not give one."""
+        assert self._process
         try:
-            asked: dict[str, Any] = {"paths": request.paths, "out": str(request.out)}
-            asked |= {"scratch": request.scratch and str(request.scratch)}
-            asked |= {"stages": progress.stages, "passed": progress.passed}
-            connection.send_bytes(json.dumps(asked).encode("ascii"))
-            while connection.poll(SECONDS_A_STEP if progress.current else STARTING_SECONDS):
-                told: dict[str, Any] = json.loads(connection.recv_bytes())
-                if "begin" in told:
-                    progress.current, progress.advice = tuple(told["begin"]), told["advice"]
-                elif "check" in told:
-                    yield Check.from_json(told["check"])
-                    if progress.current:
-                        progress.passed.append(progress.current)
-                else:
-                    return None
-            return f"did not answer for {SECONDS_A_STEP if progress.current else STARTING_SECONDS:g} seconds"
+            self._connection.send_bytes(json.dumps(request).encode("ascii"))
+            if self._connection.poll(seconds):
+                return json.loads(self._connection.recv_bytes()), ""
         except (EOFError, OSError):
-            return _describe_end(process.wait())
-        finally:
-            process.kill()
-            process.wait()
+            return None, _describe_end(self._process.wait())
+        return None, f"did not answer for {seconds:g} seconds"
 
 
 def _describe_end(code: int) -> str:
-    """Say how a process ended."""
+    """Describe how a process ended."""
     if code < 0:
         with suppress(ValueError):
             return f"was ended by {signal.Signals(-code).name}"
     return f"ended with code {code}"
 
 
-def run_stages(
-    request: Request,
-    stages: Sequence[str],
-    passed: Set[_Key],
-    on_begin: Callable[[_Key, str], None],
-    on_check: Callable[[Check], None],
-) -> None:
-    """Take the steps that are not among `passed`, in this process."""
-    for stage in stages:
-        if (stage, "", "") in passed:
-            continue
-        on_begin((stage, "", ""), SEE)
-        steps = _list_steps(STAGES[stage], request)
-        if isinstance(steps, Finding):
-            on_check(Check(stage, "", steps))
-            continue
-        for step in steps:
-            key = (stage, step.group, step.name)
-            if key not in passed:
-                on_begin(key, step.advice)
-                on_check(take(step))
-
-
-def _list_steps(place: str, request: Request) -> list[Step] | Finding:
-    """Return the steps of a stage, or why its module cannot even be imported."""
+def list_stage(stage: str, request: Request) -> list[Step] | Check:
+    """Return the steps of a stage, or a broken check if its module cannot be imported."""
     try:
-        listing: _Listing = resolve_name(place)
-        return list(listing(request))
+        return list(resolve_name(STAGES[stage])(request))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        return describe_failure(error)
+        return Check(stage, "", describe_failure(error))
 
 
 def _serve(descriptor: int) -> None:
-    with Connection(descriptor) as connection:
-
-        def tell(**told: Any) -> None:
-            connection.send_bytes(json.dumps(told, default=str).encode("ascii"))
-
-        asked = json.loads(connection.recv_bytes())
-        run_stages(
-            Request(tuple(asked["paths"]), Path(asked["out"]), asked["scratch"] and Path(asked["scratch"])),
-            asked["stages"],
-            {(stage, group, name) for stage, group, name in asked["passed"]},
-            lambda key, advice: tell(begin=key, advice=advice),
-            lambda check: tell(check=check.as_json()),
-        )
-        tell(end=True)
+    with Connection(descriptor) as connection, suppress(EOFError):
+        paths, out, scratch = json.loads(connection.recv_bytes())
+        request = Request(tuple(paths), Path(out), scratch and Path(scratch))
+        listed: dict[str, list[Step] | Check] = {}
+        answer: object = "ready"
+        while True:
+            connection.send_bytes(json.dumps(answer, default=str).encode("ascii"))
+            stage, number = json.loads(connection.recv_bytes())
+            if stage not in listed:
+                listed[stage] = list_stage(stage, request)
+            steps = listed[stage]
+            if isinstance(steps, Check):
+                answer = steps.as_json()
+            elif number is None:
+                answer = [(step.name, step.group, step.advice) for step in steps]
+            else:
+                answer = take(steps[number]).as_json()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decoders: a picture in every transfer syntax and image format that is read, written, read back and compared."""
+"""Check decoders: write a picture in every supported transfer syntax and image format, read it back, compare."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -22,7 +23,7 @@ from chess_cxr.doctor.packages import advise_reinstall
 from chess_cxr.records import ChessError, Undecodable
 
 HEIGHT, WIDTH = 48, 64
-LOSSY_LEVELS = 8  # of 255: further from what was written no lossy codec comes at the qualities used here
+LOSSY_LEVELS = 8  # of 255, greatest error of the lossy codecs at these qualities
 _CORNER = 5
 
 _Encode = Callable[[np.ndarray], bytes]
@@ -30,133 +31,65 @@ _Encode = Callable[[np.ndarray], bytes]
 
 @dataclass(frozen=True)
 class Syntax:
-    """A transfer syntax and how to write it.
+    """Transfer syntax and its encoder.
 
-    encode: one frame of the bits given, None for native pixels.  codec: of imagecodecs, which decodes it, empty where
-    another package does.  package: to be reinstalled where it fails.
+    encode: encodes one frame of `bits`; None for native pixels.  codec: name in imagecodecs of the decoder, empty if
+    another package decodes it.  package: to be reinstalled after a failure.
     """
 
     name: str
     uid: uid.UID
-    bits: int
-    encode: _Encode | None
-    package: str
+    encode: _Encode | None = None
     codec: str = ""
+    bits: int = 16
     lossy: bool = False
+    package: str = "imagecodecs"
 
 
 def encode_rle(stored: np.ndarray) -> bytes:
-    """RLE Lossless (PS3.5 annex G), by pydicom's own encoder, which needs no other package."""
+    """Encode RLE Lossless (PS3.5 annex G) with pydicom's own encoder, which needs no other package."""
     frame: bytes = RLELosslessEncoder.encode(
-        stored,
-        encoding_plugin="pydicom",
-        rows=stored.shape[0],
-        columns=stored.shape[1],
-        samples_per_pixel=1,
-        number_of_frames=1,
-        bits_allocated=16,
-        bits_stored=16,
-        pixel_representation=0,
+        stored, encoding_plugin="pydicom", rows=stored.shape[0], columns=stored.shape[1], samples_per_pixel=1,
+        number_of_frames=1, bits_allocated=16, bits_stored=16, pixel_representation=0,
         photometric_interpretation="MONOCHROME2",
-    )
+    )  # fmt: skip
     return frame
 
 
-def encode_lossless_jpeg(stored: np.ndarray, predictor: int) -> bytes:
-    """JPEG Lossless (PS3.5 A.4.2) with one of the seven predictors."""
-    return bytes(imagecodecs.jpeg8_encode(stored, lossless=True, predictor=predictor, bitspersample=16))
+def encode_jpeg(stored: np.ndarray) -> bytes:
+    """Encode JPEG with 8 bits (PS3.5 A.4.1)."""
+    return bytes(simplejpeg.encode_jpeg(stored[..., None], 95, "GRAY"))
 
 
-def encode_jpeg_2000(stored: np.ndarray, lossy: bool = False) -> bytes:
-    """JPEG 2000 (PS3.5 A.4.4), a bare codestream."""
-    level = 60 if lossy else 0  # decibels; 0: nothing is cut
-    return bytes(imagecodecs.jpeg2k_encode(stored, level, codecformat="j2k", reversible=not lossy))
+def _with(codec: str, **options: Any) -> _Encode:
+    """Return an encoder of imagecodecs."""
+    return lambda stored: bytes(getattr(imagecodecs, f"{codec}_encode")(stored, **options))
 
 
+_JPEG_LOSSLESS = {"lossless": True, "bitspersample": 16}
+_J2K, _J2K_LOSSY = {"level": 0, "reversible": True}, {"level": 60, "reversible": False}  # level: decibels
 SYNTAXES = (
-    Syntax("implicit little endian", uid.ImplicitVRLittleEndian, 16, None, "pydicom"),
-    Syntax("explicit little endian", uid.ExplicitVRLittleEndian, 16, None, "pydicom"),
-    Syntax("explicit big endian", uid.ExplicitVRBigEndian, 16, None, "pydicom"),
-    Syntax("deflated", uid.DeflatedExplicitVRLittleEndian, 16, None, "pydicom"),
-    Syntax("RLE", uid.RLELossless, 16, encode_rle, "imagecodecs", "DICOMRLE"),
-    Syntax(
-        "JPEG baseline",
-        uid.JPEGBaseline8Bit,
-        8,
-        lambda stored: bytes(simplejpeg.encode_jpeg(stored[..., None], 95, "GRAY")),
-        "simplejpeg",
-        lossy=True,
-    ),
-    Syntax(
-        "JPEG extended",
-        uid.JPEGExtended12Bit,
-        12,
-        lambda stored: bytes(imagecodecs.jpeg8_encode(stored, 95, bitspersample=12)),
-        "imagecodecs",
-        "JPEG8",
-        lossy=True,
-    ),
-    Syntax(
-        "JPEG lossless", uid.JPEGLossless, 16, lambda stored: encode_lossless_jpeg(stored, 6), "imagecodecs", "JPEG8"
-    ),
-    Syntax(
-        "JPEG lossless SV1",
-        uid.JPEGLosslessSV1,
-        16,
-        lambda stored: encode_lossless_jpeg(stored, 1),
-        "imagecodecs",
-        "JPEG8",
-    ),
-    Syntax(
-        "JPEG-LS",
-        uid.JPEGLSLossless,
-        16,
-        lambda stored: bytes(imagecodecs.jpegls_encode(stored)),
-        "imagecodecs",
-        "JPEGLS",
-    ),
-    Syntax(
-        "JPEG-LS near-lossless",
-        uid.JPEGLSNearLossless,
-        16,
-        lambda stored: bytes(imagecodecs.jpegls_encode(stored, level=100)),
-        "imagecodecs",
-        "JPEGLS",
-        lossy=True,
-    ),
-    Syntax("JPEG 2000 lossless", uid.JPEG2000Lossless, 16, encode_jpeg_2000, "imagecodecs", "JPEG2K"),
-    Syntax(
-        "JPEG 2000",
-        uid.JPEG2000,
-        16,
-        lambda stored: encode_jpeg_2000(stored, lossy=True),
-        "imagecodecs",
-        "JPEG2K",
-        lossy=True,
-    ),
-    Syntax(
-        "HTJ2K lossless",
-        uid.HTJ2KLossless,
-        16,
-        lambda stored: bytes(imagecodecs.htj2k_encode(stored, reversible=True)),
-        "imagecodecs",
-        "JPEG2K",
-    ),
-    Syntax(
-        "HTJ2K",
-        uid.HTJ2K,
-        16,
-        lambda stored: bytes(imagecodecs.htj2k_encode(stored, level=0.0001, reversible=False)),
-        "imagecodecs",
-        "JPEG2K",
-        lossy=True,
-    ),
+    Syntax("implicit little endian", uid.ImplicitVRLittleEndian, package="pydicom"),
+    Syntax("explicit little endian", uid.ExplicitVRLittleEndian, package="pydicom"),
+    Syntax("explicit big endian", uid.ExplicitVRBigEndian, package="pydicom"),
+    Syntax("deflated", uid.DeflatedExplicitVRLittleEndian, package="pydicom"),
+    Syntax("RLE", uid.RLELossless, encode_rle, "DICOMRLE"),
+    Syntax("JPEG baseline", uid.JPEGBaseline8Bit, encode_jpeg, bits=8, lossy=True, package="simplejpeg"),
+    Syntax("JPEG extended", uid.JPEGExtended12Bit, _with("jpeg8", level=95, bitspersample=12), "JPEG8", 12, lossy=True),
+    Syntax("JPEG lossless", uid.JPEGLossless, _with("jpeg8", predictor=6, **_JPEG_LOSSLESS), "JPEG8"),
+    Syntax("JPEG lossless SV1", uid.JPEGLosslessSV1, _with("jpeg8", predictor=1, **_JPEG_LOSSLESS), "JPEG8"),
+    Syntax("JPEG-LS", uid.JPEGLSLossless, _with("jpegls"), "JPEGLS"),
+    Syntax("JPEG-LS near-lossless", uid.JPEGLSNearLossless, _with("jpegls", level=100), "JPEGLS", lossy=True),
+    Syntax("JPEG 2000 lossless", uid.JPEG2000Lossless, _with("jpeg2k", codecformat="j2k", **_J2K), "JPEG2K"),
+    Syntax("JPEG 2000", uid.JPEG2000, _with("jpeg2k", codecformat="j2k", **_J2K_LOSSY), "JPEG2K", lossy=True),
+    Syntax("HTJ2K lossless", uid.HTJ2KLossless, _with("htj2k", reversible=True), "JPEG2K"),
+    Syntax("HTJ2K", uid.HTJ2K, _with("htj2k", level=0.0001, reversible=False), "JPEG2K", lossy=True),
 )
 
 
 @dataclass(frozen=True)
 class Format:
-    """An image format, as Pillow names it, with the bits to try it with."""
+    """Image format with its name in Pillow and the bits to test."""
 
     name: str
     kind: str
@@ -165,7 +98,7 @@ class Format:
     lossy: bool = False
 
     def write(self, path: Path, stored: np.ndarray) -> Path:
-        """Write a picture, without loss where the format can."""
+        """Write a picture, lossless if the format can be."""
         options = {"quality": 95} if self.lossy else {"lossless": True} if self.kind == "WEBP" else {}
         Image.fromarray(stored).save(path, self.kind, **options)
         return path
@@ -182,22 +115,22 @@ FORMATS = (
 
 
 def list_dicom_steps(request: Request) -> Iterator[Step]:
-    """List every transfer syntax that is read."""
+    """List a step for every supported transfer syntax."""
     for each in SYNTAXES:
         yield Step(each.name, partial(try_syntax, each, request), "DICOM decoders", advise_reinstall(each.package))
 
 
 def list_image_steps(request: Request) -> Iterator[Step]:
-    """List every image format that is read."""
+    """List a step for every supported image format."""
     for each in FORMATS:
         yield Step(each.name, partial(try_format, each, request), "image decoders", advise_reinstall(each.package))
 
 
 def draw_picture(bits: int) -> np.ndarray:
-    """Draw a ramp with noise of so many bits, uint8 or uint16 [H, W]; no turn or mirror leaves it alike.
+    """Draw a ramp with noise, uint8 or uint16 [H, W], that changes under every turn and mirroring.
 
-    One corner is 0 and another the largest value.  Each is 0.8 % of the picture, so that the percentiles that deep
-    image files are stretched between leave every value where it is.
+    One corner is 0 and another the largest value, each 0.8 % of the picture, so that stretching a deep image between
+    its percentiles changes no value.
     """
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     ramp = 0.05 + 0.6 * y / (HEIGHT - 1) + 0.25 * x / (WIDTH - 1)
@@ -208,7 +141,7 @@ def draw_picture(bits: int) -> np.ndarray:
 
 
 def try_syntax(syntax: Syntax, request: Request) -> Finding:
-    """Write the picture in a transfer syntax, read it as the ingest does, and compare."""
+    """Write the picture in a transfer syntax, decode it as the ingest does, and compare."""
     stored, frame = draw_picture(syntax.bits), None
     if syntax.encode is not None:
         if syntax.codec and not getattr(imagecodecs, syntax.codec).available:
@@ -223,7 +156,7 @@ def try_syntax(syntax: Syntax, request: Request) -> Finding:
 
 
 def try_format(kind: Format, request: Request) -> Finding:
-    """Write the picture in an image format, read it as the ingest does, and compare."""
+    """Write the picture in an image format, decode it as the ingest does, and compare."""
     stored = draw_picture(kind.bits)
     with request.open_folder() as folder:
         path = kind.write(folder / "picture", stored)
@@ -231,7 +164,7 @@ def try_format(kind: Format, request: Request) -> Finding:
 
 
 def write_dicom(path: Path, stored: np.ndarray, syntax: Syntax, frame: bytes | None) -> Path:
-    """Write the picture as DICOM whose window shows each stored value as its share of the largest one.
+    """Write the picture as DICOM with a window that maps each stored value to its share of the largest one.
 
     PS3.3 C.11.2.1.2.1, LINEAR: (value - (center - 0.5)) / (width - 1) + 0.5.
     """
@@ -255,9 +188,9 @@ def write_dicom(path: Path, stored: np.ndarray, syntax: Syntax, frame: bytes | N
 
 
 def decode(path: Path) -> np.ndarray:
-    """Decode a film as the ingest does, float32 [H, W]; errors come with the words of the library that raised them.
+    """Decode a film as the ingest does, float32 [H, W]; errors quote the library that raised them.
 
-    Such words may quote a film's header, so that messages of the ingest leave them out; this film is the doctor's own.
+    The ingest does not quote libraries, which may quote the header; this film is the doctor's own.
     """
     try:
         return decode_film(path).pixels
@@ -267,7 +200,7 @@ def decode(path: Path) -> np.ndarray:
 
 
 def compare(stored: np.ndarray, film_HW: np.ndarray, bits: int, lossy: bool, package: str) -> Finding:
-    """Say whether a decoded film, float [H, W] in [0, 1], holds what was stored."""
+    """Compare a decoded film, float [H, W] in [0, 1], with the stored values."""
     if film_HW.shape != stored.shape:
         return Finding("broken", f"comes back as {film_HW.shape}, not {stored.shape}", advise_reinstall(package))
     top = (1 << bits) - 1

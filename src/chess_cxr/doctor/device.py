@@ -1,4 +1,4 @@
-"""Torch: its device, its threads, how fast it multiplies, and an encoder folder written and loaded."""
+"""Check torch: device, threads, speed of matrix products, and an encoder folder written and loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NETWORK, SIDE = "test_resnet", 32
 
 
 def list_steps(request: Request) -> Iterator[Step]:
-    """List what torch can do here."""
+    """List the steps that need torch."""
     advice = advise_reinstall("torch")
     yield Step("torch", look_at_torch, advice=advice)
     yield Step("device", look_at_device, advice=advice)
@@ -27,7 +27,7 @@ def list_steps(request: Request) -> Iterator[Step]:
 
 
 def look_at_torch() -> Finding:
-    """Find torch's version and what it was built for."""
+    """Find the version of torch and its build."""
     import torch
 
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
@@ -39,7 +39,7 @@ def look_at_torch() -> Finding:
 
 
 def look_at_device() -> Finding:
-    """Find the device that commands choose by themselves, and its memory."""
+    """Find the default device of commands, and its memory."""
     import torch
 
     from chess_cxr.device import choose_device
@@ -68,7 +68,7 @@ def has_nvidia_device(devices: Path = Path("/dev")) -> bool:
 
 
 def look_at_threads() -> Finding:
-    """Find how many threads torch and OpenCV use, and whether there are cores for them."""
+    """Compare the threads of torch and OpenCV with the usable cores."""
     import cv2
     import torch
 
@@ -82,7 +82,7 @@ def look_at_threads() -> Finding:
 
 
 def measure_peak() -> Finding:
-    """Measure the fastest matrix product of the device."""
+    """Measure the peak speed of matrix products on the device."""
     import torch
 
     from chess_cxr.device import choose_device
@@ -98,7 +98,7 @@ def measure_peak() -> Finding:
 
 
 def try_encoder_folder(request: Request) -> Finding:
-    """Write an encoder folder, load it with timm alone and with its checks, on the device."""
+    """Write an encoder folder; load it on the device with all checks, and with timm alone."""
     import timm
     import torch
 

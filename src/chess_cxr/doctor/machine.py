@@ -1,4 +1,4 @@
-"""Python, cores, memory and disk: what can be said without any library."""
+"""Check Python, cores, memory and disk, without any library."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chess_cxr.doctor.packages import DISTRIBUTION, is_too_old
 from chess_cxr.workers.cores import count_usable_cores, list_cgroups
 
 GIB = 1 << 30
-LEAST_FREE_BYTES = GIB  # at --out: a store of 25,000 films of 512 x 512 pixels takes about as much
+LEAST_FREE_BYTES = GIB  # at --out, about a store of 25,000 films of 512 x 512 pixels
 LEAST_TEMPORARY_BYTES = 64 << 20
 LEAST_MEMORY_BYTES = 2 * GIB
 _TRIED_BYTES = 1 << 20
 
 
 def list_steps(request: Request) -> Iterator[Step]:
-    """List the machine and what runs on it."""
+    """List the steps for machine and Python."""
     yield Step("Python", look_at_python)
     yield Step("cores", look_at_cores)
     yield Step("memory", look_at_memory)
@@ -36,7 +36,7 @@ def list_steps(request: Request) -> Iterator[Step]:
 
 
 def look_at_python() -> Finding:
-    """Find Python and this package, and whether they fit."""
+    """Find the versions of Python and of this package, and whether they fit."""
     version = platform.python_version()
     value = f"{version} at {sys.executable}, {platform.system()} {platform.machine()}"
     facts = {"version": version, "executable": sys.executable}
@@ -45,10 +45,8 @@ def look_at_python() -> Finding:
     except metadata.PackageNotFoundError:
         advice = f"pip install it; the source alone at {Path(__file__).parents[1]} does not know its version"
         return Finding("broken", f"{value}, {DISTRIBUTION} is not installed", advice, facts)
-    value, needed = (
-        f"{value}, {DISTRIBUTION} {about['Version']}",
-        str(about.json.get("requires_python", "")),
-    )
+    value += f", {DISTRIBUTION} {about['Version']}"
+    needed = str(about.json.get("requires_python", ""))
     facts |= {DISTRIBUTION: about["Version"]}
     if is_too_old(version, needed):
         return Finding("broken", value, f"install Python {needed}", facts)
@@ -56,16 +54,15 @@ def look_at_python() -> Finding:
 
 
 def look_at_cores() -> Finding:
-    """Find how many cores the machine has, and how many of them this process may use."""
+    """Count the cores of the machine and those that this process may use."""
     machine, usable = os.cpu_count() or 1, count_usable_cores()
     limit = "" if usable >= machine else " (CPU affinity or a cgroup limit)"
-    return Finding(
-        "ok", f"{usable} usable of {machine}{limit}", facts={"machine_cores": machine, "usable_cores": usable}
-    )
+    facts = {"machine_cores": machine, "usable_cores": usable}
+    return Finding("ok", f"{usable} usable of {machine}{limit}", facts=facts)
 
 
 def look_at_memory() -> Finding:
-    """Find how much memory there is, how much of it is free, and what a cgroup limits it to."""
+    """Find total and available memory, and the limit of a cgroup."""
     total, available, limit = *read_memory(), read_memory_limit()
     facts = {"total_bytes": total, "available_bytes": available, "cgroup_limit_bytes": limit}
     parts = [f"{total / GIB:.1f} GiB"]
@@ -75,14 +72,13 @@ def look_at_memory() -> Finding:
         parts.append(f"limited to {limit / GIB:.1f} GiB by a cgroup")
     usable = min(total if available is None else available, total if limit is None else limit)
     if usable < LEAST_MEMORY_BYTES:
-        return Finding(
-            "optional", ", ".join(parts), "end other programs, or use few --workers and small batches", facts
-        )
+        advice = "end other programs, or use few --workers and small batches"
+        return Finding("optional", ", ".join(parts), advice, facts)
     return Finding("ok", ", ".join(parts), facts=facts)
 
 
 def read_memory() -> tuple[int, int | None]:
-    """Return the bytes of memory, and those that are available, None where the system does not say."""
+    """Return total and available bytes of memory, None if the system does not tell."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
@@ -107,10 +103,7 @@ def _read_number(path: Path) -> int | None:
 
 
 def look_at_disk(folder: Path, least: int, advice: str) -> Finding:
-    """Find how much disk is free in a folder, and whether it can be written to.
-
-    A folder that does not exist yet is judged by the nearest one above it.
-    """
+    """Find the free disk space of a folder, or of the nearest existing one above it, and whether it is writable."""
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
     facts = {"folder": str(folder.absolute()), "free_bytes": free}

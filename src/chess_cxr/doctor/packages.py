@@ -1,4 +1,4 @@
-"""Which packages are installed, read from what chess-cxr's own metadata asks for."""
+"""Check installed packages against the requirements in the metadata of chess-cxr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
 class Requirement:
     """One line of Requires-Dist (core metadata, PEP 566).
 
-    specifier: such as ">=2.6"; only lower bounds are judged.  extra: that asks for it, empty for the core.
+    specifier: such as ">=2.6"; only lower bounds are checked.  extra: which requires it, empty for the core.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Requirement:
 
 
 def list_steps(request: Request) -> Iterator[Step]:
-    """List the packages that the core needs, to see whether they are installed and new enough."""
+    """List a step for each package of the core, to check its version."""
     for requirement in read_requirements():
         if not requirement.extra:
             yield Step(requirement.name, partial(judge, requirement), "packages")
 
 
 def list_extra_steps(request: Request) -> Iterator[Step]:
-    """List the extras: what of each is there, and how to get the rest."""
+    """List a step for each extra, to find its missing packages."""
     requirements = read_requirements()
     for extra in dict.fromkeys(each.extra for each in requirements if each.extra):
         wanted = [each for each in requirements if each.extra == extra]
@@ -44,21 +44,17 @@ def list_extra_steps(request: Request) -> Iterator[Step]:
 
 
 def list_import_steps(request: Request) -> Iterator[Step]:
-    """List the packages that the core needs, to see whether they can be imported."""
+    """List a step for each package of the core, to import it."""
     modules = _list_modules()
     for requirement in read_requirements():
         if not requirement.extra:
             names = modules.get(_normalise(requirement.name)) or (requirement.name.replace("-", "_"),)
-            yield Step(
-                requirement.name,
-                partial(import_all, names),
-                "imports",
-                f"reinstall it: pip install --force-reinstall {_quote(requirement)}",
-            )
+            advice = f"reinstall it: pip install --force-reinstall {_quote(requirement)}"
+            yield Step(requirement.name, partial(import_all, names), "imports", advice)
 
 
 def judge(requirement: Requirement) -> Finding:
-    """Say whether a package that the core needs is installed and new enough."""
+    """Check that a package of the core is installed and new enough."""
     found = find_version(requirement.name)
     if found is None:
         return Finding("broken", "is missing", f"pip install {_quote(requirement)}")
@@ -68,7 +64,7 @@ def judge(requirement: Requirement) -> Finding:
 
 
 def judge_extra(extra: str, wanted: Sequence[Requirement]) -> Finding:
-    """Say which packages of an extra are installed; one that is absent costs the core nothing."""
+    """Find which packages of an extra are installed; the core needs none of them."""
     versions = {each.name: find_version(each.name) for each in wanted}
     lacking = [each.name for each in wanted if not (found := versions[each.name]) or is_too_old(found, each.specifier)]
     facts = {"versions": versions}
@@ -78,20 +74,19 @@ def judge_extra(extra: str, wanted: Sequence[Requirement]) -> Finding:
     listed = ", ".join(lacking[:_SHOWN]) + (f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else "")
     verb = "is" if len(lacking) == 1 else "are"
     old = " or too old" if any(versions[name] for name in lacking) else ""
-    return Finding(
-        "optional", f"{listed} {verb} missing{old} (optional)", f"pip install '{DISTRIBUTION}[{extra}]'", facts
-    )
+    value, advice = f"{listed} {verb} missing{old} (optional)", f"pip install '{DISTRIBUTION}[{extra}]'"
+    return Finding("optional", value, advice, facts)
 
 
 def import_all(names: Sequence[str]) -> Finding:
-    """Import modules by name; errors are the caller's."""
+    """Import modules by name; raises what they raise."""
     for name in names:
         import_module(name)
     return Finding("ok", ", ".join(names))
 
 
 def advise_import(error: ImportError) -> str:
-    """Say what to install for a module of the core's that cannot be found; empty for any other."""
+    """Return the command that installs a missing module of the core, "" for any other module."""
     module = (error.name or "").partition(".")[0]
     for requirement in read_requirements():
         names = _list_modules().get(_normalise(requirement.name), (requirement.name.replace("-", "_"),))
@@ -102,7 +97,7 @@ def advise_import(error: ImportError) -> str:
 
 @cache
 def read_requirements() -> tuple[Requirement, ...]:
-    """Read what the installed chess-cxr asks for; nothing where only its source is on the path."""
+    """Read the requirements of the installed chess-cxr; none if only its source is on the path."""
     found = []
     for line in metadata.requires(DISTRIBUTION) or () if find_version(DISTRIBUTION) else ():
         if match := _REQUIREMENT.match(line):
@@ -114,13 +109,13 @@ def read_requirements() -> tuple[Requirement, ...]:
 
 
 def advise_reinstall(name: str) -> str:
-    """Return the command that installs a package of the core anew, at a version that chess-cxr admits."""
+    """Return the command that reinstalls a package of the core at an admissible version."""
     wanted = [each for each in read_requirements() if _normalise(each.name) == _normalise(name) and not each.extra]
     return f"pip install --force-reinstall {_quote(wanted[0]) if wanted else name}"
 
 
 def find_version(name: str) -> str | None:
-    """Return the version of an installed package, None where there is none."""
+    """Return the version of an installed package, None for a missing one."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -134,7 +129,7 @@ def is_too_old(version: str, specifier: str) -> bool:
 
 
 def _parse_release(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version (PEP 440) without zeros at the end: 2.6.0+cpu is (2, 6)."""
+    """Return the release numbers of a version (PEP 440) without trailing zeros: 2.6.0+cpu is (2, 6)."""
     release = re.match(r"\s*v?(?:\d+!)?(\d+(?:\.\d+)*)", version)
     numbers = [int(part) for part in release[1].split(".")] if release else []
     while numbers and numbers[-1] == 0:
@@ -144,7 +139,7 @@ def _parse_release(version: str) -> tuple[int, ...]:
 
 @cache
 def _list_modules() -> dict[str, tuple[str, ...]]:
-    """Return the modules to import of each installed package: the one named like it, or else all."""
+    """Return the modules of each installed package: the one of the same name, else all."""
     found: dict[str, list[str]] = {}
     for module, owners in metadata.packages_distributions().items():
         for owner in owners:
@@ -157,7 +152,7 @@ def _list_modules() -> dict[str, tuple[str, ...]]:
 
 
 def _normalise(name: str) -> str:
-    """Return a package's name as PEP 503 compares it."""
+    """Normalise the name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

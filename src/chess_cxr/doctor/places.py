@@ -1,4 +1,4 @@
-"""Stores, encoders, models and runs that the user names: opened, and checked."""
+"""Open and check the stores, encoders, models and runs that the user names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NEEDS_TORCH: tuple[Kind, ...] = ("encoder", "model")
 
 
 def list_steps(request: Request) -> Iterator[Step]:
-    """List the places that are looked at without torch, and those that are nothing of ours."""
+    """List the places that need no torch, and those of an unknown kind."""
     for path in request.paths:
         kind = recognise(path)
         if kind == "store":
@@ -41,7 +41,7 @@ def list_steps(request: Request) -> Iterator[Step]:
 
 
 def list_network_steps(request: Request) -> Iterator[Step]:
-    """List the places whose networks are loaded."""
+    """List the places with networks to load."""
     for path in request.paths:
         kind = recognise(path)
         if kind == "encoder":
@@ -51,7 +51,7 @@ def list_network_steps(request: Request) -> Iterator[Step]:
 
 
 def recognise(path: str) -> Kind:
-    """Tell what stands at a path by the files in it, without opening them but for a config.json."""
+    """Recognise the kind of a path by its files; opens only config.json."""
     location = simplify_location(path)
     if is_url(location):
         return "store"
@@ -71,7 +71,7 @@ def recognise(path: str) -> Kind:
 
 
 def refuse(path: str, kind: Kind) -> Finding:
-    """Say why a path cannot be examined."""
+    """Return why a path cannot be examined."""
     if kind == "interrupted":
         return Finding("broken", "its training was interrupted", "the same finetune command continues it")
     if not Path(path).exists():
@@ -80,7 +80,7 @@ def refuse(path: str, kind: Kind) -> Finding:
 
 
 def look_at_store(path: str) -> Finding:
-    """Open a store, count its films by split, and decode some of them from first to last."""
+    """Open a store, count its films by split, and decode a sample that spans it."""
     from chess_cxr.store import open_store
 
     store = open_store(simplify_location(path))
@@ -100,7 +100,7 @@ def look_at_store(path: str) -> Finding:
 
 
 def _find_broken_films(store: Store, rows: list[int]) -> list[str]:
-    """Return what is wrong with the films at these rows, a line for each that cannot be decoded as it was stored."""
+    """Return a line for each film at these rows that cannot be decoded as stored."""
     broken = []
     for row in rows:
         try:
@@ -114,7 +114,7 @@ def _find_broken_films(store: Store, rows: list[int]) -> list[str]:
 
 
 def look_at_encoder(folder: Path) -> Finding:
-    """Load an encoder: contract, SHA-256, embedding of the golden film on this device, list of training films."""
+    """Load an encoder on this device; this checks its contract, hashes and golden embedding."""
     from chess_cxr.device import choose_device
     from chess_cxr.encoders.folder import show_encoder
     from chess_cxr.encoders.load import load_encoder
@@ -133,7 +133,7 @@ def look_at_encoder(folder: Path) -> Finding:
 
 
 def look_at_model(folder: Path) -> Finding:
-    """Load what a `finetune` command wrote."""
+    """Load a model that a `finetune` command wrote."""
     from chess_cxr.device import choose_device
 
     config, device = read_json(folder / "config.json"), str(choose_device())
@@ -146,7 +146,7 @@ def look_at_model(folder: Path) -> Finding:
 
 
 def look_at_run(folder: Path) -> Finding:
-    """Read how far a pre-training run is, and whether its newest checkpoint is whole."""
+    """Read the progress of a pre-training run, and check its newest checkpoint."""
     run = read_run(folder, time.time())
     facts = {"state": run.state, "step": run.step, "steps": run.steps}
     value = f"{run.state} at step {run.step:,} of {run.steps or 0:,}"

@@ -1,4 +1,4 @@
-"""Checks as lines of text: a tick, a dash for what is optional, a cross and what to do."""
+"""Render checks as lines of text: a tick, a dash (optional) or a cross, and advice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from chess_cxr.doctor.check import Check
 
 MARKS = {"ok": "✓", "optional": "–", "broken": "✗"}
 PLAIN_MARKS = {"ok": "ok  ", "optional": "-   ", "broken": "FAIL"}
-# What the members of a group that are well have done, and whether they are named one by one.
+# Phrase for the members of a group that are well, and whether to name them.
 _GROUPS = {
     "packages": ("that the core needs are installed", False),
     "imports": ("packages of the core import", False),
@@ -19,7 +19,7 @@ _GROUPS = {
 
 
 def render(checks: Iterable[Check], encoding: str = "utf-8") -> Iterator[str]:
-    """Yield lines as checks come, those that share one as soon as it is complete, in what the encoding has."""
+    """Yield each line as soon as its checks are complete, in characters of the encoding."""
     marks = MARKS if _can_encode("".join(MARKS.values()), encoding) else PLAIN_MARKS
     for status, text in _render(checks):
         line = f"{marks[status]} {text}"
@@ -27,7 +27,7 @@ def render(checks: Iterable[Check], encoding: str = "utf-8") -> Iterator[str]:
 
 
 def _render(checks: Iterable[Check]) -> Iterator[tuple[str, str]]:
-    """Yield status and text of each line; neighbours that failed for one reason share one."""
+    """Yield status and text of each line; neighbours with the same failure share one."""
     waiting: list[Check] = []
     for check in checks:
         if waiting and _get_company(check) != _get_company(waiting[0]):
@@ -42,13 +42,13 @@ def _render(checks: Iterable[Check]) -> Iterator[tuple[str, str]]:
 
 
 def _get_company(check: Check) -> tuple[str, ...]:
-    """Return what checks on one line, or one after the other, have in common."""
+    """Return the key by which neighbouring checks are grouped."""
     found = check.finding
     return (check.group,) if check.group else (found.status, found.value, found.advice)
 
 
 def _render_group(members: Sequence[Check]) -> Iterator[tuple[str, str]]:
-    """Render what is well on one line, and what failed for one reason on one line each."""
+    """Render all that is well on one line, and each kind of failure on another."""
     group = members[0].group
     well = [check for check in members if check.finding.status == "ok"]
     phrase, named = _GROUPS.get(group, ("are well", True))
@@ -69,7 +69,7 @@ def _join(*parts: str) -> str:
 
 
 def _describe_loss(checks: Sequence[Check]) -> str:
-    """Say how close what was read came to what was written, where the checks of a group know."""
+    """Describe the loss of lossy codecs in a group, if its checks report it."""
     facts = [check.finding.facts for check in checks if "lossy" in check.finding.facts]
     lossy = [each["largest_difference_of_255"] for each in facts if each["lossy"]]
     within = f", {len(lossy)} lossy within {max(lossy):.1f} of 255 grey levels" if lossy else ""
@@ -78,7 +78,7 @@ def _describe_loss(checks: Sequence[Check]) -> str:
 
 def _can_encode(text: str, encoding: str) -> bool:
     try:
-        text.encode(encoding, "surrogateescape")  # files are named by bytes, which may be no text
+        text.encode(encoding, "surrogateescape")  # names of files may be no text
     except UnicodeEncodeError:
         return False
     return True

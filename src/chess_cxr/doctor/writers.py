@@ -1,4 +1,4 @@
-"""Writers: each kind of file that commands write, made small, read back and compared.  Encoders come with torch."""
+"""Check writers: write a small file of each kind, read it back, compare.  `device` does so for encoders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PHANTOM_SIDE = 64
 
 
 def list_steps(request: Request) -> Iterator[Step]:
-    """List what is written, apart from what needs torch."""
+    """List the writers that need no torch."""
     tried: dict[str, tuple[Callable[[Path], Finding], str]] = {
         "film JPEG": (try_film_jpeg, "simplejpeg"),
         "store": (try_store, "pylance"),
@@ -41,7 +41,7 @@ def _in_folder(attempt: Callable[[Path], Finding], request: Request) -> Finding:
 
 
 def try_film_jpeg(folder: Path) -> Finding:
-    """Encode a film as stores hold it, and decode it."""
+    """Encode and decode a film as stores do."""
     film_HW = draw_picture(8) / 255
     jpeg, *shape = encode_film(film_HW, max(film_HW.shape))
     found_HW = decode_stored(jpeg)
@@ -68,12 +68,12 @@ def try_store(folder: Path) -> Finding:
 
 
 def try_derived_dicom(folder: Path) -> Finding:
-    """Write a derived DICOM film, as `predict` does with a bone model, and compare it with what was asked for."""
+    """Write a derived DICOM film, as `predict` does with a bone model, and compare it with the request."""
     return _derive(write_dicom(folder / "film.dcm", draw_picture(16), SYNTAXES[1], None), folder / "out", "pydicom")
 
 
 def try_derived_png(folder: Path) -> Finding:
-    """Write a derived PNG, and compare it with what was asked for."""
+    """Write a derived PNG, and compare it with the request."""
     path = Format("PNG", "PNG", 8, "pillow").write(folder / "film.png", draw_picture(8))
     return _derive(path, folder / "out", "pillow")
 
@@ -87,7 +87,7 @@ def _derive(source: Path, out: Path, package: str) -> Finding:
 
 
 def try_generated_films(folder: Path) -> Finding:
-    """Write generated films as `chess-cxr demo` does, JPEG 2000 among them, and read them."""
+    """Write generated films as `chess-cxr demo` does, with JPEG 2000 among them, and read them."""
     table = write_phantom_films(folder, 1, _PHANTOM_FILMS, seed=0, size=_PHANTOM_SIDE)
     with table.open(newline="", encoding="utf-8") as file:
         films = [decode(folder / row["file"]) for row in csv.DictReader(file)]
@@ -100,7 +100,6 @@ def _judge(found_HW: np.ndarray, expected_HW: np.ndarray, most_levels: float, pa
     levels = float(np.abs(found_HW - expected_HW).max() * 255)
     facts = {"largest_difference_of_255": round(levels, 4)}
     if not levels <= most_levels:
-        return Finding(
-            "broken", f"comes back other than meant, by {levels:.2g} of 255", advise_reinstall(package), facts
-        )
+        value = f"comes back other than meant, by {levels:.2g} of 255"
+        return Finding("broken", value, advise_reinstall(package), facts)
     return Finding("ok", f"within {levels:.1f} of 255 grey levels", facts=facts)

@@ -114,7 +114,7 @@ def render_run_page(facts: RunFacts, view_2PHW: np.ndarray | None = None, comman
     return template.render(
         facts=facts,
         numbers=list_numbers(facts.metrics),
-        figures=draw_run_curves(facts.metrics),
+        figures=list(draw_run_curves(facts.metrics).values()),
         thinned=len(facts.metrics) > MOST_POINTS,
         pairs=[] if view_2PHW is None else list(zip(view_2PHW[0], view_2PHW[1], strict=True)),
         tables=[(title, list(flatten_config(described).items())) for title, described in tables.items()],
@@ -139,27 +139,29 @@ def list_numbers(metrics: Metrics) -> list[tuple[str, str, str]]:
     return found + [(f"loss, {name.removeprefix('loss/')}", f"{newest[name]:.3f}", "nats") for name in losses]
 
 
-def draw_run_curves(metrics: Metrics) -> list[str]:
-    """Draw the figures of a run as SVG texts, leaving out figures without any measurement.
+def draw_run_curves(metrics: Metrics, chance_loss: float | None = None) -> dict[str, str]:
+    """Draw the figures of a run as SVG texts by name, leaving out figures without any measurement.
 
-    metrics: the lines of `metrics.jsonl`, thinned to `MOST_POINTS` by averaging neighbours.
+    metrics: the lines of `metrics.jsonl`, thinned to `MOST_POINTS` by averaging neighbours.  chance_loss: loss of an
+    untrained network, nats.
     """
     names = dict.fromkeys(name for line in metrics for name in line)
     losses = {name: name.removeprefix("loss/") for name in names if name.startswith("loss/")}
     knn, linear = (_list_probe_curves(names, probe) for probe in ("knn_auroc", "linear_auroc"))
     rank, rate = {"probe/effective_rank": "of the features"}, {"learning_rate": "learning rate"}
     spread_title = "Signs of collapse: spread and similarity against the steps"
-    drawn = [
-        _draw(metrics, losses, "loss, nats", "Loss against the steps"),
-        _draw(metrics, knn, "kNN AUROC, val films", "AUROC of the nearest-neighbour probe against the steps", 0.5),
-        _draw(metrics, linear, "linear AUROC, val films", "AUROC of the linear probe against the steps", 0.5),
-        _draw(metrics, SPREAD, "spread, similarity", spread_title, limits=(0, 1.05)),
-        _draw(metrics, rank, "effective rank", "Effective rank"),
-        _draw(metrics, UNIFORMITY, "alignment, uniformity", "Alignment and uniformity against the steps"),
-        _draw(metrics, rate, "learning rate", "Learning rate against the steps"),
-        _draw_speed(metrics),
-    ]
-    return [figure for figure in drawn if figure]
+    probe_title = "AUROC of the {} probe against the steps"
+    drawn = {
+        "loss": _draw(metrics, losses, "loss, nats", "Loss against the steps", chance_loss),
+        "knn": _draw(metrics, knn, "kNN AUROC, val films", probe_title.format("nearest-neighbour"), 0.5),
+        "linear": _draw(metrics, linear, "linear AUROC, val films", probe_title.format("linear"), 0.5),
+        "collapse": _draw(metrics, SPREAD, "spread, similarity", spread_title, limits=(0, 1.05)),
+        "rank": _draw(metrics, rank, "effective rank", "Effective rank"),
+        "uniformity": _draw(metrics, UNIFORMITY, "alignment, uniformity", "Alignment and uniformity against the steps"),
+        "rate": _draw(metrics, rate, "learning rate", "Learning rate against the steps"),
+        "speed": _draw_speed(metrics),
+    }
+    return {name: figure for name, figure in drawn.items() if figure}
 
 
 def thin_curve(metrics: Metrics, name: str) -> list[dict[str, float]]:

@@ -1,1 +1,1 @@
-"""Plots and pages."""
+"""Plots, pictures and self-contained HTML pages."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: readable offline, on a phone and on paper."""
+"""Render self-contained HTML pages, readable offline, on a phone and on paper."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from chess_cxr.files.whole import write_atomically
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a page: a heading, paragraphs of plain text (blank lines between), plots, a table, a command.
+    """Part of a page: a heading, paragraphs of plain text (separated by blank lines), plots, a table, a command.
 
-    figures: SVG texts, laid side by side where there is room; figure_width: of each, in letters (rem).
+    figures: SVG texts, side by side if there is room.  figure_width: of each, in rem.
     """
 
     heading: str
@@ -31,10 +31,7 @@ class Section:
 
 
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "", synthetic: bool = False) -> str:
-    """Render a page; `synthetic` puts a banner on it that nobody can overlook.
-
-    All text is escaped, the figures alone are taken as they are.
-    """
+    """Render a page; `synthetic` adds a conspicuous banner.  All text is escaped, except the figures."""
     template = load_template("chess_cxr.report", "templates/page.html")
     return template.render(title=title, subtitle=subtitle, sections=sections, synthetic=synthetic)
 

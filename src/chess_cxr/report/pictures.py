@@ -1,4 +1,4 @@
-"""Pictures of pages."""
+"""Encode pictures for pages."""
 
 from __future__ import annotations
 

@@ -101,10 +101,7 @@ def _is_unknown(value: str | float) -> bool:
 
 
 def _make_films(
-    parts: Mapping[str, list[str]],
-    split_of: Mapping[str, str],
-    names: Sequence[str],
-    labels: Sequence[list[float]],
+    parts: Mapping[str, list[str]], split_of: Mapping[str, str], names: Sequence[str], labels: Sequence[list[float]]
 ) -> Iterator[SourceFilm]:
     blank = [""] * len(labels)
     age, sex, view, day = cache(parse_age_years), cache(parse_sex), cache(parse_view), cache(parse_date)

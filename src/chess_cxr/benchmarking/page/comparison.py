@@ -8,7 +8,7 @@ from pathlib import Path
 from chess_cxr.benchmarking.comparison import Comparison, build_result_table
 from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.report.page import Section, render_page, write_page
-from chess_cxr.report.plots import METRIC_NAMES, draw_label_efficiency
+from chess_cxr.report.plots import METRIC_NAMES, draw_efficiency_bands
 
 SHOWN_METRICS = ("accuracy", "auroc", "auprc")
 
@@ -39,9 +39,9 @@ def build_comparison_sections(comparison: Comparison, metrics: Sequence[str], co
     return [
         Section(
             heading=f"Linear probe, {METRIC_NAMES.get(metric, metric)}",
-            figures=(draw_label_efficiency(table, metric),),
-            figure_width=34,
-            figure_caption="Mean over label draws; the bars are 95 % intervals over patients and draws.",
+            figures=(draw_efficiency_bands(table, metric, list(dict.fromkeys(table["encoder"]))),),
+            figure_width=28,
+            figure_caption="Mean over label draws; the bands are 95 % intervals over patients and draws.",
             table=build_result_table(
                 table[table["metric"] == metric], lambda row: f"{row.subset} · {row.n_train_films:.0f} films"
             ),

@@ -122,12 +122,7 @@ def build_keep(endings: tuple[str, ...]) -> Callable[[str], bool]:
 
 
 def locate_films(
-    frame: pd.DataFrame,
-    column: str,
-    files: dict[str, str],
-    ending: str,
-    expected: str,
-    add_unlisted: bool = False,
+    frame: pd.DataFrame, column: str, files: dict[str, str], ending: str, expected: str, add_unlisted: bool = False
 ) -> pd.DataFrame:
     """Add the column "path" to a table whose `column` holds file names, with or without the `ending`.
 

@@ -195,12 +195,7 @@ def _compute_scatter(soft: Map, bone: Map, exposure: Exposure, spacing_cm: float
 
 
 def _expose(
-    soft: Map,
-    bone: Map,
-    scatter: Map,
-    log_range: tuple[float, float],
-    exposure: Exposure,
-    spacing_cm: float,
+    soft: Map, bone: Map, scatter: Map, log_range: tuple[float, float], exposure: Exposure, spacing_cm: float
 ) -> Pixels:
     """Apply Beer-Lambert, scatter, quantum noise, blur and logarithm; quantise to 12 bits."""
     mu_soft, mu_bone = compute_attenuation(exposure.kvp)
