@@ -13,6 +13,7 @@ import torch
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.film_jpeg import encode_film
 from chess_cxr.methods import METHODS, build_method
+from chess_cxr.methods.simclr import SimCLRConfig
 from chess_cxr.pretraining.export import export
 from chess_cxr.pretraining.page import write_run_page
 from chess_cxr.pretraining.presets import PRESETS, PretrainConfig, build_config, read_pretrain_config
@@ -75,11 +76,13 @@ def test_a_run_that_begins_from_an_encoder_begins_with_its_weights(
     assert len(read_run_config(run)["data"]["begun_from_sha256"]) == 64
 
 
-def test_a_run_that_begins_from_an_encoder_keeps_it_still_at_first_and_continues(
+def test_a_run_that_begins_from_an_encoder_keeps_it_still_while_its_head_is_new_and_continues(
     encoder: Path, small_store: Path, tmp_path: Path
 ) -> None:
     config = continue_from(build_tiny_config(), str(encoder))
-    assert config.training.frozen_steps == 1 and config.begin_from == str(encoder)
+    assert config.training.frozen_steps == 0 and config.begin_from == str(encoder)  # it brings its head along
+    other = replace(build_tiny_config(), method=SimCLRConfig("test_resnet"))
+    assert continue_from(other, str(encoder)).training.frozen_steps == 1
     run = pretrain(small_store, tmp_path / "run", config)
     before, after = read_weights(encoder), read_weights(export(run, tmp_path / "encoder"))
     assert [name for name in before if before[name].ndim == 4 and torch.equal(before[name], after[name])] == []

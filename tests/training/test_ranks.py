@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from chess_cxr.methods.batch import ViewBatch
 from chess_cxr.pretraining.pretrain import RunPlan, pretrain_run
 from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.store import open_store
@@ -96,9 +97,10 @@ class RemembersFilms(nn.Module):
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
         return {"only": [*self.encoder.parameters(), *self.head.parameters()]}
 
-    def losses(self, batch: Tensor) -> Iterator[tuple[str, Tensor]]:
-        self.mine_2B = batch.double().pow(2).mean((2, 3, 4)).float().contiguous()
-        yield "only", self.head(self.encoder(batch[0])).square().mean()
+    def losses(self, batch: ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        pair = batch.global_GB1SS
+        self.mine_2B = pair.double().pow(2).mean((2, 3, 4)).float().contiguous()
+        yield "only", self.head(self.encoder(pair[0])).square().mean()
 
     def after_step(self) -> None:
         parts = [torch.empty_like(self.mine_2B) for _ in range(join_ranks()[1])]
