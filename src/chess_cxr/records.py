@@ -60,7 +60,7 @@ class SourceFilm:
     """Film as its owner describes it, with ORIGINAL identifiers: a `SourceFilm` never leaves the ingest.
 
     Empty text and NaN mean "unknown"; the header of the file then fills the gap.
-    path: local file or URL of an object.  study_date: YYYYMMDD.
+    path: local file or URL of an object.  study_date: YYYYMMDD.  site: hospital or data set, stored as it is.
     labels: 1.0 present, 0.0 absent, `UNCERTAIN`, NaN unknown.
     """
 
@@ -74,6 +74,7 @@ class SourceFilm:
     split: str = ""
     study_date: str = ""
     manufacturer: str = ""
+    site: str = ""
     labels: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -469,6 +469,22 @@ def test_date_and_maker_are_taken_from_columns_of_their_names(tmp_path: Path) ->
     assert (film.study_date, film.manufacturer) == ("", "")
 
 
+def test_a_table_names_the_site_of_each_film(tmp_path: Path) -> None:
+    text = "file,site\n1.png,Seoul\n2.png,Busan\n3.png,Seoul\n4.png,\n5.png,Busan\n"
+    (tmp_path / "t.csv").write_text(text)
+    for number in range(1, 6):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    assert [film.site for film in read_folder([tmp_path], tmp_path / "t.csv")] == [""] * 5  # only when asked for
+    films = list(read_folder([tmp_path], tmp_path / "t.csv", {"site": "site"}))
+    assert [film.site for film in films] == ["Seoul", "Busan", "Seoul", "", "Busan"]
+
+
+def test_a_column_that_names_each_film_is_no_site(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,name\n1.png,A\n2.png,B\n3.png,C\n")
+    with pytest.raises(UsageError, match="'name' holds 3 values in 3 rows, too many for sites"):
+        read_folder([tmp_path], tmp_path / "t.csv", {"site": "name"})
+
+
 def test_dates_of_a_parquet_table_are_read(tmp_path: Path) -> None:
     when = pd.to_datetime(pd.Series(["2015-02-03", None]))
     pd.DataFrame({"file": ["1.png", "2.png"], "study_date": when}).to_parquet(tmp_path / "t.parquet")

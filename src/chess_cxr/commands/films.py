@@ -60,7 +60,7 @@ def ingest(
         out: the store to write, such as films.lance or s3://bucket/films.lance.
         table: a CSV, TSV or Parquet file with one row per film.
         columns: FIELD=COLUMN pairs; the fields are path, uid, patient, study, view, age, sex, split, class, labels, \
-study_date, manufacturer.
+study_date, manufacturer, site.
         dataset: a known public data set, such as nih-chestxray14; "list" lists them.
         site: name of the hospital or data set in the store; by default that of --dataset.
         longest_side: longest side of the stored films in pixels.

@@ -70,6 +70,8 @@ def pack_hash(text: str) -> bytes:
 def fingerprint_film(id_key: bytes, film: SourceFilm) -> int:
     """Return a keyed hash, as a number, of everything that the source says about a film, location included."""
     said = {**vars(film), "path": str(film.path), "labels": dict(film.labels)}
+    if not film.site:
+        del said["site"]  # version 0.1 knew none; an ingest begun then goes on
     return int(hash_id(id_key, "listed", repr(said)), 16)
 
 

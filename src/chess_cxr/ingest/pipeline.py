@@ -51,7 +51,7 @@ class IngestOptions:
     """Options of an ingest.
 
     id_key: result of `read_id_key`.  id_map: file that will tie hashed uids to paths, the only one that does.
-    dataset: `site` of every film.  longest_side: of the stored films, in pixels.  val, test: fractions of patients.
+    dataset: `site` of every film whose table names none.  longest_side: of the stored films, in pixels.  val, test: fractions of patients.
     stratify: give each split its share of every label, among patients with known labels.  quality: thresholds that
     films are judged by.  limits: time and memory for one film.  in_flight: films submitted ahead of the writer.
     films_a_commit, seconds_a_commit: a part ends at whichever comes first; a kill loses one part at most.
@@ -327,7 +327,7 @@ def _build_record(film: SourceFilm, encoded: EncodedFilm, options: IngestOptions
         age_years=cap_age(header.age_years if math.isnan(film.age_years) else film.age_years),
         sex=film.sex or header.sex,
         spacing_mm=limit_spacing(encoded.spacing_mm),
-        site=options.dataset,
+        site=film.site or options.dataset,
         split=_choose_split(film, owner, patient, options, progress),
         year=read_year(date),
         study_day=shift_day(key, owner, date),

@@ -33,8 +33,8 @@ def read_folder(
 
     A table (CSV, TSV, Parquet; may be compressed) has one row a film.  `columns` maps fields to its columns: path, uid,
     patient, study, view, age, sex, split, class (one label a value, blank = all unknown), labels (several columns,
-    separated by commas), study_date (YYYYMMDD or YYYY-MM-DD) and manufacturer.  Labels are 1, 0, blank, or -1 for
-    `UNCERTAIN`.  An unmapped field is read from the column of the same name (patient, study, view, age, sex, split,
+    separated by commas), study_date (YYYYMMDD or YYYY-MM-DD), manufacturer and site.  Labels are 1, 0, blank, or -1
+    for `UNCERTAIN`.  An unmapped field is read from the column of the same name (patient, study, view, age, sex, split,
     study_date, manufacturer); map it to "" to ignore that column.  Paths and uids are literal, spaces and words such as
     NA included; without a uid, the path in its simplest spelling is the uid.  A film that the table names but the tree
     lacks is listed too and ends in the quarantine.  With several sources each film is searched for when listed, which

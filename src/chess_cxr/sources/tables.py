@@ -28,9 +28,10 @@ from chess_cxr.records import (
 )
 
 _FILM_FIELDS = ("path", "uid", "patient", "study", "view", "age", "sex", "split")
-FIELDS = (*_FILM_FIELDS, "class", "labels", "study_date", "manufacturer")
+FIELDS = (*_FILM_FIELDS, "class", "labels", "study_date", "manufacturer", "site")
 PATH_COLUMNS = ("file", "path", "Path", "filename", "file_name", "image", "Image Index", "dicom_path", "ImageID")
 MAX_CLASSES = 1000
+MAX_SITES = 1000
 _SAME_NAME = (*_FILM_FIELDS[2:], "study_date", "manufacturer")
 _BLANK = frozenset({"", "nan", "NaN", "NaT", "NA", "<NA>", "N/A", "null", "None"})
 _SPLIT_NAMES = {"training": "train", "testing": "test"} | dict.fromkeys(
@@ -66,6 +67,7 @@ def build_table_listing(frame: pd.DataFrame, roots: Sequence[Path | str], column
     texts["path"] = _simplify_paths(texts["path"], places, chosen["path"])
     texts["uid"] = _choose_uids(texts.get("uid"), texts["path"])
     split_of = _read_splits(texts["split"], chosen["split"]) if "split" in texts else {}
+    _check_sites(texts.get("site"), chosen.get("site", ""))
     names, code_NL = _read_labels(frame, chosen, texts.pop("class", None))
 
     def list_films() -> Iterator[SourceFilm]:
@@ -117,6 +119,7 @@ def _make_films(
             split=split_of.get(parts.get("split", blank)[row], ""),
             study_date=day(parts.get("study_date", blank)[row]),
             manufacturer=parts.get("manufacturer", blank)[row],
+            site=parts.get("site", blank)[row],
             labels=dict(zip(names, label, strict=True)),
         )
 
@@ -199,6 +202,15 @@ def _read_splits(texts: pd.Series, column: str) -> dict[str, str]:
             "use train, val or test, or leave it out"
         )
     return split_of
+
+
+def _check_sites(texts: pd.Series | None, column: str) -> None:
+    """Refuse a column that names films or patients: sites are stored as they are written."""
+    if texts is None:
+        return
+    named = texts[texts != ""]
+    if (sites := named.nunique()) > min(MAX_SITES, max(1, len(named) // 2)):
+        raise UsageError(f"column {column!r} holds {sites} values in {len(named)} rows, too many for sites")
 
 
 def _name_rows(rows: np.ndarray) -> str:
