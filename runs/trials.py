@@ -3,13 +3,16 @@
 usage: python trials.py TRIALS.toml STORE OUT [--seconds 600] [--core 1] [--only NAME ...]
 
 TRIALS.toml holds a table [trials.NAME] for each recipe: what differs from the preset `cpu_small`, nested as in a run's
-config.json.  A `method` with a name, and everything that is no table, takes the preset's place; other tables are merged.
-Steps are as many as fit into the seconds, by a run of 30 steps before; the learning rate is annealed over them.  Each
-trial's run and encoder stand in OUT/NAME; a trial whose encoder is there is left alone, and one that was interrupted
-goes on.
+config.json.  A `method` with a name, and everything that is no table, takes the preset's place; other tables are
+merged.
+
+Steps are as many as fit into the seconds by the fastest five of 40 steps before, so that other work on the machine
+makes a trial longer but does not change it.  The learning rate is annealed over them.  Each trial's run and encoder
+stand in OUT/NAME.  A trial whose encoder is there is left alone, and one that was interrupted goes on.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +26,7 @@ from typing import Any
 
 from chess_cxr.pretraining.presets import PRESETS, PretrainConfig, read_pretrain_config
 
-TIMED_STEPS = 30
+TIMED_STEPS, LOG_EVERY = 40, 5
 
 
 def build_trial(changes: dict[str, Any]) -> tuple[PretrainConfig, str]:
@@ -60,13 +63,19 @@ def count_steps(store: Path, folder: Path, config: PretrainConfig, begin_from: s
     short = folder / "timing"
     shutil.rmtree(short, ignore_errors=True)
     described = json.loads(json.dumps(asdict(config)))
-    described["training"] |= {"steps": TIMED_STEPS, "log_every": 5, "probe_every": 10**6, "checkpoint_every": 10**6}
+    described["training"] |= {
+        "steps": TIMED_STEPS,
+        "log_every": LOG_EVERY,
+        "probe_every": 10**6,
+        "checkpoint_every": 10**6,
+    }
     (folder / "timing.json").write_text(json.dumps(described))
     pretrain(store, short, folder / "timing.json", begin_from, core)
     lines = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()]
-    first, last = lines[1], lines[-1]
     shutil.rmtree(short)
-    return max(1, round(seconds * (last["step"] - first["step"]) / (last["time"] - first["time"])))
+    fastest = min(after["time"] - before["time"] for before, after in itertools.pairwise(lines)) / LOG_EVERY
+    print(f"{folder.name}: {fastest:.3f} s a step", flush=True)
+    return max(1, round(seconds / fastest))
 
 
 def run_trial(name: str, changes: dict[str, Any], store: Path, out: Path, core: int, seconds: float) -> None:

@@ -22,7 +22,8 @@ from chess_cxr.benchmarking.predictions import TaskKind
 from chess_cxr.benchmarking.suite import EncoderSource
 from chess_cxr.benchmarking.tables import build_statistic
 from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
-from chess_cxr.evaluation.linear_probe import fit_linear_probe
+from chess_cxr.evaluation.linear_probe import LinearProbe, fit_linear_probe
+from chess_cxr.evaluation.neighbours import Neighbours, fit_neighbours
 from chess_cxr.evaluation.ranked_scores import mean_known
 from chess_cxr.records import ChessError
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 FILMS_A_CHUNK = 2048
 EMBED_CODE = ("encoders.embed",)
 FIT_CODE = ("tasks.classify.train",)
-PROBE_CODE = ("evaluation.linear_probe",)
+PROBE_CODE = {"linear": "evaluation.linear_probe", "knn": "evaluation.neighbours"}
 REPLICATE_CODE = ("benchmarking.tables",)
 Computed = tuple[Mapping[str, NDArray[np.generic]], dict[str, Any]]
 
@@ -190,7 +191,7 @@ class ProbeCell:
         """The hash of features, labels, draw, settings and code."""
         described = {name: value for name, value in vars(self).items() if name != "features"}
         return compute_key(
-            {"cell": "probe", "features": list(self.features), "code": compute_code_version(*PROBE_CODE)}
+            {"cell": "probe", "features": list(self.features), "code": compute_code_version(PROBE_CODE[self.head])}
             | described
             | {"class_names": list(self.class_names)}
         )
@@ -199,21 +200,25 @@ class ProbeCell:
         """Fit the head to the draw and predict the val and the test films."""
         films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
         label, patient = cells.read_array(self.label), cells.read_array(self.patient)
-        probe = fit_linear_probe(
-            read_features(cells, self.features, films),
-            label[films],
-            patient[films],
-            names=self.class_names,
-            seed=self.seed,
-        )
+        probe: LinearProbe | Neighbours
+        given = read_features(cells, self.features, films), label[films], patient[films]
+        if self.head == "knn":
+            probe, facts = fit_neighbours(*given, names=self.class_names), {}
+        else:
+            probe = fit_linear_probe(*given, names=self.class_names, seed=self.seed)
+            facts = _describe_probe(probe)
         scores = {
             split: probe.predict_scores(read_features(cells, self.features, places)).astype(np.float32)
             if len(places)
             else np.empty((0, len(self.class_names)), np.float32)
             for split, places in (("val", val), ("test", test))
         }
-        strength = float(np.exp(mean_known(np.log(probe.strength_C), axis=0)))
-        return scores, {"notes": list(probe.notes), "strength": None if math.isnan(strength) else strength}
+        return scores, {"notes": [], **facts}
+
+
+def _describe_probe(probe: LinearProbe) -> dict[str, Any]:
+    strength = float(np.exp(mean_known(np.log(probe.strength_C), axis=0)))
+    return {"notes": list(probe.notes), "strength": None if math.isnan(strength) else strength}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def open_tasks(suite: Suite) -> dict[str, OpenedTask]:
     tasks = {}
     for name, spec in suite.tasks.items():
         try:
-            tasks[name] = open_task(name, spec, suite)
+            tasks[name] = open_task(name, spec, suite, scored=None if suite.on == "test" else "val")
             _check_uids(tasks[name])
         except UsageError as error:
             raise UsageError(f"tasks.{name}: {error}") from None
@@ -73,7 +73,7 @@ def open_task(
     Raises UsageError where the store, a label or a split is missing, or a patient stands in two splits.
     """
     store = store or open_store(spec.store)
-    chosen = select_labelled(store, spec.labels, spec.kind, spec.uncertain)
+    chosen = select_labelled(store, spec.labels, spec.kind, spec.uncertain, sites=spec.sites)
     places = {split: np.flatnonzero(chosen.split == split) for split in SPLITS}
     train, val, test = places["train"], places["val"], places["test"]
     if scored:
@@ -105,7 +105,7 @@ def open_task(
         plan=tuple(plan),
         films=TaskFilms(
             name=name,
-            data_set=store.dataset_name or store.path.stem,
+            data_set=", ".join(spec.sites) or store.dataset_name or store.path.stem,
             kind=chosen.kind,
             class_names=chosen.names,
             val=_describe_films(store, chosen, val),

@@ -115,6 +115,11 @@ class BenchmarkResults:
                 films.setdefault(one.subset, []).append(one.n_train_films)
         return tuple(sorted(films, key=lambda subset: sum(films[subset]) / len(films[subset])))
 
+    @property
+    def split(self) -> str:
+        """The split that all tasks are scored on."""
+        return next(iter(self.tasks.values())).split
+
     def select_draws(self, task: str, encoder: str, head: str, subset: str) -> tuple[PredictionSet, ...]:
         """Return the prediction sets of one row and column of a table, by draw."""
         wanted = (task, encoder, head, subset)

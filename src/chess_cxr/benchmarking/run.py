@@ -14,6 +14,7 @@ import numpy as np
 from chess_cxr.benchmarking.cache import CellFolder
 from chess_cxr.benchmarking.cells import (
     FILMS_A_CHUNK,
+    PROBE_CODE,
     EmbedCell,
     FitCell,
     ProbeCell,
@@ -179,7 +180,7 @@ def _probe_all(
             embedded = features[name, encoder]
             for mode, (draw, films) in itertools.product(task.spec.heads, draws):
                 cell: ProbeCell | FitCell
-                if mode == "linear":
+                if mode in PROBE_CODE:
                     cell = ProbeCell(mode, names, embedded, label=taught, films=films, seed=draw.seed, **shared)
                 else:
                     cell = FitCell(

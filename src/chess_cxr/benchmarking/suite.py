@@ -18,7 +18,7 @@ from chess_cxr.records import UsageError
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 RELATIVE = ("random", "imagenet")  # named without a network: those of the reference's
-Head = Literal["linear", "mlp", "attentive", "full"]
+Head = Literal["linear", "knn", "mlp", "attentive", "full"]
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 
 
@@ -38,16 +38,17 @@ class TaskSpec:
     """One task of a suite.
 
     store: path or URL of a store with labels.  labels: their names, all of the store's by default.
-    kind: by default told from the labels.  uncertain: what an uncertain label counts as.
-    heads: what is fitted to the encoders, as modes of `FinetuneConfig`.  fractions: instead of the suite's;
-    film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of the store
-    that marks the first draw of a subset of its own size.
+    sites: of the films, all by default.  kind: by default told from the labels.  uncertain: what an uncertain label
+    counts as.  heads: what is fitted to the encoders, "knn" or modes of `FinetuneConfig`.  fractions: instead of the
+    suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of
+    the store that marks the first draw of a subset of its own size.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     store: str
     labels: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
     kind: Literal["multiclass", "multilabel"] | None = None
     uncertain: Literal["ignore", "ones", "zeros"] = "ignore"
     heads: tuple[Head, ...] = ("linear",)
@@ -62,6 +63,7 @@ class Suite:
 
     encoders: name -> what it is, see `encoders.load_source`; the order is that of the tables.
     fractions: parts of the training patients that are labelled, each drawn `draws` times (1.0 once).
+    on: the split that is scored; choose a recipe on val, and report test.
     reference: the encoder that differences are taken to, the first by default.  replicates, level: of the bootstrap.
     device: that embeds films.  synthetic: the films were generated, and every page says so.
     """
@@ -72,6 +74,7 @@ class Suite:
     tasks: dict[str, TaskSpec]
     fractions: tuple[float, ...] = FRACTIONS
     draws: int = 10
+    on: Literal["test", "val"] = "test"
     seed: int = 0
     reference: str = ""
     replicates: int = 2000  # with six fractions and four encoders, Holm makes of 1,000 no p below 0.05

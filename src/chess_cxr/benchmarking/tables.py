@@ -1,7 +1,7 @@
 """A benchmark's predictions as tables: every set, the mean over draws, the differences to the reference.
 
 The intervals and p-values are those of `intervals`: patients and draws are resampled together, and a difference is
-taken on the same patients and the same draws.  Every number is of the test split.
+taken on the same patients and the same draws.  Every number is of the split that is scored.
 """
 
 from __future__ import annotations

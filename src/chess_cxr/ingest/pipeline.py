@@ -51,10 +51,11 @@ class IngestOptions:
     """Options of an ingest.
 
     id_key: result of `read_id_key`.  id_map: file that will tie hashed uids to paths, the only one that does.
-    dataset: `site` of every film whose table names none.  longest_side: of the stored films, in pixels.  val, test: fractions of patients.
-    stratify: give each split its share of every label, among patients with known labels.  quality: thresholds that
-    films are judged by.  limits: time and memory for one film.  in_flight: films submitted ahead of the writer.
-    films_a_commit, seconds_a_commit: a part ends at whichever comes first; a kill loses one part at most.
+    dataset: `site` of every film whose table names none.  longest_side: of the stored films, in pixels.
+    val, test: fractions of patients.  stratify: give each split its share of every label, among patients with known
+    labels.  quality: thresholds that films are judged by.  limits: time and memory for one film.  in_flight: films
+    submitted ahead of the writer. films_a_commit, seconds_a_commit: a part ends at whichever comes first; a kill loses
+    one part at most.
     """
 
     id_key: bytes

@@ -93,12 +93,12 @@ def say_caption(results: BenchmarkResults, metric: str, brief: bool = False) -> 
     """What the numbers of a result grid are; brief where a whole caption stands above on the page."""
     if brief:
         return (
-            f"{name_metric(metric)}, test split, mean over label draws [{results.level:.0%}]; Δ to "
+            f"{name_metric(metric)}, {results.split} split, mean over label draws [{results.level:.0%}]; Δ to "
             f"{results.reference}, p after Holm."
         )
     return (
-        f"{name_metric(metric)}, test split, mean over label draws with its {results.level:.0%} interval (bootstrap "
-        f"over test patients and, where there are several, draws; {results.replicates:,} replicates, seed "
+        f"{name_metric(metric)}, {results.split} split, mean over label draws with its {results.level:.0%} interval "
+        f"(bootstrap over {results.split} patients and, where there are several, draws; {results.replicates:,} replicates, seed "
         f"{results.seed}). Δ: difference to {results.reference}, on the same patients and draws, with two-sided p "
         "after Holm over the encoders, heads and label subsets of the task. Coloured where p is below "
         f"{1 - results.level:.2g}: ▲ ahead of {results.reference}, ▼ behind."

@@ -120,9 +120,10 @@ def _build_comparison_part(results: BenchmarkResults, tables: Tables) -> Part:
 def _build_task_part(
     results: BenchmarkResults, tables: Tables, task: TaskFilms, anchor: str, thumbnails: Mapping[str, np.ndarray]
 ) -> Part:
+    val = "" if task.split == "val" else f"; val: {say_films(task, 'val')}"
     about = (
-        f"{task.data_set}: {', '.join(task.class_names)}. Scored on the test split, {say_films(task, 'test')}; val: "
-        f"{say_films(task, 'val')}; {count(task.train_total, 'labelled train film')}."
+        f"{task.data_set}: {', '.join(task.class_names)}. Scored on the {task.split} split, {say_films(task, 'test')}; "
+        f"{count(task.train_total, 'labelled train film')}{val}."
     )
     blocks = [Block(text=(about, *task.notes))]
     heads = [head for head in dict.fromkeys(one.head for one in results.sets) if _has_sets(results, task, head)]
@@ -214,5 +215,5 @@ def _say_provenance(results: BenchmarkResults) -> str:
     return (
         f"chess-cxr {release}; seed {results.seed}; {results.replicates:,} bootstrap replicates; {results.level:.0%} "
         f"intervals; {count(seconds, 'second')} of fitting heads in all. Labels are drawn by patient and nested; "
-        "nothing was chosen on test films."
+        f"nothing was chosen on {results.split} films."
     )

@@ -144,7 +144,7 @@ def _render_task(results: BenchmarkResults, tables: BenchmarkTables, name: str, 
 def _say_films(results: BenchmarkResults, task: TaskFilms) -> str:
     patients = len(set(task.test.patient_M.tolist()))
     return (
-        f"{_escape(task.data_set)}, test split: {len(task.test.uid_M)} films of {patients} patients; "
+        f"{_escape(task.data_set)}, {task.split} split: {len(task.test.uid_M)} films of {patients} patients; "
         f"{task.train_total} labelled training films; {', '.join(map(_escape, task.class_names))}; seed {results.seed}"
     )
 

@@ -63,12 +63,14 @@ def select_labelled(
     task: ClassifyTask | Literal["auto"] | None = None,
     uncertain: Policies = "ignore",
     seed: int = 0,
+    sites: Sequence[str] = (),
 ) -> LabelledRows:
     """Select the films whose labels are known: all of them for a class, at least one for "multilabel".
 
     labels: names, all of the store's by default; for "ordinal" from the lowest to the highest.
     task: "auto" takes "multiclass" where every film that knows all of them carries exactly one, else "multilabel".
     uncertain: what an uncertain label teaches, for all findings or by name, see `build_targets`.  It is never scored.
+    sites: of the films to select, all by default.
     Raises UsageError for labels that the store does not have, that no film knows, or that do not fit the task.
     """
     names = tuple(dict.fromkeys(labels)) or tuple(store.label_names)
@@ -78,6 +80,8 @@ def select_labelled(
         raise UsageError(f"{store.path.name} has no label {', '.join(map(repr, missing)) or 'at all'}; it has {have}")
     policies = spread_policies(uncertain, names)
     stored_NL = store.films[list(names)].to_numpy(np.float64)
+    if sites:
+        stored_NL = np.where(_find_sites(store, sites)[:, None], stored_NL, np.nan)
     label_NL = resolve_uncertain(stored_NL)
     whole = ~np.isnan(label_NL).any(axis=1)
     exclusive = bool(whole.any()) and len(names) > 1 and bool((label_NL[whole].sum(axis=1) == 1).all())
@@ -105,6 +109,15 @@ def select_labelled(
         target_NL[rows],
         (stored_NL == UNCERTAIN).sum(axis=0),
     )
+
+
+def _find_sites(store: Store, sites: Sequence[str]) -> np.ndarray:
+    site_N = store.films["site"].to_numpy(str)
+    if missing := sorted(set(sites) - set(site_N)):
+        have = ", ".join(sorted(set(site_N) - {""})) or "none"
+        raise UsageError(f"{store.path.name} has no film of site {missing[0]!r}; its sites: {have}")
+    found: np.ndarray = np.isin(site_N, list(sites))
+    return found
 
 
 def spread_policies(uncertain: Policies, names: Sequence[str]) -> tuple[str, ...]:

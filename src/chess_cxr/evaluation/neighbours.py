@@ -1,0 +1,99 @@
+"""Nearest neighbours: films that an encoder finds alike vote on a label, without anything being fitted.
+
+Shape suffixes: N films, Q films to score, D features, C classes or findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from chess_cxr.evaluation.metrics import check_classes, check_findings
+from chess_cxr.evaluation.ranked_scores import FloatArray
+from chess_cxr.records import UsageError
+
+COUNTS = (5, 10, 20, 50, 100)
+TEMPERATURE = 0.1  # a neighbour of cosine c weighs exp(c / TEMPERATURE)
+PRIOR = 1.0  # weight of the bank's own share in every score, that of a neighbour of cosine 0: none is 0 or 1
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A bank of labelled films; features have its mean taken off and length 1.
+
+    label_NC: 1, 0, and NaN where a finding is unknown.  count: neighbours that vote.
+    """
+
+    mean_D: FloatArray
+    unit_ND: FloatArray
+    label_NC: FloatArray
+    count: int
+    multilabel: bool
+
+    def predict_scores(self, feature_QD: ArrayLike) -> FloatArray:
+        """Return the weighted share of votes [Q, C]; rows of classes sum to 1."""
+        unit_QD = _make_unit(np.asarray(feature_QD, np.float64) - self.mean_D)
+        return _vote(unit_QD @ self.unit_ND.T, self.label_NC, (self.count,))[0]
+
+
+def fit_neighbours(
+    feature_ND: ArrayLike,
+    label: ArrayLike,
+    patient_N: ArrayLike,
+    *,
+    names: Sequence[str],
+    counts: Sequence[int] = COUNTS,
+) -> Neighbours:
+    """Choose how many neighbours vote by the log-loss of the given films, each without its own patient's films.
+
+    label: class index, int [N], or findings, float [N, L] with NaN.  Nothing but the given films is looked at, so 31
+    labelled films remain 31.  Raises UsageError where features hold NaN or infinity.
+    """
+    feature = np.asarray(feature_ND, np.float64)
+    if feature.ndim != 2 or not len(feature) or not np.isfinite(feature).all():
+        raise UsageError("features hold NaN or infinity, or there are none")
+    multilabel = np.ndim(label) == 2
+    label_NC = check_findings(label, names) if multilabel else np.eye(len(names))[check_classes(label, names)]
+    mean_D = feature.mean(axis=0)
+    unit_ND = _make_unit(feature - mean_D)
+    patient = np.unique(np.asarray(patient_N), return_inverse=True)[1]
+    cosine_NN = unit_ND @ unit_ND.T
+    cosine_NN[patient[:, None] == patient] = -np.inf
+    tried = sorted({min(count, len(feature)) for count in counts})
+    losses = [_compute_loss(score_NC, label_NC, multilabel) for score_NC in _vote(cosine_NN, label_NC, tried)]
+    return Neighbours(mean_D, unit_ND, label_NC, tried[int(np.argmin(losses))], multilabel)
+
+
+def _make_unit(feature_ND: FloatArray) -> FloatArray:
+    unit_ND: FloatArray = feature_ND / np.maximum(np.linalg.norm(feature_ND, axis=1, keepdims=True), 1e-12)
+    return unit_ND
+
+
+def _vote(cosine_QN: FloatArray, label_NC: FloatArray, counts: Sequence[int]) -> list[FloatArray]:
+    """Return the weighted shares of the nearest films that know each finding, [Q, C], one for each count."""
+    known_NC = ~np.isnan(label_NC)
+    share_C = np.nan_to_num(label_NC).sum(axis=0) / np.maximum(known_NC.sum(axis=0), 1)
+    scores = [np.empty((len(cosine_QN), label_NC.shape[1])) for _ in counts]
+    for pattern in np.unique(known_NC, axis=1).T:  # findings that the same films know share their neighbours
+        columns = np.flatnonzero((known_NC == pattern[:, None]).all(axis=0))
+        bank = np.flatnonzero(pattern)
+        most = min(max(counts), len(bank))
+        near_QK = np.argsort(-cosine_QN[:, bank], axis=1, kind="stable")[:, :most]
+        near_cosine_QK = np.take_along_axis(cosine_QN[:, bank], near_QK, axis=1)
+        weight_QK = np.exp(near_cosine_QK / TEMPERATURE)
+        vote_QKC = label_NC[bank][:, columns][near_QK] * weight_QK[..., None]
+        for score_QC, count in zip(scores, counts, strict=True):
+            total_Q1 = weight_QK[:, :count].sum(axis=1, keepdims=True) + PRIOR
+            score_QC[:, columns] = (vote_QKC[:, :count].sum(axis=1) + PRIOR * share_C[columns]) / total_Q1
+    return scores
+
+
+def _compute_loss(score_NC: FloatArray, label_NC: FloatArray, multilabel: bool) -> float:
+    known_NC: NDArray[np.bool_] = ~np.isnan(label_NC)
+    score_NC = np.clip(score_NC, 1e-6, 1 - 1e-6)
+    right = np.log(score_NC) * np.nan_to_num(label_NC)
+    wrong = np.log1p(-score_NC) * np.nan_to_num(1 - label_NC) if multilabel else 0.0
+    return float(-(right + wrong)[known_NC].mean())
