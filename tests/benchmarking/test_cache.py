@@ -98,7 +98,8 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> 
         CellFolder(tmp_path / "file").write(KEY, {"a": np.zeros(2)}, {})
 
 
-CODE = {"EMBED": EMBED_CODE, "FIT": FIT_CODE, "PROBE": PROBE_CODE, "REPLICATE": REPLICATE_CODE}
+CODE = {"EMBED": EMBED_CODE, "FIT": FIT_CODE, "REPLICATE": REPLICATE_CODE}
+CODE |= {head: (module,) for head, module in PROBE_CODE.items()}
 
 
 @pytest.mark.parametrize("modules", CODE.values(), ids=CODE)
@@ -122,7 +123,8 @@ def test_a_changed_module_that_a_cell_needs_changes_its_key(tmp_path: Path, monk
     before = compute()
     for module, changed in {
         "encoders/xrv": {"EMBED", "FIT"}, "store": {"EMBED", "FIT"}, "views": {"EMBED", "FIT"},
-        "training/precision": {"FIT"}, "evaluation/logistic": {"FIT", "PROBE"}, "evaluation/delong": {"REPLICATE"},
+        "training/precision": {"FIT"}, "evaluation/logistic": {"FIT", "linear"}, "evaluation/neighbours": {"knn"},
+        "evaluation/delong": {"REPLICATE"},
         "sources/folder": set[str](),
     }.items():  # fmt: skip
         source = package / f"{module}.py"

@@ -296,3 +296,23 @@ def test_uncertain_labels_teach_as_a_suite_says_and_are_never_scored(make_suite:
         found[policy] = (results.sets[0].n_train_films, float(results.sets[0].test_MC.mean()))
     assert [found[policy][0] for policy in ("ignore", "ones", "zeros")] == [24, 30, 30]
     assert found["zeros"][1] < found["ignore"][1] < found["ones"][1]
+
+
+def test_a_suite_scored_on_val_is_that_of_val_films_alone(make_suite: MakeSuite, tmp_path: Path) -> None:
+    run = run_benchmark(make_suite(on="val"), tmp_path / "cells")
+    [films] = run.results.tasks.values()
+    assert films.split == "val" and len(films.test.uid_M) == 24 and not len(films.val.uid_M)
+    whole = run_benchmark(make_suite(), tmp_path / "cells")
+    for one, other in zip(run.results.sets, whole.results.sets, strict=True):
+        np.testing.assert_array_equal(one.test_MC, other.val_MC)
+    written = write_benchmark(run, tmp_path / "out", "", "", pictures=False)
+    assert "24 films of" in written.as_text() and "val split" in written.as_text()
+    assert "test split" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_nearest_neighbours_are_a_head(make_suite: MakeSuite, film_store: Path, tmp_path: Path) -> None:
+    run = run_benchmark(make_suite(tasks={"kinds": TaskSpec(str(film_store), CLASSES, heads=("knn",))}), tmp_path / "c")
+    assert {one.head for one in run.results.sets} == {"knn"}
+    for one in run.results.sets:
+        assert np.isfinite(one.test_MC).all() and np.isnan(one.strength)
+        np.testing.assert_allclose(one.test_MC.sum(1), 1, atol=1e-6)

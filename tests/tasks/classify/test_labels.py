@@ -46,6 +46,30 @@ def test_a_single_label_is_a_finding(tmp_path: Path) -> None:
     assert chosen.task == "multilabel" and chosen.names == ("b",) and chosen.label.tolist() == [[0.0], [1.0]]
 
 
+def write_sites(path: Path) -> Store:
+    film = encode_film(np.full((32, 32), 0.5, np.float32), 32)
+    rows = [("x", 1.0, 0.0), ("x", 0.0, 1.0), ("y", 1.0, 1.0), ("", 0.0, 1.0)]
+    records = [
+        ImageRecord(f"{n:04x}", f"p{n}", site=site, split="train", labels={"a": a, "b": b})
+        for n, (site, a, b) in enumerate(rows)
+    ]
+    write_store(path / "sites.lance", [StoredFilm(record, *film) for record in records], ["a", "b"], "")
+    return open_store(path / "sites.lance")
+
+
+def test_the_films_of_some_sites_alone_tell_the_task(tmp_path: Path) -> None:
+    store = write_sites(tmp_path)
+    assert select_labelled(store).task == "multilabel"
+    chosen = select_labelled(store, sites=["x"])
+    assert chosen.task == "multiclass" and chosen.rows.tolist() == [0, 1]
+    assert select_labelled(store, sites=["y", "x"]).rows.tolist() == [0, 1, 2]
+
+
+def test_an_unknown_site_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no film of site 'z'; its sites: x, y"):
+        select_labelled(write_sites(tmp_path), sites=["x", "z"])
+
+
 def test_labels_come_in_the_order_asked_for(tmp_path: Path) -> None:
     chosen = select(tmp_path, [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}], ["b", "a"])
     assert chosen.names == ("b", "a") and chosen.label.tolist() == [1, 0]

@@ -98,9 +98,9 @@ def say_caption(results: BenchmarkResults, metric: str, brief: bool = False) -> 
         )
     return (
         f"{name_metric(metric)}, {results.split} split, mean over label draws with its {results.level:.0%} interval "
-        f"(bootstrap over {results.split} patients and, where there are several, draws; {results.replicates:,} replicates, seed "
-        f"{results.seed}). Δ: difference to {results.reference}, on the same patients and draws, with two-sided p "
-        "after Holm over the encoders, heads and label subsets of the task. Coloured where p is below "
+        f"(bootstrap over {results.split} patients and, where there are several, draws; {results.replicates:,} "
+        f"replicates, seed {results.seed}). Δ: difference to {results.reference}, on the same patients and draws, with "
+        "two-sided p after Holm over the encoders, heads and label subsets of the task. Coloured where p is below "
         f"{1 - results.level:.2g}: ▲ ahead of {results.reference}, ▼ behind."
     )
 
