@@ -35,7 +35,7 @@ def check_device_name(name: str) -> None:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process prints: the first of those that torchrun started, or the only one."""
+    """Return whether this is the first rank of torchrun, or the only process; it prints the results."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -67,7 +67,7 @@ def test_directions_are_the_steps_own(phantom_pairs: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"regularisation": 1.5}, "share of the loss"),
+        ({"regularisation": 1.5}, "regularisation must be from 0 to 1"),
         ({"knots": 1}, "knots 2 or more"),
         ({"reach": 0.0}, "reach above 0"),
     ],

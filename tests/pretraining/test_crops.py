@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_refused_at_once(more: dict[str, Any], said: str,
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [(((0.5, 24),), "rise to share 1"), (((0.5, 16), (0.4, 20), (1.0, 24)), "rise to share 1"),
-     (((0.5, 16), (1.0, 20)), "the last size is that of the run, 24, not 20")],
+     (((0.5, 16), (1.0, 20)), "the last size must be that of the views, 24, not 20")],
 )  # fmt: skip
 def test_a_schedule_that_does_not_reach_the_end_is_refused(sizes: tuple[tuple[float, int], ...], said: str) -> None:
     with pytest.raises(UsageError, match=said):

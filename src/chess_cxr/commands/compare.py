@@ -137,7 +137,7 @@ def benchmark(
         cells: folder of finished cells, which suites can share; by default OUT.cells.
         workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
-        device: auto, cpu, cuda, cuda:N or mps; by default what the suite says.
+        device: auto, cpu, cuda, cuda:N or mps; by default as in the suite.
         card: the encoder that card_section.md describes; by default the reference.
         pictures: leave films out of the page, to pass it on where films may not go.
         json: print summary, differences and failures as JSON.

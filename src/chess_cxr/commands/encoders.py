@@ -29,7 +29,7 @@ def export(
         out: the encoder folder to write.
         licence: licence of the weights.
         data: description of the training films, for the model card.
-        which: trained, the network that gradient moves, or averaged, its moving average, if the method has one.
+        which: the trained encoder, or its moving average (momentum encoder), if the method has one.
     """
     refuse_existing(out)
     if not (run / "config.json").is_file():

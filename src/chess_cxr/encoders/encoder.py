@@ -94,7 +94,7 @@ def build_encoder(name: str) -> nn.Module:
 
 
 def list_network_options(name: str) -> dict[str, bool]:
-    """Return the options of timm that a network needs: a ViT takes films of any size that its patches divide."""
+    """Return timm's options for a network: a ViT takes films of any size that is a multiple of its patch size."""
     return {"dynamic_img_size": True} if timm.models.is_model_in_modules(name, {"vision_transformer"}) else {}
 
 

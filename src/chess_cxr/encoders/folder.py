@@ -105,9 +105,9 @@ def write_card(folder: Path, evaluation: str) -> Path:
 
 
 def read_heads(folder: Path) -> tuple[str, dict[str, Tensor]]:
-    """Return the method whose heads an encoder folder holds, and their tensors; "" and none where it holds none.
+    """Return the method and the tensors of the heads in an encoder folder, ("", {}) if it has none.
 
-    Raises ChessError where they are not what the folder's config.json describes.
+    Raises ChessError if they are not the ones that its config.json describes.
     """
     config = _read_config(folder)
     sums = _parse_sha256(config, folder)
@@ -211,7 +211,7 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
 
 
 def _list_vit_options(encoder: Encoder) -> dict[str, Any]:
-    """Return what timm must be told of a ViT: that it takes any size, and the size its positions are stored for."""
+    """Return timm's options for a ViT: any input size, and the size of its stored position embedding."""
     options: dict[str, Any] = dict(list_network_options(encoder.architecture))
     return options | {"img_size": cast(Any, encoder.module).patch_embed.img_size[0]} if options else {}
 

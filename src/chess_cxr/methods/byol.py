@@ -56,7 +56,7 @@ class BYOL(EncoderMethod):
         self.momentum = MomentumSchedule(config.target_momentum, 1.0, steps)
 
     def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of a batch of views: both global ones predict each other, summed.
+        """Yield the symmetrised loss of a batch of views.
 
         Each local view predicts both global ones; twice the mean over all pairs keeps the scale.
         """
@@ -67,8 +67,7 @@ class BYOL(EncoderMethod):
         first_BD, second_BD = (self._predict(view) for view in pair)
         self._measured = measure_pairs(first_BD, targets[1])
         errors = [compute_prediction_error(first_BD, targets[1]), compute_prediction_error(second_BD, targets[0])]
-        local_LBD = embed_local(views, self._predict)
-        for local_BD in () if local_LBD is None else local_LBD:
+        for local_BD in embed_local(views, self._predict):
             errors += [compute_prediction_error(local_BD, target_BD) for target_BD in targets]
         yield "encoder", errors[0] + errors[1] if len(errors) == 2 else 2 * torch.stack(errors).mean()
 

@@ -1,7 +1,7 @@
-"""DINO: a student says of every view what its teacher says of the global ones (Caron et al. 2021).
+"""DINO: self-distillation, in which a student predicts its teacher's scores of global views (Caron et al. 2021).
 
-The teacher is the student's moving average.  Two things keep both from saying the same of all films: the teacher's
-scores are centred over the batch, and sharpened by a low temperature.
+The teacher is the student's moving average.  Centring the teacher's scores over the batch, and sharpening them by a low
+temperature, prevents collapse.
 
 Shapes: G global and L local views, V of both kinds, B this rank's films, P prototypes.
 """
@@ -24,16 +24,18 @@ from chess_cxr.methods.ranks import gather_ranks
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
+START_TEMPERATURE = 0.04
+
 
 @dataclass(frozen=True)
 class DINOConfig:
-    """Numbers of DINO; the defaults are the paper's, but for fewer prototypes, as chest films are fewer.
+    """Hyperparameters of DINO; the defaults are the paper's, except for fewer prototypes, as there are fewer films.
 
-    embedding: width of the head's bottleneck.  hidden: of its two hidden layers.  prototypes: what films are told apart
-    by.  teacher_momentum: share of the teacher that survives the first step; it rises to 1 by the end of the run.
-    teacher_temperature: after the first `teacher_warmup` of the run, in which it rises from 0.04.
-    centre_momentum: share of the centre that survives a step.
-    frozen_prototypes: share of the run in which the prototypes stay as they were drawn.
+    embedding: width of the head's bottleneck.  hidden: width of its two hidden layers.  prototypes: number of outputs.
+    teacher_momentum: initial momentum of the teacher; it rises to 1 over the run.
+    teacher_temperature: rises from 0.04 to this value over the share `teacher_warmup` of the run.
+    centre_momentum: momentum of the centre.
+    frozen_prototypes: share of the run at its beginning that keeps the prototypes frozen.
     """
 
     name: Literal["dino"] = field(default="dino", kw_only=True)
@@ -49,11 +51,8 @@ class DINOConfig:
     frozen_prototypes: float = 0.01
 
 
-START_TEMPERATURE = 0.04
-
-
 class DINOHead(nn.Module):
-    """Three layers to a bottleneck of length 1, and unit prototypes: features [B, F] -> cosines [B, P]."""
+    """Three layers to a normalised bottleneck, and normalised prototypes: features [B, F] -> cosines [B, P]."""
 
     def __init__(self, features: int, config: DINOConfig) -> None:
         super().__init__()
@@ -69,11 +68,11 @@ class DINOHead(nn.Module):
         self.prototype_PD = nn.Parameter(torch.randn(config.prototypes, config.embedding))
 
     def embed(self, feature_BF: Tensor) -> Tensor:
-        """Return the bottleneck, unit rows [B, D] in float32."""
+        """Return the normalised bottleneck, float32 [B, D]."""
         return normalise(self.layers(feature_BF))
 
     def forward(self, feature_BF: Tensor, frozen: bool = False) -> Tensor:
-        """Return cosines to all prototypes; frozen: no gradient reaches these."""
+        """Return the cosines to all prototypes; frozen: without gradient to the prototypes."""
         embedded_BD = self.embed(feature_BF)
         prototype_PD = self.prototype_PD.detach() if frozen else self.prototype_PD
         with full_precision(embedded_BD.device):
@@ -83,9 +82,9 @@ class DINOHead(nn.Module):
 def compute_dino_loss(
     student_VBP: Tensor, teacher_GBP: Tensor, centre_P: Tensor, student_temperature: float, teacher_temperature: float
 ) -> Tensor:
-    """Cross-entropy of each student view with each teacher view of the same film but itself (DINO, algorithm 1).
+    """Return the cross-entropy of student and teacher over pairs of different views of a film (DINO, algorithm 1).
 
-    student_VBP: scores of all views, the G global ones first.  Returns the mean over pairs and films, nats, scalar.
+    student_VBP: scores of all views, the G global ones first.  Returns the mean over pairs and films in nats, scalar.
     """
     with full_precision(student_VBP.device):
         target_GBP = F.softmax((teacher_GBP - centre_P) / teacher_temperature, dim=-1)
@@ -102,8 +101,9 @@ def compute_dino_loss(
 class DINO(EncoderMethod):
     """The student (encoder and head), the teacher and the centre of its scores.
 
-    Signals include teacher_entropy, of single films, small where the teacher is sure, and used_entropy, of the mean
-    over films, near 1 where all prototypes are used and 0 where all films look the same; both as shares of the largest.
+    Signals include two entropies as shares of the largest possible one: teacher_entropy of single films, small if the
+    teacher is certain; and used_entropy of the mean over films, near 1 if all prototypes are used and 0 if all films
+    look the same.
     """
 
     centre_P: Tensor
@@ -114,7 +114,7 @@ class DINO(EncoderMethod):
         if config.prototypes < 2 or not 0 <= config.centre_momentum < 1:
             raise UsageError("dino: prototypes must be 2 or more and centre_momentum 0 or more, below 1")
         if not (0 <= config.teacher_warmup <= 1 and 0 <= config.frozen_prototypes <= 1):
-            raise UsageError("dino: teacher_warmup and frozen_prototypes are shares of the run, from 0 to 1")
+            raise UsageError("dino: teacher_warmup and frozen_prototypes must be shares of the run, from 0 to 1")
         super().__init__(config.architecture, encoder)
         self.config, self.steps = config, steps
         self.head = DINOHead(self.features, config)
@@ -133,17 +133,14 @@ class DINO(EncoderMethod):
         step = int(self.momentum.step)
         frozen, temperature = step < self.config.frozen_prototypes * self.steps, self._compute_temperature(step)
         student_GBF = [self.encoder(view) for view in views.global_GB1SS]
-        student_VBP = torch.stack([self.head(feature, frozen) for feature in student_GBF])
         local_LBP = embed_local(views, lambda view: self.head(self.encoder(view), frozen))
-        if local_LBP is not None:
-            student_VBP = torch.cat([student_VBP, local_LBP])
+        student_VBP = torch.stack([*(self.head(feature, frozen) for feature in student_GBF), *local_LBP])
         self._teacher_GBP = teacher_GBP
         self._measured = measure_pairs(self.head.embed(student_GBF[0]).detach(), teacher_BD)
         self._measured |= self._measure_entropy(teacher_GBP, temperature)
-        yield (
-            "encoder",
-            compute_dino_loss(student_VBP, teacher_GBP, self.centre_P, self.config.student_temperature, temperature),
-        )
+        student_temperature = self.config.student_temperature
+        loss = compute_dino_loss(student_VBP, teacher_GBP, self.centre_P, student_temperature, temperature)
+        yield "encoder", loss
 
     def _compute_temperature(self, step: int) -> float:
         warmup = self.config.teacher_warmup * self.steps

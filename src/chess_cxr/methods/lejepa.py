@@ -1,7 +1,7 @@
-"""LeJEPA: views predict each other, and embeddings are kept isotropic Gaussian (Balestriero & LeCun 2025, 2511.08544).
+"""LeJEPA: views predict each other, with isotropic Gaussian embeddings (Balestriero & LeCun 2025, arXiv 2511.08544).
 
-No teacher, no queue, no stop-gradient.  What keeps embeddings from collapsing is SIGReg: on random directions their
-distribution is held against a standard normal one by the test of Epps and Pulley.
+It has no teacher, queue or stop-gradient.  SIGReg prevents collapse: it compares the distribution of the embeddings
+along random directions with a standard normal one, by the Epps-Pulley test.
 
 Shapes: V views of both kinds, B this rank's films, N the films of all ranks, D embedding, M directions, K knots.
 """
@@ -29,11 +29,11 @@ from chess_cxr.training.sync_norm import sum_over_ranks
 
 @dataclass(frozen=True)
 class LeJEPAConfig:
-    """Numbers of LeJEPA; the defaults are the paper's, but for a smaller head and fewer directions.
+    """Hyperparameters of LeJEPA; the defaults are the paper's, except for a smaller head and fewer directions.
 
-    hidden: width of the head's two hidden layers.  regularisation: share of SIGReg in the loss (lambda), the only
-    number that the paper tunes.  directions: drawn anew each step.  knots: points at which a characteristic function is
-    compared, from 0 to `reach`.
+    hidden: width of the head's two hidden layers.  regularisation: weight of SIGReg in the loss (lambda), the only
+    hyperparameter that the paper tunes.  directions: number of random directions per step.  knots: number of points
+    from 0 to `reach` at which characteristic functions are compared.
     """
 
     name: Literal["lejepa"] = field(default="lejepa", kw_only=True)
@@ -47,11 +47,11 @@ class LeJEPAConfig:
 
 
 def compute_sigreg(embedded_VBD: Tensor, direction_DM: Tensor, knots: int, reach: float) -> Tensor:
-    """Hold each view's embeddings against an isotropic Gaussian: the test of Epps and Pulley, mean over directions.
+    """Return the Epps-Pulley statistic of each view's embeddings against a Gaussian, as mean over directions and views.
 
-    embedded_VBD: float32, this rank's films; those of the other ranks count too.  direction_DM: unit columns.
+    embedded_VBD: float32 of this rank's films; the films of the other ranks count too.  direction_DM: unit columns.
     For each direction: N times the integral over t of |mean of exp(itx) - exp(-t² / 2)|² exp(-t² / 2), by the
-    trapezoid rule from -`reach` to `reach` (the integrand is even).  Returns the mean over views, scalar.
+    trapezoid rule from -`reach` to `reach` (the integrand is even).
     """
     knot_K = torch.linspace(0, reach, knots, device=embedded_VBD.device)
     normal_K = torch.exp(-knot_K.square() / 2)
@@ -74,7 +74,7 @@ class LeJEPA(EncoderMethod):
 
     def __init__(self, config: LeJEPAConfig, encoder: nn.Module | None = None, steps: int = 0) -> None:
         if not 0 <= config.regularisation <= 1:
-            raise UsageError("lejepa: regularisation is a share of the loss, from 0 to 1")
+            raise UsageError("lejepa: regularisation must be from 0 to 1")
         if config.directions < 1 or config.knots < 2 or not 0 < config.reach < math.inf:
             raise UsageError("lejepa: directions must be 1 or more, knots 2 or more and reach above 0")
         super().__init__(config.architecture, encoder)
@@ -83,11 +83,10 @@ class LeJEPA(EncoderMethod):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of a batch of views: all of them predict the mean of their film's global views."""
+        """Yield the loss of a batch of views, which all predict the mean embedding of their film's global views."""
         views = take_views(batch)
         global_GBD = torch.stack([self._embed(view) for view in views.global_GB1SS])
-        local_LBD = embed_local(views, self._embed)
-        embedded_VBD = global_GBD if local_LBD is None else torch.cat([global_GBD, local_LBD])
+        embedded_VBD = torch.stack([*global_GBD, *embed_local(views, self._embed)])
         if embedded_VBD.shape[1] < 2:
             raise UsageError("lejepa: a batch needs at least 2 films")
         prediction = (embedded_VBD - global_GBD.mean(0)).square().mean()
@@ -103,12 +102,12 @@ class LeJEPA(EncoderMethod):
         return embedded_BD
 
     def _draw_directions(self, embedded_VBD: Tensor) -> Tensor:
-        """Draw unit columns [D, M], the same on every rank, by the number of the step alone."""
+        """Draw unit columns [D, M] from the number of the step, so that they are the same on every rank."""
         generator = torch.Generator().manual_seed(int(self.step))
         drawn_DM = torch.randn(self.config.embedding, self.config.directions, generator=generator)
         return F.normalize(drawn_DM, dim=0).to(embedded_VBD.device)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Count the step: the next one has other directions."""
+        """Count the step, so that the next one draws other directions."""
         self.step += 1

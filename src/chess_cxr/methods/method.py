@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from chess_cxr.encoders.encoder import build_encoder
+from chess_cxr.methods.batch import ViewBatch
 from chess_cxr.methods.signals import read_signals
 from chess_cxr.records import UsageError
 
@@ -36,6 +38,10 @@ class EncoderMethod(nn.Module):
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains; frozen copies are left out."""
         return {"encoder": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of a batch of views under the name "encoder"."""
+        raise NotImplementedError
 
     def after_step(self) -> None:
         """Do nothing; methods with a momentum encoder or a queue update them here."""

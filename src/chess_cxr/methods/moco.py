@@ -102,9 +102,9 @@ class MoCo(EncoderMethod):
         self._new_keys_BD: Tensor | None = None
 
     def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the contrastive loss of a batch of views: the first view and all local ones are queries.
+        """Yield the contrastive loss of a batch of views, with the first view and all local views as queries.
 
-        A local query has the same keys as a global one: that of the second view and, if `symmetric`, of the first.
+        The key is that of the second view and, if `symmetric`, also that of the first.
         """
         views = take_views(batch)
         negative_KD, temperature = self._get_negatives(), self.config.temperature
@@ -151,7 +151,7 @@ class MoCo(EncoderMethod):
         return normalise(self.head(self._encode_in_groups(self.encoder, view_B1HW)))
 
     def _embed_local_queries(self, views: ViewBatch) -> list[Tensor]:
-        """Embed the local views, each group's films as one batch: L times unit rows [B, D]."""
+        """Embed the local views, each group's films as one batch; return one normalised [B, D] per view."""
         if views.local_LB1ss is None:
             return []
         count, local = count_own_groups(self.config, get_world()), views.local_LB1ss

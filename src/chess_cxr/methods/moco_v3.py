@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
-from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.methods.full_precision import normalise
 from chess_cxr.methods.heads import build_normed_head
 from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
-from chess_cxr.methods.ranks import gather_ranks, get_rank
+from chess_cxr.methods.ranks import contrast_over_ranks, gather_ranks
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
@@ -48,10 +47,7 @@ def compute_contrast(query_BD: Tensor, key_ND: Tensor, temperature: float) -> Te
     query_BD, key_ND: L2-normalised float32; keys without gradient, in rank order.
     Returns the mean InfoNCE loss in nats, times 2 temperature, scalar.
     """
-    with full_precision(query_BD.device):
-        logits = query_BD @ key_ND.T / temperature
-        own = torch.arange(len(query_BD), device=logits.device) + get_rank() * len(query_BD)
-        return 2 * temperature * F.cross_entropy(logits, own)
+    return 2 * temperature * contrast_over_ranks(query_BD, key_ND, temperature)
 
 
 class MoCoV3(EncoderMethod):
@@ -74,7 +70,7 @@ class MoCoV3(EncoderMethod):
     def losses(self, batch: Tensor | ViewBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the symmetrised loss of a batch of views.
 
-        Each local view has the keys of both global ones; twice the mean over all pairs keeps the scale.
+        Each local view is contrasted with both global keys; twice the mean over all pairs keeps the scale.
         """
         views = take_views(batch)
         pair = views.global_GB1SS[:2]
@@ -84,8 +80,7 @@ class MoCoV3(EncoderMethod):
         self._measured = measure_pairs(first_BD, own_keys[1])
         keys = [gather_ranks(key_BD) for key_BD in own_keys]
         queries = [(first_BD, keys[1]), (second_BD, keys[0])]
-        local_LBD = embed_local(views, self._predict)
-        queries += [] if local_LBD is None else [(local_BD, key_ND) for local_BD in local_LBD for key_ND in keys]
+        queries += [(local_BD, key_ND) for local_BD in embed_local(views, self._predict) for key_ND in keys]
         losses = [compute_contrast(query_BD, key_ND, self.config.temperature) for query_BD, key_ND in queries]
         yield "encoder", losses[0] + losses[1] if len(losses) == 2 else 2 * torch.stack(losses).mean()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from chess_cxr.methods.full_precision import full_precision
 
 
 def get_rank() -> int:
@@ -59,6 +62,13 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return take_own(total, ctx.own)
+
+
+def contrast_over_ranks(query_BD: Tensor, key_ND: Tensor, temperature: float) -> Tensor:
+    """Contrast each query with its key against the keys of all ranks, in rank order: mean InfoNCE loss in nats."""
+    with full_precision(query_BD.device):
+        own = torch.arange(len(query_BD), device=query_BD.device) + get_rank() * len(query_BD)
+        return F.cross_entropy(query_BD @ key_ND.T / temperature, own)
 
 
 def draw_shared_permutation(length: int, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from chess_cxr.methods.batch import ViewBatch, embed_local, take_views
 from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.method import EncoderMethod
-from chess_cxr.methods.ranks import gather_ranks_with_gradient, get_rank
+from chess_cxr.methods.ranks import contrast_over_ranks, gather_ranks_with_gradient, get_rank
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
 
@@ -47,14 +47,6 @@ def compute_nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> 
         return F.cross_entropy(logits.scatter(1, itself[:, None], -torch.inf), other)
 
 
-def compute_search(query_BD: Tensor, view_BD: Tensor, temperature: float) -> Tensor:
-    """Contrast each query with its film's view against the views of all films; unit rows.  Mean InfoNCE in nats."""
-    with full_precision(query_BD.device):
-        logits = query_BD @ gather_ranks_with_gradient(view_BD).T / temperature
-        own = torch.arange(len(query_BD), device=logits.device) + get_rank() * len(query_BD)
-        return F.cross_entropy(logits, own)
-
-
 class SimCLR(EncoderMethod):
     """The encoder and its projection head."""
 
@@ -69,15 +61,15 @@ class SimCLR(EncoderMethod):
         """Yield the contrastive loss of a batch of views.
 
         As in the paper, both global views pass through the network as one batch and share BatchNorm statistics.
-        Local views are contrasted with the global views of all films, never with each other.
+        Local views are contrasted with the global views of all films, not with each other.
         """
         views = take_views(batch)
         first_BD, second_BD = self._embed(views.global_GB1SS[:2].flatten(0, 1)).chunk(2)
         self._measured = measure_pairs(first_BD, second_BD)
         losses = [compute_nt_xent(first_BD, second_BD, self.config.temperature)]
-        local_LBD = embed_local(views, self._embed)
-        for local_BD in () if local_LBD is None else local_LBD:
-            losses += [compute_search(local_BD, view, self.config.temperature) for view in (first_BD, second_BD)]
+        for local_BD in embed_local(views, self._embed):
+            gathered = (gather_ranks_with_gradient(view_BD) for view_BD in (first_BD, second_BD))
+            losses += [contrast_over_ranks(local_BD, view_ND, self.config.temperature) for view_ND in gathered]
         yield "encoder", losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def _embed(self, view_B1SS: Tensor) -> Tensor:

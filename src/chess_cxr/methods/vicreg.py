@@ -79,9 +79,8 @@ class VICReg(EncoderMethod):
         """
         views = take_views(batch)
         first_BD, second_BD = (self._embed(view) for view in views.global_GB1SS[:2])
-        local_LBD = embed_local(views, self._embed)
-        pairs = [(first_BD, second_BD)]
-        pairs += [] if local_LBD is None else [(local, view) for local in local_LBD for view in (first_BD, second_BD)]
+        local = embed_local(views, self._embed)
+        pairs = [(first_BD, second_BD), *((local_BD, view) for local_BD in local for view in (first_BD, second_BD))]
         with full_precision(first_BD.device):
             found = [self._compute_terms(one_BD, other_BD) for one_BD, other_BD in pairs]
             terms = found[0]

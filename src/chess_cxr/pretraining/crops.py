@@ -1,4 +1,4 @@
-"""How many views a film gives, and how large they are in the course of a run."""
+"""The number of views of each film, and their size over the course of a run."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from chess_cxr.methods.batch import ViewBatch
 from chess_cxr.records import UsageError
 from chess_cxr.views import Range, ViewConfig, draw_view
 
-OVERSAMPLING = 1.5  # a film is decoded at no less than this many times the view's side: crops stay sharp
+OVERSAMPLING = 1.5  # decode films at no less than this many times the view's side, to keep crops sharp
 MOST_GLOBAL, MOST_LOCAL = 16, 32
-MORE_VIEWS = 2**62  # first of the Philox streams of all views but the first two, 48 a position
+MORE_VIEWS = 2**62  # first Philox stream of the views after the first two, 48 per position
 Sizes = tuple[tuple[float, int], ...]
 
 
 def check_sizes(sizes: Sizes, size: int) -> None:
-    """Raise `UsageError` unless a schedule of sizes rises to the end of the run and ends with the run's own size."""
+    """Raise `UsageError` unless a schedule of sizes ends with the run, at the size of its views."""
     shares = [share for share, _ in sizes]
     if sizes and (shares[-1] != 1 or sorted(set(shares)) != shares or not shares[0] > 0):
         raise UsageError("sizes: (share of the run, size) pairs rise to share 1, such as [[0.5, 64], [1, 96]]")
     if sizes and sizes[-1][1] != size:
-        raise UsageError(f"sizes: the last size is that of the run, {size}, not {sizes[-1][1]}")
+        raise UsageError(f"sizes: the last size must be that of the views, {size}, not {sizes[-1][1]}")
 
 
 def find_size(sizes: Sizes, step: int, steps: int) -> int:
-    """Return the side of global views at a step: the first whose share of the run is not over."""
+    """Return the side of global views at a step."""
     return next(size for share, size in sizes if step < share * steps)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """How many views each film gives, and how large the local ones are (multi-crop, Caron et al. 2020).
+    """The number of views of each film, and the size of local ones (multi-crop, Caron et al. 2020).
 
-    global_views: of the size and kind that `views` says.  local_views: of the same kind but for their size, in pixels,
-    and the share of the film's area that they show.
+    global_views: number of views drawn as `views` says.  local_views: number of views drawn likewise, except that they
+    have a side of `local_size` pixels and show a share `local_area` of the film's area.
     """
 
     global_views: int = 2
@@ -54,26 +54,25 @@ class Crops:
             raise UsageError("crops: local_area is two shares of the film's area, above 0 and up to 1")
 
     def check(self, views: ViewConfig) -> None:
-        """Raise `UsageError` where local views would be larger than global ones."""
+        """Raise `UsageError` if local views would be larger than global ones."""
         if self.local_views and not 1 <= self.local_size <= views.size:
-            raise UsageError(
-                f"crops: local views of {self.local_size} pixels are larger than the global ones of {views.size}"
-            )
+            sizes = f"local views of {self.local_size} pixels are larger than the global ones of {views.size}"
+            raise UsageError(f"crops: {sizes}")
 
     def find_decoded_side(self, views: ViewConfig) -> int:
-        """Return the shortest side at which a film is decoded, so that no view is much enlarged."""
+        """Return the side at which to decode films, large enough to keep all views sharp."""
         local = self.local_size / math.sqrt(self.local_area[0]) if self.local_views else 0.0
         return round(max(OVERSAMPLING * views.size, local))
 
     def build_batch(self, views: ViewConfig, films: int, guides: Sequence[str] = ()) -> ViewBatch:
-        """Return an empty batch of views of so many films, as a step gets it."""
+        """Return an uninitialised batch of views, to measure the cost of a step."""
         global_GB1SS = torch.empty(self.global_views, films, 1, views.size, views.size)
         local_LB1ss = torch.empty(self.local_views, films, 1, self.local_size, self.local_size)
         known = {column: torch.zeros(films, dtype=torch.int64) for column in guides}
         return ViewBatch(global_GB1SS, local_LB1ss if self.local_views else None, known)
 
     def build_local(self, views: ViewConfig) -> ViewConfig:
-        """Return what a local view may be."""
+        """Return the configuration of local views."""
         return replace(views, size=self.local_size, crop_area=self.local_area, keep=(0.0, 0.0))
 
 
@@ -85,7 +84,7 @@ def add_views(
     views: ViewConfig,
     crops: Crops,
 ) -> Tensor | ViewBatch:
-    """Add further global views and the local ones to pairs of views; the pairs alone where there are none."""
+    """Add more global views and local views to pairs of views, if there are any."""
     more, local = crops.global_views - 2, crops.local_views
     if not more and not local:
         return pair_2B1SS
@@ -102,7 +101,7 @@ def add_views(
 def _draw_more(
     films: Sequence[np.ndarray], position_B: np.ndarray, seed: int, views: ViewConfig, streams: range
 ) -> np.ndarray:
-    """Draw a view of each film for each stream, pure in seed, position, stream: uint8 [streams, B, 1, size, size]."""
+    """Draw a view of each film for each stream, from seed, position and stream: uint8 [streams, B, 1, size, size]."""
     drawn = np.empty((len(streams), len(films), 1, views.size, views.size), np.uint8)
     for which, index in np.ndindex(drawn.shape[:2]):
         stream = MORE_VIEWS + (MOST_LOCAL + MOST_GLOBAL) * int(position_B[index]) + streams[which]

@@ -28,8 +28,8 @@ def export(
 ) -> Path:
     """Export the encoder of a run's newest checkpoint as an encoder folder, with pixel contract, heads and card.
 
-    licence: of the weights.  data: description of the films, for the card (Markdown).  which: "trained", the
-    network that gradient moves, or "averaged", its moving average, if the method has one.  Returns `out`.
+    licence: of the weights.  data: description of the films, for the card (Markdown).
+    which: "trained", or "averaged" for the momentum encoder, if the method has one.  Returns `out`.
     Raises `UsageError` if `run` is not a run with a checkpoint, or if `out` exists.
     """
     run = Path(run)
@@ -63,7 +63,7 @@ def export(
 
 
 def _split_method(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each part of a method: its encoder, its heads and what follows them."""
+    """Return the tensors of each part of a method: its encoder, its heads and their averages."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):

@@ -68,9 +68,9 @@ def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
 
 
 def build_groups(pool: FilmPool, by: str) -> list[np.ndarray]:
-    """Divide the films of a pool by a column of the store, by "store" or by "age" (bands of ten years).
+    """Group the films of a pool by a column of the store, by "store" or by "age" (bands of ten years).
 
-    Films of which nothing is known are a group of their own.  Raises `UsageError` where all films are in one group.
+    Films with an unknown value form a group.  Raises `UsageError` if all films are in one group.
     """
     if by == "store":
         code_N = pool.store_of_N
@@ -86,9 +86,9 @@ def build_groups(pool: FilmPool, by: str) -> list[np.ndarray]:
 
 
 def read_codes(pool: FilmPool, column: str) -> tuple[np.ndarray, int]:
-    """Number the values of a text column: int64 [N], -1 where it is empty, and how many values there are.
+    """Return a text column as numbers, int64 [N] with -1 for "", and the number of its values.
 
-    Raises `UsageError` where the stores lack the column.
+    Raises `UsageError` for a column that cannot guide a run.
     """
     if column not in GUIDING:
         raise UsageError(f"no column {column!r} can guide or balance a run; there are {', '.join(GUIDING)}")
@@ -99,7 +99,7 @@ def read_codes(pool: FilmPool, column: str) -> tuple[np.ndarray, int]:
 
 
 def _list_rows(pool: FilmPool) -> np.ndarray:
-    """Return the place of each film among the rows of all stores, one after the other."""
+    """Return the index of each film in the concatenated rows of all stores."""
     starts = np.cumsum([0, *(len(store) for store in pool.stores[:-1])])
     rows: np.ndarray = starts[pool.store_of_N] + pool.row_of_N
     return rows
@@ -209,10 +209,9 @@ def read_view_batches(
     same study or patient, if there is one, drawn anew each time (MedAug, Vu et al. 2021).  A pair may then be a frontal
     and a lateral film, and a patient's films may be years and diseases apart.  The films and order of the first views
     do not depend on it.
-    crops: more views of each film, from one decoding; then batches are `ViewBatch`es.  Further views are of the first
-    view's film.
-    guides: columns of the store that batches carry.  balance: draw all groups of `build_groups` equally often.
-    sizes: the side of global views over the course of the run, see `find_size`.
+    crops: number of views; more than two make batches `ViewBatch`es.  More views are of the first view's film.
+    guides: columns of the store to add to the batches.  balance: draw all groups of `build_groups` equally often.
+    sizes: side of global views over the course of the run, see `find_size`.
     held_bytes: keep the encoded films in memory if they all fit into so many bytes.
     Raises `UsageError` at once if the ranks cannot share the batch, or if no study or patient has two films.
     """
@@ -241,7 +240,7 @@ def read_view_batches(
             pair = draw_view_pairs(films, own_B.tolist(), seed, at_step)
         else:
             pair_2B = np.stack([film_B, siblings.draw(film_B, position_B, seed)])[:, share]
-            used, place = np.unique(pair_2B, return_inverse=True)  # a film that a step uses twice is decoded once
+            used, place = np.unique(pair_2B, return_inverse=True)  # decode each film once
             decoded, place_2B = decode(used, at_step), place.reshape(2, -1)
             pair = _draw_views(decoded, place_2B, own_B, seed, at_step)
             films = [decoded[place] for place in place_2B[0]]

@@ -43,9 +43,9 @@ class PretrainConfig:
 
     positives: where the two views of a pair come from, see `read_view_batches`.
     begin_from: an encoder to continue from, as `load_encoder` takes it; "" for an untrained one.
-    crops: number and size of each film's views.  guides: columns to keep in the features or to remove, see `Guide`.
-    balance: what to balance films by, see `build_groups`; "" for nothing.
-    sizes: the side of global views over the course of the run, as (share of the run, size); () for one size.
+    crops: number and size of each film's views.  guides: columns that features should keep or forget, see `Guide`.
+    balance: the column to balance films by, see `build_groups`; "" for none.
+    sizes: side of global views over the course of the run, as (share of the run, size); () for a constant size.
     """
 
     # for pydantic, nested configurations included: refuse a misspelt entry

@@ -100,7 +100,7 @@ def pretrain(
 
 
 def count_values(pool: FilmPool, guides: Sequence[Guide]) -> dict[str, int]:
-    """Return how many values each guide's column has; raises `UsageError` where one has fewer than two."""
+    """Count the values of each guide's column; raises `UsageError` for a column with fewer than two."""
     values = {guide.column: read_codes(pool, guide.column)[1] for guide in guides}
     for column, count in values.items():
         if count < 2:
@@ -109,29 +109,29 @@ def count_values(pool: FilmPool, guides: Sequence[Guide]) -> dict[str, int]:
 
 
 def list_sides(config: PretrainConfig) -> set[int]:
-    """Return the sides of all views that a run will see."""
+    """Return the sides of all views of a run."""
     sides = {config.views.size, *(size for _, size in config.sizes)}
     return sides | {config.crops.local_size} if config.crops.local_views else sides
 
 
 def check_patches(encoder: nn.Module, sides: Iterable[int]) -> None:
-    """Raise `UsageError` for a side that the patches of a ViT do not divide."""
+    """Raise `UsageError` for a side that is not a multiple of a ViT's patch size."""
     patch: Any = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
     for side in sorted(sides) if patch and hasattr(encoder, "pos_embed") else ():
         if side % patch[0]:
             raise UsageError(f"a ViT with patches of {patch[0]} pixels takes views whose side they divide, not {side}")
 
 
-def take_heads(method: Any, config: PretrainConfig) -> bool:
-    """Give a method the heads of the encoder folder that it begins from, where they are of its kind and size."""
-    if not Path(config.begin_from).is_dir():
-        return False
-    name, tensors = read_heads(Path(config.begin_from))
-    state = {key: tensor for key, tensor in method.state_dict().items() if key.partition(".")[0] in HEADS}
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+def take_heads(method: Any, config: PretrainConfig) -> None:
+    """Load the heads of the encoder folder that a run begins from, if they are of the same method.
+
+    Raises `UsageError` if they have other sizes.
+    """
+    name, tensors = read_heads(Path(config.begin_from)) if Path(config.begin_from).is_dir() else ("", {})
     if name != config.method.name:
-        return False
-    if shapes != {key: tensor.shape for key, tensor in state.items()}:
+        return
+    state = {key: tensor for key, tensor in method.state_dict().items() if key.partition(".")[0] in HEADS}
+    if {key: tensor.shape for key, tensor in tensors.items()} != {key: tensor.shape for key, tensor in state.items()}:
         raise UsageError(
             f"the heads of {config.begin_from} have other sizes; set method as its config.json says, or remove its "
             "heads.safetensors to begin with its encoder alone"
@@ -140,7 +140,6 @@ def take_heads(method: Any, config: PretrainConfig) -> bool:
     for follower in ("key_head", "target_head", "teacher_head"):
         if hasattr(method, follower):
             getattr(method, follower).load_state_dict(method.head.state_dict())
-    return True
 
 
 def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
@@ -148,8 +147,8 @@ def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
 
     encoder: as `load_encoder` takes it; sets the network, and the mean and standard deviation of its pixels.
     The large gradients of the new head damage good weights (in their first epoch, continued runs lose quality).  So the
-    head trains alone for the first 5 % of the steps, unless `training.frozen_steps` is set.  An encoder folder with the
-    heads of the same method brings them along; then nothing is new.
+    head trains alone for the first 5 % of the steps, unless `training.frozen_steps` is set, or the encoder folder has
+    heads of the same method.
     """
     loaded = load_encoder(encoder)
     _, mean, std = build_grey_network(loaded)
@@ -221,7 +220,7 @@ def pretrain_run(
 
 
 def complete_description(written: dict[str, Any]) -> dict[str, Any]:
-    """Return what describes a run of an earlier version, with the entries that it did not know at their defaults."""
+    """Complete the description of an earlier version's run with defaults for new entries."""
     try:
         config = read_pretrain_config(written)
     except UsageError:
@@ -230,7 +229,7 @@ def complete_description(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalise_views(batch: Tensor | ViewBatch, pixels: PixelScale) -> ViewBatch:
-    """Turn uint8 views into what a network takes, on the device where they are."""
+    """Normalise uint8 views on their device."""
 
     def scale(view: Tensor) -> Tensor:
         return (view.float() / 255 - pixels.mean) / pixels.std

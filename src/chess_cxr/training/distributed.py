@@ -97,7 +97,7 @@ def wait_for_ranks() -> None:
 
 
 def let_first_rank(work: Callable[[], Result]) -> Result:
-    """Call `work` on the first rank only and return its result on every rank; the others wait as long as it takes."""
+    """Call `work` on the first rank only, and return its result on every rank; the others wait without a time limit."""
     if not dist.is_initialized():
         return work()
     group = dist.new_group(backend="gloo", timeout=timedelta(days=365))

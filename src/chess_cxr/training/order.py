@@ -9,8 +9,7 @@ import numpy as np
 
 from chess_cxr.records import UsageError
 
-# Second words of Philox keys; epochs and views count up from 0.
-BLOCKS, GROUPS = 2**61, 2**60
+BLOCKS, GROUPS = 2**61, 2**60  # second words of Philox keys; those of epochs and views count up from 0
 
 
 @lru_cache(maxsize=2)
@@ -50,10 +49,10 @@ def share_batch(batch: int, rank: int, world: int) -> slice:
 def compute_balanced_batch(
     groups: Sequence[np.ndarray], batch: int, step: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return films and positions of a step as `compute_batch` does, but with as many films of every group.
+    """Return films and positions of a step like `compute_batch`, but with equally many films of every group.
 
-    groups: the film numbers of each.  The run is an endless row of blocks that hold one film of each group, in an order
-    drawn anew; the films of a group follow each other in epochs of its own, so a small group comes round more often.
+    groups: film numbers of each group.  A run is a sequence of blocks that hold one film of each group in random order.
+    Each group has its own epochs, so the films of a small group occur more often.
     """
     position_B = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     block_B, place_B = position_B // len(groups), position_B % len(groups)

@@ -46,7 +46,7 @@ from chess_cxr.training.stop import Stopped, catch_stop_signals
 from chess_cxr.training.sync_norm import synchronise_batch_norm
 from chess_cxr.training.trackers import RunEnd, check_tracking
 
-COLLAPSED, OVER = 1000, 2000  # stand for a collapse and an end where ranks agree on the number of a signal
+COLLAPSED, OVER = 1000, 2000  # stand for a collapse and a finished run where ranks agree on the number of a signal
 OnStep = Callable[[StepReport, Mapping[str, float]], None]
 
 
@@ -72,7 +72,7 @@ class Watcher(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Whether training is finished before its last step: held-out films gain no more."""
+        """Whether to finish before the last step, as results on held-out films no longer improve."""
 
     def look(self, report: StepReport) -> None:
         """Measure and log what is due after a step."""
@@ -134,7 +134,7 @@ def train_in_folder(
     if newest and (loop.is_over or first_step >= training.steps):
         if rank.number == 0:
             say(f"{folder} is finished already, at step {first_step}; nothing was trained")
-        wait_for_ranks()  # the first one may remove the folder, once all have read it
+        wait_for_ranks()  # the first rank may remove the folder afterwards, so let all read it
         return newest
     batches = inputs.open_batches(first_step, rank)
     end: RunEnd = "failed"
@@ -190,12 +190,12 @@ def _hold(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def prepare_folder(folder: Path, described: dict[str, Any]) -> Iterator[None]:
-    """Write a run's configuration and hold its folder, for work before the first step whose files a later call finds.
+    """Write a run's configuration and lock its folder, for work before the first step that a later call can reuse.
 
-    Call it on every rank, after `join_ranks`.  Raises UsageError where the folder holds a run of another configuration.
+    Call it on every rank, after `join_ranks`.  Raises UsageError if the folder holds a run of another configuration.
     """
     first = join_ranks()[0] == 0
-    wait_for_ranks()  # all have checked that the folder is free
+    wait_for_ranks()  # until all have checked that the folder is free
     if (folder / "config.json").exists():
         check_same_configuration(folder, read_run_config(folder), described)
     with (

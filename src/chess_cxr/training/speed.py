@@ -29,6 +29,7 @@ from chess_cxr.training.precision import Precision, compute_losses
 
 SIDE = 1536  # of matrices on the CPU: two fit a 20 MB cache, and their product takes at most about 0.1 s
 GPU_SIDE = 8192
+BatchShape = Sequence[int] | Callable[[], Any]  # the shape of a tensor, or a function that builds an empty batch
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,6 @@ class StepCost:
     traffic_bytes: int
     activation_bytes: int
     largest_activation_bytes: int
-
-
-BatchShape = Sequence[int] | Callable[[], Any]  # of a tensor, or what builds an empty batch
 
 
 def measure_speed_scale(

@@ -56,7 +56,7 @@ def _update_statistics(layer: _BatchNorm, mean_C: Tensor, variance_C: Tensor) ->
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, with gradient: what the losses of all ranks ask of it, summed too."""
+    """Sum a tensor over all ranks, with gradient: the backward pass sums the gradients of all ranks."""
     summed: Tensor = _Sum.apply(tensor)
     return summed
 
