@@ -205,9 +205,7 @@ def begin_store(
             raise
     opened = _open_table(location)
     if opened.schema.metadata != schema.metadata:
-        raise UsageError(
-            f"{location} was begun with other labels or options; go on with the same ones, or remove it to begin anew"
-        )
+        raise UsageError(f"{location} was begun with other labels or options; use the same, or remove it to start over")
     return StoreWriter(location, schema, opened)
 
 
@@ -282,7 +280,9 @@ def _explain_errors(location: Path | str, state: _Writing | None = None) -> Iter
             raise state.error from None
         if _is_full_disk(error):
             raise OSError(errno.ENOSPC, "no space left", str(location)) from None
-        raise ChessError(f"{location} cannot be written: {_say_why(error)}; run the same again to go on") from None
+        raise ChessError(
+            f"{location} cannot be written: {_say_why(error)}; run the same command again to continue"
+        ) from None
 
 
 def _say_why(error: Exception) -> str:
@@ -367,7 +367,7 @@ def open_store(location: Path | str, version: int | None = None) -> Store:
             f"{location} has store format {written_in}, this program reads {STORE_VERSION}; ingest it again"
         )
     if COMPLETE not in dataset.config():
-        raise UsageError(f"{location} is not complete; run its ingest again, it goes on where it stopped")
+        raise UsageError(f"{location} is not complete; run its ingest again, which continues where it stopped")
     return Store(location, dataset, described)
 
 

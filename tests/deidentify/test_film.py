@@ -277,7 +277,7 @@ def test_burned_in_words_are_refused_unless_asked_for() -> None:
     ids=["encapsulated PDF", "structured report", "CT", "private", "none"],
 )
 def test_what_is_no_radiograph_is_refused(sop_class: str) -> None:
-    assert refuse(write_film(build_film(SOPClassUID=sop_class))) == "DICOM object is no radiograph"
+    assert refuse(write_film(build_film(SOPClassUID=sop_class))) == "DICOM object is not a radiograph"
 
 
 @pytest.mark.parametrize("name", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])

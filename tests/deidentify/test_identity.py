@@ -243,5 +243,5 @@ def test_a_key_that_is_a_pipe_a_device_a_folder_or_endless_is_refused_at_once(tm
     with open(tmp_path / "large", "wb") as file:
         file.truncate(1 << 40)
     for path in (tmp_path / "pipe", tmp_path / "large", tmp_path, Path("/dev/zero")):
-        with pytest.raises(UsageError, match="is no regular file of at most 65536 bytes"):
+        with pytest.raises(UsageError, match="is not a regular file of at most 65536 bytes"):
             read_id_key(path)

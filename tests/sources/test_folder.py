@@ -246,7 +246,7 @@ def test_a_table_in_another_encoding_is_wrong_use(tmp_path: Path) -> None:
 def test_a_split_of_another_name_is_wrong_use_that_names_the_row_and_not_what_stands_there(tmp_path: Path) -> None:
     table = write_table(tmp_path, "file,split\n1.png,train\n2.png,jane doe\n3.png,fold3\n")
     message = complain([tmp_path], table)
-    assert "column 'split' holds something that is no split in row 2 (2 such rows)" in message
+    assert "column 'split' holds something other than a split in row 2 (2 such rows)" in message
     assert "jane" not in message
 
 

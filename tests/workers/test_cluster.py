@@ -162,7 +162,7 @@ def test_the_command_takes_a_cluster(tmp_path: Path, cluster: Cluster) -> None:
 )
 def test_what_is_no_address_is_wrong_use_at_once(address: str) -> None:
     started = time.monotonic()
-    with pytest.raises(UsageError, match="is no address of a Dask scheduler, such as"), connect_cluster(address):
+    with pytest.raises(UsageError, match="is not the address of a Dask scheduler, such as"), connect_cluster(address):
         pass
     assert time.monotonic() - started < 1
 

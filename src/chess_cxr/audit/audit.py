@@ -255,7 +255,7 @@ def _list_notes(
         if not (set(ours["patient"]) & set(theirs["patient"]) - {""}):
             yield (
                 f"{one} and {other} have no patient hash in common: either they share no patient, or their ids were "
-                "hashed with different keys; only pictures were compared then"
+                "hashed with different keys; in that case only pictures were compared"
             )
     for name, words in lists:
         if name not in set(compared["training_list"]):

@@ -44,7 +44,7 @@ def _decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     stored = _DECODERS[runner.transfer_syntax](src, runner)
     shape = (runner.rows, runner.columns) + ((runner.samples_per_pixel,) if runner.samples_per_pixel > 1 else ())
     if stored.shape != shape:
-        raise ValueError("the compressed frame is of another shape than the header says")
+        raise ValueError("the compressed frame and the header differ in shape")
     runner.set_option("bits_allocated", 8 * stored.dtype.itemsize)
     if runner.samples_per_pixel > 1:
         runner.set_option("planar_configuration", 0)

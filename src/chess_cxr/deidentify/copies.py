@@ -173,7 +173,9 @@ def _write_copy(out: Path, relative: str, content: bytes) -> None:
         if target.read_bytes() != content:
             raise Undecodable("another film has the same SOP Instance UID") from None
     except OSError as error:
-        raise ChessError(f"cannot write below {out} ({error.strerror}); run the same again to go on") from None
+        raise ChessError(
+            f"cannot write below {out} ({error.strerror}); run the same command again to continue"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -77,7 +77,7 @@ def _deidentify(content: bytes, film: SourceFilm, key: bytes, allow_burned_in: b
     source = _read_allowed(content)
     syntax = source.file_meta.TransferSyntaxUID
     if read_word(source, "SOPClassUID") not in RADIOGRAPHS | SECONDARY_CAPTURES:
-        raise Undecodable("DICOM object is no radiograph")
+        raise Undecodable("DICOM object is not a radiograph")
     # The same owner as in a store: films of unknown patients must not merge into one patient.
     owner = film.patient or _read_id(source, "PatientID") or f"\0film\0{film.uid}"
     identity = Identity(key, owner)
@@ -156,9 +156,9 @@ def _check_burned_in(copy: Dataset) -> None:
     if declared == "YES":
         raise Undecodable("burned-in annotation is declared")
     if copy.SamplesPerPixel > 1 or not str(copy.PhotometricInterpretation).startswith("MONOCHROME"):
-        raise Undecodable("colour image, which may be a screenshot with words in it")
+        raise Undecodable("colour image, which may be a screenshot with text in it")
     if copy.SOPClassUID in SECONDARY_CAPTURES and declared != "NO":
-        raise Undecodable("secondary capture, which may have words in it")
+        raise Undecodable("secondary capture, which may hold text")
 
 
 def _write_identity(copy: Dataset, patient: str) -> None:

@@ -32,8 +32,8 @@ SECRET_DAYS = 1 << 16
 FIRST_SECRET_DAY = date(1900, 1, 1).toordinal()
 COPY_DAYS = 36_525  # copies date films at least a century back, so that nobody takes the day for the real one
 
-# Makers of chest X-ray units, detectors and readers: those whose devices write the name itself, and, after `_simplify`,
-# the beginnings of what the others write.
+# Makers of chest X-ray units, detectors and readers: those known by their name, and those known by several beginnings
+# (after `_simplify`).
 _MAKERS = (
     "Acteon|Agfa|Allengers|Analogic|Arcoma|Canon|Carestream|Control-X|Del Medical|DRGEM|DRTECH|Genoray|Hitachi|Hologic|"
     "iRay|Italray|Listem|Lodox|Lumisys|Neusoft|Perlong|Philips|Rayence|Sedecal|Shimadzu|Siemens|Stephanix|Swissray|"
@@ -220,7 +220,7 @@ def _read_key_file(path: Path) -> bytes:
         return read_location(path, MAX_KEY_BYTES).strip()
     except (NotAFile, TooLarge):
         raise UsageError(
-            f"the id key {path} is no regular file of at most {MAX_KEY_BYTES} bytes; "
+            f"the id key {path} is not a regular file of at most {MAX_KEY_BYTES} bytes; "
             f"copy it to one or set {KEY_VARIABLE}"
         ) from None
     except OSError as error:

@@ -103,7 +103,7 @@ def derive_dicom(content: bytes, change_HW: np.ndarray, derivation: Derivation) 
     _check_supported(dataset, module)
     stored = decode_stored(dataset, module)
     if stored.is_rgb or stored.is_luminance:
-        raise Undecodable("a colour film cannot be derived from: only grey ones can")
+        raise Undecodable("cannot derive from a colour film: only grey films are supported")
     compressed_bytes = len(dataset.PixelData)
     index_HW = find_values(stored.pixels.astype(np.int32), stored, module.signed) - _find_lowest(stored, module)
     index_HW = index_HW.astype(np.uint16)
@@ -127,13 +127,13 @@ def _size(image_HW: np.ndarray) -> str:
 
 def _check_supported(dataset: Dataset, module: PixelModule) -> None:
     if module.frames > 1:
-        raise Undecodable("a film of several frames cannot be derived from: only single frames can")
+        raise Undecodable("cannot derive from a film of several frames: only single frames are supported")
     if module.photometric not in ("MONOCHROME1", "MONOCHROME2") or module.samples != 1:
-        raise Undecodable("a colour film cannot be derived from: only grey ones can")
+        raise Undecodable("cannot derive from a colour film: only grey films are supported")
     if module.allocated not in (8, 16):
-        raise Undecodable("a film of 32 bits cannot be derived from: only 8 and 16 bits can")
+        raise Undecodable("cannot derive from a film of 32 bits: only 8 and 16 bits are supported")
     if not dataset.original_encoding[1]:
-        raise Undecodable("big-endian DICOM cannot be derived from: convert it to little endian first (dcmconv +te)")
+        raise Undecodable("cannot derive from big-endian DICOM: convert it to little endian first (dcmconv +te)")
 
 
 # ---------------------------------------------------------------- pixels
@@ -211,7 +211,9 @@ def _check_alike(written: bytes, grey_HW: np.ndarray) -> None:
     """Decode the file as its users will; refuse to return a film that looks different than intended."""
     seen_HW = decode_dicom(written).pixels
     if seen_HW.shape != grey_HW.shape or float(np.abs(seen_HW - grey_HW).max()) > 1e-4:
-        raise Undecodable("the derived film would not look as it should: its header says too little of its greys")
+        raise Undecodable(
+            "the derived film would not look as it should: its header does not define its greys well enough"
+        )
 
 
 # ---------------------------------------------------------------- header

@@ -85,7 +85,7 @@ def _derive(content: bytes, name: str, change_HW: np.ndarray, derivation: Deriva
     if is_dicom(content):
         return derive_dicom(content, change_HW, derivation), ".dcm"
     if is_volume(content):
-        raise Undecodable("a film of NIfTI or MetaImage cannot be derived from: give DICOM, PNG, JPEG or TIFF")
+        raise Undecodable("cannot derive from NIfTI or MetaImage: give DICOM, PNG, JPEG or TIFF")
     raw_HW, table_N = _read_jsrt(content) if is_jsrt(content, name) else _read_image(content)
     return _derive_png(content, raw_HW, table_N, change_HW, derivation), ".png"
 
@@ -107,7 +107,9 @@ def _read_image(content: bytes) -> tuple[np.ndarray, np.ndarray]:
             if image.mode[:1] in ("I", "F"):
                 deep = np.asarray(ImageOps.exif_transpose(image))
                 if deep.dtype.kind not in "iu" or deep.min() < 0 or deep.max() > 65_535:
-                    raise Undecodable("a film of more than 16 bits cannot be derived from: only 8 and 16 bits can")
+                    raise Undecodable(
+                        "cannot derive from a film of more than 16 bits: only 8 and 16 bits are supported"
+                    )
                 raw_HW = np.ascontiguousarray(deep.astype(np.uint16))
                 return raw_HW, _find_table(raw_HW, film_HW)
     levels = np.arange(256, dtype=np.float32) / np.float32(255)

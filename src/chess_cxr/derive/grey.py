@@ -54,7 +54,7 @@ def build_grey_scale(grey_N: np.ndarray, is_film_N: np.ndarray | None = None) ->
     value_R = np.arange(len(grey_N)) if is_film_N is None else np.flatnonzero(is_film_N)
     step = np.diff(grey_N[value_R])
     if (step < 0).any() and (step > 0).any():
-        raise Undecodable("the film's grey scale goes up and down, so that greys cannot be turned into stored values")
+        raise Undecodable("the film's grey scale is not monotonic, so greys cannot be turned back into stored values")
     if (step < 0).any():
         value_R = value_R[::-1]
     rank_N = np.full(len(grey_N), -1, np.int32)
@@ -103,7 +103,7 @@ def _draw_letters(text: str, height: int, width: int) -> np.ndarray:
     wanted_px = max(1.5 * _MIN_LETTER_PX, _LETTER_SHARE * min(height, width))
     letter_px = min(wanted_px, _MAX_WIDTH_SHARE * width * unit_height / (unit_width + 2 * unit_height))
     if letter_px < _MIN_LETTER_PX:
-        raise Undecodable("the film is too small for a text that could be read: leave the text out")
+        raise Undecodable("the film is too small for a legible text: leave the text out")
     size = letter_px / unit_height
     stroke = max(1, round(letter_px / 10))
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, size, stroke)

@@ -119,5 +119,5 @@ def check_unchanged(films: Iterable[SourceFilm], earlier: Earlier, id_key: bytes
     if done != len(earlier) or listed % (1 << LISTED_BITS) != earlier.listed:
         raise UsageError(
             f"the films, their table or their folder are not those that {out} was begun with; "
-            "put them back, or remove it to begin anew"
+            "put them back, or remove it to start over"
         )

@@ -213,7 +213,7 @@ def _check(out: Path | str, options: IngestOptions) -> None:
     check_limits(options.limits)
     for name, threshold in asdict(options.quality).items():
         if not (math.isfinite(threshold) and threshold >= 0):
-            raise UsageError(f"quality.{name} {threshold} is no threshold; give a number of 0 or more")
+            raise UsageError(f"quality.{name} {threshold} is not a threshold; give a number of 0 or more")
     check_id_map(options.id_map, out, find_quarantine(out))
     for written in (out, options.id_map):
         if isinstance(written, Path) and written.parent.is_file():
@@ -357,7 +357,7 @@ def _choose_split(film: SourceFilm, owner: str, patient: str, options: IngestOpt
     if seen and split != seen:
         raise ChessError(
             "the headers name a patient whose films would be in two splits; map a patient column, or give every film "
-            "of a patient the same split, remove the store and begin anew"
+            "of a patient the same split, remove the store and start over"
         )
     if progress.remembers_headers:
         progress.split_by_header[patient] = split
@@ -378,5 +378,5 @@ def _check_space(writer: StoreWriter, progress: _Progress) -> None:
 
 
 def _describe_full_disk(writer: StoreWriter, progress: _Progress) -> str:
-    kept = "what is done is kept, the same command goes on" if _has_commits(writer) else "nothing was kept"
+    kept = "finished films are kept, and the same command continues" if _has_commits(writer) else "nothing was kept"
     return f"no space left for {writer.location}: it needs about {_estimate_megabytes(progress):.0f} MB; {kept}"

@@ -39,7 +39,7 @@ def _compute_digest(patient: str, seed: int) -> bytes:
 def check_fractions(val: float, test: float) -> None:
     """Raise `UsageError` unless the fractions leave something to train on."""
     if not (val >= 0 and test >= 0 and val + test < 1):
-        raise UsageError(f"val {val:g} and test {test:g} must be fractions from 0 that leave something to train on")
+        raise UsageError(f"val {val:g} and test {test:g} must be 0 or more, and together below 1")
 
 
 # ---------------------------------------------------------------- given

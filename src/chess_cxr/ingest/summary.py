@@ -66,7 +66,7 @@ def summarise_store(writer: StoreWriter, left_out: LeftOut, seconds: float, resu
         raise_torn(torn)
     if doubled := films - len(np.unique(uids)):
         raise ChessError(
-            f"{doubled} films are in {writer.location} twice: two ingests wrote it at once; remove it to begin anew"
+            f"{doubled} films are in {writer.location} twice: two ingests wrote it at once; remove it to start over"
         )
     return IngestSummary(
         films=films,

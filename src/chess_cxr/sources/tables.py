@@ -198,7 +198,7 @@ def _read_splits(texts: pd.Series, column: str) -> dict[str, str]:
     if unknown:
         rows = np.flatnonzero(texts.isin(unknown))
         raise UsageError(
-            f"column {column!r} holds something that is no split in {_name_rows(rows)}; "
+            f"column {column!r} holds something other than a split in {_name_rows(rows)}; "
             "use train, val or test, or leave it out"
         )
     return split_of
@@ -301,7 +301,7 @@ def _find_films(
         try:
             place, location = _find_film(text, leads_out_of)
         except OSError as error:  # its text may hold the name
-            raise ChessError(f"the file of row {row} cannot be looked for ({type(error).__name__})") from None
+            raise ChessError(f"the file of row {row} cannot be looked up ({type(error).__name__})") from None
         if leads_out_of[place](location):
             raise UsageError(f"row {row} of column {column!r} names a link that leads out of {place}")
         locations.append(location)
@@ -319,7 +319,9 @@ def _read_labels(
     if classes is not None:
         values = sorted(set(classes.unique()) - {""})
         if len(values) > MAX_CLASSES:
-            raise UsageError(f"column {chosen['class']!r} holds {len(values)} classes; {MAX_CLASSES} are the most")
+            raise UsageError(
+                f"column {chosen['class']!r} holds {len(values)} classes; at most {MAX_CLASSES} are allowed"
+            )
         for value in values:
             if value in by_name:
                 raise UsageError(f"the class {value!r} and a label column have the same name")
@@ -337,6 +339,6 @@ def _read_label(column: pd.Series, name: str) -> np.ndarray:
     wrong = np.flatnonzero((texts != "").to_numpy() & ~np.isin(values, (-1.0, 0.0, 1.0)))
     if len(wrong):
         raise UsageError(
-            f"column {name!r} holds something else than 1, 0, -1 or blank in {_name_rows(wrong)}; labels are numbers"
+            f"column {name!r} holds something other than 1, 0, -1 or blank in {_name_rows(wrong)}; labels are numbers"
         )
     return np.where(np.isnan(values), _UNKNOWN, values).astype(np.int8)

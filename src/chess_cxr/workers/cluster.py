@@ -49,7 +49,7 @@ def check_address(address: str) -> None:
     """Raise `UsageError` unless `address` can be that of a scheduler."""
     found = _ADDRESS.fullmatch(address)
     if found is None or not 0 < int(found[1]) < 1 << 16:
-        raise UsageError(f"{address!r} is no address of a Dask scheduler, such as tcp://10.0.0.1:8786")
+        raise UsageError(f"{address!r} is not the address of a Dask scheduler, such as tcp://10.0.0.1:8786")
 
 
 async def _greet(address: str) -> None:

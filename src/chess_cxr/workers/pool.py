@@ -76,7 +76,7 @@ def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -
     except ConnectionError:
         raise ChessError(
             "the store or server that holds the films cannot be reached or refuses to answer; check network and "
-            "credentials and run the same again, it goes on where it stopped"
+            "credentials and run the same command again; it continues where it stopped"
         ) from None
     return answer  # type: ignore[return-value]  # the child calls this very task
 
@@ -137,7 +137,7 @@ def _explain_lost_workers() -> Iterator[None]:
         yield
     except (Exception, CancelledError) as error:  # every executor has its own errors for lost workers
         raise ChessError(
-            f"the workers were lost ({type(error).__name__}); run the same again, it goes on where it stopped"
+            f"the workers were lost ({type(error).__name__}); run the same command again; it continues where it stopped"
         ) from None
 
 

@@ -127,7 +127,7 @@ def test_chexpert_plus_has_no_labels_without_chexberts_file(tmp_path: Path) -> N
 def test_a_line_of_chexberts_file_that_is_no_object_is_named(tmp_path: Path) -> None:
     file = write_chexpert_plus(tmp_path) / "chexbert_labels/impression_fixed.json"
     file.write_text(file.read_text() + "[1]\n")
-    with pytest.raises(UsageError, match="line 3 of .*impression_fixed.json is no JSON object"):
+    with pytest.raises(UsageError, match="line 3 of .*impression_fixed.json is not a JSON object"):
         read_dataset("chexpert-plus", tmp_path)
 
 

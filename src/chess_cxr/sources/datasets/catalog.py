@@ -106,7 +106,7 @@ def list_datasets_as_json() -> list[dict[str, str]]:
 
 def _open_films(name: str, root: Path, val: float) -> _Films:
     if not 0 <= val < 1:
-        raise UsageError(f"val {val:g} must be a fraction from 0 that leaves something to train on")
+        raise UsageError(f"val {val:g} must be 0 or more and below 1")
     entry = find_dataset(name)
     try:
         release = open_release(entry, root)
@@ -213,9 +213,8 @@ def _check_labels(films: _Films, column: str) -> None:
             parse_label(text)
         except ValueError:
             count = int((films.frame[column] == text).sum())
-            raise UsageError(
-                f"column {column!r} of {films.entry.title} holds something but 1, 0, -1 or blank in {count} row(s)"
-            ) from None
+            what = f"something other than 1, 0, -1 or blank in {count} row(s)"
+            raise UsageError(f"column {column!r} of {films.entry.title} holds {what}") from None
 
 
 def _name_labels(entry: DataSet, frame: pd.DataFrame) -> tuple[str, ...]:

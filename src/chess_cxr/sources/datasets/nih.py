@@ -101,7 +101,7 @@ def read_mapping(path: Path) -> pd.DataFrame:
     try:
         pairs = [(str(row["subset_img_id"]), str(row["img_id"])) for row in json.loads(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise UsageError(f"{path} is no list of objects with subset_img_id and img_id") from None
+        raise UsageError(f"{path} is not a list of objects with subset_img_id and img_id") from None
     return pd.DataFrame(pairs, columns=["patientId", "img_id"])
 
 

@@ -35,12 +35,12 @@ def parse_quoted_list(text: str) -> tuple[str, ...]:
     if len(inside) > MAX_LIST_CHARACTERS:
         raise ValueError(f"a list is longer than {MAX_LIST_CHARACTERS} characters")
     if not (len(inside) > 1 and inside.startswith("[") and inside.endswith("]")):
-        raise ValueError("a cell is no list in brackets")
+        raise ValueError("a cell is not a list in brackets")
     inside, items, at = inside[1:-1].strip(), [], 0
     while at < len(inside):
         found = _ITEM.match(inside, at)
         if found is None:
-            raise ValueError("a list holds something else than quoted texts and commas")
+            raise ValueError("a list holds something other than quoted texts and commas")
         items.append((found[1] or found[2] or "").strip().lower())
         at = found.end()
         if len(items) > MAX_LABELS_A_FILM:

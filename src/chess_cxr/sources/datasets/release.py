@@ -78,9 +78,9 @@ def read_published(path: Path, table: Table, title: str) -> pd.DataFrame:
         raise UsageError(f"{path} has the column {repeated[0]!r} more than once")
     columns, optional = ([name.split("|")[0] for name in names] for names in (table.columns, table.optional))
     if missing := [name for name in columns if name not in frame.columns]:
-        raise UsageError(f"{path} has no {_quote(missing)}, which {title} has as published")
+        raise UsageError(f"{path} has no {_quote(missing)}, which the published {title} has")
     if extra := [name for name in frame.columns if name not in columns and name not in optional]:
-        raise UsageError(f"{path} has {_quote(extra)}, which {title} has not as published; is it another release?")
+        raise UsageError(f"{path} has {_quote(extra)}, which the published {title} lacks; is it another release?")
     return frame.drop(columns=[name for name in table.drop if name in frame.columns])
 
 

@@ -125,7 +125,7 @@ def read_json_lines(path: Path) -> pd.DataFrame:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise UsageError(f"line {number} of {path} is no JSON object")
+                raise UsageError(f"line {number} of {path} is not a JSON object")
             rows.append({name: "" if value is None else str(value) for name, value in row.items()})
     return pd.DataFrame(rows).fillna("")
 

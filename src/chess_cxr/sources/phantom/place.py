@@ -1,4 +1,4 @@
-"""What a user writes for generated films where a folder could stand: phantom:PATIENTS[@SIZE][#SEED]."""
+"""Parse phantom:PATIENTS[@SIZE][#SEED], which names generated films in place of a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIZES = (64, 4096)
 
 @dataclass(frozen=True)
 class PhantomPlace:
-    """How many generated patients, the side of their films in pixels, and the seed that they depend on."""
+    """Number of generated patients, side of their films in pixels, and seed."""
 
     patients: int
     size: int
@@ -22,14 +22,14 @@ class PhantomPlace:
 
 
 def is_phantom(place: str) -> bool:
-    """Tell generated films from a folder."""
+    """Whether a place names generated films."""
     return place.startswith(_PREFIX)
 
 
 def parse_phantom(place: str, size: int = 256) -> PhantomPlace:
-    """Parse "phantom:PATIENTS[@SIZE][#SEED]", such as phantom:300@256#7; SIZE is `size` and SEED 0 where not given.
+    """Parse "phantom:PATIENTS[@SIZE][#SEED]", such as phantom:300@256#7; defaults are `size` and seed 0.
 
-    Raises UsageError for another text, no patients, and sizes outside 64 to 4096 pixels.
+    Raises `UsageError` for any other text, no patients, or a size outside 64 to 4096 pixels.
     """
     found = _PLACE.fullmatch(place)
     if found is None or not int(found[1]):
