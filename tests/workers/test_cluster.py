@@ -138,7 +138,7 @@ def test_when_all_workers_are_lost_the_ingest_goes_on_later(tmp_path: Path, dyin
             executor.shutdown(wait=False)
 
     options = replace(OPTIONS, films_a_commit=8, in_flight=16)
-    lost = pytest.raises(ChessError, match=r"the workers were lost \(\w+\); run the same again")
+    lost = pytest.raises(ChessError, match=r"the workers were lost \(\w+\); run the same command again")
     with connect_cluster(cluster.address) as (executor, _), lost:
         ingest_films(films, tmp_path / "s.lance", options, executor, lose_all)
     with connect_cluster(cluster.address) as (executor, _):
