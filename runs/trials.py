@@ -1,4 +1,4 @@
-"""Train encoders by several recipes for the same seconds, one after the other, each on one thread.
+"""Train encoders by several recipes for the same CPU seconds, one after the other, each on one thread.
 
 usage: python trials.py TRIALS.toml STORE OUT [--seconds 600] [--core 1] [--only NAME ...]
 
@@ -6,15 +6,15 @@ TRIALS.toml holds a table [trials.NAME] for each recipe: what differs from the p
 config.json.  A `method` with a name, and everything that is no table, takes the preset's place; other tables are
 merged.
 
-Steps are as many as fit into the seconds by the fastest five of 40 steps before, so that other work on the machine
-makes a trial longer but does not change it.  The learning rate is annealed over them.  Each trial's run and encoder
-stand in OUT/NAME.  A trial whose encoder is there is left alone, and one that was interrupted goes on.
+Steps are as many as fit into the CPU seconds, by the difference between runs of 10 and of 40 steps, so that other work
+on the machine makes a trial longer but does not change it.  The learning rate is annealed over them.  Each trial's run
+and encoder stand in OUT/NAME.  A trial whose encoder is there is left alone, and one that was interrupted goes on.
 """
 
 import argparse
-import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from typing import Any
 
 from chess_cxr.pretraining.presets import PRESETS, PretrainConfig, read_pretrain_config
 
-TIMED_STEPS, LOG_EVERY = 40, 5
+TIMED_STEPS = (10, 40)
 
 
 def build_trial(changes: dict[str, Any]) -> tuple[PretrainConfig, str]:
@@ -58,24 +58,26 @@ def pretrain(store: Path, run: Path, config: Path, begin_from: str, core: int) -
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def count_steps(store: Path, folder: Path, config: PretrainConfig, begin_from: str, core: int, seconds: float) -> int:
-    """Time a short run; return how many steps fit into the seconds."""
-    short = folder / "timing"
-    shutil.rmtree(short, ignore_errors=True)
+def measure_run(store: Path, folder: Path, config: PretrainConfig, begin_from: str, core: int, steps: int) -> float:
+    """Return the CPU seconds of a short run."""
     described = json.loads(json.dumps(asdict(config)))
-    described["training"] |= {
-        "steps": TIMED_STEPS,
-        "log_every": LOG_EVERY,
-        "probe_every": 10**6,
-        "checkpoint_every": 10**6,
-    }
+    often = {"log_every": steps, "probe_every": 10**6, "checkpoint_every": 10**6}
+    described["training"] |= {"steps": steps} | often
     (folder / "timing.json").write_text(json.dumps(described))
-    pretrain(store, short, folder / "timing.json", begin_from, core)
-    lines = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()]
-    shutil.rmtree(short)
-    fastest = min(after["time"] - before["time"] for before, after in itertools.pairwise(lines)) / LOG_EVERY
-    print(f"{folder.name}: {fastest:.3f} s a step", flush=True)
-    return max(1, round(seconds / fastest))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    pretrain(store, folder / "timing", folder / "timing.json", begin_from, core)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shutil.rmtree(folder / "timing")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def count_steps(store: Path, folder: Path, config: PretrainConfig, begin_from: str, core: int, seconds: float) -> int:
+    """Time two short runs; return how many steps fit into the seconds."""
+    shutil.rmtree(folder / "timing", ignore_errors=True)
+    short, long = (measure_run(store, folder, config, begin_from, core, steps) for steps in TIMED_STEPS)
+    step = (long - short) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+    print(f"{folder.name}: {step:.3f} CPU seconds a step", flush=True)
+    return max(1, round(seconds / step))
 
 
 def run_trial(name: str, changes: dict[str, Any], store: Path, out: Path, core: int, seconds: float) -> None:

@@ -156,7 +156,9 @@ def test_an_executor_that_loses_its_workers_is_one_line_that_says_how_to_go_on(t
         pairs = encode_in_order(films, OPTIONS, LIMITS, pool, 8)
         assert next(pairs)[0].uid == "0.png"
         kill_workers(pool)
-        with pytest.raises(ChessError, match=r"the workers were lost \(BrokenProcessPool\); run the same command again"):
+        with pytest.raises(
+            ChessError, match=r"the workers were lost \(BrokenProcessPool\); run the same command again"
+        ):
             list(pairs)
 
 
