@@ -250,8 +250,8 @@ def build_subgroup_block(results: BenchmarkResults, task: TaskFilms) -> Block | 
     ]
     caption = (
         f"{results.reference}, {sets[0].head} head, {sets[0].subset} of the labels, {count(len(sets), 'draw')}, "
-        f"{results.split} split; {results.level:.0%} intervals over patients. A mean over classes counts those that group and rest "
-        "both have. A gap that is not shown is not a gap that is not there."
+        f"{results.split} split; {results.level:.0%} intervals over patients. A mean over classes counts those that "
+        "group and rest both have. A gap that is not shown is not a gap that is not there."
     )
     return Block("Subgroups", grid=Grid(tuple(map(Cell, heads)), tuple(rows), caption))
 
