@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chess_cxr.methods.pointwise import compute_pointwise_as_linear
+
 
 @dataclass(frozen=True)
 class ViewBatch:
@@ -40,5 +42,6 @@ def embed_local(batch: ViewBatch, network: Callable[[Tensor], Tensor]) -> list[T
     """Embed all local views as one batch; return one [B, D] per view."""
     if batch.local_LB1ss is None:
         return []
-    embedded_ND = network(batch.local_LB1ss.flatten(0, 1))
+    with compute_pointwise_as_linear(batch.local_LB1ss.device):
+        embedded_ND = network(batch.local_LB1ss.flatten(0, 1))
     return list(embedded_ND.view(*batch.local_LB1ss.shape[:2], -1))

@@ -25,6 +25,7 @@ from chess_cxr.methods.full_precision import full_precision, normalise
 from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
+from chess_cxr.methods.pointwise import compute_pointwise_as_linear
 from chess_cxr.methods.ranks import draw_shared_permutation, gather_ranks, get_world, take_own
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
@@ -155,7 +156,8 @@ class MoCo(EncoderMethod):
         if views.local_LB1ss is None:
             return []
         count, local = count_own_groups(self.config, get_world()), views.local_LB1ss
-        groups = [self.encoder(group.flatten(0, 1)).view(*group.shape[:2], -1) for group in local.chunk(count, 1)]
+        with compute_pointwise_as_linear(local.device):
+            groups = [self.encoder(group.flatten(0, 1)).view(*group.shape[:2], -1) for group in local.chunk(count, 1)]
         embedded_ND = normalise(self.head(torch.cat(groups, 1).flatten(0, 1)))
         return list(embedded_ND.view(*local.shape[:2], -1))
 
