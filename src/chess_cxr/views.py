@@ -2,14 +2,15 @@
 
 Crop, zoom, shift, rotation, flip, lens distortion and elastic deformation are composed into a single warp; gamma,
 contrast, brightness and jitter into a single 256-entry table.  Only filters and noise touch the pixels again, and
-changes that are not drawn cost nothing.  Films and views are uint8 [H, W], air dark and bone bright.
+changes that are not drawn cost nothing.  Antialiased views are resampled more finely and then averaged.  Films and
+views are uint8 [H, W], air dark and bone bright.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Literal
@@ -45,6 +46,8 @@ class ViewConfig:
     distortion and elastic deformation may then move its rim a little.
     elastic: ± share of the side by which the control points of a cubic spline grid move; the grid has `elastic_cells`
     cells a side.
+    antialias: where a view shrinks the film, average all film pixels under each pixel of the view, instead of
+    interpolating between the nearest four, which turns fine structures into false patterns.
     border: content beyond the film: air (0) or the mirrored film.
     gamma, contrast, brightness, jitter: grey-level changes; gamma is drawn log-uniformly.
     contrast_about: grey level that contrast leaves unchanged, the mean of the view or black.
@@ -69,6 +72,7 @@ class ViewConfig:
     elastic: float = 0.0
     elastic_cells: int = 4
     elastic_p: float = 0.0
+    antialias: bool = False
     border: Literal["air", "mirror"] = "air"
     flip_p: float = 0.0
     gamma: Range = (1.0, 1.0)
@@ -163,8 +167,28 @@ def draw_view_pairs(films: Sequence[np.ndarray], positions: Sequence[int], seed:
 
 
 def _warp(film_HW: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw the geometry and resample once; return the film itself if nothing moves."""
+    """Draw the geometry and resample; return the film itself if nothing moves."""
     matrix = _draw_crop_to_film(film_HW.shape, config, rng)
+    if config.antialias and (finer := _count_samples(matrix)) > 1:
+        fine = _warp_along(film_HW, _refine(matrix, finer), replace(config, size=finer * config.size), rng)
+        return cv2.resize(fine, (config.size, config.size), interpolation=cv2.INTER_AREA)
+    return _warp_along(film_HW, matrix, config, rng)
+
+
+def _count_samples(matrix: np.ndarray) -> int:
+    """Return how many samples across a view pixel lie no more than about one film pixel apart."""
+    return max(1, math.ceil(float(np.linalg.norm(matrix[:, :2], axis=0).max()) - 0.01))
+
+
+def _refine(matrix: np.ndarray, finer: int) -> np.ndarray:
+    """Return the map to film pixels from a view with `finer` times as many pixels a side."""
+    refined = matrix / finer
+    refined[:, 2] = matrix[:, 2] + matrix[:, :2].sum(1) * (0.5 / finer - 0.5)
+    return refined
+
+
+def _warp_along(film_HW: np.ndarray, matrix: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw distortion and elastic deformation, and resample along them and the affine map."""
     bend, elastic_2KK = 0.0, None
     if config.distort and rng.random() < config.distort_p:
         bend = rng.uniform(-config.distort, config.distort)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from chess_cxr.records import ChessError, UsageError
+from chess_cxr.training.decay import spare_norms
 from chess_cxr.training.distributed import agree_on_mean, average_gradients
 from chess_cxr.training.precision import LossScaling, Precision, compute_losses
 from chess_cxr.training.skipped import NormStatistics, SkippedSteps, keep_frozen
@@ -26,6 +27,7 @@ class TrainingConfig:
     """How a method is optimised.
 
     batch: films per step over all ranks.  warmup: fraction of the steps with a linearly rising learning rate.
+    decay_norms: whether weight decay applies to biases and normalisation layers too, see `spare_norms`.
     clip_norm: largest gradient norm, 0 for no clipping.  loader_threads: number of batches prepared in parallel.
     precision: autocast precision of the networks; weights, gradients and optimiser state are always float32.
     frozen_steps: number of first steps that train the heads only and keep the encoder frozen.
@@ -40,6 +42,7 @@ class TrainingConfig:
     learning_rate: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    decay_norms: bool = True
     warmup: float = 0.0
     clip_norm: float = 0.0
     precision: Precision = "float32"
@@ -131,7 +134,8 @@ def build_optimizers(
     default, multiplies the learning rate.
     """
     optimizers: dict[str, Optimizer] = {}
-    for name, parameters in (groups or method.get_parameters()).items():
+    for name, given in (groups or method.get_parameters()).items():
+        parameters = given if config.decay_norms else spare_norms(given)
         if config.optimizer == "sgd":
             optimizers[name] = torch.optim.SGD(
                 parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
