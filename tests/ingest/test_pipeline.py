@@ -18,8 +18,8 @@ from PIL import Image
 
 from chess_cxr.deidentify.identity import hash_id
 from chess_cxr.ingest import pipeline
-from chess_cxr.ingest.pipeline import BYTES_A_ROW, IngestOptions
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import BYTES_A_ROW
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import StoreWriter, open_store
@@ -369,8 +369,8 @@ def test_two_ingests_into_one_store_do_not_meet(tmp_path: Path) -> None:
 STEADY = """
 import sys
 from pathlib import Path
-from chess_cxr.ingest.quality_options import QualityOptions
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.workers.pool import WORKER_DIED, build_ingest_pool
 from chess_cxr.sources.folder import read_folder
 keep_all = QualityOptions(quarantine_not_chest=False)
@@ -593,8 +593,8 @@ from pathlib import Path
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would leave the first half of a module's bytecode, for all to read
 sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import ChessError
 from chess_cxr.sources.folder import read_folder
 try:

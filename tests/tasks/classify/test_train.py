@@ -13,7 +13,8 @@ from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.film_jpeg import encode_film
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, SourceFilm, UsageError
 from chess_cxr.store import Store, StoredFilm, open_store, write_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
