@@ -49,7 +49,7 @@ def audit_stores(
     """
     if not stores:
         raise UsageError("name at least one store to audit, before --training-list")
-    options, show = options or AuditOptions(), on_progress or _show_nothing
+    options, show = options or AuditOptions(), on_progress or (lambda *_: None)
     if not 0 < options.duplicate_similarity <= 1:
         raise UsageError(f"the duplicate similarity {options.duplicate_similarity:g} is not between 0 and 1")
     options = replace(options, similarity=min(options.similarity, options.duplicate_similarity))
@@ -69,10 +69,6 @@ def audit_stores(
         notes=tuple(_list_notes(films, lists, compared, thorough)),
     )
     return replace(result, page=render_result(result, draw_pairs(stores, pairs.head(options.shown), show)))
-
-
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
 
 
 def _read_films(stores: Sequence[Store]) -> pd.DataFrame:
