@@ -31,7 +31,7 @@ def find_alike(
 ) -> dict[tuple[int, int], FilmMatch]:
     """Find pairs of films, first < second, with the same or nearly the same picture.
 
-    hashes: perceptual, one a film.  read_films: reads the pictures of film numbers, uint8 [H, W].
+    hashes: perceptual hash of each film.  read_films: returns the pictures of films by number, uint8 [H, W].
     Hashes find quarter turns, mirror images and inverted films; with `thorough`, points find any turn, scale and crop.
     known: pairs to skip.
     """

@@ -13,7 +13,8 @@ class QualityOptions:
     """Thresholds that quarantine or flag a film.
 
     Args:
-        quarantine_not_chest: leave out certain non-chest films, by header or picture; off, keep them.
+        quarantine_not_chest: keep films that certainly are not of the chest, by header or picture, instead of leaving
+            them out.
         not_chest_reject: `not_chest` score from which the picture alone is certain.
         not_chest_flag: `not_chest` score from which a film is flagged, and from which another body part in the
             header is believed.

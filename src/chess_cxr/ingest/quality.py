@@ -21,8 +21,6 @@ from chess_cxr.ingest.film_classifier import (
 )
 from chess_cxr.ingest.options import QualityOptions
 
-__all__ = ["FilmQuality", "QualityOptions", "judge_film"]
-
 
 def _list_terms(words: str) -> frozenset[str]:
     return frozenset(words.split())

@@ -300,7 +300,7 @@ def test_an_order_of_classes_is_learned_as_an_order(tiny_encoder: Encoder, tmp_p
     assert result.metrics["rank_error"].value < 0.5
     probability = predict(tmp_path / "model", store, np.arange(6))
     assert probability.sum(1) == pytest.approx(1, abs=1e-5) and (probability >= 0).all()
-    with pytest.raises(UsageError, match="the linear probe knows no order"):
+    with pytest.raises(UsageError, match="the linear probe has no ordinal task"):
         finetune_classifier(tiny_encoder, store, tmp_path / "other", config=FinetuneConfig(task="ordinal"))
     with pytest.raises(UsageError, match="at least three labels"):
         finetune_classifier(
@@ -396,7 +396,7 @@ def test_rare_classes_are_found_more_often_when_they_weigh_more(tiny_encoder: En
         )
     }
     assert found["inverse"] > 1.5 * found["none"] and found["logit_adjustment"] > 1.5 * found["none"]
-    with pytest.raises(UsageError, match="knows no imbalance"):
+    with pytest.raises(UsageError, match="has no --imbalance"):
         finetune_classifier(
             tiny_encoder, tmp_path / "films.lance", tmp_path / "other", config=FinetuneConfig(imbalance="focal")
         )
@@ -458,7 +458,7 @@ def test_files_are_answered_as_the_ingested_films_are(
         ({"task": "bones"}, "is no classifier"),
         ({"head": {}}, "the head of a classifier has"),
         ({"labels": []}, "has a list of labels"),
-        ({"labels": ["a", "b", "c"]}, "none that exists"),
+        ({"labels": ["a", "b", "c"]}, "head of this classifier is not valid"),
         ({"architecture": "nothing"}, "timm has no network"),
         ({"architecture": "test_efficientnet"}, "does not hold this model"),
     ],

@@ -56,11 +56,11 @@ def check_finetuning(config: FinetuneConfig, chosen: LabelledRows) -> None:
         check_training_config(plan_training(config, int((chosen.split == "train").sum())))
         return
     if config.imbalance != "none" or chosen.task == "ordinal":
-        asked = "imbalance" if config.imbalance != "none" else "order"
-        raise UsageError(f"the linear probe knows no {asked}; choose --mode mlp, attentive or full")
+        asked = "--imbalance" if config.imbalance != "none" else "ordinal task"
+        raise UsageError(f"the linear probe has no {asked}; choose --mode mlp, attentive or full")
     target_NL = chosen.target_NL[chosen.split == "train"]
     if not np.isin(target_NL[~np.isnan(target_NL)], (0, 1)).all():
-        raise UsageError("the linear probe learns labels of 0 and 1 only; choose --mode mlp, attentive or full")
+        raise UsageError("the linear probe takes labels of 0 and 1 only; choose --mode mlp, attentive or full")
 
 
 def plan_training(config: FinetuneConfig, films: int) -> TrainingConfig:
@@ -91,9 +91,7 @@ def fit_linear(
     probe = fit_linear_probe(
         feature_ND[train_N], chosen.taught[train_N], chosen.patient[train_N], names=chosen.names, seed=config.seed
     )
-    # The layer includes the probe's standardisation, so that the network takes raw features.
-    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
-    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
+    weight_LD, bias_L = probe.fold_scaling()  # so that the network takes raw features
     head = {"head.weight": torch.tensor(weight_LD).float(), "head.bias": torch.tensor(bias_L).float()}
     shape = HeadShape("linear", chosen.task, encoder.feature_count, len(chosen.names))
     scores = score_splits(chosen, lambda places: probe.predict_scores(feature_ND[places]))

@@ -88,15 +88,15 @@ def select_labelled(
     if task is None or task == "auto":
         task = "multiclass" if exclusive else "multilabel"
     if task == "ordinal" and len(names) < 3:
-        raise UsageError("an order needs at least three labels; two are the task multiclass")
+        raise UsageError("an ordinal task needs at least three labels; for two, choose the task multiclass")
     if task != "multilabel" and not exclusive:
-        raise UsageError(f"labels {', '.join(names)} are not one class a film; use the task multilabel")
+        raise UsageError(f"films do not have exactly one of the labels {', '.join(names)}; use the task multilabel")
     target_NL = build_targets(stored_NL, policies, seed) if task == "multilabel" else label_NL
     split_N = store.films["split"].to_numpy()
     taught_N = (split_N == "train") & ~np.isnan(target_NL).all(axis=1)
     rows = np.flatnonzero(whole if task != "multilabel" else ~np.isnan(label_NL).all(axis=1) | taught_N)
     if not len(rows):
-        raise UsageError(f"no film of {store.path.name} knows any of the labels {', '.join(names)}")
+        raise UsageError(f"no film of {store.path.name} has a known value of the labels {', '.join(names)}")
     chosen = store.films.iloc[rows]
     return LabelledRows(
         rows,

@@ -48,7 +48,7 @@ def build_balance(target_NL: Tensor, task: Task, imbalance: Imbalance) -> Balanc
     Raises UsageError if the task does not support it.
     """
     if task == "ordinal" and imbalance in ("focal", "logit_adjustment"):
-        raise UsageError(f"ordered classes have no {imbalance}; choose none, inverse or effective")
+        raise UsageError(f"an ordinal task has no imbalance {imbalance}; choose none, inverse or effective")
     known_NL = ~target_NL.isnan() & (target_NL != UNCERTAIN)
     with_L = torch.where(known_NL, target_NL, 0).sum(0).double()
     without_L = torch.where(known_NL, 1 - target_NL, 0).sum(0).double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
@@ -18,6 +17,7 @@ import torch
 from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract, parse_contract
 from chess_cxr.encoders.encoder import build_network
+from chess_cxr.files.whole import read_json
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
 from chess_cxr.records import ChessError, UsageError, import_extra
@@ -59,11 +59,8 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
     Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
     folder, target = Path(folder), choose_device(device)
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, Mapping) or config.get("task") != "classify":
+    config = read_json(folder / "config.json")
+    if config.get("task") != "classify":
         raise UsageError(f"{folder} is no classifier; make one with: chess-cxr finetune classify")
     contract, shape, labels = _parse(config, folder)
     network = Classify(build_network(str(config.get("architecture")), contract.channels), shape)
@@ -95,7 +92,7 @@ def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, Head
         and (shape.task != "ordinal" or len(labels) > 2)
     )
     if not right:
-        raise ChessError(f"{folder}: the head of this classifier is none that exists")
+        raise ChessError(f"{folder}: the head of this classifier is not valid")
     return parse_contract(config.get("contract")), shape, tuple(labels)
 
 

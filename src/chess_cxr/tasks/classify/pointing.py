@@ -83,7 +83,7 @@ def play_pointing_game(
     if not np.all(np.isfinite(brightness)):
         raise UsageError("a saliency map holds NaN or infinity: the network that made it has diverged")
     if not region.any() or not inside.any():
-        raise UsageError("a film without a region cannot be pointed at: leave it out")
+        raise UsageError("a film has no region or nothing to search; leave it out")
     near = ndimage.distance_transform_edt(~region) <= tolerance_px
     brightest = inside & (brightness == brightness[inside].max())
     return float(near[brightest].mean()), float(near[inside].mean())

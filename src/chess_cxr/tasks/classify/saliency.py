@@ -35,8 +35,7 @@ def build_probe_network(encoder: Encoder, probe: LinearProbe) -> Classify:
     """
     task_name: Task = "multilabel" if probe.multilabel else "multiclass"
     task = Classify(encoder.module, HeadShape("linear", task_name, encoder.feature_count, len(probe.intercept_C)))
-    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
-    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
+    weight_LD, bias_L = probe.fold_scaling()
     head = {"weight": torch.from_numpy(weight_LD).float(), "bias": torch.from_numpy(bias_L).float()}
     task.head.load_state_dict(head)
     return task.to(encoder.device).eval()

@@ -16,8 +16,6 @@ import pandas as pd
 from chess_cxr.records import UsageError
 from chess_cxr.sources.read_table import read_table
 
-__all__ = ["JSRT_FIELD_MM", "NoduleEntry", "list_nodule_films"]
-
 JSRT_FIELD_MM = 0.175 * 2048  # side of every JSRT film (Shiraishi et al. 2000)
 _LUNG_BITS = 3  # 1 right lung, 2 left lung
 _HEART_BIT = 4

@@ -20,24 +20,11 @@ import numpy.typing as npt
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.records import ChessError, Undecodable, UsageError
 from chess_cxr.sources.read_table import read_table
-from chess_cxr.tasks.nodules.masks import build_requests, draw_nodule_mask, read_mask_levels
+from chess_cxr.tasks.nodules.masks import Mask, build_requests, draw_nodule_mask, read_mask_levels
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
 # Suffixes: H, W film; Y, X the nodule's own patch.
-__all__ = [
-    "CtInsertion",
-    "CtNodule",
-    "build_nodule",
-    "choose_ct_nodule",
-    "draw_analytic_nodule",
-    "draw_contrast",
-    "insert_ct_nodule",
-    "load_insertion",
-    "read_ct_nodules",
-    "split_ct_nodules",
-]
-
 # Fitted on train films: grey that the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of
 # the lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence
 # the diameter (Beer-Lambert), up to LARGEST_MM; wider real nodules are hardly brighter.
@@ -52,7 +39,6 @@ _CT_SIDE_MAX = 256
 _DRAWN_MM = 0.5
 
 Film = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from torch import nn
 from chess_cxr.records import UsageError
 
 # Suffixes: B batch, 1 channel, H, W film, S the side of the network's input, N components.
-__all__ = ["SIDE", "LungNet", "compute_grey_ranks", "find_lung_fields", "load_lung_net"]
-
 SIDE = 128
 WEIGHTS = "lung_fields.safetensors"
 _WIDTHS = (16, 24, 32, 40)

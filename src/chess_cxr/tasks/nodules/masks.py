@@ -17,19 +17,6 @@ from chess_cxr.files.locations import read_location
 from chess_cxr.records import UsageError
 
 # Suffixes: H, W film; K harmonics of an outline; A its angles.
-__all__ = [
-    "MAX_OUTSIDE",
-    "NoduleRequest",
-    "build_requests",
-    "check_mask",
-    "check_request_mask",
-    "draw_nodule_mask",
-    "draw_random_request",
-    "label_pieces",
-    "read_mask_levels",
-    "read_request_mask",
-]
-
 MAX_OUTSIDE = 0.25  # share of a nodule that may lie outside the lung: pleura and diaphragm hide parts of real ones
 MAX_PIECES = 99
 MAX_MASK_BYTES = 64 << 20
@@ -71,11 +58,9 @@ def draw_nodule_mask(
     """
     column, row = centre_px
     if not (0 <= column <= shape[1] - 1 and 0 <= row <= shape[0] - 1):
-        raise UsageError(
-            f"the nodule's centre ({column:g}, {row:g}) is outside the film of {_write_size(shape)} pixels"
-        )
+        raise UsageError(f"the nodule's centre ({column:g}, {row:g}) is outside the film of {write_size(shape)} pixels")
     if not diameter_px > 0:
-        raise UsageError(f"a nodule of {diameter_px:g} pixels is nothing; ask for a diameter above 0")
+        raise UsageError(f"a nodule has a diameter above 0 pixels, not {diameter_px:g}")
     amplitude_K = rng.normal(0, 1, len(_HARMONICS)) / _HARMONICS
     amplitude_K *= irregularity * math.sqrt(2 / float(np.sum(1 / _HARMONICS**2.0)))
     phase_K = rng.uniform(0, 2 * math.pi, len(_HARMONICS))
@@ -86,7 +71,7 @@ def draw_nodule_mask(
     ratio_HW = distance_HW / np.maximum(outline_HW, 0.25)
     wanted = max(1, round(math.pi * diameter_px**2 / 4))
     if wanted >= ratio_HW.size:
-        raise UsageError(f"a nodule of {diameter_px:g} pixels is larger than the film of {_write_size(shape)} pixels")
+        raise UsageError(f"a nodule of {diameter_px:g} pixels is larger than the film of {write_size(shape)} pixels")
     # The pixels nearest to the centre in units of the outline; a threshold would not give the exact area
     mask_HW = np.zeros(shape, bool)
     mask_HW.ravel()[np.argpartition(ratio_HW, wanted - 1, axis=None)[:wanted]] = True
@@ -111,7 +96,7 @@ def draw_random_request(
     if not lung_HW.any():
         raise UsageError("there is no lung to put a nodule in")
     if not 0 < size_mm[0] <= size_mm[1] or not math.isfinite(size_mm[1]):
-        raise UsageError(f"nodule sizes {size_mm[0]:g}-{size_mm[1]:g} mm are no range above 0")
+        raise UsageError(f"nodule sizes {size_mm[0]:g}-{size_mm[1]:g} mm are not a range above 0")
     if not spacing_mm > 0:
         raise UsageError("the film's pixel spacing is unknown; give it in mm")
     diameter_mm = float(rng.uniform(*size_mm))
@@ -135,7 +120,7 @@ def draw_random_request(
         if not outside:
             break
     if best is None:
-        raise UsageError(f"a nodule of {diameter_mm:.0f} mm finds no place in the lung")
+        raise UsageError(f"the lung has no room for a nodule of {diameter_mm:.0f} mm")
     return best[1]
 
 
@@ -157,7 +142,7 @@ def read_mask_levels(path: Path | str, shape: tuple[int, int] | None = None) -> 
                 raise UsageError(f"the mask has more than {MAX_MASK_PIXELS // 1_000_000} megapixels")
             if shape is not None and (image.height, image.width) != shape:  # before its pixels take memory
                 raise UsageError(
-                    f"the mask has {image.width} x {image.height} pixels, the film {_write_size(shape)}; they must be "
+                    f"the mask has {image.width} x {image.height} pixels, the film {write_size(shape)}; they must be "
                     "equal"
                 )
             levels_HW = np.asarray(image)
@@ -188,7 +173,7 @@ def read_request_mask(path: Path | str, shape: tuple[int, int]) -> Mask:
 def check_mask(mask_HW: Mask, shape: tuple[int, ...]) -> None:
     """Raise `UsageError` for an empty mask, or one of another size than its film."""
     if mask_HW.shape != shape:
-        raise UsageError(f"the mask has {_write_size(mask_HW.shape)} pixels, the film {_write_size(shape)}")
+        raise UsageError(f"the mask has {write_size(mask_HW.shape)} pixels, the film {write_size(shape)}")
     if not mask_HW.any():
         raise UsageError("the mask is empty: mark the place of the nodule")
 
@@ -243,5 +228,6 @@ def _touches_edge(mask_HW: Mask) -> bool:
     return bool(mask_HW[0].any() or mask_HW[-1].any() or mask_HW[:, 0].any() or mask_HW[:, -1].any())
 
 
-def _write_size(shape: tuple[int, ...]) -> str:
+def write_size(shape: tuple[int, ...]) -> str:
+    """Write a shape [H, W] as width x height."""
     return " x ".join(map(str, shape[1::-1]))

@@ -128,7 +128,7 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
         type(value) in ((int, float) if kinds[name] is float else (kinds[name],)) for name, value in numbers.items()
     )
     if not (whole and described["mode"] in get_args(Mode) and type(film_size) is int and 32 <= film_size <= 4096):
-        raise ChessError(f"{folder}: the generator is none that exists")
+        raise ChessError(f"{folder}: the generator is not valid")
     planned = GenerateConfig(**described)
     try:
         check_generate_config(planned)

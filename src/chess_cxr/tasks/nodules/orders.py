@@ -89,7 +89,7 @@ def plan_orders(films: Sequence[Path], mask: Path | None, count: int, seed: int)
     mask: a file for a single film, or a folder with a mask of the same name for every film.
     """
     if (mask is None) == (count < 1):
-        raise UsageError("say where nodules shall be: --mask FILE or FOLDER, or --random N")
+        raise UsageError("say where to put the nodules: --mask FILE or FOLDER, or --random N")
     if count > MOST_FILMS:
         raise UsageError(f"--random is how many films to make: {MOST_FILMS} at most")
     if not 0 <= seed <= MOST_SEED:

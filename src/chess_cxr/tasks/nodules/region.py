@@ -7,8 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from chess_cxr.records import UsageError
-
-Mask = npt.NDArray[np.bool_]
+from chess_cxr.tasks.nodules.masks import Mask, write_size
 
 
 def compute_region(mask_HW: Mask, margin: float = 0.5, margin_px: int = 4) -> Mask:
@@ -40,17 +39,13 @@ def _compute_distance(mask_HW: Mask) -> npt.NDArray[np.float32]:
     return distance_HW
 
 
-def _name_size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape[::-1])
-
-
 def find_window(region_HW: Mask, size: int) -> tuple[slice, slice]:
     """Return rows and columns of the size x size window around the region, centred as far as the film allows.
 
     Raises `UsageError` if the film or the window is too small.
     """
     if min(region_HW.shape) < size:
-        raise UsageError(f"the film is {_name_size(region_HW.shape)}; the generator needs {size} x {size} at least")
+        raise UsageError(f"the film is {write_size(region_HW.shape)}; the generator needs {size} x {size} at least")
     window = []
     for axis, side in enumerate(region_HW.shape):
         hit = np.flatnonzero(region_HW.any(1 - axis))
