@@ -15,14 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.tasks.classify.heads import (
-    HeadName,
-    OrdinalScores,
-    build_head,
-    build_scores,
-    count_inputs,
-    extract_map,
-)
+from chess_cxr.tasks.classify.heads import HeadName, OrdinalScores, build_head, build_scores, count_inputs, extract_map
 from chess_cxr.tasks.classify.losses import Balance, Task, sum_label_losses
 from chess_cxr.training.distributed import average_over_ranks
 from chess_cxr.views import ViewConfig, draw_view

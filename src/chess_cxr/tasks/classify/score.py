@@ -10,11 +10,7 @@ import numpy as np
 
 from chess_cxr.evaluation.aggregation import aggregate_studies
 from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
-from chess_cxr.evaluation.metrics import (
-    build_multiclass_statistic,
-    build_multilabel_statistic,
-    build_ordinal_statistic,
-)
+from chess_cxr.evaluation.metrics import build_multiclass_statistic, build_multilabel_statistic, build_ordinal_statistic
 from chess_cxr.tasks.classify.labels import LabelledRows
 from chess_cxr.tasks.result import TaskResult
 

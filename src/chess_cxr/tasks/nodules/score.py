@@ -54,16 +54,6 @@ class NoduleMeasurement:
 
 
 @dataclass(frozen=True)
-class RequestError:
-    """Measured minus requested; diameter_ratio: measured over requested; centre_mm: NaN without a spacing."""
-
-    diameter_px: float
-    diameter_ratio: float
-    centre_px: float
-    centre_mm: float
-
-
-@dataclass(frozen=True)
 class BackgroundChange:
     """Changes outside the region that may change, on the [0, 1] scale; equal_share: of pixels that kept their bits."""
 
@@ -108,28 +98,6 @@ def measure_nodule(
         mask_y_px=mask_y,
         mask_diameter_px=2 * radius,
         lung_share=math.nan if lung_HW is None else float(lung_HW[mask_HW].mean()),
-    )
-
-
-def compare_with_request(
-    measured: NoduleMeasurement,
-    x_px: float,
-    y_px: float,
-    diameter_px: float,
-    spacing_mm: float | None = None,
-) -> RequestError:
-    """Compare a measured nodule with the request: centre (column, row) and diameter, in pixels.
-
-    NaN if nothing was measured: count such nodules, as leaving them out would flatter the generator.
-    """
-    if not diameter_px > 0:
-        raise UsageError(f"a requested diameter is above 0, not {diameter_px}")
-    centre = math.hypot(measured.x_px - x_px, measured.y_px - y_px)
-    return RequestError(
-        measured.diameter_px - diameter_px,
-        measured.diameter_px / diameter_px,
-        centre,
-        math.nan if spacing_mm is None else centre * spacing_mm,
     )
 
 
