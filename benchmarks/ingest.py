@@ -40,7 +40,8 @@ from pydicom.uid import (
 )
 
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import SourceFilm
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.workers.child import ENVIRONMENT

@@ -38,7 +38,8 @@ def read_peak_megabytes() -> float:
 
 def ingest_tree(folder: Path, workers: int) -> None:
     """Ingest the tree and print films, seconds and this process's own peak memory in MB."""
-    from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+    from chess_cxr.ingest.options import IngestOptions
+    from chess_cxr.ingest.pipeline import ingest_films
     from chess_cxr.sources.folder import read_folder
     from chess_cxr.workers.pool import build_ingest_pool
 

@@ -13,7 +13,8 @@ ROUNDS = 3
 TIMED = """
 import time, cv2, numpy as np
 from chess_cxr.decode.decoded import FilmHeader
-from chess_cxr.ingest.quality import QualityOptions, judge_film
+from chess_cxr.ingest.options import QualityOptions
+from chess_cxr.ingest.quality import judge_film
 from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 cv2.setNumThreads(1)
 film = (render_film(draw_anatomy(3), draw_exposure(3), size=512).pixels / 4095).astype(np.float32)

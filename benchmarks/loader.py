@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.methods.moco import MoCo
 from chess_cxr.pretraining.crops import OVERSAMPLING
 from chess_cxr.pretraining.films import (

@@ -25,9 +25,10 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from chess_cxr.audit.audit import AuditOptions, audit_stores
+from chess_cxr.audit.audit import audit_stores
 from chess_cxr.audit.matching import compute_detail, match_films
 from chess_cxr.audit.near import find_near_hashes, unpack_hashes
+from chess_cxr.audit.options import AuditOptions
 from chess_cxr.ingest.hashes import compute_hashes
 from chess_cxr.store import Store, open_store
 

@@ -18,7 +18,8 @@ from pydicom.data import get_testdata_file
 from screen_pictures import draw_blanks, draw_screens
 
 from chess_cxr.decode.decoded import FilmHeader
-from chess_cxr.ingest.quality import QualityOptions, judge_film
+from chess_cxr.ingest.options import QualityOptions
+from chess_cxr.ingest.quality import judge_film
 
 DICOMS = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "examples_jpeg2k.dcm")
 

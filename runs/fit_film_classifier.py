@@ -44,7 +44,8 @@ from chess_cxr.ingest.film_classifier import (
     compute_thumbnail,
     load_film_classifier,
 )
-from chess_cxr.ingest.quality import QualityOptions, judge_film
+from chess_cxr.ingest.options import QualityOptions
+from chess_cxr.ingest.quality import judge_film
 from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 
 WEIGHTS = Path(film_classifier.__file__).with_suffix(".npz")

@@ -4,6 +4,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,10 @@ def test_a_module_imports_only_what_the_table_allows(module: str) -> None:
     room = get_room(module)
     others = {name for name in list_own(module) if get_room(name) != room}
     assert {name for name in others if not may_import(room, name)} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({module: list_own(module) - {module} for module in MODULES}).prepare()  # CycleError names it
 
 
 def test_only_commands_and_the_demo_may_import_everything() -> None:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from chess_cxr.workers.cores import share_cores
 
 if TYPE_CHECKING:
-    from chess_cxr.audit.audit import AuditOptions, audit_stores
+    from chess_cxr.audit.audit import audit_stores
+    from chess_cxr.audit.options import AuditOptions
     from chess_cxr.audit.page import write_audit
     from chess_cxr.benchmarking.benchmark import benchmark
     from chess_cxr.benchmarking.evaluate import evaluate
     from chess_cxr.decode.film import decode_film
     from chess_cxr.encoders.embed import embed
     from chess_cxr.encoders.load import import_chess, load_encoder
-    from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+    from chess_cxr.ingest.options import IngestOptions
+    from chess_cxr.ingest.pipeline import ingest_films
     from chess_cxr.pretraining.export import export
     from chess_cxr.pretraining.page import write_run_page
     from chess_cxr.pretraining.presets import PRESETS
@@ -77,11 +79,11 @@ __all__ = [
 
 _HOMES = {
     "PRESETS": "pretraining.presets",
-    "AuditOptions": "audit.audit",
+    "AuditOptions": "audit.options",
     "BonesConfig": "tasks.bones.config",
     "ChessError": "records",
     "FinetuneConfig": "tasks.classify.config",
-    "IngestOptions": "ingest.pipeline",
+    "IngestOptions": "ingest.options",
     "NodulesConfig": "tasks.nodules.config",
     "TrackingConfig": "training.config",
     "UsageError": "records",

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chess_cxr.audit.audit import AuditOptions, audit_stores
+from chess_cxr.audit.audit import audit_stores
+from chess_cxr.audit.options import AuditOptions
 from chess_cxr.audit.page import write_audit
 from chess_cxr.audit.result import LIST_COLUMNS, PAIR_COLUMNS, PATIENT_COLUMNS
 from chess_cxr.film_jpeg import encode_film

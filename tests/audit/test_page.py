@@ -1,64 +1,23 @@
 import base64
-import html
 import io
-import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from browser import CHROMIUM
 from chess_cxr.audit.page import AuditTable, FilmPicture, PairPicture, render_audit
+from pages import lay_out, read_texts
 
-VOID = {"meta", "link", "br", "img"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-# What runs off the page, what has to be scrolled to inside it, and how broad the films are.
-MEASURE = """<script>
-const every = [...document.body.querySelectorAll("*")];
-const told = {
-  window: innerWidth, page: document.documentElement.scrollWidth,
-  hidden: every.filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != "visible").length,
-  outside: every.filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.tagName),
-  films: [...document.querySelectorAll("figure:not(.laid) img")].map(e => Math.round(e.getBoundingClientRect().width)),
+ENTRIES = """
+  films: [...document.querySelectorAll("figure:not(.laid) img")].map(width),
   numbers: [...document.querySelectorAll("tbody td")].filter(e => /^\\d+$/.test(e.textContent)).map(e => {
     const text = document.createRange(); text.selectNodeContents(e); return text.getClientRects().length; }),
   tops: [...document.querySelectorAll("figure img")].map(e => Math.round(e.getBoundingClientRect().top)),
-};
-parent.document.title = JSON.stringify(told);
-</script>"""
-
-
-class Outline(HTMLParser):
-    """Open tags must close in order; keeps the headings and what is written around them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append((self.open[-1], " ".join(data.split())))
-
-
-def read_texts(page: str) -> list[tuple[str, str]]:
-    outline = Outline()
-    outline.feed(page)
-    assert outline.open == []
-    return outline.texts
+"""
 
 
 def make_jpeg(grey: int) -> bytes:
@@ -124,23 +83,6 @@ def test_a_page_loads_nothing_from_elsewhere_and_text_cannot_become_markup() -> 
     assert "url(" not in page and "@import" not in page
 
 
-def lay_out(page: str, folder: Path, width: int) -> dict[str, Any]:
-    """What a browser makes of the page in a window of that width, by `MEASURE`."""
-    # In a frame: a browser's own window has a least width.
-    inner = html.escape(page.replace("</body>", f"{MEASURE}</body>"))
-    file = folder / f"{width}.html"
-    file.write_text(
-        f'<title></title><iframe srcdoc="{inner}" style="width: {width}px; height: 900px; border: 0">', "utf-8"
-    )
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=2000"]
-    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom", file.as_uri()]
-    written = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120).stdout
-    title = re.search(r"<title>(.*?)</title>", written, re.DOTALL)
-    assert title, written[-500:]
-    told: dict[str, Any] = json.loads(html.unescape(title[1]))
-    return told
-
-
 def make_full_page() -> str:
     """A page with every kind of table, long names of one word, and a pair with and one without a laid film."""
     uid, name = "1f" * 12, "a_store_with_a_very_long_name_of_one_word.lance"
@@ -160,9 +102,9 @@ def make_full_page() -> str:
     )
 
 
-@pytest.mark.skipif(not BROWSER, reason="no browser to lay the page out")
+@pytest.mark.skipif(not CHROMIUM, reason="no browser to lay the page out")
 def test_on_a_phone_nothing_is_cut_off_and_two_films_stand_side_by_side(tmp_path: Path) -> None:
-    told = lay_out(make_full_page(), tmp_path, 400)
+    told = lay_out(make_full_page(), tmp_path, 400, ENTRIES)
     assert told["window"] == 400
     assert told["page"] <= 400 and told["outside"] == [] and told["hidden"] == 0
     assert told["numbers"] == [1] * 5
@@ -171,10 +113,10 @@ def test_on_a_phone_nothing_is_cut_off_and_two_films_stand_side_by_side(tmp_path
     assert first == second < laid and others[0] == others[1]
 
 
-@pytest.mark.skipif(not BROWSER, reason="no browser to lay the page out")
+@pytest.mark.skipif(not CHROMIUM, reason="no browser to lay the page out")
 @pytest.mark.parametrize("width", [900, 1280])
 def test_on_a_screen_the_laid_film_stands_between_its_two(tmp_path: Path, width: int) -> None:
-    told = lay_out(make_full_page(), tmp_path, width)
+    told = lay_out(make_full_page(), tmp_path, width, ENTRIES)
     assert told["page"] <= width and told["outside"] == []
     assert told["numbers"] == [1] * 5
     assert len(set(told["tops"][:3])) == 1

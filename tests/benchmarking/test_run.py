@@ -23,6 +23,7 @@ from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.labels import select_labelled
 from chess_cxr.tasks.classify.train import fit_classifier
+from grey_films import draw_grey_films
 from places import CHECKOUT
 
 pytestmark = pytest.mark.real_films
@@ -274,19 +275,12 @@ def test_heads_that_learn_by_steps_are_cells_too(make_suite: MakeSuite, film_sto
 
 
 def test_uncertain_labels_teach_as_a_suite_says_and_are_never_scored(make_suite: MakeSuite, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-
-    def draw() -> list[StoredFilm]:
-        films = []
-        for number in range(90):
-            split, bright = ("train", "val", "test")[number % 3], number // 3 % 2
-            label = UNCERTAIN if number // 3 % 5 == 0 else float(bright)
-            pixels = np.clip(0.3 + 0.2 * bright + rng.normal(0, 0.1, (40, 40)), 0, 1).astype(np.float32)
-            record = ImageRecord(f"{number:032x}", f"p{number}", split=split, labels={"edema": label})
-            films.append(StoredFilm(record, *encode_film(pixels, 40)))
-        return films
-
-    write_store(tmp_path / "films.lance", draw(), ["edema"], "grey films (SYNTHETIC)")
+    films = []
+    for number in range(90):
+        split, bright = ("train", "val", "test")[number % 3], number // 3 % 2
+        labels = {"edema": UNCERTAIN if number // 3 % 5 == 0 else float(bright)}
+        films.append((ImageRecord(f"{number:032x}", f"p{number}", split=split, labels=labels), 0.3 + 0.2 * bright))
+    write_store(tmp_path / "films.lance", draw_grey_films(films, noise=0.1), ["edema"], "grey films (SYNTHETIC)")
     found = {}
     for policy in ("ignore", "ones", "zeros"):
         task = TaskSpec(str(tmp_path / "films.lance"), ("edema",), kind="multilabel", uncertain=policy)

@@ -15,11 +15,12 @@ import pytest
 from chess_cxr import cli
 from chess_cxr.decode import dicom_codecs as dicom_decoders
 from chess_cxr.decode.frames import find_rle_segments, read_frame_header
-from chess_cxr.doctor import child, codecs, device, machine, packages, places
+from chess_cxr.doctor import child, codecs, device, machine, packages, places, requirements
 from chess_cxr.doctor.check import Check, Finding, Request, Step, take
 from chess_cxr.doctor.machine import look_at_disk, read_memory_limit
-from chess_cxr.doctor.packages import Requirement, is_too_old, judge, judge_extra, read_requirements
+from chess_cxr.doctor.packages import judge, judge_extra
 from chess_cxr.doctor.render import render
+from chess_cxr.doctor.requirements import Requirement, is_too_old, read_requirements
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.folder import write_encoder
 from chess_cxr.encoders.load import build_random_encoder
@@ -253,7 +254,7 @@ def test_a_codec_that_is_not_built_in_is_broken(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(imagecodecs, "JPEGLS", Absent)
     found = look(codecs.list_dicom_steps)
     assert found["JPEG-LS"] == Finding(
-        "broken", "imagecodecs comes without JPEGLS", packages.advise_reinstall("imagecodecs")
+        "broken", "imagecodecs comes without JPEGLS", requirements.advise_reinstall("imagecodecs")
     )
 
 
@@ -351,13 +352,13 @@ def test_extras_are_those_of_the_metadata() -> None:
     extras = look(packages.list_extra_steps)
     assert set(extras) == {f"extra {name}" for name in project["optional-dependencies"]}
     assert set(look(packages.list_steps)) == {
-        packages._normalise(line.split(">=")[0].strip()) for line in project["dependencies"]
+        requirements.normalise_name(line.split(">=")[0].strip()) for line in project["dependencies"]
     }
 
 
 def test_no_requirement_has_a_marker_that_is_not_understood() -> None:
     for line in metadata.requires("chess-cxr") or ():
-        assert not line.partition(";")[2] or packages._EXTRA.fullmatch(line.partition(";")[2].strip())
+        assert not line.partition(";")[2] or requirements._EXTRA.fullmatch(line.partition(";")[2].strip())
 
 
 def test_missing_and_old_packages_are_told_with_what_to_do() -> None:

@@ -10,6 +10,7 @@ from chess_cxr.files.locations import NotAFile, TooLarge, get_filesystem, is_url
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
 from object_store import ObjectStore, run_object_store
+from places import touch
 
 MEGABYTE = 1 << 20
 
@@ -32,13 +33,6 @@ def put(store: ObjectStore, *keys: str, content: bytes = b"x") -> None:
     for key in keys:
         with store.filesystem.open_output_stream(f"films/{key}") as file:
             file.write(content)
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
 
 
 # ---------------------------------------------------------------- this machine

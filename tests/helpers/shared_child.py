@@ -13,7 +13,8 @@ from pathlib import Path
 from chess_cxr.deidentify import copies as dicom_copies
 from chess_cxr.deidentify.copies import DeidentifyOptions, DeidentifySummary
 from chess_cxr.ingest import pipeline
-from chess_cxr.ingest.pipeline import IngestOptions, IngestSummary
+from chess_cxr.ingest.options import IngestOptions
+from chess_cxr.ingest.pipeline import IngestSummary
 from chess_cxr.records import FilmListing, SourceFilm
 from chess_cxr.workers.pool import build_ingest_pool
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from chess_cxr.deidentify.identity import hash_id
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.sources.folder import read_folder
 from chess_cxr.store import begin_store, is_store, open_store

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from PIL import Image
 
 from chess_cxr.deidentify.identity import hash_id
 from chess_cxr.ingest import pipeline
-from chess_cxr.ingest.pipeline import BYTES_A_ROW, IngestOptions
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import BYTES_A_ROW
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import StoreWriter, open_store
@@ -57,6 +58,18 @@ def list_names(folder: Path) -> list[str]:
 
 def read_everything(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def stop_after(films: int, seen: list[int] | None = None) -> Callable[[], None]:
+    """Return a callback that interrupts the ingest at its so many-th film."""
+    seen = [] if seen is None else seen
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == films:
+            raise KeyboardInterrupt
+
+    return stop
 
 
 def test_films_end_in_the_store_in_their_order_with_their_labels(tmp_path: Path) -> None:
@@ -204,15 +217,11 @@ def test_when_no_film_can_be_decoded_nothing_is_left_behind(tmp_path: Path) -> N
 
 def test_an_interrupted_ingest_leaves_nothing_behind(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 30)
-    seen = []
-
-    def stop() -> None:
-        seen.append(1)
-        if len(seen) == 10:
-            raise KeyboardInterrupt
-
+    seen = list[int]()
     with ThreadPoolExecutor(2) as pool, pytest.raises(KeyboardInterrupt):
-        ingest_films(films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "ids.csv"), pool, stop)
+        ingest_films(
+            films, tmp_path / "s.lance", replace(OPTIONS, id_map=tmp_path / "ids.csv"), pool, stop_after(10, seen)
+        )
     assert len(seen) == 10
     assert list_names(tmp_path) == ["raw"]
 
@@ -223,15 +232,8 @@ def test_an_ingest_that_was_stopped_reads_only_what_is_not_committed(tmp_path: P
     films[25].path.write_bytes(b"text")
     options = replace(OPTIONS, films_a_commit=4, in_flight=1)
     whole = ingest_films(films, tmp_path / "whole.lance", options)
-    seen = []
-
-    def stop() -> None:
-        seen.append(1)
-        if len(seen) == 15:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ingest_films(films, tmp_path / "s.lance", options, on_film=stop)
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(15))
     with pytest.raises(UsageError, match="is not complete; run its ingest again"):
         open_store(tmp_path / "s.lance")
     assert not (tmp_path / "s.lance.quarantine.csv").exists()
@@ -251,15 +253,8 @@ def test_an_ingest_that_was_stopped_reads_only_what_is_not_committed(tmp_path: P
 def test_an_ingest_that_goes_on_with_other_options_or_another_key_is_wrong_use(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 8)
     options = replace(OPTIONS, films_a_commit=2)
-    seen = []
-
-    def stop() -> None:
-        seen.append(1)
-        if len(seen) == 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ingest_films(films, tmp_path / "s.lance", options, on_film=stop)
+        ingest_films(films, tmp_path / "s.lance", options, on_film=stop_after(5))
     for other in ({"longest_side": 48}, {"id_key": KEY[::-1]}, {"seed": 9}):
         with pytest.raises(UsageError, match="begun with other labels or options"):
             ingest_films(films, tmp_path / "s.lance", replace(options, **other))
@@ -268,30 +263,11 @@ def test_an_ingest_that_goes_on_with_other_options_or_another_key_is_wrong_use(t
 
 def test_films_that_came_while_an_ingest_was_stopped_are_taken_in(tmp_path: Path) -> None:
     films = write_films(tmp_path / "raw", 12)
-    seen = []
-
-    def stop() -> None:
-        seen.append(1)
-        if len(seen) == 8:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ingest_films(films[2:10], tmp_path / "s.lance", replace(OPTIONS, films_a_commit=3), on_film=stop)
+        ingest_films(films[2:10], tmp_path / "s.lance", replace(OPTIONS, films_a_commit=3), on_film=stop_after(8))
     ingest_films(films, tmp_path / "s.lance", OPTIONS)
     stored = list(open_store(tmp_path / "s.lance").films["uid"])
     assert sorted(stored) == sorted(hash_id(KEY, "uid", film.uid) for film in films)
-
-
-def stop_after(films: int):
-    """Return a callback that interrupts the ingest at its so many-th film."""
-    seen: list[int] = []
-
-    def stop() -> None:
-        seen.append(1)
-        if len(seen) == films:
-            raise KeyboardInterrupt
-
-    return stop
 
 
 @pytest.mark.real_films
@@ -348,7 +324,7 @@ def test_limits_that_limit_nothing_are_wrong_use(tmp_path: Path, limits: Limits)
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.1])
 def test_a_threshold_that_is_none_is_wrong_use(tmp_path: Path, wrong: float) -> None:
     options = replace(OPTIONS, quality=QualityOptions(contrast_flag=wrong))
-    with pytest.raises(UsageError, match="quality.contrast_flag .* is no threshold"):
+    with pytest.raises(UsageError, match="quality.contrast_flag .* is not a threshold"):
         ingest_films(write_films(tmp_path / "raw", 1), tmp_path / "s.lance", options)
 
 
@@ -369,8 +345,8 @@ def test_two_ingests_into_one_store_do_not_meet(tmp_path: Path) -> None:
 STEADY = """
 import sys
 from pathlib import Path
-from chess_cxr.ingest.quality_options import QualityOptions
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.workers.pool import WORKER_DIED, build_ingest_pool
 from chess_cxr.sources.folder import read_folder
 keep_all = QualityOptions(quarantine_not_chest=False)
@@ -593,8 +569,8 @@ from pathlib import Path
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would leave the first half of a module's bytecode, for all to read
 sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import ChessError
 from chess_cxr.sources.folder import read_folder
 try:
@@ -643,11 +619,7 @@ def test_a_disk_that_is_too_small_is_one_clear_line_with_the_space_it_takes(smal
         noise = random.integers(0, 256, (256, 256), dtype=np.uint8)
         Image.fromarray(noise).save(film.path, compress_level=0)
     with pytest.raises(ChessError) as caught:
-        ingest_films(
-            films,
-            small_disk / "s.lance",
-            replace(OPTIONS, longest_side=256, quality=QualityOptions(quarantine_not_chest=False)),
-        )
+        ingest_films(films, small_disk / "s.lance", replace(OPTIONS, longest_side=256))
     message = str(caught.value)
     assert message.startswith(f"no space left for {small_disk / 's.lance'}: it needs about {count * 0.06:.0f}"[:-1])
     assert message.endswith("MB; nothing was kept")

@@ -20,7 +20,8 @@ from chess_cxr.ingest.film_classifier import (
     find_content,
     load_film_classifier,
 )
-from chess_cxr.ingest.quality import FilmQuality, QualityOptions, judge_film
+from chess_cxr.ingest.options import QualityOptions
+from chess_cxr.ingest.quality import FilmQuality, judge_film
 from chess_cxr.records import FLAGS, SCORES
 from chess_cxr.sources.phantom.film import draw_anatomy, draw_exposure, render_film
 

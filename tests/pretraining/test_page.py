@@ -1,12 +1,7 @@
 import base64
-import html
 import io
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from browser import CHROMIUM
 from chess_cxr.pretraining.page import (
     LARGEST_VIEW,
     MOST_POINTS,
@@ -26,52 +22,15 @@ from chess_cxr.pretraining.page import (
 )
 from chess_cxr.report.pictures import encode_png
 from chess_cxr.training.config import flatten_config
+from pages import lay_out, read_texts
 
-VOID = {"meta", "link", "br", "img"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-# What runs off the page, what is cut off inside it, how broad figures and views are, and where the views stand.
-MEASURE = """<script>
-const every = [...document.body.querySelectorAll("*")].filter(e => !e.closest("svg") || e.tagName == "svg");
-const width = e => Math.round(e.getBoundingClientRect().width);
-const told = {
-  window: innerWidth, page: document.documentElement.scrollWidth,
-  hidden: every.filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != "visible").length,
-  outside: every.filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.tagName),
+ENTRIES = """
   figures: [...document.querySelectorAll("svg")].map(width),
   letters: Math.min(...[...document.querySelectorAll("svg text")].map(e => e.getBoundingClientRect().height)),
   views: [...document.querySelectorAll("img")].map(width),
   tops: [...document.querySelectorAll("img")].map(e => Math.round(e.getBoundingClientRect().top)),
   columns: getComputedStyle(document.querySelector(".figures")).gridTemplateColumns.split(" ").length,
-};
-parent.document.title = JSON.stringify(told);
-</script>"""
-
-
-class Outline(HTMLParser):
-    """Open tags must close in order; keeps what is written in each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append((self.open[-1], " ".join(data.split())))
-
-
-def read_texts(page: str) -> list[tuple[str, str]]:
-    outline = Outline()
-    outline.feed(page)
-    assert outline.open == []
-    return outline.texts
+"""
 
 
 def make_metrics(lines: int = 30) -> list[dict[str, float]]:
@@ -207,23 +166,6 @@ def test_a_page_loads_nothing_from_elsewhere_and_text_cannot_become_markup() -> 
     assert not re.search(r"url\((?!#)", page) and "@import" not in page
 
 
-def lay_out(page: str, folder: Path, width: int) -> dict[str, Any]:
-    """What a browser makes of the page in a window of that width, by `MEASURE`."""
-    # In a frame: a browser's own window has a least width.
-    inner = html.escape(page.replace("</body>", f"{MEASURE}</body>"))
-    file = folder / f"{width}.html"
-    file.write_text(
-        f'<title></title><iframe srcdoc="{inner}" style="width: {width}px; height: 900px; border: 0">', "utf-8"
-    )
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=2000"]
-    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom", file.as_uri()]
-    written = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120).stdout
-    title = re.search(r"<title>(.*?)</title>", written, re.DOTALL)
-    assert title, written[-500:]
-    told: dict[str, Any] = json.loads(html.unescape(title[1]))
-    return told
-
-
 def make_full_page() -> str:
     """A page with all that a page can hold, and long words."""
     config = {"data": {"stores": [{"store": "a_store_with_a_very_long_name_of_one_word.lance", "films": 1234567}]}}
@@ -237,9 +179,9 @@ def make_full_page() -> str:
     )
 
 
-@pytest.mark.skipif(not BROWSER, reason="no browser to lay the page out")
+@pytest.mark.skipif(not CHROMIUM, reason="no browser to lay the page out")
 def test_on_a_phone_nothing_is_cut_off_and_the_two_views_stand_side_by_side(tmp_path: Path) -> None:
-    told = lay_out(make_full_page(), tmp_path, 400)
+    told = lay_out(make_full_page(), tmp_path, 400, ENTRIES)
     assert told["window"] == 400
     assert told["page"] <= 400 and told["outside"] == [] and told["hidden"] == 0
     assert told["columns"] == 1 and min(told["figures"]) > 300 and told["letters"] >= 9
@@ -247,9 +189,9 @@ def test_on_a_phone_nothing_is_cut_off_and_the_two_views_stand_side_by_side(tmp_
     assert told["tops"][0] == told["tops"][1] < told["tops"][2]
 
 
-@pytest.mark.skipif(not BROWSER, reason="no browser to lay the page out")
+@pytest.mark.skipif(not CHROMIUM, reason="no browser to lay the page out")
 def test_on_a_screen_three_curves_stand_side_by_side(tmp_path: Path) -> None:
-    told = lay_out(make_full_page(), tmp_path, 1280)
+    told = lay_out(make_full_page(), tmp_path, 1280, ENTRIES)
     assert told["page"] <= 1280 and told["outside"] == [] and told["hidden"] == 0
     assert told["columns"] == 3 and min(told["figures"]) > 300 and told["letters"] >= 9
     assert len(set(told["tops"])) == 2

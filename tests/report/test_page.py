@@ -1,40 +1,11 @@
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from chess_cxr.report.page import Section, render_page, write_page
-
-VOID = {"meta", "link", "br", "img"}
-
-
-class Outline(HTMLParser):
-    """Open tags must close in order; keeps every text with the tag around it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append((self.open[-1], " ".join(data.split())))
-
-
-def read_outline(page: str) -> list[tuple[str, str]]:
-    outline = Outline()
-    outline.feed(page)
-    assert outline.open == []
-    return outline.texts
+from pages import read_texts
 
 
 def make_section() -> Section:
@@ -50,7 +21,7 @@ def make_section() -> Section:
 
 
 def test_every_part_of_a_section_stands_on_the_page() -> None:
-    texts = read_outline(render_page("A title", [make_section()], subtitle="A subtitle"))
+    texts = read_texts(render_page("A title", [make_section()], subtitle="A subtitle"))
     for expected in [
         ("h1", "A title"),
         ("p", "A subtitle"),
@@ -78,11 +49,11 @@ def test_text_cannot_become_markup() -> None:
     section = Section(evil, evil, table=pd.DataFrame({evil: [evil]}), table_caption=evil, command=evil)
     page = render_page(evil, [section], subtitle=evil)
     assert "<script" not in page
-    assert sum(text == evil for _, text in read_outline(page)) == 9
+    assert sum(text == evil for _, text in read_texts(page)) == 9
 
 
 def test_only_synthetic_pages_carry_the_banner() -> None:
-    assert "SYNTHETIC" in dict(read_outline(render_page("t", [], synthetic=True)))["div"]
+    assert "SYNTHETIC" in dict(read_texts(render_page("t", [], synthetic=True)))["div"]
     assert "SYNTHETIC" not in render_page("t", [])
 
 

@@ -9,13 +9,7 @@ import pytest
 
 from chess_cxr.records import UNCERTAIN, ChessError, SourceFilm, UsageError
 from chess_cxr.sources.folder import read_folder
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
+from places import touch
 
 
 def write_table(root: Path, text: str, name: str = "films.csv") -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.loop import LoopState, StepReport, TrainingConfig, build_optimizers, train
+from states import copy_state, list_changed
 
 CONFIG = TrainingConfig(steps=8, batch=6, learning_rate=0.1, momentum=0.9, weight_decay=0.1, optimizer="adamw")
 
@@ -62,19 +63,6 @@ class SpoiledCritic(nn.Module):
 
 def make_batches(first: int = 0) -> Iterator[Tensor]:
     return iter(torch.randn(8, 6, 3, generator=torch.Generator().manual_seed(1))[first:])
-
-
-def copy_state(method: nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    for name, optimizer in optimizers.items():
-        for index, fields in optimizer.state_dict()["state"].items():
-            state |= {f"{name}.{index}.{key}": value.clone() for key, value in fields.items()}
-    return state
-
-
-def list_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    assert before.keys() == after.keys()
-    return [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
 
 
 @pytest.mark.parametrize("what", ["nan", "inf", "gradient"])

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from chess_cxr.deidentify.identity import hash_id
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import IngestOptions, QualityOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.store import open_store
 from chess_cxr.workers.cluster import connect_cluster

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_film_file, encode_in_child, encode_in_order
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.ingest.options import QualityOptions
 from chess_cxr.records import ChessError, SourceFilm
 from chess_cxr.workers.child import STARTS, Limits, drop_child, get_child
 from chess_cxr.workers.pool import FILMS_A_TASK, WORKER_DIED, build_ingest_pool, build_pool

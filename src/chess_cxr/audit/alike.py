@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
 from chess_cxr.audit.matching import FilmDetail, FilmMatch, compute_detail, find_by_points, match_films
 from chess_cxr.audit.near import find_near_hashes, unpack_hashes
+from chess_cxr.audit.options import SearchOptions
 from chess_cxr.records import OnProgress
 from chess_cxr.workers.cores import count_usable_cores
 
@@ -19,23 +19,6 @@ PAIRS_AT_ONCE = 1024
 DETAILS_KEPT = 4000  # about 0.1 MB each
 
 ReadFilms = Callable[[Sequence[int]], Sequence[np.ndarray]]
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Thresholds of the search.
-
-    hash_similarity: cosine of perceptual hashes from which pictures are compared, for at most `candidates_per_film` of
-    each film.  similarity: least correlation of fine detail.  points: least number of common points.  overlap: least
-    part of the second film that the first covers.  threads: 0 for one a core.
-    """
-
-    hash_similarity: float = 0.93
-    candidates_per_film: int = 8
-    similarity: float = 0.7
-    points: int = 12
-    overlap: float = 0.2
-    threads: int = 0
 
 
 def find_alike(
@@ -48,7 +31,7 @@ def find_alike(
 ) -> dict[tuple[int, int], FilmMatch]:
     """Find pairs of films, first < second, with the same or nearly the same picture.
 
-    hashes: perceptual, one a film.  read_films: reads the pictures of film numbers, uint8 [H, W].
+    hashes: perceptual hash of each film.  read_films: returns the pictures of films by number, uint8 [H, W].
     Hashes find quarter turns, mirror images and inverted films; with `thorough`, points find any turn, scale and crop.
     known: pairs to skip.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chess_cxr.audit.alike import SearchOptions, find_alike
+from chess_cxr.audit.alike import find_alike
 from chess_cxr.audit.matching import FilmMatch
 from chess_cxr.audit.near import EXACT_BELOW
+from chess_cxr.audit.options import AuditOptions
 from chess_cxr.audit.page import draw_pairs, render_result
 from chess_cxr.audit.result import (
     DRAWN_COLUMNS,
@@ -30,21 +31,6 @@ from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store
 
 GROUP_OF_PAIRS = 8  # up to so many copies of one film are all paired; more are paired with the first of each split
-
-
-@dataclass(frozen=True)
-class AuditOptions(SearchOptions):
-    """Effort and thresholds of an audit; see also `SearchOptions`.
-
-    duplicate_similarity: similarity of fine detail from which two films count as one exposure; below, they may be two
-    exposures of one patient, which is a hint and no leak.  thorough: also search for any turn, crop and scale; None
-    does so for up to `thorough_up_to` films.  shown: number of pairs on the page.
-    """
-
-    duplicate_similarity: float = 0.85
-    thorough: bool | None = None
-    thorough_up_to: int = 2000
-    shown: int = 60
 
 
 def audit_stores(
@@ -63,7 +49,7 @@ def audit_stores(
     """
     if not stores:
         raise UsageError("name at least one store to audit, before --training-list")
-    options, show = options or AuditOptions(), on_progress or _show_nothing
+    options, show = options or AuditOptions(), on_progress or (lambda *_: None)
     if not 0 < options.duplicate_similarity <= 1:
         raise UsageError(f"the duplicate similarity {options.duplicate_similarity:g} is not between 0 and 1")
     options = replace(options, similarity=min(options.similarity, options.duplicate_similarity))
@@ -83,10 +69,6 @@ def audit_stores(
         notes=tuple(_list_notes(films, lists, compared, thorough)),
     )
     return replace(result, page=render_result(result, draw_pairs(stores, pairs.head(options.shown), show)))
-
-
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
 
 
 def _read_films(stores: Sequence[Store]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chess_cxr.arguments import (
+    Flat,
     Sources,
     Stores,
     check_workers,
@@ -19,7 +20,8 @@ from chess_cxr.arguments import (
     print_result,
     refuse_existing,
 )
-from chess_cxr.ingest.quality_options import QualityOptions
+from chess_cxr.audit.options import AuditConfig
+from chess_cxr.ingest.options import IngestConfig
 from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, FilmListing, UsageError
 from chess_cxr.workers.child import Limits
@@ -33,17 +35,11 @@ def ingest(
     columns: tuple[str, ...] = (),
     dataset: str = "",
     site: str = "",
-    longest_side: int = 512,
-    val: float = 0.1,
-    test: float = 0.2,
-    seed: int = 0,
-    stratify: bool = True,
+    config: Flat[IngestConfig] = IngestConfig(),  # noqa: B008
     key_file: Path | None = None,
     id_map: Path | None = None,
     workers: int | None = None,
     cluster: str = "",
-    quality: QualityOptions = QualityOptions(),  # noqa: B008
-    limits: Limits = Limits(),  # noqa: B008
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -63,17 +59,11 @@ def ingest(
 study_date, manufacturer, site.
         dataset: a known public data set, such as nih-chestxray14; "list" lists them.
         site: name of the hospital or data set in the store; by default that of --dataset.
-        longest_side: longest side of the stored films in pixels.
-        val: fraction of the patients for validation, if the table has no split.
-        test: fraction of the patients for testing, if the table has no split.
-        seed: random seed of the split.
-        stratify: split each patient by a hash of its id alone, instead of giving each split its share of every label.
+        config: films, split, quality and limits.
         key_file: secret key of the identifier hashes; by default CHESS_CXR_ID_KEY, or a file made once for you.
         id_map: a file to write with uid and original path of every film; keep it private.
         workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
-        quality: thresholds of the quality check.
-        limits: limits of time and memory per film.
         json: print the summary as JSON.
         quiet: show no progress.
     """
@@ -94,28 +84,18 @@ study_date, manufacturer, site.
 
         check_address(cluster)
     from chess_cxr.deidentify.identity import check_key_place, read_id_key
-    from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+    from chess_cxr.ingest.options import IngestOptions
+    from chess_cxr.ingest.pipeline import ingest_films
     from chess_cxr.ingest.side_files import find_quarantine
     from chess_cxr.store import check_place
 
     check_place(store)
     places = [parse_location(source) for source in sources]
     check_key_place(key_file, [*places, store])
-    films = list_source_films(places, table, pairs, dataset, val)
+    films = list_source_films(places, table, pairs, dataset, config.val)
     for note in () if quiet else films.notes:
         print(f"note: {note}", file=sys.stderr)
-    options = IngestOptions(
-        read_id_key(key_file),
-        id_map,
-        dataset=site or dataset,
-        longest_side=longest_side,
-        val=val,
-        test=test,
-        seed=seed,
-        stratify=stratify,
-        quality=quality,
-        limits=limits,
-    )
+    options = IngestOptions(read_id_key(key_file), id_map, site or dataset, **vars(config))
     count = films.count()
     with open_executor(workers, cluster) as (executor, threads), ProgressBar("ingest", count, "films", quiet) as bar:
         options = replace(options, in_flight=max(options.in_flight, 32 * threads))
@@ -214,8 +194,7 @@ def audit(
     stores: Stores,
     training_list: tuple[Path, ...] = (),
     out: Path | None = None,
-    thorough: bool = False,
-    duplicate_similarity: float = 0.85,
+    config: Flat[AuditConfig] = AuditConfig(),  # noqa: B008
     json: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -230,8 +209,7 @@ def audit(
         stores: stores to compare with each other and within themselves.
         training_list: encoder folders, or files with hashed uids, hashed patients or pixel hashes.
         out: folder for pairs.csv, patients.csv, lists.csv and report.html, which shows the pairs side by side.
-        thorough: search for any rotation, crop and scale even among more than 2,000 films, which takes long.
-        duplicate_similarity: least similarity of fine detail for two films to be one exposure.
+        config: thresholds.
         json: print everything as JSON.
         quiet: show no progress.
     """
@@ -243,12 +221,12 @@ def audit(
     if doubled := [store for store, place in zip(stores, real, strict=True) if real.count(place) > 1]:
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
-    from chess_cxr.audit.audit import AuditOptions, audit_stores
+    from chess_cxr.audit.audit import audit_stores
+    from chess_cxr.audit.options import AuditOptions
     from chess_cxr.audit.page import write_audit
 
-    options = AuditOptions(duplicate_similarity=duplicate_similarity, thorough=thorough or None)
     with StageBars(quiet) as bars:
-        result = audit_stores(opened, training_list, options, bars.show)
+        result = audit_stores(opened, training_list, AuditOptions(**vars(config)), bars.show)
     print_result(result.as_json() if json else result.as_text(), json)
     if out:
         page = write_audit(result, out)

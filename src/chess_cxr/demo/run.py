@@ -17,7 +17,8 @@ from chess_cxr.benchmarking.comparison import Comparison
 from chess_cxr.benchmarking.evaluate import evaluate
 from chess_cxr.demo.page import HEALTHY, REAL, DemoResults, Examples, write_demo_page
 from chess_cxr.files.whole import read_json, write_atomically
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.judges.crops import crop_around
 from chess_cxr.judges.frechet import compute_frechet_interval
 from chess_cxr.judges.networks import load_feature_network

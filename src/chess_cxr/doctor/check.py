@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from chess_cxr.doctor.requirements import advise_import
 from chess_cxr.records import ChessError
 
 SEE = "see the packages and imports that are broken"
@@ -97,8 +98,6 @@ def describe_failure(error: BaseException, advice: str = "") -> Finding:
     if isinstance(error, ChessError):
         return Finding("broken", tell(error), advice)
     if isinstance(error, ImportError):
-        from chess_cxr.doctor.packages import advise_import
-
         return Finding("broken", tell(error), advise_import(error) or advice or SEE)
     return Finding("broken", f"{type(error).__name__}: {tell(error)}", advice)
 

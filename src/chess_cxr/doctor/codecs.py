@@ -19,7 +19,7 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 
 from chess_cxr.decode.film import decode_film
 from chess_cxr.doctor.check import Finding, Request, Step, tell
-from chess_cxr.doctor.packages import advise_reinstall
+from chess_cxr.doctor.requirements import advise_reinstall
 from chess_cxr.records import ChessError, Undecodable
 
 HEIGHT, WIDTH = 48, 64

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chess_cxr.doctor.check import Finding, Request, Step
 from chess_cxr.doctor.machine import GIB
-from chess_cxr.doctor.packages import advise_reinstall
+from chess_cxr.doctor.requirements import advise_reinstall
 from chess_cxr.workers.cores import count_usable_cores
 
 GEMM_SECONDS = 1.5  # for each number format

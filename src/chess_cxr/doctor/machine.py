@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from chess_cxr.doctor.check import Finding, Request, Step
-from chess_cxr.doctor.packages import DISTRIBUTION, is_too_old
+from chess_cxr.doctor.requirements import DISTRIBUTION, is_too_old
 from chess_cxr.workers.cores import count_usable_cores, list_cgroups
 
 GIB = 1 << 30

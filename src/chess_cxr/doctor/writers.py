@@ -12,7 +12,7 @@ import numpy as np
 from chess_cxr.derive.film import write_derived_film
 from chess_cxr.doctor.check import Finding, Request, Step
 from chess_cxr.doctor.codecs import LOSSY_LEVELS, SYNTAXES, Format, decode, draw_picture, write_dicom
-from chess_cxr.doctor.packages import advise_reinstall
+from chess_cxr.doctor.requirements import advise_reinstall
 from chess_cxr.film_jpeg import decode_stored, encode_film
 from chess_cxr.records import ImageRecord
 from chess_cxr.sources.phantom.film import write_phantom_films

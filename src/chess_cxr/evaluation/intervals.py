@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,14 +49,6 @@ class Difference(Interval):
     """First minus second, with the two-sided p-value, which is never below 2 / (replicates + 1)."""
 
     p: float = math.nan
-
-
-def describe_intervals(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    """Return intervals as JSON values, None for NaN and infinity."""
-    return {
-        name: {key: number if math.isfinite(number) else None for key, number in asdict(interval).items()}
-        for name, interval in intervals.items()
-    }
 
 
 @dataclass(frozen=True)

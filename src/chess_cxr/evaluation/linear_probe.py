@@ -55,6 +55,11 @@ class LinearProbe:
         probability: FloatArray = special.expit(score_NC) if self.multilabel else special.softmax(score_NC, axis=1)
         return probability
 
+    def fold_scaling(self) -> tuple[FloatArray, FloatArray]:
+        """Return weight_CD and bias_C of a linear layer with the same scores on features without scaling."""
+        weight_CD: FloatArray = (self.coefficient_DC * self.scale_D[:, None]).T
+        return weight_CD, self.intercept_C - weight_CD @ self.mean_D
+
 
 def fit_linear_probe(
     feature_ND: ArrayLike,

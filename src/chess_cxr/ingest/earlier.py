@@ -71,7 +71,7 @@ def fingerprint_film(id_key: bytes, film: SourceFilm) -> int:
     """Return a keyed hash, as a number, of everything that the source says about a film, location included."""
     said = {**vars(film), "path": str(film.path), "labels": dict(film.labels)}
     if not film.site:
-        del said["site"]  # version 0.1 knew none; an ingest begun then goes on
+        del said["site"]  # version 0.1 had none; an ingest begun with it continues
     return int(hash_id(id_key, "listed", repr(said)), 16)
 
 
@@ -108,7 +108,7 @@ def read_earlier(writer: StoreWriter) -> Earlier:
 
 
 def check_unchanged(films: Iterable[SourceFilm], earlier: Earlier, id_key: bytes, out: object) -> None:
-    """Raise `UsageError` unless every film that is done is listed as before; new films are welcome."""
+    """Raise `UsageError` unless every film that is done is listed as before; new films may be added."""
     if not len(earlier):
         return
     done, listed = 0, 0

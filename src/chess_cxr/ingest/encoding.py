@@ -16,7 +16,8 @@ from chess_cxr.decode.decoded import FilmHeader
 from chess_cxr.decode.film import decode_film
 from chess_cxr.film_jpeg import encode_film, shrink_film
 from chess_cxr.ingest.hashes import compute_hashes
-from chess_cxr.ingest.quality import QualityOptions, judge_film
+from chess_cxr.ingest.options import QualityOptions
+from chess_cxr.ingest.quality import judge_film
 from chess_cxr.records import SourceFilm, Undecodable
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import call_in_child, run_in_order

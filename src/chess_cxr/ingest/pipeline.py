@@ -33,44 +33,17 @@ from chess_cxr.ingest.earlier import (
     read_left_out,
 )
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_in_order
-from chess_cxr.ingest.quality import QualityOptions
+from chess_cxr.ingest.options import IngestOptions
 from chess_cxr.ingest.side_files import find_quarantine, lock_store, write_quarantine
 from chess_cxr.ingest.split import assign_split, assign_stratified_splits, check_fractions, find_given_splits
 from chess_cxr.ingest.summary import IngestSummary, summarise_store
 from chess_cxr.records import ChessError, FilmListing, ImageRecord, SourceFilm, UsageError, build_listing
 from chess_cxr.store import StoredFilm, StoreWriter, begin_store
-from chess_cxr.workers.child import Limits, check_limits
+from chess_cxr.workers.child import check_limits
 
 FILMS_TO_JUDGE_SPACE = 200  # fewer than the first commit holds, so no space has been taken yet
 BYTES_A_ROW = 400  # of a row beside its JPEG: fields and Lance's own pages
 NO_PATIENT = "\0film\0"  # prefix of the uid, which stands for the patient of a film that names none
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """Options of an ingest.
-
-    id_key: result of `read_id_key`.  id_map: file that will tie hashed uids to paths, the only one that does.
-    dataset: `site` of every film whose table names none.  longest_side: of the stored films, in pixels.
-    val, test: fractions of patients.  stratify: give each split its share of every label, among patients with known
-    labels.  quality: thresholds that films are judged by.  limits: time and memory for one film.  in_flight: films
-    submitted ahead of the writer. films_a_commit, seconds_a_commit: a part ends at whichever comes first; a kill loses
-    one part at most.
-    """
-
-    id_key: bytes
-    id_map: Path | None = None
-    dataset: str = ""
-    longest_side: int = 512
-    val: float = 0.1
-    test: float = 0.2
-    seed: int = 0
-    stratify: bool = True
-    quality: QualityOptions = field(default_factory=QualityOptions)
-    limits: Limits = field(default_factory=Limits)
-    in_flight: int = 64
-    films_a_commit: int = 8192
-    seconds_a_commit: float = 60.0
 
 
 @dataclass

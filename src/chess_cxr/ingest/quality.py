@@ -19,9 +19,7 @@ from chess_cxr.ingest.film_classifier import (
     compute_thumbnail,
     load_film_classifier,
 )
-from chess_cxr.ingest.quality_options import QualityOptions
-
-__all__ = ["FilmQuality", "QualityOptions", "judge_film"]
+from chess_cxr.ingest.options import QualityOptions
 
 
 def _list_terms(words: str) -> frozenset[str]:

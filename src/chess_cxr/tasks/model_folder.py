@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from chess_cxr.encoders.published import find_layout_problem
-from chess_cxr.files.whole import write_atomically
+from chess_cxr.files.whole import write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
 
 
@@ -55,16 +55,24 @@ def write_model(
 ) -> None:
     """Write a finished model, with the configuration last so that an interruption leaves no model; delete its run.
 
+    A model that was made without a run is written as a whole folder.
     keep: folders of the run to keep, such as those of trackers.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(out / "model.safetensors", safetensors.torch.save(whole, {"format": "pt"}))
-    write_atomically(out / "result.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    weights = safetensors.torch.save(whole, {"format": "pt"})
+    scores, config = ((json.dumps(part, indent=1, allow_nan=False) + "\n").encode() for part in (result, described))
+    if not (out / "run").exists():
+        with write_whole_folder(out) as growing:
+            for name, content in {"model.safetensors": weights, "result.json": scores, "config.json": config}.items():
+                (growing / name).write_bytes(content)
+        return
+    write_atomically(out / "model.safetensors", weights)
+    write_atomically(out / "result.json", scores)
     metrics = out / "run" / "metrics.jsonl"
     if metrics.exists():  # an earlier call may have stopped after it was moved
         write_atomically(out / "metrics.jsonl", metrics.read_bytes())
     for name in keep:
         if (out / "run" / name).exists():
             (out / "run" / name).rename(out / name)
-    write_atomically(out / "config.json", (json.dumps(described, indent=1) + "\n").encode())
+    write_atomically(out / "config.json", config)
     shutil.rmtree(out / "run")

@@ -1,4 +1,4 @@
-"""How well a nodule stands out from the ring around it.  Suffixes: H, W pixels of a film."""
+"""Contrast of a nodule against the ring around it.  Suffixes: H, W pixels of a film."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_NOISE = 1e-9
 def draw_ring(mask_HW: Mask, lung_HW: Mask | None = None, others: Sequence[Mask] = ()) -> Mask:
     """Return the ring around a nodule: 0.25 to 1 radii from its edge, at least 2 pixels wide and 1 pixel away.
 
-    It holds none of the `others`, nodules that lie near, and keeps to the lungs where that leaves eight pixels.
+    It excludes `others`, other nodules nearby, and is limited to the lungs if that leaves eight pixels.
     """
     radius = math.sqrt(mask_HW.sum() / math.pi)
     inner = max(1.0, (RING_INNER - 1) * radius)
@@ -34,9 +34,9 @@ def draw_ring(mask_HW: Mask, lung_HW: Mask | None = None, others: Sequence[Mask]
 
 
 def compute_contrast(film_HW: NDArray[np.float64], mask_HW: Mask, ring_HW: Mask) -> tuple[float, float]:
-    """Return contrast, the mean of the nodule minus that of its ring, and contrast-to-noise ratio.
+    """Return the contrast (mean of the nodule minus mean of its ring) and the contrast-to-noise ratio.
 
-    The noise is the ring's standard deviation; the ratio is NaN for a ring without any.
+    The noise is the ring's standard deviation; the ratio is NaN for a ring without noise.
     """
     contrast = float(film_HW[mask_HW].mean() - film_HW[ring_HW].mean())
     noise = float(film_HW[ring_HW].std())

@@ -33,7 +33,7 @@ def read_task_batches(
 ) -> Generator[Batch, None, None]:
     """Yield this rank's share of the batches from a step on, prepared ahead by threads.
 
-    draw: builds a batch from examples and their running positions, as a pure function.
+    draw: a pure function that builds a batch from examples and their running positions.
     Raises `UsageError` at once if the ranks cannot share the batch.
     """
     share = share_batch(training.batch, rank.number, rank.world)

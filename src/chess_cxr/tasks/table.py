@@ -8,6 +8,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from chess_cxr.arguments import Device
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
 from chess_cxr.workers.child import Limits
@@ -15,13 +16,23 @@ from chess_cxr.workers.child import Limits
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Options of `chess-cxr predict`: saliency for classifiers; out, burn_in and sheets for models that make films."""
+    """The options of `chess-cxr predict`: saliency for classifiers; out, burn_in and sheets for models that make films.
+
+    Args:
+        out: folder for the films that a bone model makes.
+        burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of these films.
+        sheets: also write a picture of film, result and removed bone.
+        saliency: folder for pictures of a classifier's saliency for each film and label (Grad-CAM).
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: number of decoding processes; by default one per core.
+        limits: limits of time and memory per film.
+    """
 
     out: Path | None = None
     burn_in: bool = False
     sheets: bool = False
     saliency: Path | None = None
-    device: str = "auto"
+    device: Device = "auto"
     workers: int | None = None
     limits: Limits = field(default_factory=Limits)
 

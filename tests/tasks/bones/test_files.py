@@ -4,13 +4,7 @@ import pytest
 
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.bones.files import find_pairs
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
+from places import touch
 
 
 def complain(folder: Path) -> str:

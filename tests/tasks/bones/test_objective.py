@@ -18,6 +18,7 @@ from chess_cxr.tasks.bones.pairs import draw_phantom_pair
 from chess_cxr.tasks.perceptual import PerceptualLoss
 from chess_cxr.training.checkpoint import restore_checkpoint, write_checkpoint
 from chess_cxr.training.loop import LoopState, TrainingConfig, build_optimizers, train
+from states import copy_state
 
 TRAINING = TrainingConfig(steps=6, batch=2, optimizer="adamw", learning_rate=1e-3, warmup=0.0, clip_norm=1.0)
 
@@ -141,14 +142,6 @@ def test_a_tiny_network_overfits_four_phantoms() -> None:
     untouched = (batch.film_B1HW - batch.bone_free_B1HW).abs().mean()
     untouched += compute_ms_ssim_loss(batch.film_B1HW, batch.bone_free_B1HW)
     assert np.mean(losses[-5:]) < 0.8 * float(untouched), (losses[-5:], untouched)
-
-
-def copy_state(task: SuppressBones, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    state = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    for name, optimizer in optimizers.items():
-        for index, fields in optimizer.state_dict()["state"].items():
-            state |= {f"{name}.{index}.{key}": value.clone() for key, value in fields.items()}
-    return state
 
 
 def test_a_run_that_went_on_from_a_checkpoint_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
@@ -27,6 +26,7 @@ from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.train import check_bones_config, train_bone_network
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.stop import Stopped
+from states import list_changed
 
 TINY = BonesConfig(size=64, crop=64, decoder="tiny", steps=6, batch=2, checkpoint_every=2)
 
@@ -42,11 +42,6 @@ def fit(folder: Path, encoder: Encoder, config: BonesConfig = TINY, stop_at: int
             os.kill(os.getpid(), signal.SIGTERM)
 
     return train_bone_network(folder, encoder, draw_pairs()[:4], draw_pairs()[4:5], config, stop, say=lambda _: None)
-
-
-def list_changed(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    assert one.keys() == other.keys()
-    return [name for name, tensor in one.items() if not torch.equal(tensor, other[name])]
 
 
 def test_a_run_that_was_stopped_and_started_again_ends_to_the_bit_as_one_that_was_not(

@@ -79,8 +79,8 @@ def test_labels_come_in_the_order_asked_for(tmp_path: Path) -> None:
     ("rows", "arguments", "message"),
     [
         ([{"a": 1.0}], [["c", "d"]], "has no label 'c', 'd'; it has a, b"),
-        ([{}], [], "no film of labels.lance knows any of the labels a, b"),
-        ([{"a": 1.0, "b": 1.0}], [(), "multiclass"], "not one class a film"),
+        ([{}], [], "no film of labels.lance has a known value of the labels a, b"),
+        ([{"a": 1.0, "b": 1.0}], [(), "multiclass"], "films do not have exactly one of the labels"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(

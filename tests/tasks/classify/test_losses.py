@@ -98,7 +98,7 @@ def test_an_order_is_learned_threshold_by_threshold() -> None:
 
 @pytest.mark.parametrize("how", ["focal", "logit_adjustment"])
 def test_an_order_has_no_focus_and_no_prior(how: str) -> None:
-    with pytest.raises(UsageError, match=f"no {how}; choose none, inverse or effective"):
+    with pytest.raises(UsageError, match=f"no imbalance {how}; choose none, inverse or effective"):
         build_balance(torch.eye(4), "ordinal", how)
 
 

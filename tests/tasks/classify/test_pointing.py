@@ -72,7 +72,7 @@ def test_no_hit_on_a_few_films_is_not_below_chance() -> None:
 
 def test_what_cannot_be_pointed_at_is_refused() -> None:
     region = draw_disc(20, 30, 10, 8, 3)
-    with pytest.raises(UsageError, match="without a region"):
+    with pytest.raises(UsageError, match="no region or nothing to search"):
         compute_pointing_score([make_map(0, 0)], [np.zeros((20, 30), bool)], ["p"])
     with pytest.raises(UsageError, match="does not fit a region"):
         compute_pointing_score([np.zeros((5, 5))], [region], ["p"])

@@ -14,12 +14,7 @@ from chess_cxr.store import open_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.model import load_classifier
 from chess_cxr.tasks.classify.pointing import compute_pointing_score, draw_disc
-from chess_cxr.tasks.classify.saliency import (
-    build_probe_network,
-    compute_saliency,
-    find_spatial_layer,
-    lay_on_film,
-)
+from chess_cxr.tasks.classify.saliency import build_probe_network, compute_saliency, find_spatial_layer, lay_on_film
 from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_overlay, draw_saliency_sheet
 from chess_cxr.tasks.classify.train import finetune_classifier
 

@@ -12,38 +12,34 @@ from chess_cxr.encoders.embed import embed
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.evaluation.metrics import compute_multiclass
-from chess_cxr.film_jpeg import encode_film
-from chess_cxr.ingest.pipeline import IngestOptions, ingest_films
+from chess_cxr.ingest.options import IngestOptions
+from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, SourceFilm, UsageError
-from chess_cxr.store import Store, StoredFilm, open_store, write_store
+from chess_cxr.store import Store, open_store, write_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.labels import select_labelled
 from chess_cxr.tasks.classify.model import load_classifier, predict_files
 from chess_cxr.tasks.classify.train import finetune_classifier
+from grey_films import draw_grey_films, list_stored
 
 NAMES = ("bright", "dark")
+ORDER = ["dark", "middle", "bright"]
 FULL = FinetuneConfig("full", steps=12, batch=8, learning_rate=2e-3, layer_decay=1.0)
 HEADS = {mode: FinetuneConfig(mode, steps=80, batch=16, learning_rate=1e-2) for mode in ("mlp", "attentive")}
 
 
 def write_films(path: Path, splits: dict[str, int], findings: bool = False) -> Store:
     """Films of uniform grey: bright ones are "bright"; as findings, every third label is unknown."""
-    rng = np.random.default_rng(0)
-
-    def draw() -> list[StoredFilm]:
-        films = []
-        for split, count in splits.items():
-            for number in range(count):
-                bright = number % 2
-                pixels = np.clip(0.3 + 0.4 * bright + rng.normal(0, 0.05, (40, 40)), 0, 1).astype(np.float32)
-                labels = {"bright": float(bright), "dark": 1.0 - bright}
-                if findings:
-                    labels = {"bright": math.nan if number % 3 == 2 else float(bright), "odd": float(number % 4 > 1)}
-                record = ImageRecord(f"{split}{number:04d}", f"{split}{number // 2}", split=split, labels=labels)
-                films.append(StoredFilm(record, *encode_film(pixels, 40)))
-        return films
-
-    write_store(path, draw(), ["bright", "odd"] if findings else ["bright", "dark"], "grey films (SYNTHETIC)")
+    films = []
+    for split, number in [(split, number) for split, count in splits.items() for number in range(count)]:
+        bright = number % 2
+        labels = {"bright": float(bright), "dark": 1.0 - bright}
+        if findings:
+            labels = {"bright": math.nan if number % 3 == 2 else float(bright), "odd": float(number % 4 > 1)}
+        record = ImageRecord(f"{split}{number:04d}", f"{split}{number // 2}", split=split, labels=labels)
+        films.append((record, 0.3 + 0.4 * bright))
+    names = ["bright", "odd"] if findings else ["bright", "dark"]
+    write_store(path, draw_grey_films(films), names, "grey films (SYNTHETIC)")
     return open_store(path)
 
 
@@ -113,24 +109,10 @@ def test_full_fine_tuning_keeps_the_moment_that_is_best_on_validation_films(
 ) -> None:
     """The val labels are swapped: the less was learned, the better, so that the first check must win."""
     store = write_films(tmp_path / "films.lance", {"train": 24, "test": 12})
-    swapped = [
-        StoredFilm(
-            ImageRecord(f"val{n}", f"val{n}", split="val", labels={"bright": float(n % 2 == 0), "dark": float(n % 2)}),
-            *encode_film(np.full((40, 40), 0.3 + 0.4 * (n % 2), np.float32), 40),
-        )
-        for n in range(8)
-    ]
-    rows = zip(store.films.to_dict("records"), store.read_jpegs(range(len(store))), strict=True)
-    known = [
-        StoredFilm(
-            ImageRecord(row["uid"], row["patient"], split=row["split"], labels={n: row[n] for n in ("bright", "dark")}),
-            jpeg,
-            row["height"],
-            row["width"],
-        )
-        for row, jpeg in rows
-    ]
-    write_store(tmp_path / "swapped.lance", [*known, *swapped], ["bright", "dark"], "")
+    labels = [{"bright": float(n % 2 == 0), "dark": float(n % 2)} for n in range(8)]
+    records = [ImageRecord(f"val{n}", f"val{n}", split="val", labels=labels[n]) for n in range(8)]
+    swapped = draw_grey_films([(record, 0.3 + 0.4 * (n % 2)) for n, record in enumerate(records)], noise=0)
+    write_store(tmp_path / "swapped.lance", [*list_stored(store, NAMES), *swapped], list(NAMES), "")
     config = FinetuneConfig("full", steps=10, batch=12, learning_rate=5e-3, layer_decay=1.0, patience=4)
     result = finetune_classifier(tiny_encoder, tmp_path / "swapped.lance", tmp_path / "early", config=config)
     late = finetune_classifier(tiny_encoder, store, tmp_path / "late", config=config)
@@ -274,20 +256,13 @@ def test_lower_stages_of_the_encoder_move_less(tiny_encoder: Encoder, store: Sto
 
 def write_order(path: Path) -> Store:
     """Films of three greys, "dark" < "middle" < "bright"."""
-    rng = np.random.default_rng(0)
-    names = ("dark", "middle", "bright")
-
-    def draw() -> list[StoredFilm]:
-        films = []
-        for split, count in {"train": 30, "val": 12, "test": 30}.items():
-            for number in range(count):
-                pixels = np.clip(0.2 + 0.25 * (number % 3) + rng.normal(0, 0.03, (40, 40)), 0, 1).astype(np.float32)
-                labels = {name: float(number % 3 == place) for place, name in enumerate(names)}
-                record = ImageRecord(f"{split}{number:04d}", f"{split}{number}", split=split, labels=labels)
-                films.append(StoredFilm(record, *encode_film(pixels, 40)))
-        return films
-
-    write_store(path, draw(), list(names), "greys in an order (SYNTHETIC)")
+    films = []
+    for split, count in {"train": 30, "val": 12, "test": 30}.items():
+        for number in range(count):
+            labels = {name: float(number % 3 == place) for place, name in enumerate(ORDER)}
+            record = ImageRecord(f"{split}{number:04d}", f"{split}{number}", split=split, labels=labels)
+            films.append((record, 0.2 + 0.25 * (number % 3)))
+    write_store(path, draw_grey_films(films, noise=0.03), ORDER, "greys in an order (SYNTHETIC)")
     return open_store(path)
 
 
@@ -299,7 +274,7 @@ def test_an_order_of_classes_is_learned_as_an_order(tiny_encoder: Encoder, tmp_p
     assert result.metrics["rank_error"].value < 0.5
     probability = predict(tmp_path / "model", store, np.arange(6))
     assert probability.sum(1) == pytest.approx(1, abs=1e-5) and (probability >= 0).all()
-    with pytest.raises(UsageError, match="the linear probe knows no order"):
+    with pytest.raises(UsageError, match="the linear probe has no ordinal task"):
         finetune_classifier(tiny_encoder, store, tmp_path / "other", config=FinetuneConfig(task="ordinal"))
     with pytest.raises(UsageError, match="at least three labels"):
         finetune_classifier(
@@ -312,26 +287,14 @@ def test_an_order_of_classes_is_learned_as_an_order(tiny_encoder: Encoder, tmp_p
 
 def write_uncertain(path: Path) -> Store:
     """Bright films have the finding; every third label is uncertain, and all films of a study are alike."""
-    rng = np.random.default_rng(0)
-
-    def draw() -> list[StoredFilm]:
-        films = []
-        for split, count in {"train": 48, "val": 16, "test": 32}.items():
-            for number in range(count):
-                bright = number // 2 % 2
-                pixels = np.clip(0.3 + 0.4 * bright + rng.normal(0, 0.05, (40, 40)), 0, 1).astype(np.float32)
-                label = UNCERTAIN if number % 3 == 2 else float(bright)
-                record = ImageRecord(
-                    f"{split}{number:04d}",
-                    f"{split}{number // 2}",
-                    f"s{number // 2}",
-                    split=split,
-                    labels={"edema": label},
-                )
-                films.append(StoredFilm(record, *encode_film(pixels, 40)))
-        return films
-
-    write_store(path, draw(), ["edema"], "grey films (SYNTHETIC)")
+    films = []
+    for split, count in {"train": 48, "val": 16, "test": 32}.items():
+        for number in range(count):
+            bright, study = number // 2 % 2, number // 2
+            labels = {"edema": UNCERTAIN if number % 3 == 2 else float(bright)}
+            record = ImageRecord(f"{split}{number:04d}", f"{split}{study}", f"s{study}", split=split, labels=labels)
+            films.append((record, 0.3 + 0.4 * bright))
+    write_store(path, draw_grey_films(films), ["edema"], "grey films (SYNTHETIC)")
     return open_store(path)
 
 
@@ -373,20 +336,15 @@ def test_films_of_a_study_are_scored_together(tiny_encoder: Encoder, tmp_path: P
 
 
 def test_rare_classes_are_found_more_often_when_they_weigh_more(tiny_encoder: Encoder, tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-
-    def draw() -> list[StoredFilm]:
-        films = []
-        for split, count in {"train": 120, "test": 60}.items():
-            for number in range(count):
-                rare = number % 12 == 0
-                pixels = np.clip(0.4 + 0.04 * rare + rng.normal(0, 0.02) + rng.normal(0, 0.05, (40, 40)), 0, 1)
-                labels = {"common": 1.0 - rare, "rare": float(rare)}
-                record = ImageRecord(f"{split}{number:04d}", f"{split}{number}", split=split, labels=labels)
-                films.append(StoredFilm(record, *encode_film(pixels.astype(np.float32), 40)))
-        return films
-
-    write_store(tmp_path / "films.lance", draw(), ["common", "rare"], "grey films (SYNTHETIC)")
+    films = []
+    for split, count in {"train": 120, "test": 60}.items():
+        for number in range(count):
+            rare = number % 12 == 0
+            labels = {"common": 1.0 - rare, "rare": float(rare)}
+            record = ImageRecord(f"{split}{number:04d}", f"{split}{number}", split=split, labels=labels)
+            films.append((record, 0.4 + 0.04 * rare))
+    drawn = draw_grey_films(films, jitter=0.02, seed=1)
+    write_store(tmp_path / "films.lance", drawn, ["common", "rare"], "grey films (SYNTHETIC)")
     found = {
         how: predict(tmp_path / how, open_store(tmp_path / "films.lance"), np.arange(120))[:, 1].mean()
         for how in ("none", "inverse", "logit_adjustment")
@@ -395,7 +353,7 @@ def test_rare_classes_are_found_more_often_when_they_weigh_more(tiny_encoder: En
         )
     }
     assert found["inverse"] > 1.5 * found["none"] and found["logit_adjustment"] > 1.5 * found["none"]
-    with pytest.raises(UsageError, match="knows no imbalance"):
+    with pytest.raises(UsageError, match="has no --imbalance"):
         finetune_classifier(
             tiny_encoder, tmp_path / "films.lance", tmp_path / "other", config=FinetuneConfig(imbalance="focal")
         )
@@ -403,20 +361,11 @@ def test_rare_classes_are_found_more_often_when_they_weigh_more(tiny_encoder: En
 
 def test_a_class_that_no_training_film_has_is_said(tiny_encoder: Encoder, tmp_path: Path) -> None:
     store = write_order(tmp_path / "films.lance")
-    rows = store.films.to_dict("records")
-    jpegs = store.read_jpegs(range(len(store)))
-    names = ["dark", "middle", "bright"]
-    kept = [
-        StoredFilm(
-            ImageRecord(row["uid"], row["patient"], split=row["split"], labels={n: row[n] for n in names}),
-            jpeg, row["height"], row["width"],
-        )
-        for row, jpeg in zip(rows, jpegs, strict=True)
-        if row["split"] != "train" or not row["bright"]
-    ]  # fmt: skip
-    write_store(tmp_path / "kept.lance", kept, names, "")
+    stored = list_stored(store, ORDER)
+    kept = [film for film in stored if film.record.split != "train" or not film.record.labels["bright"]]
+    write_store(tmp_path / "kept.lance", kept, ORDER, "")
     result = finetune_classifier(
-        tiny_encoder, tmp_path / "kept.lance", tmp_path / "model", names, replace(HEADS["mlp"], steps=20)
+        tiny_encoder, tmp_path / "kept.lance", tmp_path / "model", ORDER, replace(HEADS["mlp"], steps=20)
     )
     assert "no training film has bright: its scores mean nothing" in result.notes
 
@@ -457,7 +406,7 @@ def test_files_are_answered_as_the_ingested_films_are(
         ({"task": "bones"}, "is no classifier"),
         ({"head": {}}, "the head of a classifier has"),
         ({"labels": []}, "has a list of labels"),
-        ({"labels": ["a", "b", "c"]}, "none that exists"),
+        ({"labels": ["a", "b", "c"]}, "head of this classifier is not valid"),
         ({"architecture": "nothing"}, "timm has no network"),
         ({"architecture": "test_efficientnet"}, "does not hold this model"),
     ],

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from chess_cxr.records import UsageError
-from chess_cxr.tasks.nodules.distance import Squares, blank_unknown, check_groups, cut_squares, judge_nodules
+from chess_cxr.tasks.nodules.distance import Squares, check_groups, cut_squares, judge_nodules
 from chess_cxr.tasks.nodules.films import list_sources
+from chess_cxr.tasks.result import blank_unknown
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,3 @@ def test_films_without_a_nodule_give_no_square() -> None:
     squares = cut_squares(list_sources("phantom:3@96#4"))
     assert squares.groups == [f"PHANTOM{n:04d}" for n in range(3)]
     assert all(min(picture.shape) >= 16 and picture.dtype == np.float32 for picture in squares.pictures)
-
-
-def test_what_is_no_number_is_none_in_json() -> None:
-    assert blank_unknown({"a": [float("nan"), 1.0, (float("inf"), "x")]}) == {"a": [None, 1.0, [None, "x"]]}

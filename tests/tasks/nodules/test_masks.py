@@ -97,9 +97,9 @@ def test_a_nodule_too_wide_for_the_lung_goes_to_its_widest_place() -> None:
     ("size_mm", "spacing_mm", "words"),
     [
         ((500, 500), 1.0, "larger than the lung"),
-        ((9, 5), 1.0, "no range"),
-        ((0, 5), 1.0, "no range"),
-        ((5, math.inf), 1.0, "no range"),
+        ((9, 5), 1.0, "not a range"),
+        ((0, 5), 1.0, "not a range"),
+        ((5, math.inf), 1.0, "not a range"),
         ((5, 6), math.nan, "spacing is unknown"),
     ],
 )

@@ -39,6 +39,7 @@ from chess_cxr.tasks.nodules.region import compute_blend, compute_region, find_w
 from chess_cxr.tasks.nodules.spade import TINY_WIDTH
 from chess_cxr.training.checkpoint import restore_checkpoint, write_checkpoint
 from chess_cxr.training.loop import LoopState, TrainingConfig, train
+from states import copy_state, list_changed
 
 TINY = GenerateConfig(size=64, width=TINY_WIDTH, latent=8)
 TRAINING = TrainingConfig(steps=6, batch=4, learning_rate=1e-3)
@@ -73,19 +74,6 @@ def build(
     task = GenerateNodules(config)
     groups = task.build_parameter_groups()
     return task, {name: torch.optim.Adam(groups[name], lr=rate, betas=(0.0, 0.9)) for name in groups}
-
-
-def copy_state(task: nn.Module, optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
-    state = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    for name, optimizer in optimizers.items():
-        for index, fields in optimizer.state_dict()["state"].items():
-            state |= {f"{name}.{index}.{key}": value.clone() for key, value in fields.items()}
-    return state
-
-
-def list_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    assert before.keys() == after.keys()
-    return [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
 
 
 # Losses against the slow way ----------------------------------------------------------------------------------------

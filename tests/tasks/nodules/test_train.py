@@ -24,6 +24,7 @@ from chess_cxr.tasks.nodules.train import (
 )
 from chess_cxr.tasks.nodules.windows import NoduleExample, can_make, cut_square, list_windows, take_example
 from chess_cxr.training.loop import build_optimizers
+from states import list_changed
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=4, batch=2)
 MODES = ("inpaint", "film")
@@ -56,13 +57,6 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 class Halt(Exception):
     """Someone pulls the plug."""
-
-
-def assert_same_state(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    states = one.state_dict(), other.state_dict()
-    assert list(states[0]) == list(states[1])
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
 
 
 # ---------------------------------------------------------------- windows and batches
@@ -197,7 +191,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         tmp_path / "halted", encoder, examples, examples, config, lambda report, _: steps.append(report.step)
     )
     assert steps == [3, 4]
-    assert_same_state(whole, resumed)
+    assert list_changed(whole.state_dict(), resumed.state_dict()) == []
 
 
 def test_a_run_moves_both_networks_and_tells_the_parts_of_its_losses(
@@ -220,7 +214,7 @@ def test_a_run_moves_both_networks_and_tells_the_parts_of_its_losses(
 def test_another_configuration_cannot_continue_a_run(encoder: Encoder, films: list[NoduleFilm], tmp_path: Path) -> None:
     config = replace(TINY, steps=1)
     done = train(tmp_path / "run", encoder, films, config)
-    assert_same_state(train(tmp_path / "run", encoder, films, config), done)
+    assert list_changed(train(tmp_path / "run", encoder, films, config).state_dict(), done.state_dict()) == []
     with pytest.raises(UsageError, match="learning_rate"):
         train(tmp_path / "run", encoder, films, replace(config, learning_rate=1e-3))
     with pytest.raises(UsageError, match="names_sha256|nodules"):

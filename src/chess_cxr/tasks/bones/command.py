@@ -8,15 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import (
-    Device,
-    EncoderName,
-    Flat,
-    check_device_name,
-    check_workers,
-    is_first_rank,
-    print_result,
-)
+from chess_cxr.arguments import Device, EncoderName, Flat, check_device_name, check_workers, is_first_rank, print_result
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import UsageError

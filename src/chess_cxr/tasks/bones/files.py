@@ -1,4 +1,4 @@
-"""Folders that hold films beside the same films without bone, paired by name."""
+"""Folders with films and the same films without bone, paired by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from chess_cxr.files.listing import list_location
 from chess_cxr.records import UsageError
 
-# films beside films without bone; names are compared without regard to case
+# films, and films without bone; upper and lower case are the same
 LAYOUTS = (("source", "target"), ("JSRT", "BSE_JSRT"))
 _FILMS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm", ".img", ".mha", ".nii", ".nii.gz", "")
 _SHOWN = 3  # names in a message
@@ -20,7 +20,7 @@ PairKind = Literal["folder", "bse-jsrt", "phantom"]
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The two files of a pair, and the name they share."""
+    """The two files of a pair, and their common name."""
 
     name: str
     film: Path
@@ -29,11 +29,10 @@ class PairFiles:
 
 
 def find_pairs(folder: Path) -> list[PairFiles]:
-    """List the pairs of a folder by name, in the order of their names.
+    """List the pairs of a folder, sorted by name.
 
-    The folder holds `source` and `target`, or `JSRT` and `BSE_JSRT` as BSE-JSRT does.  Partners bear the same name
-    below the two, whatever their extension.  Raises UsageError where a film lacks its partner, has two, or there is
-    nothing to pair.
+    The folder holds `source` and `target`, or `JSRT` and `BSE_JSRT` as BSE-JSRT does.  The two files of a pair have the
+    same name below these, with any extension.  Raises UsageError if a film has no partner or two, or there is no pair.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; name one with source and target, or JSRT and BSE_JSRT, in it")
@@ -54,7 +53,7 @@ def find_pairs(folder: Path) -> list[PairFiles]:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Find films by their lower-case names below a folder; links out of it and hidden files are left out."""
+    """Index the films below a folder by their lower-case names, without hidden files and links out of it."""
     found: dict[str, Path] = {}
     for location, relative in list_location(folder, _may_be_film):
         name = unicodedata.normalize("NFC", _strip(relative)).lower()  # file systems differ in how they spell é
@@ -89,7 +88,7 @@ def _pair(film_folder: Path, target_folder: Path, names: tuple[str, str]) -> lis
             raise UsageError(f"{len(alone)} of {len(one)} films of {whose} have no partner: {shown}")
     kind: PairKind = "bse-jsrt" if names[0] == "JSRT" else "folder"
     return [
-        # below sub-folders one name may occur in each: the path is what tells pairs apart
+        # sub-folders may repeat a name, so the path tells pairs apart
         PairFiles(_strip(films[name].relative_to(film_folder).as_posix()), films[name], targets[name], kind)
         for name in sorted(films)
     ]

@@ -1,7 +1,7 @@
-"""What a radiologist asks of a film without bones: whether ribs are gone, nodules and vessels still there.
+"""Scores of a film without bones: how much of the ribs is left, and whether nodules and vessels are kept.
 
 Every film is float [H, W] in [0, 1], air dark and bone bright; every mask is bool [H, W].  Lengths are shares of the
-film's longer side, so that a film scores alike at any size; in brackets what they are on a film of 35 cm.
+film's longer side, so that scores do not depend on its size; brackets give them for a film of 35 cm.
 Shape suffixes: H, W pixels of a film; N films, R replicates.
 """
 
@@ -31,11 +31,11 @@ MaskArray = NDArray[np.bool_]
 BACKGROUND = 1 / 8  # side of the square whose mean is the local background (44 mm: two ribs and their gaps)
 REACH = 0.03  # lung this near to bone is its neighbour (10 mm)
 BAND = (0.0025, 0.01)  # standard deviations of the two Gaussians whose difference is the band of vessels (0.9, 3.5 mm)
-LEAST_PIXELS = 20  # fewer say nothing about a region
-LEAST_CONTRAST = 1 / 255  # less than a grey level before says nothing about what is left after
-EDGE_SHARE = 0.25  # of the root mean square of the edges of bone: less than that is no edge
-BONE_SHARE = 0.3  # of the strongest bone: from where on a difference of two films counts as bone
-LEAST_BONE = 2 / 255  # and no less than this, which is the noise of 8-bit and JPEG files
+LEAST_PIXELS = 20  # of a region that can be measured
+LEAST_CONTRAST = 1 / 255  # of a film before, for a ratio that means something
+EDGE_SHARE = 0.25  # of the root mean square of the edges of bone; less is no edge
+BONE_SHARE = 0.3  # of the strongest bone; a larger difference of two films is bone
+LEAST_BONE = 2 / 255  # the noise of 8-bit and JPEG files, which is no bone
 _ROUNDING = 1e-9
 
 
@@ -49,11 +49,11 @@ def score_suppression(
     clavicle_HW: ArrayLike | None = None,
     nodules: Sequence[ArrayLike] = (),
 ) -> dict[str, float]:
-    """Score one film after suppression by everything that what is known of it allows; NaN where a score has no value.
+    """Score one film after suppression with everything that is known of it; NaN for a score without a value.
 
     truth_HW: the film without bone.  lung_HW: mask of the lungs.  bone_HW: mask of all bone, or its thickness in any
-    unit; found by `find_bone` where only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a
-    mask each (`pointing.draw_disc` makes one from centre and radius).  Names:
+    unit; `find_bone` finds it if only the truth is known.  clavicle_HW: mask of the clavicles alone.  nodules: a mask
+    each (`pointing.draw_disc` makes one from centre and radius).  Names:
 
     - with a truth: psnr (dB), rmse (of 255), ssim, ms_ssim, bsr;
     - with bone: rib_* and with clavicles: clavicle_*, see `measure_bone_contrast`;
@@ -96,11 +96,11 @@ def score_suppression(
 
 
 def find_bone(film_HW: ArrayLike, truth_HW: ArrayLike) -> MaskArray:
-    """Return where a film has bone, from its difference to the film without.
+    """Return where a film has bone, from its difference to the film without bone.
 
-    The difference, blurred by 0.0025 of the side and freed of its local background (films of a pair may differ in
-    tone), is bone above 0.3 of its 99th percentile, and above 2 of 255.  A guess: what is no bone but differs, such as
-    a label, counts too, and bone much thinner than the thickest does not.
+    The difference is blurred by 0.0025 of the side, and its local background is subtracted (films of a pair may differ
+    in tone).  Bone is above 0.3 of the 99th percentile, and above 2 of 255.  This is an estimate: other differences,
+    such as a label, count too, and bone much thinner than the thickest does not.
     """
     film, truth = check_films(film_HW, truth_HW)
     side = max(film.shape)
@@ -119,16 +119,16 @@ def measure_bone_contrast(
 ) -> dict[str, float]:
     """Measure how much brighter bone is than the lung beside it, before and after; grey levels of [0, 1].
 
-    Bone is where the lungs have more bone than within 1/16 of the side around on average, its neighbours are where they
-    have less, up to 0.03 of the side away.  The contrast is the difference of the mean of bone and the mean of its
-    neighbours, after the mean of the lung in the same square was taken from each pixel.
+    Bone is where the lungs have more bone than the mean within 1/16 of the side around; its neighbours are where they
+    have less, up to 0.03 of the side away.  The contrast is the mean of bone minus the mean of its neighbours, after
+    each pixel's local mean of the lung, in the same square, is subtracted.
 
-    residual = after / before: 1 if nothing was done, about 0 if all is gone, below 0 if ribs became dark; a film with
-    some too bright and some too dark may have 0, so read it beside PSNR.  Soft tissue is not the same under bone and
-    beside it, by chance, so the truth itself leaves a little (contrast_truth); residual_from_truth = (after - truth) /
-    (before - truth) is free of that: exactly 0 for the truth.
-    lung_HW None: the whole film counts, borders of lungs and labels too: then only residual_from_truth can be trusted.
-    NaN for a residual whose divisor is below 1 of 255, and for all where either side has fewer than 20 pixels.
+    residual = after / before: 1 if nothing was done, about 0 if all is gone, below 0 if ribs became dark.  Parts that
+    are too bright and too dark may cancel, so read it beside PSNR.  Soft tissue differs by chance under bone and beside
+    it, so the truth itself has a small contrast (contrast_truth).  residual_from_truth = (after - truth) / (before -
+    truth) has no such error: it is exactly 0 for the truth.
+    lung_HW None: the whole film counts, with borders of lungs and labels; then trust only residual_from_truth.
+    NaN for a residual whose divisor is below 1 of 255, and for all if either side has fewer than 20 pixels.
     """
     result, film = check_films(result_HW, film_HW)
     lung = _check_mask(np.ones(film.shape, dtype=bool) if lung_HW is None else lung_HW, film, "lungs")
@@ -152,8 +152,8 @@ def measure_bone_contrast(
 def find_ribs(bone_HW: ArrayLike, lung_HW: ArrayLike) -> tuple[MaskArray, MaskArray]:
     """Return the masks of bone and of its neighbours inside the lungs; see `measure_bone_contrast`.
 
-    bone_HW: bool, or thickness as float.  Where ribs of front and back cover the lungs together, thicker and thinner
-    bone are told apart all the same.
+    bone_HW: bool, or thickness as float.  If ribs of front and back cover the lungs entirely, thicker bone is separated
+    from thinner bone.
     """
     bone, lung = np.asarray(bone_HW), np.asarray(lung_HW, dtype=bool)
     if bone.shape != lung.shape or (bone.dtype != bool and not np.issubdtype(bone.dtype, np.floating)):
@@ -175,14 +175,14 @@ def measure_nodules(
 ) -> dict[str, float]:
     """Measure how well known nodules stand out before and after; means over the nodules that can be measured.
 
-    Contrast and CNR are those of `compute_contrast`, against the ring of `draw_ring`, which holds no other nodule and,
-    where lungs are given, nothing outside them.
+    Contrast and CNR are those of `compute_contrast`, against the ring of `draw_ring`, which excludes other nodules and,
+    with a lung mask, everything outside the lungs.
 
     cnr_before, cnr_after: CNR.  cnr_ratio, contrast_ratio: after / before.  A rib across the ring lowers the first and
-    changes the second, so good suppression may give more than 1.  cnr_of_truth, contrast_of_truth: after / truth, which
-    is 1 for perfect suppression and about 0 for a nodule that was erased (not exactly: the lung behind it remains).
-    A nodule is left out where its ring has fewer than 20 pixels or less than half of it lies inside the lungs; a ratio
-    leaves it out also where it was less than 1 of 255 brighter than its ring, for it was not to be seen.
+    changes the second, so good suppression may exceed 1.  cnr_of_truth, contrast_of_truth: after / truth, 1 for perfect
+    suppression and about 0 for an erased nodule (not exactly, as the lung behind it remains).
+    A nodule is left out if its ring has fewer than 20 pixels or less than half of the nodule is inside the lungs.
+    Ratios also leave out nodules that were less than 1 of 255 brighter than their ring, and so invisible.
     Raises UsageError for a mask that is empty, not bool or of another shape.
     """
     result, film = check_films(result_HW, film_HW)
@@ -205,11 +205,11 @@ def measure_vessels(
     """Measure how much fine detail the lung keeps between the ribs.
 
     Energy is the mean square of the film in the band of vessels: the difference of two Gaussians of 0.0025 and 0.01 of
-    the side, which passes most at 39 cycles a film (9 mm each on 35 cm) and half as much at 17 and at 87.  It is taken
-    where `find_gaps` finds the lung itself.
+    the side, which passes most at 39 cycles per film (9 mm each on 35 cm) and half as much at 17 and at 87.  It is
+    measured where `find_gaps` finds lung without bone.
 
     energy_ratio: after / before.  energy_of_truth: after / truth, 1 for perfect suppression.  Below 1 detail was
-    blurred; above 1 something was added, and noise counts for detail.  NaN where fewer than 20 pixels are left.
+    blurred; above 1 something was added, and noise counts as detail.  NaN if fewer than 20 pixels are left.
     """
     result, film = check_films(result_HW, film_HW)
     lung = _check_mask(lung_HW, film, "lungs")
@@ -224,8 +224,8 @@ def measure_vessels(
 def find_gaps(bone_HW: ArrayLike, lung_HW: MaskArray) -> MaskArray:
     """Return where the lungs lie between ribs: beside bone (`find_ribs`) and 0.02 of the side from their border.
 
-    Ribs of front and back cross each other nearly everywhere, so edges are left out by what they are: the bone, in the
-    band of vessels, is there above a quarter of its root mean square.
+    Ribs of front and back cross nearly everywhere, so edges of bone are left out by their strength: where the bone, in
+    the band of vessels, exceeds a quarter of its root mean square.
     """
     inside: MaskArray = lung_HW & (_compute_distance(~lung_HW) > 2 * BAND[1] * max(lung_HW.shape))
     if not inside.any():
@@ -244,12 +244,12 @@ def pass_vessels(film_HW: FloatArray) -> FloatArray:
 
 
 def compute_background(film_HW: FloatArray, lung_HW: MaskArray) -> FloatArray:
-    """Return the mean of the lung inside a square around each pixel, 1/8 of the longer side wide; 0 without lung."""
+    """Return the mean of the lung in a square around each pixel, 1/8 of the longer side wide; 0 without lung."""
     side = 2 * round(BACKGROUND * max(film_HW.shape) / 2) + 1
     weight = lung_HW.astype(np.float64)
     total = ndimage.uniform_filter(film_HW * weight, side, mode="constant")
     share = ndimage.uniform_filter(weight, side, mode="constant")
-    # Running sums leave dust where there is no lung: half a pixel's share is the least that can be one.
+    # Box sums leave rounding errors outside the lung; a real share is at least half a pixel.
     mean: FloatArray = np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2)
     return mean
 
@@ -266,7 +266,7 @@ def _flatten(film_HW: FloatArray, lung_HW: MaskArray) -> FloatArray:
 
 
 def _compute_distance(mask_HW: MaskArray) -> FloatArray:
-    """Distance of each pixel to the nearest of the mask, pixels; infinite where the mask is empty."""
+    """Return the distance of each pixel to the nearest one of the mask, in pixels; infinite for an empty mask."""
     if not mask_HW.any():
         return np.full(mask_HW.shape, math.inf)
     distance: FloatArray = ndimage.distance_transform_edt(~mask_HW)

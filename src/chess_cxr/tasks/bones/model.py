@@ -1,4 +1,4 @@
-"""Bone suppression from pairs to a model with results, and from a model and film files to derived films."""
+"""Load a bone model, and write films without bones as derived films."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
-FAINTEST = 1 / 512  # bone of less than half a grey level of 255 is none: such pixels stay as they are stored
+FAINTEST = 1 / 512  # less bone, below half a grey level of 255, leaves stored values unchanged
 BURNED_IN = "BONE-SUPPRESSED, DERIVED"
 SHEET_SIDE = 1024  # a panel has fewer pixels
-LARGEST_SIDE = 4096  # of the films that a network is asked to work at
+LARGEST_SIDE = 4096  # of films at the network's scale
 
 
 @dataclass(frozen=True)
 class BoneSuppressor:
-    """A bone network and the scale it works at.
+    """A bone network and the scale at which it works.
 
-    size: longest side of films.  tile: side of what it sees at a time.  sha256: of its file.
+    size: longest side of its films in pixels.  tile: side of the squares it sees.  sha256: hash of its file.
     """
 
     network: BoneNetwork
@@ -44,7 +44,7 @@ class BoneSuppressor:
     sha256: str = ""
 
     def predict_bone(self, film_HW: np.ndarray) -> np.ndarray:
-        """Return what bone adds to a film, float32 [H, W], never more than the film itself."""
+        """Return the grey that bone adds to a film, float32 [H, W], at most the film itself."""
         bone_HW: np.ndarray = np.minimum(predict_bone(self.network, film_HW, self.size, self.tile), film_HW)
         return bone_HW
 
@@ -55,9 +55,9 @@ class BoneSuppressor:
 
 
 def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppressor:
-    """Load what `finetune_bones` wrote.
+    """Load a model folder of `finetune_bones`.
 
-    Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
+    Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
     folder, target = Path(folder), choose_device(device)
     config = read_json(folder / "config.json")
@@ -74,7 +74,7 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
     if not all(type(shape[name]) is str for name in ("architecture", "decoder")):
         raise ChessError(f"{folder}: architecture and decoder of a bone model are names")
     try:
-        with torch.device("meta"):  # without memory behind it, until the file is known to fit
+        with torch.device("meta"):  # without memory, to check the file against
             expected = BoneNetwork(BoneNetworkShape(**shape)).state_dict()
     except (UsageError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -92,7 +92,7 @@ def _shrink_for_sheet(film_HW: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SuppressedFile:
-    """What became of a film's file: the new file, or why there is none."""
+    """The new file of a film, or the reason why there is none."""
 
     location: Path | str
     out: Path | None = None
@@ -109,15 +109,15 @@ def suppress_files(
     sheets: bool = False,
     limits: Limits | None = None,
 ) -> Generator[SuppressedFile, None, None]:
-    """Write each film without its bones into `out`, and yield what became of it, in order.
+    """Write each film without its bones into `out`, and yield the results in order.
 
-    A DICOM film becomes a derived DICOM image, every other a PNG; see `write_derived_film`.  Where there is no bone,
-    stored values stay as they are.  name: of the model, for the files; its hash by default.
+    A DICOM film becomes a derived DICOM image, any other a PNG; see `write_derived_film`.  Where there is no bone,
+    stored values are unchanged.  name: of the model, for the files; its hash by default.
     burn_in: write `BURNED_IN` into a corner.
-    sheets: write NAME_sheet.png too, or NAME_sheet-2.png where that is taken: film, result and bone side by side.
+    sheets: also write film, result and bone side by side as NAME_sheet.png, or NAME_sheet-2.png if that exists.
     """
     limits, text, name = limits or Limits(), BURNED_IN if burn_in else "", name or model.sha256[:16]
-    # a child knows one task: with one for each, none has to be started anew for every film
+    # A child runs one task: with one child for each, none is restarted for every film
     with build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for location in locations:
             try:
@@ -144,7 +144,7 @@ def suppress_files(
 
 
 def predict_films(folder: Path, locations: Sequence[Path | str], options: PredictOptions) -> Predictions:
-    """Write film files without their bones and return where."""
+    """Write film files without their bones, and return the names of the new files."""
     if options.out is None:
         raise UsageError("a bone model writes films; name a folder for them with --out")
     model = load_bone_suppressor(folder, options.device)
@@ -158,5 +158,5 @@ def predict_films(folder: Path, locations: Sequence[Path | str], options: Predic
 
 
 def describe_bone_suppressor(model: BoneSuppressor) -> str:
-    """Say in a few words what a model is."""
+    """Describe a model in a few words."""
     return f"bone suppression, films of {model.size} pixels"

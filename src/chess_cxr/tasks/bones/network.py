@@ -1,4 +1,4 @@
-"""A network that predicts the bone image of a film, and the film without it."""
+"""A network that predicts the bone image of a film."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from chess_cxr.records import ChessError, UsageError
 from chess_cxr.views import resize_longest
 
 DECODERS = {"tiny": (64, 48, 32, 24, 16), "full": (256, 128, 64, 32, 16)}
-_SHARPNESS = 20.0  # of the softplus, in 1 / grey level: a bone of 0.05 is told from none
+_SHARPNESS = 20.0  # of the softplus, in 1 / grey level: separates a bone of 0.05 from none
 _STRIDE = 32
 
 
@@ -25,8 +25,8 @@ _STRIDE = 32
 class BoneNetworkShape:
     """What is needed to build a bone network again.
 
-    architecture: timm's name of its encoder.  mean, std: what the encoder subtracts from grey levels in [0, 1], and
-    divides by.  decoder: "tiny" or "full".
+    architecture: timm's name of the encoder.  mean, std: subtracted from grey levels in [0, 1], then divided by.
+    decoder: "tiny" or "full".
     """
 
     architecture: str
@@ -42,9 +42,9 @@ class BoneNetworkShape:
 
 
 class BoneNetwork(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) on a timm encoder that predicts what bone adds to a film.
+    """A U-Net (Ronneberger et al. 2015) on a timm encoder that predicts the grey that bone adds to a film.
 
-    The bone image is never negative and is only ever subtracted: nothing can be added to a film, wherever it is.
+    The bone image is never negative and is only subtracted, so nothing can be added to a film.
     """
 
     def __init__(self, shape: BoneNetworkShape) -> None:
@@ -60,14 +60,14 @@ class BoneNetwork(nn.Module):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UsageError(f"{shape.architecture} cannot be the encoder of a U-Net: {reason}") from None
         self.encoder, self.decoder = unet.encoder, unet.decoder
-        # the decoder's last skip is at half size; the film itself brings the edges of bones back
+        # The decoder's last skip is at half size; the film itself restores the edges of bones
         self.head = nn.Sequential(
             nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1)
         )
         nn.init.constant_(self.head[-1].bias, -2 / _SHARPNESS)  # type: ignore[arg-type]
 
     def forward(self, film_B1HW: Tensor) -> Tensor:
-        """Return the bone image, grey levels of 0 or more [B, 1, H, W], of films in [0, 1] with bone bright."""
+        """Return the bone image of films in [0, 1] with bone bright: grey levels of 0 or more, [B, 1, H, W]."""
         height, width = film_B1HW.shape[-2:]
         margins = (0, -width % _STRIDE, 0, -height % _STRIDE)
         input_B1HW = F.pad((film_B1HW - self.shape.mean) / self.shape.std, margins, mode="replicate")
@@ -77,7 +77,7 @@ class BoneNetwork(nn.Module):
 
 
 def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -> BoneNetwork:
-    """Build a bone network whose encoder begins as `encoder` stands; the decoder's weights are drawn from the seed."""
+    """Build a bone network on the weights of `encoder`; the decoder's weights are drawn from the seed."""
     grey, mean, std = build_grey_network(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -93,11 +93,11 @@ def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -
 
 @torch.inference_mode()
 def predict_bone(network: BoneNetwork, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
-    """Return the bone image of one film at the film's own size, float32 [H, W].
+    """Return the bone image of a film at the film's size, float32 [H, W].
 
-    size: longest side at which the network works; the bone image is brought back to the film's size, so that the
-    film's own detail stays.  tile: side of the squares the network sees at a time; they overlap by half and fade into
-    each other, which leaves no seams.
+    size: longest side at which the network works; the bone image is resized to the film, which keeps the film's own
+    detail.  tile: side of the squares that the network sees; they overlap by half and fade into each other, which
+    leaves no seams.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -123,7 +123,7 @@ def predict_bone(network: BoneNetwork, film_HW: np.ndarray, size: int, tile: int
 
 
 def _place_tiles(side: int, tile: int) -> list[int]:
-    """Where tiles begin along a side: evenly, half a tile apart at most."""
+    """Return the starts of tiles along a side: evenly spaced, at most half a tile apart."""
     if side <= tile:
         return [0]
     steps = -(-(side - tile) // max(1, tile // 2))
@@ -131,6 +131,6 @@ def _place_tiles(side: int, tile: int) -> list[int]:
 
 
 def _draw_fade(tile: int) -> np.ndarray:
-    """A weight that falls from the middle of a tile to nearly nothing at its edge, float32 [tile, tile]."""
+    """Return a weight that falls from the middle of a tile to nearly 0 at its edge, float32 [tile, tile]."""
     ramp = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2 + 1e-3
     return np.outer(ramp, ramp).astype(np.float32)

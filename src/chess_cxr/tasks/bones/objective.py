@@ -1,4 +1,4 @@
-"""Bone suppression: a network learns from pairs of films what bone adds to them."""
+"""The objective of bone suppression: learn from pairs of films the grey that bone adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chess_cxr.evaluation.image_metrics import K1, K2, SCALE_WEIGHTS, SIGMA, WINDOW, count_scales
 from chess_cxr.tasks.bones.network import BoneNetwork
 
-SMALLEST_SIDE = WINDOW  # below it not even one scale can be compared
+SMALLEST_SIDE = WINDOW  # of pictures with at least one scale
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -32,7 +32,7 @@ class PairBatch:
 class SuppressBones(nn.Module):
     """A bone network trained by the one loss "suppression": L1 + (1 - MS-SSIM) + a perceptual loss.
 
-    perceptual: a distance of two pictures in [0, 1], or None; weight: its share.
+    perceptual: a distance of two pictures in [0, 1], or None; weight: its weight.
     """
 
     def __init__(self, network: BoneNetwork, perceptual: Perceptual | None = None, weight: float = 1.0) -> None:
@@ -45,7 +45,7 @@ class SuppressBones(nn.Module):
         return {"suppression": list(self.network.parameters())}
 
     def losses(self, batch: PairBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of one batch."""
+        """Yield the loss of a batch."""
         result_B1HW = batch.film_B1HW - self.network(batch.film_B1HW)
         parts = {
             "l1": F.l1_loss(result_B1HW, batch.bone_free_B1HW),
@@ -57,13 +57,13 @@ class SuppressBones(nn.Module):
         yield "suppression", torch.stack(list(parts.values())).sum()
 
     def after_step(self) -> None:
-        """Nothing but gradients trains a bone network."""
+        """Do nothing: only gradients train a bone network."""
 
 
 def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
-    """Return 1 - MS-SSIM (Wang et al. 2003), grey levels in [0, 1], mean over pictures of 11 pixels a side or more.
+    """Return 1 - MS-SSIM (Wang et al. 2003), grey levels in [0, 1], mean over pictures of at least 11 pixels a side.
 
-    Small pictures have fewer scales, whose weights are brought to a sum of 1.
+    Small pictures have fewer scales, whose weights are scaled to a sum of 1.
     """
     scales = count_scales(min(picture_B1HW.shape[-2:]))
     weight_S = torch.tensor(SCALE_WEIGHTS[:scales], device=picture_B1HW.device)
@@ -78,7 +78,7 @@ def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
 
 
 def _compare_structure(a_B1HW: Tensor, b_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return SSIM and its contrast-structure part, means of each picture [B]."""
+    """Return SSIM and its contrast-structure part, means over each picture [B]."""
     height, width = a_B1HW.shape[-2:]
     rows, columns = (_draw_window(side, a_B1HW.device).to(a_B1HW.dtype) for side in (height, width))
 
@@ -96,7 +96,7 @@ def _compare_structure(a_B1HW: Tensor, b_B1HW: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _draw_window(side: int, device: torch.device) -> Tensor:
-    """The Gaussian window of SSIM at each place where it fits, as the rows of a matrix [side - 10, side]."""
+    """Return SSIM's Gaussian window at each place where it fits, as the rows of a matrix [side - 10, side]."""
     gauss = torch.exp(-((torch.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
     window = torch.zeros(side - WINDOW + 1, side)
     for row in range(len(window)):

@@ -1,4 +1,4 @@
-"""Pairs of a film and the same film without bone: read, checked, brought to one grey scale, and split."""
+"""Pairs of a film and the same film without bone: read, check, match their grey scales, and split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chess_cxr.workers.pool import ALL_AT_ONCE, call_in_child, run_in_order
 
 LARGEST_SHIFT = 0.01  # of the side: the worst of 16 real pairs is off by 0.009
 LARGEST_QUARTER_SHIFT = 0.015  # of the side: 0.010 in the worst real pair, 0.017 and more after a turn by 3 degrees
-LEAST_PEAK = 0.2  # of the phase correlation of a quarter that shows enough to be compared: 0.38 and more in pairs
+LEAST_PEAK = 0.2  # phase correlation of a quarter with enough structure to compare: 0.38 and more in pairs
 LEAST_LIKENESS = 0.5  # correlation of edges: 0.8 to 1 for real pairs, below 0.4 for films of two patients
 SAME_RMS = 0.004  # one grey level of 255, smoothed: real pairs differ by 0.008 and more, a film and its JPEG by 0.0025
 _REGISTERED = 256  # side at which pairs are compared
@@ -36,7 +36,7 @@ _JSRT = re.compile(r"JPC(?:LN|NN)\d{3}", re.IGNORECASE)
 class FilmPair:
     """A film and the same film without bone, float32 [H, W] in [0, 1], bone bright, on one grey scale.
 
-    group: films of one patient, which stay together in every split.  notes: what was found and mended.
+    group: patient; all its films stay in one split.  notes: what was corrected.
     lung_HW, nodule_HW: masks; bone_cm_HW: thickness of bone; known for phantoms.
     """
 
@@ -64,9 +64,9 @@ def read_pairs(
 ) -> list[FilmPair]:
     """Read the pairs of a folder, or draw those of "phantom:PATIENTS[@SIZE][#SEED]" (SYNTHETIC).
 
-    executor: of `build_ingest_pool`.  on_pair: called with how many of how many are done.  reduce: makes each pair
-    smaller as it comes, so that thousands of large films need not be held.
-    Raises UsageError, in one line, for the first pair that is none.
+    executor: from `build_ingest_pool`.  on_pair: called with the number of pairs read and the total.  reduce: shrinks
+    each pair at once, so that thousands of large films fit in memory.
+    Raises UsageError, in one line, for the first two files that are not a pair.
     """
     if is_phantom(place):
         drawn = parse_phantom(place)
@@ -89,7 +89,7 @@ def _collect(
 
     pairs = list[FilmPair]()
     for done, made in enumerate(run_in_order(orders, work, executor, ALL_AT_ONCE), start=1):
-        if isinstance(made, str):  # a refusal: exceptions with their own fields do not survive all executors
+        if isinstance(made, str):  # a refusal; some executors lose the fields of exceptions
             raise UsageError(made)
         pairs.append(made)
         if on_pair:
@@ -114,7 +114,7 @@ def _decode(path: Path, name: str, limits: Limits) -> np.ndarray:
 
 
 def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: PairKind = "folder") -> FilmPair:
-    """Check that two pictures are a pair, and bring them to bone bright and to one grey scale.
+    """Check that two pictures are a pair; make bone bright and bring both to one grey scale.
 
     Raises UsageError for pictures of different size, the same picture twice, a target that is shifted by more than
     `LARGEST_SHIFT`, turned or stretched, the target of another film, or a picture of one grey level.
@@ -161,9 +161,9 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
 
 
 def is_bone_bright(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> bool:
-    """Return whether bone is brighter than what it hides, of a pair on one grey scale.
+    """Return whether bone is brighter than what it hides, for a pair on one grey scale.
 
-    Where the two differ there is bone: the differences are skewed to the side on which it lies.
+    The two differ where there is bone, so the distribution of differences is skewed towards the side of bone.
     """
     small = [
         cv2.resize(np.asarray(p, np.float32), (128, 128), interpolation=cv2.INTER_AREA) for p in (film_HW, bone_free_HW)
@@ -179,10 +179,10 @@ def is_bone_bright(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> bool:
 
 
 def measure_registration(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> tuple[float, float]:
-    """Return by what share of the side the second picture lies off, and how alike their edges are once it does not.
+    """Return the shift of the second picture as a share of the side, and the correlation of edges once it is undone.
 
-    Phase correlation (Kuglin & Hines 1975) of the edges, whose strongest are cut: those of ribs, which only one of the
-    two has, do not outweigh heart and diaphragm.
+    Uses phase correlation (Kuglin & Hines 1975) of edges.  The strongest edges are clipped, so that ribs, which only
+    one of the two has, do not outweigh heart and diaphragm.
     """
     edges, other = _draw_edges(film_HW), _draw_edges(bone_free_HW)
     window = cv2.createHanningWindow((_REGISTERED, _REGISTERED), cv2.CV_32F)
@@ -195,7 +195,7 @@ def measure_registration(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> tuple
 
 
 def measure_bend(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> float:
-    """Return by what share of the side the quarter lies off that lies off most.
+    """Return the largest shift of a quarter of the picture, as a share of the side.
 
     A target that is turned or stretched about its middle is not shifted as a whole, but its quarters are.
     """
@@ -223,13 +223,14 @@ def _draw_edges(picture_HW: np.ndarray) -> np.ndarray:
 
 
 def fit_grey_scale(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> tuple[float, float]:
-    """Return the gain and offset that bring the target's grey levels to the film's where there is no bone.
+    """Return the gain and offset that match the target's grey levels to the film's outside bone.
 
-    A line by least squares with Tukey's weights (Beaton & Tukey 1974): bone, which only the film has, is an outlier.
+    Fits a line by least squares with Tukey's weights (Beaton & Tukey 1974); bone, which only the film has, is an
+    outlier.
     """
     small = [cv2.resize(p, (128, 128), interpolation=cv2.INTER_AREA).ravel() for p in (film_HW, bone_free_HW)]
     film, target = (np.asarray(p, np.float64) for p in small)
-    inside = (film > 0.02) & (film < 0.98) & (target > 0.02) & (target < 0.98)  # clipped ends have lost their scale
+    inside = (film > 0.02) & (film < 0.98) & (target > 0.02) & (target < 0.98)  # clipped greys fit no line
     if inside.sum() < 100 or np.ptp(target[inside]) < 0.1:
         return 1.0, 0.0
     film, target = film[inside], target[inside]
@@ -265,7 +266,7 @@ def draw_phantom_pair(patient_seed: int, film_seed: int, size: int, finding: str
 
 
 def _draw_ordered_pair(order: tuple[int, int, int]) -> FilmPair:
-    """Every second patient has a nodule."""
+    """Draw a pair; every second patient has a nodule."""
     seed, patient, size = order
     patient_seed, film_seed = (int(n) for n in np.random.SeedSequence([seed, patient]).generate_state(2, np.uint32))
     pair = draw_phantom_pair(patient_seed, film_seed, size, "nodule" if patient % 2 else "normal")
@@ -276,7 +277,7 @@ def _draw_ordered_pair(order: tuple[int, int, int]) -> FilmPair:
 
 
 def split_pairs(pairs: Sequence[FilmPair], val: float, test: float, seed: int = 0) -> dict[str, list[FilmPair]]:
-    """Split pairs by group, each kind by itself, before anything is varied: "train", "val" and "test"."""
+    """Split pairs by group, each kind separately, into "train", "val" and "test"."""
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UsageError("the shares of val and test must be 0 or more and leave something to train on")
     part_of: dict[str, str] = {}
@@ -287,7 +288,7 @@ def split_pairs(pairs: Sequence[FilmPair], val: float, test: float, seed: int = 
 
 
 def fold_pairs(pairs: Sequence[FilmPair], folds: int, seed: int = 0) -> list[list[FilmPair]]:
-    """Deal pairs into folds by group, so that each has its share of every kind."""
+    """Divide pairs into folds by group, each with its share of every kind."""
     place = 0
     fold_of: dict[str, int] = {}
     for groups in _list_groups(pairs, seed).values():
@@ -301,7 +302,7 @@ def fold_pairs(pairs: Sequence[FilmPair], folds: int, seed: int = 0) -> list[lis
 
 
 def _list_groups(pairs: Sequence[FilmPair], seed: int) -> dict[str, list[str]]:
-    """The groups of each kind in a random order; a group of two kinds counts to the first."""
+    """List the groups of each kind in random order; a group of two kinds counts to the first."""
     kind_of: dict[str, str] = {}
     for pair in sorted(pairs, key=lambda p: (p.kind, p.group)):
         kind_of.setdefault(pair.group, pair.kind)

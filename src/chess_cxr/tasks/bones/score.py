@@ -21,7 +21,7 @@ from chess_cxr.views import resize_longest
 def score_pairs(
     suppressor: BoneSuppressor, pairs: Sequence[FilmPair], on_pair: OnCount | None = None
 ) -> list[dict[str, float]]:
-    """Score each pair at the size the network works at, or at the film's own where that is smaller."""
+    """Score each pair at the network's size, or at the film's own if that is smaller."""
     scores = []
     for done, pair in enumerate(pairs, start=1):
         small = shrink_pair(pair, suppressor.size)
@@ -32,7 +32,7 @@ def score_pairs(
 
 
 def shrink_pair(pair: FilmPair, size: int) -> FilmPair:
-    """Bring all pictures of a pair to `size` on their longest side, or leave them where they are smaller."""
+    """Shrink all pictures of a pair to `size` on their longest side; smaller ones are unchanged."""
     side = min(size, max(pair.film_HW.shape))
     if side == max(pair.film_HW.shape):
         return pair
@@ -51,9 +51,9 @@ def shrink_pair(pair: FilmPair, size: int) -> FilmPair:
 
 
 def score_pair(pair: FilmPair, result_HW: np.ndarray) -> dict[str, float]:
-    """Score one suppressed film by all that its pair knows.
+    """Score one suppressed film by everything that its pair knows.
 
-    lpips, of result and truth at the pair's size, is among the scores where VGG16's file is at hand.
+    Includes lpips, of result and truth at the pair's size, if the file of VGG16 is installed.
     """
     nodules = list[np.ndarray]()
     if pair.nodule_HW is not None:

@@ -1,4 +1,4 @@
-"""Bone suppression as a sheet of pictures: film, result, truth, what was taken away and what is wrong with it."""
+"""Draw bone suppression as a sheet: film, result, truth, the bone taken away and the error."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ MOST_ROWS = 40  # a sheet of more is too tall for most viewers
 PANEL_INCHES = 2.3
 COLOURS_OF_DIFFERENCE = "RdBu_r"
 BAR_HEIGHT = 0.05  # of a panel's width
-LEAST_RANGE = 0.02  # of grey: below that a difference would show rounding alone
-SHOWN = 99.8  # percentile of the differences that has the strongest colour
+LEAST_RANGE = 0.02  # of grey; a smaller range would only show rounding
+SHOWN = 99.8  # percentile of the differences with the strongest colour
 _CAPTIONS = {True: "SYNTHETIC (generated) films; ", False: "real films; ", None: ""}
 
 Row = tuple[str, NDArray[np.floating], NDArray[np.floating], NDArray[np.floating] | None]
 
 
 def draw_suppression_sheet(rows: Sequence[Row], path: Path, synthetic: bool | None, dots_per_inch: int = 100) -> None:
-    """Write what `render_suppression_sheet` returns."""
+    """Write the PNG of `render_suppression_sheet`."""
     path.write_bytes(render_suppression_sheet(rows, synthetic, dots_per_inch))
 
 
 def render_suppression_sheet(rows: Sequence[Row], synthetic: bool | None, dots_per_inch: int = 100) -> bytes:
-    """Return a sheet as PNG: a row a film, of the panels film, result, truth, bone taken away, result minus truth.
+    """Return a sheet as PNG: one row per film, with film, result, truth, bone taken away, and result minus truth.
 
     rows: (name, film, result, truth or None), all float [H, W] in [0, 1], bone bright.  Without any truth its two
-    columns are left out.  All rows share one scale of what was taken away and one, symmetric, of the difference: red
-    is left too bright, blue too dark.  synthetic: whether the films are generated, which the caption then says; None
-    where that is not known or where they are of both kinds.
+    columns are left out.  All rows share one scale of the bone and one, symmetric, of the difference: red is too
+    bright, blue too dark.  synthetic: whether the films are generated, which the caption says; None if unknown or
+    mixed.
     Raises UsageError for no row, more than 40, and films that cannot be compared.
     """
     if not 0 < len(rows) <= MOST_ROWS:
@@ -48,7 +48,7 @@ def render_suppression_sheet(rows: Sequence[Row], synthetic: bool | None, dots_p
         check_films(result, film)
         check_films(result, result.clip(0, 1) if truth is None else truth)
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # no font has the letters of all names
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # no font has all letters
         figure = _draw_sheet(rows, _CAPTIONS[synthetic])
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
@@ -86,7 +86,7 @@ def _draw_sheet(rows: Sequence[Row], caption: str) -> Figure:
 
 
 def _find_range(differences: Sequence[NDArray[np.floating]]) -> float:
-    """Return the grey that has the strongest colour."""
+    """Return the grey level of the strongest colour."""
     return max(LEAST_RANGE, *(float(np.percentile(np.abs(one), SHOWN)) for one in differences), LEAST_RANGE)
 
 
@@ -94,7 +94,7 @@ def _draw_panel(
     axes: Axes, picture: NDArray[np.floating], title: str, low: float = 0.0, high: float = 1.0, colours: str = "gray"
 ) -> None:
     axes.imshow(picture, cmap=colours, vmin=low, vmax=high)
-    # a file may be named anything: bytes that are no letters, or what would be taken for a formula
+    # a file name may hold bytes that are no letters, or look like a formula
     shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in title)
     axes.set_title(shown, fontsize=8, parse_math=False)
     axes.set_axis_off()
@@ -106,7 +106,7 @@ def _draw_nothing(axes: Axes) -> None:
 
 
 def _draw_bar(figure: Figure, column: Sequence[Axes], room: Axes) -> None:
-    """Draw the colour bar of a column, of whose pictures any has the scale of all."""
+    """Draw the colour bar of a column, whose pictures all have one scale."""
     drawn = next(axes.images[0] for axes in column if axes.images)
     room.set_axis_on()
     bar = figure.colorbar(drawn, cax=room, orientation="horizontal", extend="both")

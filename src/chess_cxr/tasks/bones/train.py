@@ -20,7 +20,6 @@ from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
-from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
@@ -33,6 +32,7 @@ from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig, check_training_config
@@ -42,43 +42,39 @@ from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 
 SHOWN = 8  # pairs on the sheet of a model
-MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB before the network has seen them
+MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB of input alone
 
 
-@dataclass(frozen=True)
-class BonesResult:
-    """What a bone network does on held-out pairs: means over films with 95 % intervals by patient.
+@dataclass(frozen=True, kw_only=True)
+class BonesResult(TaskResult):
+    """Metrics of a bone network on the test pairs: means over films with 95 % intervals by patient.
 
-    before: the same of the films as they are.  pairs: by split.  kinds: of the test pairs.
+    before: the same metrics of the unchanged films.  pairs: number by split.  kinds: kinds of the test pairs.
     """
 
     metrics: Mapping[str, FilmMean]
     before: Mapping[str, FilmMean]
     pairs: Mapping[str, int]
     kinds: tuple[str, ...]
-    encoder: str
     perceptual: str
-    seed: int
     notes: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; a number that does not exist is None."""
-        described = asdict(self)
-        described["metrics"], described["before"] = map(describe_intervals, (self.metrics, self.before))
-        return described
-
-    def as_text(self) -> str:
-        """Return the result as lines of text."""
+    def list_metrics(self) -> list[str]:
+        """Return a heading, and a line for each metric, with that of the unchanged film."""
         lines = [f"{'':26s} suppressed               film as it is"]
-        for name, mean in self.metrics.items():
+        for name, line in zip(self.metrics, super().list_metrics(), strict=True):
             before = self.before.get(name)
-            told = f"{before.value:.3f}" if before and math.isfinite(before.value) else ""
-            lines.append(f"{name:26s} {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]".ljust(52) + told)
-        synthetic = " (SYNTHETIC)" if "phantom" in self.kinds else ""
-        basis = f"{self.pairs['test']} test pairs: {', '.join(self.kinds)}{synthetic}"
-        trained = f"trained on {self.pairs['train']} pairs"
-        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
-        return "\n".join([*lines, *self.notes])
+            lines.append(line.ljust(52) + (f"{before.value:.3f}" if before and math.isfinite(before.value) else ""))
+        return lines
+
+    def describe_basis(self) -> str:
+        """Describe the test and the training pairs."""
+        test = f"{self.pairs['test']} test pairs: {list_kinds(self.kinds)}"
+        return f"{test}; trained on {self.pairs['train']} pairs"
+
+    def list_notes(self) -> Sequence[str]:
+        """Return the notes on pairs."""
+        return self.notes
 
 
 def finetune_bones(
@@ -94,15 +90,15 @@ def finetune_bones(
     on_step: OnStep | None = None,
     device: str = "auto",
 ) -> BonesResult:
-    """Train a bone network on pairs, write it to `out` and score it on pairs it has not seen.
+    """Train a bone network on pairs, write it to `out` and score it on pairs that it has not seen.
 
-    encoder: what the network's own encoder begins with, and by default the perceptual network too.  places: folders of
-    pairs and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs themselves.  They are split by patient.
-    The same call continues an interrupted run.  The folder then holds `model.safetensors`, `config.json`,
-    `result.json`, `test_pairs.png` and `metrics.jsonl`.
-    Raises `UsageError` where `out` holds something else, and for pairs that are none.
+    encoder: first weights of the network's encoder and, by default, the perceptual network.  places: folders of pairs
+    and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs.  They are split by patient.
+    The same call continues an interrupted run.  The folder holds `model.safetensors`, `config.json`, `result.json`,
+    `test_pairs.png` and `metrics.jsonl`.
+    Raises `UsageError` if `out` holds something else, or files are not a pair.
     """
-    out, config, show = Path(out), config or BonesConfig(), on_stage or _show_nothing
+    out, config, show = Path(out), config or BonesConfig(), on_stage or (lambda *_: None)
     check_bones_config(config)
     refuse_foreign_folder(out)
     for place in places:
@@ -155,14 +151,10 @@ def _read_place(
     return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
 
 
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
-
-
 def _write_model(
     out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
 ) -> None:
-    """Write all of a model, with a sheet of test pairs."""
+    """Write the model, with a sheet of test pairs."""
     described = {
         "task": "bones",
         "network": asdict(suppressor.network.shape),
@@ -187,7 +179,7 @@ def _write_model(
 
 
 def check_bones_config(config: BonesConfig) -> None:
-    """Raise UsageError for numbers that cannot train."""
+    """Raise UsageError for invalid numbers."""
     if not SMALLEST_SIDE <= config.crop <= config.size <= LARGEST_SIDE:
         raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
     if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
@@ -198,7 +190,7 @@ def check_bones_config(config: BonesConfig) -> None:
 
 
 def plan_bone_training(config: BonesConfig) -> TrainingConfig:
-    """Return how a bone network is optimised."""
+    """Return the optimisation of a bone network."""
     return TrainingConfig(
         steps=config.steps,
         batch=config.batch,
@@ -227,8 +219,8 @@ def train_bone_network(
 ) -> BoneNetwork:
     """Train a bone network in `folder`, or continue there; return it on `device`, in evaluation mode.
 
-    train, val: pairs of any size; val is looked at ten times, and chooses nothing.
-    Raises UsageError where `folder` holds a run of another configuration or on other pairs.
+    train, val: pairs of any size; val is scored ten times, and chooses nothing.
+    Raises UsageError if `folder` holds a run of another configuration or on other pairs.
     """
     check_bones_config(config)
     if not train:

@@ -1,4 +1,4 @@
-"""One resampling and one grey curve for both films of a pair."""
+"""Augment both films of a pair with the same resampling and the same grey curve."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PAIR_STREAM = 1 << 41  # keeps these draws apart from those of pre-training and 
 
 @dataclass(frozen=True)
 class PairViews:
-    """How a pair is varied, alike for both of its films.
+    """Augmentation of a pair, the same for both of its films.
 
-    crop: side of what is cut out, in pixels.  flip: chance of left and right changing places.  rotate_deg, scale:
-    largest turn, and largest share by which it grows or shrinks.  gamma: largest natural logarithm of the exponent of
-    grey levels.  contrast, brightness: largest change of gain and offset.
+    crop: side of the crop in pixels.  flip: probability of a left-right flip.  rotate_deg, scale: largest rotation, and
+    largest relative change of size.  gamma: largest natural logarithm of the exponent of grey levels.  contrast,
+    brightness: largest change of gain and offset.
     """
 
     crop: int
@@ -35,13 +35,16 @@ class PairViews:
 def draw_pair(
     film_HW: np.ndarray, bone_free_HW: np.ndarray, views: PairViews, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut one varied square out of both films of a pair, float32 [crop, crop]; a curve never puts them in disorder."""
+    """Cut the same augmented square out of both films of a pair, float32 [crop, crop].
+
+    The grey curve keeps the order of grey levels.
+    """
     height, width = film_HW.shape
     crop = views.crop
     turn, size = np.deg2rad(rng.uniform(-1, 1) * views.rotate_deg), 1 + rng.uniform(-1, 1) * views.scale
     mirror = -1.0 if rng.random() < views.flip else 1.0
     matrix = size * np.array([[mirror * np.cos(turn), -np.sin(turn)], [mirror * np.sin(turn), np.cos(turn)]])
-    # the middle of the square: anywhere such that it does not leave the film; the film's own where that is smaller
+    # the middle of the square, random inside the film; the film's own middle if the film is smaller
     centre = np.array([_draw_middle(side, crop, rng) for side in (width, height)])
     inverse = np.column_stack([matrix, centre - matrix @ np.full(2, (crop - 1) / 2)])
     exponent = np.exp(rng.uniform(-1, 1) * views.gamma)
@@ -63,7 +66,7 @@ def _draw_middle(side: int, crop: int, rng: np.random.Generator) -> float:
 def draw_pair_batch(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], positions: Sequence[int], seed: int, views: PairViews
 ) -> PairBatch:
-    """Vary pairs of films; what a pair becomes is a pure function of (seed, position)."""
+    """Augment pairs of films, each as a pure function of (seed, position)."""
     drawn = []
     for (film_HW, bone_free_HW), position in zip(pairs, positions, strict=True):
         rng = np.random.Generator(np.random.Philox(key=[seed, PAIR_STREAM + int(position)]))

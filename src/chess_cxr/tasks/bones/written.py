@@ -1,7 +1,4 @@
-"""The file of a bone-suppressed film, written by a process that may die of it.
-
-Apart from the networks, which such a process would need ten seconds to import.
-"""
+"""Write a bone-suppressed film in a child process, without the networks, which take ten seconds to import."""
 
 from __future__ import annotations
 
@@ -13,5 +10,5 @@ from chess_cxr.derive.film import write_derived_film
 
 
 def write_suppressed_film(location: Path | str, change_HW: np.ndarray, out: Path, text: str, model: str) -> Path:
-    """Write one film with `change_HW` added; see `write_derived_film`, whose arguments and errors these are."""
+    """Write a film with `change_HW` added; arguments and errors as for `write_derived_film`."""
     return write_derived_film(location, change_HW, out, kind="bone-suppressed", text=text, model=model)

@@ -1,4 +1,4 @@
-"""The films of a classifier as its network takes them: pixels, or features that are computed once and lie in files."""
+"""Inputs of a classifier's network: pixels, or features that are computed once and cached in files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chess_cxr.tasks.classify.objective import LabelledBatch, draw_labelled_batc
 from chess_cxr.views import ViewConfig
 
 FILMS_AT_ONCE = 64
-FILMS_A_FILE = 2048  # a multiple of FILMS_AT_ONCE: which films are embedded together does not depend on the files
+FILMS_A_FILE = 2048  # a multiple of FILMS_AT_ONCE, so that the files do not decide which films share a batch
 VIEWS = ViewConfig(
     crop_area=(0.7, 1.0),
     crop_aspect=(0.9, 1.1),
@@ -33,27 +33,27 @@ VIEWS = ViewConfig(
 
 
 class PixelFilms:
-    """The chosen films of a store as pixels, augmented where they teach."""
+    """The chosen films of a store as pixels, augmented for training."""
 
     def __init__(self, encoder: Encoder, store: Store, chosen: LabelledRows, seed: int, device: torch.device) -> None:
         self._contract, self._store, self._chosen = encoder.contract, store, chosen
         self._seed, self._device = seed, device
 
     def take(self, places: np.ndarray) -> Tensor:
-        """Return films by their places, float32 [B, C, S, S]."""
+        """Return the films at some places of the chosen rows, float32 [B, C, S, S]."""
         films = self._store.read_films(self._chosen.rows[places])
         film_BCSS = torch.stack([self._contract.prepare(film.astype(np.float32) / 255) for film in films])
         return film_BCSS.to(self._device, memory_format=torch.channels_last)
 
     def draw(self, places: list[int], positions: list[int]) -> LabelledBatch:
-        """Return a batch to learn from, by places and running positions."""
+        """Return a training batch of the films at some places, augmented by their running positions."""
         films, views = self._store.read_films(self._chosen.rows[places]), replace(VIEWS, size=self._contract.size)
         target_BL = self._chosen.target_NL[places]
         return draw_labelled_batch(films, target_BL, positions, self._seed, views, self._contract)
 
 
 class FeatureFilms:
-    """The chosen films as `cache_features` has written them to a folder; feature maps stay on the disk."""
+    """The chosen films as features that `cache_features` has written; feature maps stay on the disk."""
 
     def __init__(self, chosen: LabelledRows, folder: Path, maps: bool, device: torch.device) -> None:
         self._chosen, self._device = chosen, device
@@ -61,12 +61,12 @@ class FeatureFilms:
         self._parts = [np.load(file, mmap_mode="r" if maps else None) for file in files]
 
     def take(self, places: np.ndarray | list[int]) -> Tensor:
-        """Return features by their films' places, float32 [B, D] or [B, T, D]."""
+        """Return the features of the films at some places of the chosen rows, float32 [B, D] or [B, T, D]."""
         found = np.stack([self._parts[place // FILMS_A_FILE][place % FILMS_A_FILE] for place in places])
         return torch.from_numpy(found.astype(np.float32, copy=False)).to(self._device)
 
     def draw(self, places: list[int], _positions: list[int]) -> LabelledBatch:
-        """Return a batch to learn from."""
+        """Return a training batch of the films at some places."""
         return LabelledBatch(self.take(places), torch.from_numpy(self._chosen.target_NL[places]).float())
 
 
@@ -82,7 +82,7 @@ def cache_features(
 ) -> None:
     """Write the features [N, D] of films, or their last feature maps [N, T, D] as float16, to files in `folder`.
 
-    Each file appears whole or not at all, and one that is there is kept.  Ranks share the work.
+    Each file appears whole or not at all, and existing files are kept.  Ranks share the work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     compute = extract_maps if maps else embed
@@ -105,7 +105,7 @@ def cache_features(
 
 
 def extract_maps(encoder: Encoder, store: Store, rows: np.ndarray) -> np.ndarray:
-    """Return the last feature maps of some films, float16 [N, T, D]."""
+    """Return the last feature maps of films, float16 [N, T, D]."""
     encoder.module.eval()
     films = [encoder.contract.prepare(film.astype(np.float32) / 255) for film in store.read_films(rows)]
     film_BCSS = torch.stack(films).to(encoder.device, memory_format=torch.channels_last)

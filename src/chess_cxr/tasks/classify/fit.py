@@ -1,4 +1,4 @@
-"""Parts of all ways to fit a classifier, and the way without steps: logistic regression on features.
+"""What all modes of training a classifier share, and the mode without steps: logistic regression on features.
 
 Shapes: M films of a split, N films, D features, L labels.
 """
@@ -29,17 +29,17 @@ from chess_cxr.tasks.classify.objective import Classify, HeadShape, compute_prob
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 
 CHECKS = 20  # how often held-out films are scored during training
-FOLDS = 5  # of the training patients; one is held out where there is no val film
+FOLDS = 5  # of the training patients; one is held out if there is no val film
 FEWEST_PATIENTS = 10
 RATES = {"mlp": 1e-3, "attentive": 1e-3, "full": 3e-4}
-TakeInput = Callable[[np.ndarray], Tensor]  # films' inputs to a classifier, by their places
+TakeInput = Callable[[np.ndarray], Tensor]  # from places of the chosen rows to inputs of the classifier
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier that has learned: its shape, all its tensors, what it says of val and test films, and what to know.
+    """A trained classifier: its shape, its tensors, and its scores of val and test films.
 
-    scores: by split, probabilities [M, L].
+    scores: by split, probabilities [M, L].  notes: what a reader of the results should know.
     """
 
     shape: HeadShape
@@ -49,22 +49,22 @@ class Fitted:
 
 
 def check_finetuning(config: FinetuneConfig, chosen: LabelledRows) -> None:
-    """Raise `UsageError` for what cannot be learned in this way."""
+    """Raise `UsageError` if a classifier cannot be trained on these labels in this way."""
     if config.mode != "linear":
         if config.patience < 0 or not 0 < config.layer_decay <= 1:
             raise UsageError("fine-tuning needs a patience of 0 or more and a layer_decay above 0, up to 1")
         check_training_config(plan_training(config, int((chosen.split == "train").sum())))
         return
     if config.imbalance != "none" or chosen.task == "ordinal":
-        asked = "imbalance" if config.imbalance != "none" else "order"
-        raise UsageError(f"the linear probe knows no {asked}; choose --mode mlp, attentive or full")
+        asked = "--imbalance" if config.imbalance != "none" else "ordinal task"
+        raise UsageError(f"the linear probe has no {asked}; choose --mode mlp, attentive or full")
     target_NL = chosen.target_NL[chosen.split == "train"]
     if not np.isin(target_NL[~np.isnan(target_NL)], (0, 1)).all():
-        raise UsageError("the linear probe learns labels of 0 and 1 only; choose --mode mlp, attentive or full")
+        raise UsageError("the linear probe takes labels of 0 and 1 only; choose --mode mlp, attentive or full")
 
 
 def plan_training(config: FinetuneConfig, films: int) -> TrainingConfig:
-    """Return how a classifier that learns by steps is optimised."""
+    """Return the optimisation of a classifier that is trained by steps."""
     return TrainingConfig(
         steps=config.steps,
         batch=max(2, min(config.batch, films)),
@@ -91,9 +91,7 @@ def fit_linear(
     probe = fit_linear_probe(
         feature_ND[train_N], chosen.taught[train_N], chosen.patient[train_N], names=chosen.names, seed=config.seed
     )
-    # The probe's standardisation goes into the layer, so that the network takes features as they are.
-    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
-    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
+    weight_LD, bias_L = probe.fold_scaling()  # so that the network takes raw features
     head = {"head.weight": torch.tensor(weight_LD).float(), "head.bias": torch.tensor(bias_L).float()}
     shape = HeadShape("linear", chosen.task, encoder.feature_count, len(chosen.names))
     scores = score_splits(chosen, lambda places: probe.predict_scores(feature_ND[places]))
@@ -101,19 +99,19 @@ def fit_linear(
 
 
 def score_splits(chosen: LabelledRows, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
-    """Score the val and the test films by their places."""
+    """Score the val and the test films; score: takes places of the chosen rows."""
     places = {split: np.flatnonzero(chosen.split == split) for split in ("val", "test")}
     nothing = np.empty((0, len(chosen.names)))
     return {split: score(those) if len(those) else nothing for split, those in places.items()}
 
 
 def name_encoder(module: nn.Module) -> dict[str, Tensor]:
-    """Return an encoder's tensors under the names that they have in a classifier."""
+    """Return an encoder's tensors under their names in a classifier."""
     return {f"encoder.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
 def build_shape(encoder: Encoder, chosen: LabelledRows, config: FinetuneConfig) -> HeadShape:
-    """Return the shape of the head that a configuration asks for."""
+    """Return the shape of the configured head."""
     name: HeadName = config.mode if config.mode in ("mlp", "attentive") else "linear"
     third = chosen.task == "multilabel" and bool((chosen.target_NL == UNCERTAIN).any())
     return HeadShape(name, chosen.task, encoder.feature_count, len(chosen.names), third)
@@ -123,7 +121,7 @@ def build_shape(encoder: Encoder, chosen: LabelledRows, config: FinetuneConfig) 
 class Parts:
     """Indices of the training films, and of the held-out films used for early stopping.
 
-    name: what the held-out films are, "" for none.
+    name: description of the held-out films, "" for none.
     """
 
     train: np.ndarray
@@ -132,7 +130,7 @@ class Parts:
 
 
 def divide(chosen: LabelledRows, seed: int) -> Parts:
-    """Hold out the val films; where there is none, a fifth of the training patients if they are not too few."""
+    """Hold out the val films or, if there are none, a fifth of 10 or more training patients."""
     train, val = (np.flatnonzero(chosen.split == split) for split in ("train", "val"))
     if len(val):
         return Parts(train, val, f"{len(val)} val films")
@@ -146,7 +144,7 @@ def divide(chosen: LabelledRows, seed: int) -> Parts:
 def group_by_layer(task: Classify, config: FinetuneConfig) -> list[dict[str, Any]]:
     """Return an optimiser's groups: each stage of the encoder learns at `layer_decay` of the one above, the head fully.
 
-    What has one dimension (norms, biases) has no weight decay, as in timm, whose stages these are.
+    Parameters of one dimension (norms, biases) have no weight decay, as in timm, which also defines the stages.
     """
     assert task.encoder is not None
     groups: list[dict[str, Any]] = param_groups_layer_decay(
@@ -161,7 +159,7 @@ def group_by_layer(task: Classify, config: FinetuneConfig) -> list[dict[str, Any
 
 @torch.no_grad()
 def compute_loss(task: Classify, chosen: LabelledRows, places: np.ndarray, take: TakeInput) -> float:
-    """Return what is minimised, on what is known of some films; uncertain labels do not judge."""
+    """Return the loss on the known labels of some films; uncertain labels do not count."""
     task.eval()
     losses = []
     for part in np.array_split(places, -(-len(places) // FILMS_AT_ONCE)):
@@ -174,14 +172,14 @@ def compute_loss(task: Classify, chosen: LabelledRows, places: np.ndarray, take:
 
 @torch.no_grad()
 def score_films(task: Classify, places: np.ndarray, take: TakeInput) -> np.ndarray:
-    """Return probabilities of some films, [M, L]."""
+    """Return the probabilities of some films, [M, L]."""
     task.eval()
     parts = np.array_split(places, -(-len(places) // FILMS_AT_ONCE))
     return np.concatenate([compute_probabilities(task(take(part)), task.shape).cpu().numpy() for part in parts])
 
 
 def tell_rare(chosen: LabelledRows, train_N: np.ndarray) -> tuple[str, ...]:
-    """Say which labels no training film has."""
+    """Name the labels that no training film has."""
     target_NL = chosen.target_NL[train_N]
     missing = [name for name, target_N in zip(chosen.names, target_NL.T, strict=True) if not (target_N > 0).any()]
     return (f"no training film has {', '.join(missing)}: its scores mean nothing",) if missing else ()

@@ -1,4 +1,4 @@
-"""Heads of classifiers: what turns an encoder's features into scores of labels.
+"""Heads of classifiers: map an encoder's features to scores of labels.
 
 Shapes: B films, D features, T places of a feature map, L labels, K ordered classes, O scores.
 """
@@ -30,12 +30,12 @@ def build_head(name: HeadName, features: int, output: nn.Module) -> nn.Module:
 
 
 def count_inputs(name: HeadName, features: int) -> int:
-    """Return how many numbers a head's last layer takes."""
+    """Return the number of inputs of a head's last layer."""
     return HIDDEN if name == "mlp" else features
 
 
 def build_scores(features: int, count: int) -> nn.Linear:
-    """Build a linear layer that scores everything 0 at first, so that the first loss is that of knowing nothing."""
+    """Build a linear layer whose first scores are all 0, so that training starts from a guess without bias."""
     layer = nn.Linear(features, count)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -43,7 +43,7 @@ def build_scores(features: int, count: int) -> nn.Linear:
 
 
 class Standardise(nn.Module):
-    """Subtracts and divides by the mean and spread that features had on the training films; constant ones become 0."""
+    """Standardise by the mean and standard deviation of the training films' features; constant features become 0."""
 
     mean_D: Tensor
     scale_D: Tensor
@@ -54,7 +54,7 @@ class Standardise(nn.Module):
         self.register_buffer("scale_D", torch.ones(features))
 
     def learn(self, feature_ND: Tensor) -> None:
-        """Take mean and spread from features."""
+        """Take mean and standard deviation from features."""
         spread_D = feature_ND.std(0, unbiased=False)
         self.mean_D.copy_(feature_ND.mean(0))
         self.scale_D.copy_(torch.where(spread_D > 1e-6, 1 / spread_D.clamp_min(1e-6), torch.zeros(())))
@@ -66,7 +66,7 @@ class Standardise(nn.Module):
 
 
 class AttentivePooling(nn.Module):
-    """Pools the places of a feature map by one learned query (attentive probe; Bardes et al. 2024, V-JEPA)."""
+    """Pool the places of a feature map with one learned query (attentive probe; Bardes et al. 2024, V-JEPA)."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class AttentivePooling(nn.Module):
 class OrdinalScores(nn.Module):
     """CORAL (Cao, Mirjalili & Raschka 2020): one score and K - 1 thresholds that cannot cross.
 
-    Gives [B, K - 1], the log odds that a film is above each class; they fall along the classes for every film.
+    Returns [B, K - 1], the log odds that a film is above each class; for every film they fall from class to class.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -104,7 +104,7 @@ class OrdinalScores(nn.Module):
 
 
 def extract_map(encoder: nn.Module, film_BCSS: Tensor) -> Tensor:
-    """Return a timm encoder's last feature map as places, [B, T, D]."""
+    """Return a timm encoder's last feature map as a sequence of places, [B, T, D]."""
     features: Tensor = encoder.forward_features(film_BCSS)  # type: ignore[operator]
     if features.ndim == 3:
         return features

@@ -1,4 +1,4 @@
-"""Which films of a store a task can use, and what their labels are."""
+"""Select the films of a store that have known labels, and prepare these labels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SMOOTH = {"smooth_ones": (0.55, 0.85), "smooth_zeros": (0.0, 0.3)}  # ranges of 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of a store that a task can use.
+    """The rows of a store with known labels.
 
-    rows: row numbers [N].  label: what is scored, class index [N] for "multiclass" and "ordinal" (in the order of the
+    rows: row numbers [N].  label: scored labels: class index [N] for "multiclass" and "ordinal" (in the order of the
     names), 1 / 0 / NaN [N, L] for "multilabel"; uncertain ones are NaN.  patient, study, split: of each row [N].
-    target_NL: what is learned, float64 of 0 … 1, NaN where nothing is, `UNCERTAIN` where that is a class of its own.
-    uncertain_L: how many labels of the store each finding's source calls uncertain.
+    target_NL: training targets, float64 of 0 … 1, NaN if unknown, `UNCERTAIN` if that is a class of its own.
+    uncertain_L: number of uncertain labels of each finding in the store.
     """
 
     rows: np.ndarray
@@ -41,19 +41,19 @@ class LabelledRows:
 
     @property
     def taught(self) -> np.ndarray:
-        """Labels as a probe takes them: what train films teach, and what is scored of the others."""
+        """Labels for a probe: training targets of train films, scored labels of the others."""
         if self.task != "multilabel":
             return self.label
         return np.where((self.split == "train")[:, None], self.target_NL, self.label)
 
     @property
     def kind(self) -> Literal["multiclass", "multilabel"]:
-        """What its metrics are: an order is scored as classes."""
+        """The kind of metrics: ordered classes are scored as classes."""
         return "multilabel" if self.task == "multilabel" else "multiclass"
 
     @property
     def label_NL(self) -> np.ndarray:
-        """Labels as 1, 0 and NaN, float64 [N, L], whatever the task."""
+        """Labels as 1, 0 and NaN, float64 [N, L], for any task."""
         return self.label if self.task == "multilabel" else np.eye(len(self.names))[self.label]
 
 
@@ -65,11 +65,11 @@ def select_labelled(
     seed: int = 0,
     sites: Sequence[str] = (),
 ) -> LabelledRows:
-    """Select the films whose labels are known: all of them for a class, at least one for "multilabel".
+    """Select the films with known labels: all labels for a class, at least one for "multilabel".
 
     labels: names, all of the store's by default; for "ordinal" from the lowest to the highest.
-    task: "auto" takes "multiclass" where every film that knows all of them carries exactly one, else "multilabel".
-    uncertain: what an uncertain label teaches, for all findings or by name, see `build_targets`.  It is never scored.
+    task: "auto" chooses "multiclass" if each film whose labels are all known has exactly one, else "multilabel".
+    uncertain: policy for uncertain labels, for all findings or by name, see `build_targets`.  They are never scored.
     sites: of the films to select, all by default.
     Raises UsageError for labels that the store does not have, that no film knows, or that do not fit the task.
     """
@@ -88,15 +88,15 @@ def select_labelled(
     if task is None or task == "auto":
         task = "multiclass" if exclusive else "multilabel"
     if task == "ordinal" and len(names) < 3:
-        raise UsageError("an order needs at least three labels; two are the task multiclass")
+        raise UsageError("an ordinal task needs at least three labels; for two, choose the task multiclass")
     if task != "multilabel" and not exclusive:
-        raise UsageError(f"labels {', '.join(names)} are not one class a film; use the task multilabel")
+        raise UsageError(f"films do not have exactly one of the labels {', '.join(names)}; use the task multilabel")
     target_NL = build_targets(stored_NL, policies, seed) if task == "multilabel" else label_NL
     split_N = store.films["split"].to_numpy()
     taught_N = (split_N == "train") & ~np.isnan(target_NL).all(axis=1)
     rows = np.flatnonzero(whole if task != "multilabel" else ~np.isnan(label_NL).all(axis=1) | taught_N)
     if not len(rows):
-        raise UsageError(f"no film of {store.path.name} knows any of the labels {', '.join(names)}")
+        raise UsageError(f"no film of {store.path.name} has a known value of the labels {', '.join(names)}")
     chosen = store.films.iloc[rows]
     return LabelledRows(
         rows,
@@ -134,10 +134,10 @@ def spread_policies(uncertain: Policies, names: Sequence[str]) -> tuple[str, ...
 
 
 def build_targets(stored_NL: np.ndarray, policies: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Return what labels teach where some are uncertain (Irvin et al. 2019, CheXpert; Pham et al. 2021).
+    """Return training targets of labels, some of them uncertain (Irvin et al. 2019, CheXpert; Pham et al. 2021).
 
-    ignore: nothing (NaN).  ones, zeros: 1 or 0.  smooth_ones, smooth_zeros: a number drawn from `SMOOTH` by seed and
-    row.  third_class: `UNCERTAIN` stays, as a class of its own.
+    ignore: NaN.  ones, zeros: 1 or 0.  smooth_ones, smooth_zeros: a number drawn from `SMOOTH` by seed and row.
+    third_class: `UNCERTAIN` stays, as a class of its own.
     """
     target_NL = stored_NL.astype(np.float64, copy=True)
     for column, policy in enumerate(policies):

@@ -1,7 +1,7 @@
-"""Losses of classifiers: every kind of label, unknown and uncertain ones, and classes of very different size.
+"""Losses of classifiers for all kinds of labels, for unknown and uncertain labels, and for imbalanced classes.
 
-Shapes: B films of a batch, N training films, L labels, K ordered classes.  Targets are float: 0 … 1, NaN where nothing
-is known, `UNCERTAIN` where that is a class of its own.
+Shapes: B films of a batch, N training films, L labels, K ordered classes.  Targets are float: 0 … 1, NaN if unknown,
+`UNCERTAIN` if that is a class of its own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ OVERLAP = 0.999  # beta of the effective number of samples (Cui et al. 2019)
 
 @dataclass(frozen=True)
 class Balance:
-    """How a loss treats classes of different size.
+    """How a loss treats imbalanced classes.
 
-    positive_L, negative_L: weights of films with and without a label; for classes the first alone counts.
-    shift_L: added to scores while training.  focal: whether easy films count less.
+    positive_L, negative_L: weights of films with and without a label; classes use only the first.
+    shift_L: added to scores during training.  focal: whether easy films count less.
     """
 
     positive_L: Tensor
@@ -40,15 +40,15 @@ class Balance:
 
 
 def build_balance(target_NL: Tensor, task: Task, imbalance: Imbalance) -> Balance:
-    """Learn from the training films' targets how to treat classes.
+    """Compute the treatment of imbalanced classes from the training targets.
 
-    inverse: weights by 1 / films.  effective: by the effective number of films.  focal: films that are sure already
-    count less.  logit_adjustment: scores are shifted by the classes' log prior while training (Menon et al. 2021), so
-    that what is left is evidence alone.  A class without films gets no weight.
-    Raises UsageError where the task has no such thing.
+    inverse: weights of 1 / films.  effective: weights by the effective number of films.  focal: films with sure
+    predictions count less.  logit_adjustment: the classes' log prior is added to scores during training (Menon et al.
+    2021), so that the scores themselves express evidence alone.  A class without films has no weight.
+    Raises UsageError if the task does not support it.
     """
     if task == "ordinal" and imbalance in ("focal", "logit_adjustment"):
-        raise UsageError(f"ordered classes have no {imbalance}; choose none, inverse or effective")
+        raise UsageError(f"an ordinal task has no imbalance {imbalance}; choose none, inverse or effective")
     known_NL = ~target_NL.isnan() & (target_NL != UNCERTAIN)
     with_L = torch.where(known_NL, target_NL, 0).sum(0).double()
     without_L = torch.where(known_NL, 1 - target_NL, 0).sum(0).double()
@@ -79,19 +79,20 @@ def _weigh_effective(count_CL: Tensor) -> Tensor:
 
 
 def _scale(weight_CL: Tensor, count_CL: Tensor) -> Tensor:
-    """Scale weights so that the mean film of each column has weight 1."""
+    """Scale weights so that films have a mean weight of 1 in each column."""
     weighted_L = (weight_CL * count_CL).sum(0)
     return weight_CL * torch.where(weighted_L > 0, count_CL.sum(0) / weighted_L.clamp_min(1e-9), 0)
 
 
 def compute_label_loss(score: Tensor, target_BL: Tensor, task: Task, balance: Balance | None = None) -> Tensor:
-    """Return the mean loss over what is known, in nats, scalar.
+    """Return the mean loss over known labels, in nats, scalar.
 
     multiclass: cross-entropy of score [B, L], target one-hot, over films whose class is known.  multilabel: binary
-    cross-entropy of score [B, L], over known entries; of score [B, L, 3] (absent, present, uncertain), where an entry
-    `UNCERTAIN` teaches the third class.  ordinal: mean binary cross-entropy of score [B, K - 1] over the thresholds.
-    balance: how classes of different size are treated; None for all films alike.
-    A batch that knows nothing teaches nothing: its loss is 0, with gradients of 0.
+    cross-entropy of score [B, L], over known entries; of score [B, L, 3] (absent, present, uncertain), in which an
+    entry `UNCERTAIN` teaches the third class.  ordinal: mean binary cross-entropy of score [B, K - 1] over the
+    thresholds.
+    balance: treatment of imbalanced classes; None weighs all films alike.
+    The loss of a batch without known labels is 0, with gradients of 0.
     """
     total, weight = sum_label_losses(score, target_BL, task, balance)
     return total / weight.clamp_min(1e-9)
@@ -100,7 +101,7 @@ def compute_label_loss(score: Tensor, target_BL: Tensor, task: Task, balance: Ba
 def sum_label_losses(
     score: Tensor, target_BL: Tensor, task: Task, balance: Balance | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the losses over what is known, and of their weights: `compute_label_loss` is the quotient."""
+    """Return the sums of losses and of weights over known labels; `compute_label_loss` is their quotient."""
     if task == "multilabel":
         loss_BL, known_BL = _compute_finding_losses(score, target_BL, balance)
         if not known_BL.any():
@@ -127,7 +128,7 @@ def _compute_order_losses(score_BK: Tensor, class_B: Tensor, _balance: Balance |
 
 
 def _compute_finding_losses(score: Tensor, target_BL: Tensor, balance: Balance | None) -> tuple[Tensor, Tensor]:
-    """Return the loss of every entry, and which are known."""
+    """Return the loss of every entry, and which entries are known."""
     has_third = score.ndim == 3
     uncertain_BL = target_BL == UNCERTAIN
     known_BL = ~target_BL.isnan() if has_third else ~target_BL.isnan() & ~uncertain_BL

@@ -1,8 +1,7 @@
-"""Classifiers at work: a model folder, films in, probabilities of its labels out."""
+"""Load a classifier and compute the probabilities of its labels for films."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
@@ -18,6 +17,7 @@ import torch
 from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract, parse_contract
 from chess_cxr.encoders.encoder import build_network
+from chess_cxr.files.whole import read_json
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
 from chess_cxr.records import ChessError, UsageError, import_extra
@@ -28,12 +28,12 @@ from chess_cxr.tasks.table import Predictions, PredictOptions
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, run_in_order
 
-MOST_LABELS, MOST_FEATURES = 1000, 100_000  # of a model that a stranger made: no giant is built
+MOST_LABELS, MOST_FEATURES = 1000, 100_000  # a foreign model must not build a huge network
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier and the pixels it expects.  labels: the names of its columns."""
+    """A classifier and its pixel contract.  labels: names of its columns."""
 
     network: Classify
     contract: PixelContract
@@ -41,9 +41,10 @@ class Classifier:
     device: torch.device
 
     def predict(self, films: Sequence[np.ndarray], batch: int = 16) -> np.ndarray:
-        """Return probabilities, float32 [N, L], of films, each float [H, W] in [0, 1] with bone bright, of any size.
+        """Return probabilities, float32 [N, L], of films of any size, each float [H, W] in [0, 1] with bone bright.
 
-        Of classes they sum to 1; of findings each stands by itself.  Raises ChessError for an array that is no film.
+        Probabilities of classes sum to 1; those of findings are independent.  Raises ChessError for an array that is no
+        film.
         """
         parts = [np.empty((0, len(self.labels)), np.float32)]
         for start in range(0, len(films), batch):
@@ -53,16 +54,13 @@ class Classifier:
 
 
 def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
-    """Load what `finetune` wrote.
+    """Load a model folder of `finetune_classifier`.
 
-    Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
+    Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
     folder, target = Path(folder), choose_device(device)
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, Mapping) or config.get("task") != "classify":
+    config = read_json(folder / "config.json")
+    if config.get("task") != "classify":
         raise UsageError(f"{folder} is no classifier; make one with: chess-cxr finetune classify")
     contract, shape, labels = _parse(config, folder)
     network = Classify(build_network(str(config.get("architecture")), contract.channels), shape)
@@ -76,7 +74,7 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
 
 
 def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, HeadShape, tuple[str, ...]]:
-    """Read the parts of a model's configuration; raises ChessError naming what is wrong."""
+    """Read the parts of a model's configuration; raises ChessError that names what is wrong."""
     head, labels = config.get("head"), config.get("labels")
     known = {item.name for item in fields(HeadShape)}
     if not isinstance(head, Mapping) or set(head) != known:
@@ -94,13 +92,13 @@ def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, Head
         and (shape.task != "ordinal" or len(labels) > 2)
     )
     if not right:
-        raise ChessError(f"{folder}: the head of this classifier is none that exists")
+        raise ChessError(f"{folder}: the head of this classifier is not valid")
     return parse_contract(config.get("contract")), shape, tuple(labels)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of a file: probabilities by label, or why there are none.
+    """Probabilities of a film file by label, or the reason why there are none.
 
     film_HW: the film as the classifier saw it, float32 in [0, 1].
     """
@@ -118,10 +116,10 @@ def predict_files(
     limits: Limits | None = None,
     in_flight: int = 64,
 ) -> Generator[Prediction, None, None]:
-    """Yield what a classifier says of film files, in their order.
+    """Yield the predictions for film files, in their order.
 
-    Films are decoded, judged and encoded as the ingest does it, so that from a store they give the same numbers.
-    executor: of `build_ingest_pool`, whose processes read the files within `limits`.
+    Films are decoded, judged and encoded as by ingest, so that they give the same numbers as from a store.
+    executor: from `build_ingest_pool`; its processes read the files within `limits`.
     """
     encode = partial(encode_in_child, options=EncodeOptions(), limits=limits or Limits())
 
@@ -157,7 +155,7 @@ def predict_films(folder: Path, locations: Sequence[Path | str], options: Predic
 
 
 def _write_saliency(model: Classifier, found: Prediction, out: Path) -> None:
-    """Draw a film and, for each label, what in it spoke for the label."""
+    """Draw a film with the saliency map of each label."""
     from chess_cxr.derive.film import write_new_file
     from chess_cxr.tasks.classify.saliency import choose_method, compute_saliency
     from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_saliency_sheet
@@ -174,5 +172,5 @@ def _write_saliency(model: Classifier, found: Prediction, out: Path) -> None:
 
 
 def describe_classifier(model: Classifier) -> str:
-    """Say in a few words what a model is."""
+    """Describe a model in a few words."""
     return f"classifier of {', '.join(model.labels)}"

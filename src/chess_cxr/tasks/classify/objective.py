@@ -1,6 +1,6 @@
-"""Classification of films: an encoder, or its cached features, under a head.
+"""Classify films: a head on an encoder, or on its cached features.
 
-A linear probe needs no gradient at all: it lives in `evaluation` and is only put into a network of this shape.
+A linear probe needs no gradients: `evaluation` fits it, and a network of this shape only holds its weights.
 """
 
 from __future__ import annotations
@@ -15,14 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.tasks.classify.heads import (
-    HeadName,
-    OrdinalScores,
-    build_head,
-    build_scores,
-    count_inputs,
-    extract_map,
-)
+from chess_cxr.tasks.classify.heads import HeadName, OrdinalScores, build_head, build_scores, count_inputs, extract_map
 from chess_cxr.tasks.classify.losses import Balance, Task, sum_label_losses
 from chess_cxr.training.distributed import average_over_ranks
 from chess_cxr.views import ViewConfig, draw_view
@@ -32,9 +25,9 @@ FINETUNE_STREAM = 1 << 40  # keeps the views of fine-tuning apart from those of 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a classifier's head is.
+    """The shape of a classifier's head.
 
-    features: that it takes.  labels: L, or the K classes of an order.  third_class: whether findings have scores for
+    features: number of inputs.  labels: L, or the K ordered classes.  third_class: whether findings have scores for
     absent, present and uncertain.
     """
 
@@ -47,7 +40,7 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """What the trunk takes (films float32 [B, C, S, S], or cached features), with targets, float32 [B, L]."""
+    """Inputs (films float32 [B, C, S, S], or cached features) with targets, float32 [B, L]."""
 
     film_BCSS: Tensor
     label_BL: Tensor
@@ -60,7 +53,7 @@ class LabelledBatch:
 class Classify(nn.Module):
     """An encoder and a head, trained by the one loss "classifier".
 
-    encoder: None for a head alone, which takes cached features.  balance: how classes of different size are treated.
+    encoder: None for a head alone, which takes cached features.  balance: treatment of imbalanced classes.
     """
 
     def __init__(self, encoder: nn.Module | None, shape: HeadShape, balance: Balance | None = None) -> None:
@@ -77,7 +70,7 @@ class Classify(nn.Module):
         return {"classifier": list(self.parameters())}
 
     def forward(self, film_BCSS: Tensor) -> Tensor:
-        """Score films, before softmax or sigmoid: [B, L], [B, K - 1] of an order, [B, L, 3] with a third class."""
+        """Return scores before softmax or sigmoid: [B, L], [B, K - 1] for an order, [B, L, 3] with a third class."""
         features = film_BCSS
         if self.encoder is not None:
             features = (
@@ -87,19 +80,19 @@ class Classify(nn.Module):
         return score.reshape(-1, self.shape.labels, 3) if self.shape.third_class else score
 
     def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of one batch: its mean over what is known, whichever rank knows it."""
+        """Yield the loss of a batch: the mean over the known labels of all ranks."""
         score = self(batch.film_BCSS).float()
         total, weight = sum_label_losses(score, batch.label_BL, self.shape.task, self.balance)
         yield "classifier", total / average_over_ranks(weight).clamp_min(1e-9)
 
     def after_step(self) -> None:
-        """Nothing but gradients trains a classifier."""
+        """Do nothing: only gradients train a classifier."""
 
     @torch.no_grad()
     def predict(self, film_BCSS: Tensor) -> np.ndarray:
         """Return probabilities, float32 [B, L], in evaluation mode.
 
-        Of an order those of each class.  A third class is left out: present against absent is what counts.
+        For ordered classes, those of each class.  A third class is left out: present against absent is what counts.
         """
         self.eval()
         probability_BL: np.ndarray = compute_probabilities(self(film_BCSS), self.shape).float().cpu().numpy()
@@ -107,7 +100,7 @@ class Classify(nn.Module):
 
 
 class BestMoment(nn.Module):
-    """Trains a classifier with early stopping: keeps the weights with the smallest loss on held-out films so far.
+    """Train a classifier with early stopping: keep the weights with the smallest loss on held-out films so far.
 
     patience: evaluations without improvement after which training ends; 0 for never.  All state is in parameters and
     buffers, so checkpoints hold it; best_step is 0 before the first evaluation.
@@ -131,7 +124,7 @@ class BestMoment(nn.Module):
         return 0 < self.patience <= int(self.worse)
 
     def judge(self, step: int, loss: float) -> None:
-        """Note the loss on held-out films after a step, and keep the weights if it is the smallest."""
+        """Record the loss on held-out films after a step, and keep the weights if it is the smallest."""
         self.worse += 1
         found = self.best_loss.new_tensor(loss)
         if found < self.best_loss:
@@ -141,7 +134,7 @@ class BestMoment(nn.Module):
             self.worse.zero_()
 
     def get_best(self) -> Classify:
-        """Return the classifier with the best weights, or with the newest where nothing was held out."""
+        """Return the classifier with the best weights, or with the newest if nothing was held out."""
         return self.best if self.best_step else self.network
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
@@ -149,11 +142,11 @@ class BestMoment(nn.Module):
         return self.network.get_parameters()
 
     def losses(self, batch: LabelledBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of one batch."""
+        """Yield the loss of a batch."""
         return self.network.losses(batch)
 
     def after_step(self) -> None:
-        """Nothing but gradients trains a classifier."""
+        """Do nothing: only gradients train a classifier."""
 
 
 def compute_probabilities(score: Tensor, shape: HeadShape) -> Tensor:
@@ -175,9 +168,9 @@ def draw_labelled_batch(
     views: ViewConfig,
     contract: PixelContract,
 ) -> LabelledBatch:
-    """Augment uint8 films and prepare them as the encoder's contract says.
+    """Augment uint8 films and prepare them by the encoder's contract.
 
-    What a film becomes is a pure function of (seed, position), as in pre-training.
+    The augmentation of a film is a pure function of (seed, position), as in pre-training.
     """
     prepared = []
     for film, position in zip(films, positions, strict=True):

@@ -1,7 +1,7 @@
-"""The pointing game: whether the brightest point of a saliency map lies where the finding is (Zhang et al. 2018).
+"""The pointing game: whether the brightest point of a saliency map lies in the finding (Zhang et al. 2018).
 
-A point drawn anywhere on the film lies there too at times: the chance level is the share of the film that counts as a
-hit.  A map is worth something where its hits are above that.
+A random point on the film hits it too at times: the chance level is the share of the film that counts as a hit.  A map
+is informative if its hits exceed that.
 
 Shape suffixes: H, W pixels of a film, N films.
 """
@@ -24,7 +24,7 @@ from chess_cxr.records import UsageError
 class PointingScore:
     """Share of films that are hit, with its interval by patient; the chance level of these films; hits minus chance.
 
-    hit_N: of each film: 1 or 0; a share where several points are equally bright.  chance_N: of each film.
+    hit_N: 1 or 0 of each film; a share if several points are equally bright.  chance_N: of each film.
     """
 
     hit: Interval
@@ -34,7 +34,7 @@ class PointingScore:
     chance_N: FloatArray
 
     def as_text(self) -> str:
-        """Return one line for people."""
+        """Return the score in one line."""
         share, gap = (f"{it.value:.3f} [{it.low:.3f}, {it.high:.3f}]" for it in (self.hit, self.above_chance))
         return f"hit {share}, chance {self.chance:.3f}, above chance {gap}, {len(self.hit_N)} films"
 
@@ -50,12 +50,12 @@ def compute_pointing_score(
 ) -> PointingScore:
     """Play the pointing game on N films, each with a map and a region.
 
-    maps: [H, W] each, larger is brighter.  regions: bool [H, W] each, where the finding is.  patient_N: whose film.
-    tolerance_px: a point this near to the region counts as a hit.  within: bool [H, W] each, the part of the film (such
-    as the lungs) that the brightest point is looked for in and chance is drawn from; all of it by default.
-    Intervals are those of `intervals.interval_of_rate`: hits are few, and of films that are never hit a bootstrap would
-    be sure that none ever is.
-    Raises UsageError where shapes differ, a map is not finite, or a film has no region or nothing to look in.
+    maps: [H, W] each, larger is brighter.  regions: bool [H, W] each, where the finding is.  patient_N: patient of each
+    film.  tolerance_px: a point this near to the region counts as a hit.  within: bool [H, W] each, the part of the
+    film (such as the lungs) that is searched for the brightest point and defines chance; all of it by default.
+    Intervals are those of `intervals.interval_of_rate`: hits are few, and a bootstrap of films without any hit would
+    have no width.
+    Raises UsageError if shapes differ, a map is not finite, or a film has no region or nothing to search.
     """
     inside = [np.ones(np.shape(region), bool) for region in regions] if within is None else within
     patient = np.asarray(patient_N)
@@ -75,7 +75,7 @@ def compute_pointing_score(
 def play_pointing_game(
     map_HW: ArrayLike, region_HW: ArrayLike, tolerance_px: float, within_HW: ArrayLike
 ) -> tuple[float, float]:
-    """Return (hit, chance) of one film; of equally bright points, the share of them that hits."""
+    """Return (hit, chance) of one film; if points are equally bright, the share of them that hits."""
     brightness = np.asarray(map_HW, dtype=np.float64)
     region, inside = np.asarray(region_HW, dtype=bool), np.asarray(within_HW, dtype=bool)
     if not brightness.shape == region.shape == inside.shape or brightness.ndim != 2:
@@ -83,7 +83,7 @@ def play_pointing_game(
     if not np.all(np.isfinite(brightness)):
         raise UsageError("a saliency map holds NaN or infinity: the network that made it has diverged")
     if not region.any() or not inside.any():
-        raise UsageError("a film without a region cannot be pointed at: leave it out")
+        raise UsageError("a film has no region or nothing to search; leave it out")
     near = ndimage.distance_transform_edt(~region) <= tolerance_px
     brightest = inside & (brightness == brightness[inside].max())
     return float(near[brightest].mean()), float(near[inside].mean())

@@ -1,7 +1,7 @@
-"""Where a classifier looks: Grad-CAM and occlusion by captum, laid back onto the film.
+"""Saliency maps of a classifier: Grad-CAM and occlusion by captum, mapped back onto the film.
 
-A saliency map says what moved a score, not what is ill; `evaluation.pointing` measures how often its brightest point
-lies where a finding is known to be, against chance.
+A saliency map shows what moved a score, not what is ill.  `chess_cxr.tasks.classify.pointing` measures how often its
+brightest point lies in a known finding, against chance.
 
 Shape suffixes: B films, C channels, S side of the network's input, L classes or findings, H, W pixels of the film.
 """
@@ -29,14 +29,13 @@ LEAST_SIDE = 4  # a layer of fewer cells a side can hardly point at anything
 
 
 def build_probe_network(encoder: Encoder, probe: LinearProbe) -> Classify:
-    """Put a linear probe on its encoder as one network, [B, C, S, S] -> [B, L], scores before softmax or sigmoid.
+    """Join an encoder and its linear probe in a network, [B, C, S, S] -> scores [B, L] before softmax or sigmoid.
 
-    The probe's standardisation goes into the layer.  The encoder's module is shared, not copied.
+    Its last layer includes the probe's standardisation.  The encoder's module is shared, not copied.
     """
     task_name: Task = "multilabel" if probe.multilabel else "multiclass"
     task = Classify(encoder.module, HeadShape("linear", task_name, encoder.feature_count, len(probe.intercept_C)))
-    weight_LD = (probe.coefficient_DC * probe.scale_D[:, None]).T
-    bias_L = probe.intercept_C - weight_LD @ probe.mean_D
+    weight_LD, bias_L = probe.fold_scaling()
     head = {"weight": torch.from_numpy(weight_LD).float(), "bias": torch.from_numpy(bias_L).float()}
     task.head.load_state_dict(head)
     return task.to(encoder.device).eval()
@@ -52,11 +51,11 @@ def compute_saliency(
     layer: nn.Module | None = None,
     window: int = 0,
 ) -> list[np.ndarray]:
-    """Return a map for each film, float32 [H, W] like the film, 0 where nothing speaks for the class, at most 1.
+    """Return a map for each film, float32 [H, W] like the film, in [0, 1]; 0 where nothing supports the class.
 
     network: [B, C, S, S] -> scores [B, L] before softmax or sigmoid.  films: float [H, W] in [0, 1], bone bright.
     target: number of the class or finding.  layer, window: see `compute_grad_cam` and `compute_occlusion`.
-    Each map is divided by its largest value; one that is 0 everywhere stays so.
+    Each map is divided by its largest value; a map of zeros stays unchanged.
     """
     network.eval()
     chosen = find_spatial_layer(network, contract) if how == "grad_cam" and layer is None else layer
@@ -82,11 +81,11 @@ def choose_method(network: nn.Module, contract: PixelContract) -> HowToLook:
 
 
 def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: int = LEAST_SIDE) -> nn.Module:
-    """Return the last part of a network that still gives maps [B, channels, h, w] of at least this many cells a side.
+    """Return the last part of a network whose maps [B, channels, h, w] have at least this many cells a side.
 
-    Grad-CAM looks there by default: deep enough to know classes, fine enough to tell places.  Layers inside a part that
-    itself gives coarser maps are side branches of it, whose gradient may be nothing, and are passed over.
-    Raises UsageError for networks without such maps (transformers): occlusion takes any network.
+    It is the default of Grad-CAM: deep enough to know classes, fine enough to tell places apart.  Layers inside a part
+    with coarser maps are its side branches, whose gradient may vanish, and are skipped.
+    Raises UsageError for networks without such maps (transformers); occlusion works with any network.
     """
     cells: dict[str, int] = {}  # in the order in which the parts end; a side of each map
 
@@ -114,9 +113,9 @@ def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: 
 
 
 def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Tensor, target: int) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017): float32 [B, S, S], what speaks for the class at `layer`, enlarged bilinearly.
+    """Return Grad-CAM (Selvaraju et al. 2017) of a class at `layer`, float32 [B, S, S], enlarged bilinearly.
 
-    Works also where all weights are frozen.
+    Works also if all weights are frozen.
     """
     if layer is None:
         raise UsageError("Grad-CAM needs the layer to look at: see find_spatial_layer")
@@ -131,10 +130,11 @@ def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Te
 
 
 def compute_occlusion(network: nn.Module, input_BCSS: Tensor, target: int, window: int = 0) -> np.ndarray:
-    """Occlusion (Zeiler & Fergus 2014): float32 [B, S, S], how much the score falls where a square is covered.
+    """Return by how much the score falls when a square is covered (Zeiler & Fergus 2014), float32 [B, S, S].
 
     window: side of the square in pixels of the network's input, an eighth of it by default, moved by half its side.
-    The cover is 0 in the network's input, the mean grey of its training films.  Where covering raises the score, 0.
+    The cover is 0 in the network's input, the mean grey of its training films.  The map is 0 where covering raises the
+    score.
     """
     side = input_BCSS.shape[-1]
     window = window or max(2, side // 8)
@@ -156,7 +156,7 @@ def compute_occlusion(network: nn.Module, input_BCSS: Tensor, target: int, windo
 
 
 def lay_on_film(map_SS: np.ndarray, contract: PixelContract, height: int, width: int) -> np.ndarray:
-    """Undo what the contract did to a film's shape: float32 [height, width]; 0 where a crop had cut the film off."""
+    """Map a saliency map back to the film's shape: float32 [height, width]; 0 in parts that the contract crops off."""
     short, long = min(height, width), max(height, width)
     if contract.fit == "crop":
         top, left = (height - short) // 2, (width - short) // 2

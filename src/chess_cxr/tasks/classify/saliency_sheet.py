@@ -1,4 +1,4 @@
-"""Saliency maps as pictures: laid over films in colour, alone or as a sheet."""
+"""Draw saliency maps in colour over films, alone or as a sheet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTLINE = "#35d0ff"
 
 @dataclass(frozen=True)
 class SaliencyRow:
-    """A film, uint8 [H, W], with maps in [0, 1], float [H, W], by name, and where the finding is (None: not known).
+    """A film, uint8 [H, W]; its maps in [0, 1], float [H, W], by name; the region of its finding (None if unknown).
 
     title: of the film.
     """
@@ -32,7 +32,7 @@ class SaliencyRow:
 
 
 def draw_overlay(film_HW: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
-    """Lay a map in [0, 1] over a film, uint8 [H, W]: uint8 [H, W, 3], the film untouched where the map is 0."""
+    """Draw a map in [0, 1] over a film, uint8 [H, W]: uint8 [H, W, 3]; the film is unchanged where the map is 0."""
     value_HW = np.clip(np.asarray(map_HW, dtype=np.float64), 0.0, 1.0)
     colour_HW3 = colormaps[COLOURS_OF_MAP](value_HW)[..., :3] * 255
     cover_HW1 = STRONGEST * value_HW[..., None]
@@ -41,7 +41,7 @@ def draw_overlay(film_HW: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
 
 
 def draw_saliency_sheet(rows: Sequence[SaliencyRow], title: str, dots_per_inch: int = 80) -> bytes:
-    """Draw a sheet as PNG: a row a film, the film with the outline of its finding, then each map over it.
+    """Draw a sheet as PNG: one row per film, with the film, the outline of its finding, and each map over the film.
 
     The cross is the brightest point of a map.
     """

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from chess_cxr.evaluation.aggregation import aggregate_studies
-from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient, describe_intervals
-from chess_cxr.evaluation.metrics import (
-    build_multiclass_statistic,
-    build_multilabel_statistic,
-    build_ordinal_statistic,
-)
+from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
+from chess_cxr.evaluation.metrics import build_multiclass_statistic, build_multilabel_statistic, build_ordinal_statistic
 from chess_cxr.tasks.classify.labels import LabelledRows
+from chess_cxr.tasks.result import TaskResult
 
 _STATISTICS = {
     "multiclass": build_multiclass_statistic,
@@ -23,42 +21,39 @@ _STATISTICS = {
 }
 
 
-@dataclass(frozen=True)
-class ClassifierResult:
-    """What a classifier does on the test split: every metric with its interval by patient.
+@dataclass(frozen=True, kw_only=True)
+class ClassifierResult(TaskResult):
+    """Metrics of a classifier on the test split, with 95 % intervals by patient.
 
-    task: "binary" for a single finding.  films: labelled films by split.  test_units: what was scored, such as "films".
-    notes: what a reader of the numbers has to know beside them.
+    task: "binary" for a single finding.  films: number of labelled films by split.  test_units: number and kind of what
+    was scored, such as "22 films".  notes: what a reader of the numbers should know.
     """
 
-    metrics: dict[str, Interval]
     labels: tuple[str, ...]
     task: str
-    encoder: str
     data_set: str
     films: dict[str, int]
     test_patients: int
-    seed: int
     test_units: str = "films"
     notes: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; a number that does not exist is None."""
-        described = asdict(self)
-        described["metrics"] = describe_intervals(self.metrics)
-        return described
+    def list_metrics(self) -> list[str]:
+        """Return a line for each metric."""
+        return [f"{name:28s} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in self.metrics.items()]
 
-    def as_text(self) -> str:
-        """Return the result as lines of text."""
-        lines = [f"{name:28s} {v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in self.metrics.items()]
-        basis = f"{self.data_set}, test split: {self.test_units} of {self.test_patients} patients"
-        trained = f"trained on {self.films['train']} films, val {self.films['val']}"
-        return "\n".join([*lines, f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})", *self.notes])
+    def describe_basis(self) -> str:
+        """Describe the films of the three splits."""
+        test = f"{self.data_set}, test split: {self.test_units} of {self.test_patients} patients"
+        return f"{test}; trained on {self.films['train']} films, val {self.films['val']}"
+
+    def list_notes(self) -> Sequence[str]:
+        """Return the notes."""
+        return self.notes
 
 
 @dataclass(frozen=True)
 class TestScores:
-    """What the test films, or studies, say.  units: what was scored, such as "22 films"."""
+    """Metrics of the test films or studies.  units: number and kind of what was scored, such as "22 films"."""
 
     metrics: dict[str, Interval]
     patients: int
@@ -68,7 +63,7 @@ class TestScores:
 def score_test(
     chosen: LabelledRows, score_ML: np.ndarray, aggregate: Literal["none", "max", "mean"], seed: int
 ) -> TestScores:
-    """Score probabilities of the test split's M films, joined by study where `aggregate` says how."""
+    """Score probabilities of the test split's M films, or of their studies if `aggregate` joins them."""
     test = chosen.split == "test"
     label, patient, units = chosen.label[test], chosen.patient[test], f"{test.sum()} films"
     if aggregate != "none":

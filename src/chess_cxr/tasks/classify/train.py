@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -12,14 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import safetensors.torch
 import torch
 
+from chess_cxr.arguments import refuse_existing
 from chess_cxr.device import choose_device
 from chess_cxr.encoders.embed import EncoderLike, tell_seen
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.files.whole import write_whole_folder
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
@@ -69,21 +67,22 @@ def finetune_classifier(
 ) -> ClassifierResult:
     """Train a classifier on a store's train split, write it to `out` and score it on the test split.
 
-    encoder: an `Encoder` (left as it is) or anything `load_encoder` takes.  labels: the store's, all by default.
-    on_progress: called with the stage, and how much of it is done, of how much.  tracking: where numbers go beside
-    `metrics.jsonl`, not in linear mode.
-    The folder holds `model.safetensors` (encoder and head), `config.json` and `result.json`; where training is by
-    steps, `metrics.jsonl` and what trackers wrote too, and the same call continues an interrupted training.
-    Raises `UsageError` where `out` exists and is no interrupted training of this kind, a split that is needed has no
-    labelled film, or the configuration cannot train.
+    encoder: an `Encoder`, which stays unchanged, or anything `load_encoder` takes.  labels: by default all of the
+    store.
+    on_progress: called with the stage, the finished pieces and the total.  tracking: trackers of the numbers in
+    `metrics.jsonl`; not in linear mode.
+    The folder holds `model.safetensors` (encoder and head), `config.json` and `result.json`.  Modes that train by steps
+    add `metrics.jsonl` and the trackers' folders, and the same call continues an interrupted training.
+    Raises `UsageError` if `out` exists and is no interrupted training of this kind, the train or test split has no
+    labelled film, or the configuration is invalid.
     """
-    out, config, show = Path(out), config or FinetuneConfig(), on_progress or _show_nothing
+    out, config, show = Path(out), config or FinetuneConfig(), on_progress or (lambda *_: None)
     by_steps = config.mode != "linear"
     if by_steps:
         refuse_foreign_folder(out)
         check_tracking(tracking or TrackingConfig())
-    elif out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already; choose another --out or remove it")
+    else:
+        refuse_existing(out)
     opened = get_store(store)
     chosen = select_labelled(opened, labels, config.task, config.uncertain, config.seed)
     counts = {split: int((chosen.split == split).sum()) for split in ("train", "val", "test")}
@@ -121,7 +120,7 @@ def finetune_classifier(
 def fit_classifier(
     encoder: Encoder, store: Store, chosen: LabelledRows, config: FinetuneConfig, on_progress: OnProgress
 ) -> Fitted:
-    """Fit a classifier to the train split and score the val and the test split with it; write nothing that stays."""
+    """Fit a classifier to the train split and score the val and the test split; leave no files."""
     if config.mode == "linear":
         return fit_linear(encoder, store, chosen, config, on_progress)
     with TemporaryDirectory(prefix="chess-cxr-features-") as scratch, _seed_torch(config.seed, encoder.device):
@@ -152,7 +151,7 @@ def train_classifier(
 ) -> Learner:
     """Train a classifier by steps in `folder`, or continue there.
 
-    Raises UsageError where `folder` holds a run of another configuration, encoder or films.
+    Raises UsageError if `folder` holds a run of another configuration, encoder or films.
     """
     uids, rank = store.films["uid"].to_numpy()[chosen.rows], join_ranks(device)
     share_batch(plan_training(config, len(divide(chosen, config.seed).train)).batch, *rank)
@@ -178,7 +177,7 @@ def train_classifier(
 
 
 class Learner:
-    """A classifier trained by steps: its films, its network, its batches and its evaluation on held-out films."""
+    """A classifier that is trained by steps: its films, network and batches, and its evaluation on held-out films."""
 
     def __init__(
         self,
@@ -217,7 +216,7 @@ class Learner:
         return RunWatch(log, self.method, self.plan, self.look, lambda: self.method.is_over)
 
     def look(self, step: int) -> dict[str, float]:
-        """Compute the loss on held-out films after a step, if there are any, and keep the weights if they are best."""
+        """Compute the loss on held-out films, if there are any, and keep the weights if it is the smallest."""
         if not len(self.parts.held_out):
             return {}
         loss = compute_loss(self.method.network, self._chosen, self.parts.held_out, self._films.take)
@@ -239,7 +238,7 @@ class Learner:
 
 @contextmanager
 def _seed_torch(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random generators, and restore their state in the end."""
+    """Seed torch's random generators, and restore their states at the end."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         # Not torch.manual_seed: it would also reset the other GPUs' generators, which are not put back here.
@@ -268,7 +267,7 @@ def _cache(
 
 
 def _hash_films(uids: np.ndarray, chosen: LabelledRows) -> str:
-    """Return a hash of the films, their splits, their patients and what they teach."""
+    """Return a hash of the films, their splits, patients and labels."""
     digest = hashlib.sha256(hash_uids([*uids, *chosen.split, *chosen.patient]).encode())
     for array in (chosen.target_NL, chosen.label):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -281,10 +280,6 @@ def _tell_uncertain(chosen: LabelledRows) -> tuple[str, ...]:
     return (f"{int(chosen.uncertain_L.sum())} labels are uncertain; those of the test split are not scored",)
 
 
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
-
-
 def _write_model(out: Path, encoder: Encoder, fitted: Fitted, config: FinetuneConfig, result: ClassifierResult) -> None:
     described = {
         "task": "classify",
@@ -295,11 +290,4 @@ def _write_model(out: Path, encoder: Encoder, fitted: Fitted, config: FinetuneCo
         "contract": asdict(encoder.contract),
         "finetune": asdict(config),
     }
-    if config.mode != "linear":
-        write_model(out, fitted.tensors, described, result.as_json(), keep=("tensorboard", "wandb"))
-        return
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in fitted.tensors.items()}
-    with write_whole_folder(out) as growing:
-        (growing / "model.safetensors").write_bytes(safetensors.torch.save(whole, {"format": "pt"}))
-        for name, content in {"result.json": result.as_json(), "config.json": described}.items():
-            (growing / name).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
+    write_model(out, fitted.tensors, described, result.as_json(), keep=("tensorboard", "wandb"))

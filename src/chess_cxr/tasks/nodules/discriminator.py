@@ -1,4 +1,4 @@
-"""Multi-scale PatchGAN: says of every patch of a film, given its layout, how real it looks.
+"""Multi-scale PatchGAN: scores how real each patch of a film looks, given the film's layout.
 
 After Park et al. 2019 (SPADE) and Wang et al. 2018 (pix2pixHD).  Shapes: B films, S their side, K layout channels.
 """
@@ -14,9 +14,9 @@ _KERNEL = 4
 
 
 class PatchDiscriminator(nn.Module):
-    """One scale: three halving convolutions, one more, and one that scores; all with a spectral norm of 1.
+    """One scale: three convolutions of stride 2, one of stride 1 and one that scores; all with a spectral norm of 1.
 
-    All but the first and the last are normalised film by film (instance norm without parameters).
+    All but the first and the last are followed by instance norm without parameters.
     """
 
     def __init__(self, layout: int = 2, width: int = 64, channels: int = 1) -> None:
@@ -27,7 +27,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(_build_layer(before, after, stride) for before, after, stride in pairs)
 
     def forward(self, film_BCSS: Tensor, layout_BKSS: Tensor) -> list[Tensor]:
-        """Return the output of every layer; the last, [B, 1, h, w], scores patches: above 0 for real."""
+        """Return the output of every layer; the last, [B, 1, h, w], scores patches: above 0 is real."""
         feature, features = torch.cat([2 * film_BCSS - 1, layout_BKSS], 1), []
         for index, layer in enumerate(self.layers):
             feature = layer(feature)
@@ -46,14 +46,14 @@ def _build_layer(channels: int, out: int, stride: int) -> nn.Module:
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """The same discriminator, with weights of its own, on films of full, half, … size; films from 64 px on."""
+    """Discriminators with separate weights for films of full, half, … size; films must have 64 px or more."""
 
     def __init__(self, layout: int = 2, width: int = 64, channels: int = 1, scales: int = 2) -> None:
         super().__init__()
         self.scales = nn.ModuleList(PatchDiscriminator(layout, width, channels) for _ in range(scales))
 
     def forward(self, film_BCSS: Tensor, layout_BKSS: Tensor) -> list[list[Tensor]]:
-        """Return, for every scale, the output of every layer; the last of each scores patches."""
+        """Return, for each scale, the output of every layer; the last scores patches."""
         found = []
         for index, discriminator in enumerate(self.scales):
             if index:

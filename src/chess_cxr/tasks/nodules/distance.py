@@ -1,17 +1,15 @@
-"""How far made nodules lie from real ones, and whether they repeat those that the generator learned from.
+"""Measure how far made nodules are from real ones, and whether they copy training nodules.
 
-Squares around nodules are compared, on the features of a network that was in no loss.
+Squares around nodules are compared on the features of a network that no loss has used.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from chess_cxr.tasks.nodules.files import NoduleEntry
 from chess_cxr.tasks.nodules.films import FilmSource, list_sources, read_each
 from chess_cxr.tasks.nodules.orders import MadeFile, NoduleOrder
 from chess_cxr.tasks.nodules.windows import cut_nodules
+from chess_cxr.tasks.result import blank_unknown
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool
 
@@ -56,7 +55,7 @@ def cut_squares(
 
 @dataclass(frozen=True)
 class NoduleJudgement:
-    """What the judge says of made nodules; notes: why it does not."""
+    """Distance and memorisation of made nodules; notes: why they could not be measured."""
 
     distance: FeatureDistance | None = None
     memorisation: Memorisation | None = None
@@ -79,7 +78,7 @@ def measure_nodule_distance(made: Squares, real: Squares, judge: FeatureNetwork,
 
 
 def check_groups(groups: Sequence[str], kind: str) -> None:
-    """Raise UsageError where squares, of which these are the patients, are too few to say anything."""
+    """Raise UsageError if squares of these patients are too few for a distance."""
     if len(groups) < FEWEST or len(set(groups)) < FEWEST_GROUPS:
         raise UsageError(
             f"a distance between made and real nodules takes {FEWEST} films of {FEWEST_GROUPS} patients on each side; "
@@ -93,7 +92,7 @@ def check_groups(groups: Sequence[str], kind: str) -> None:
 def judge_nodules(made: Squares, real: Squares, train: Squares, seed: int = 0) -> NoduleJudgement:
     """Compare the nodules made in test films with the real ones of these films, and with those of the training films.
 
-    What cannot be measured has its reason in the notes.
+    The notes say why something could not be measured.
     """
     try:
         check_groups(made.groups, "made")
@@ -114,7 +113,7 @@ def judge_nodules(made: Squares, real: Squares, train: Squares, seed: int = 0) -
 
 @dataclass(frozen=True)
 class RealNodules:
-    """What made nodules are compared with, and by what."""
+    """Real nodules to compare with, and the network that compares."""
 
     squares: Squares
     judge: FeatureNetwork
@@ -123,7 +122,7 @@ class RealNodules:
 def read_real_nodules(
     place: str, judge: str, orders: Sequence[NoduleOrder], limits: Limits, show: OnProgress
 ) -> RealNodules:
-    """Read the nodules of a place, see `list_sources`; raises UsageError where they, or those ordered, are too few."""
+    """Read the nodules of a place (see `list_sources`); raises UsageError if they, or those ordered, are too few."""
     check_groups([str(order.location) for order in orders], "made")
     network = load_feature_network(judge)
     with build_ingest_pool() as pool:
@@ -135,7 +134,7 @@ def read_real_nodules(
 
 
 def compare_made(made: Sequence[MadeFile], real: RealNodules, out: Path, limits: Limits, seed: int) -> str:
-    """Compare films that were made with real ones, write distance.json beside them, and return the result as a line."""
+    """Compare made films with real ones, write distance.json beside them, and return the result in one line."""
     entries = [
         NoduleEntry(file.film.stem, file.film, "made", str(file.order.location), mask=file.mask)
         for file in made
@@ -148,12 +147,3 @@ def compare_made(made: Sequence[MadeFile], real: RealNodules, out: Path, limits:
     content = json.dumps(blank_unknown(asdict(distance)), indent=1) + "\n"
     write_new_file(out, "distance", ".json", content.encode())
     return f"made against real nodules: {distance.as_text()}"
-
-
-def blank_unknown(value: Any) -> Any:
-    """Return JSON-ready values in which a number that does not exist is None."""
-    if isinstance(value, dict):
-        return {name: blank_unknown(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [blank_unknown(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Folders of films whose nodules are marked: JSRT as PNG, NODE21, and films with masks beside them.
+"""Folders of films with marked nodules: JSRT as PNG, NODE21, and films with masks beside them.
 
 Only tables and names are read here; `chess_cxr.tasks.nodules.films` decodes the files.
 """
@@ -16,8 +16,6 @@ import pandas as pd
 from chess_cxr.records import UsageError
 from chess_cxr.sources.read_table import read_table
 
-__all__ = ["JSRT_FIELD_MM", "NoduleEntry", "list_nodule_films"]
-
 JSRT_FIELD_MM = 0.175 * 2048  # side of every JSRT film (Shiraishi et al. 2000)
 _LUNG_BITS = 3  # 1 right lung, 2 left lung
 _HEART_BIT = 4
@@ -28,11 +26,11 @@ _MALIGNANT = {"malignant": 1.0, "1": 1.0, "benign": 0.0, "0": 0.0}
 
 @dataclass(frozen=True)
 class NoduleEntry:
-    """One film before it is decoded.
+    """A film that is not yet decoded.
 
-    group: the patient.  mask, lung: files of the film's size, None where there is none.  lung_bits, heart_bit: which
-    bits of the lung file are lung and heart; lung_bits 0 for a plain mask.  boxes: (x, y, width, height) in pixels, the
-    nodule an ellipse in each.  field_mm: length of the film's longest side, NaN where the film's header has to tell.
+    group: patient.  mask, lung: files of the film's size, None if absent.  lung_bits, heart_bit: bits of lung and heart
+    in the lung file; lung_bits is 0 for a plain mask.  boxes: (x, y, width, height) in pixels, with an elliptic nodule
+    in each.  field_mm: length of the film's longest side, NaN if only the film's header knows.
     """
 
     name: str
@@ -50,15 +48,15 @@ class NoduleEntry:
 
 
 def list_nodule_films(folder: Path) -> list[NoduleEntry]:
-    """List the films of a folder by name; its content says which layout it has.
+    """List the films of a folder by name; the content of the folder tells its layout.
 
     JSRT: cases.csv (file, case, nodule, state, low_contrast), images/, nodule_masks/, masks/ (bit field); low_contrast
-    films are left out.  NODE21: metadata.csv (height, img_name, label, width, x, y; a row a box) and images/*.mha.
-    Others: films/, masks/ and perhaps lungs/, joined by file name without extension; a film without mask has no nodule;
-    films.csv (film, and any of patient, spacing_mm, malignant) may say more, without it each film is a patient.
+    films are left out.  NODE21: metadata.csv (height, img_name, label, width, x, y; one row per box) and images/*.mha.
+    Others: films/, masks/ and optionally lungs/, matched by file name without extension; a film without a mask has no
+    nodule.  An optional films.csv (film, and any of patient, spacing_mm, malignant) says more; without it, each film is
+    a patient.
 
-    Raises `UsageError`, one line, for a folder of no such layout, missing columns or files and paths that lead out of
-    the folder.
+    Raises `UsageError`, in one line, for another layout, missing columns or files, and paths outside the folder.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; give JSRT, NODE21, or a folder with films/ and masks/")
@@ -80,7 +78,7 @@ def _read_columns(table: Path, needed: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _locate(folder: Path, relative: str, what: str) -> Path:
-    """Return a file that a table names; it must lie inside the folder, links followed."""
+    """Return a file that a table names; it must lie inside the folder, also after following links."""
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{what} leads out of {folder}")
@@ -145,7 +143,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def _list_node21(folder: Path) -> list[NoduleEntry]:
-    """Join the boxes of each film; NODE21 tells no patient, so each film is one."""
+    """Join the boxes of each film; NODE21 has no patient ids, so each film is a patient."""
     table = folder / "metadata.csv"
     rows_of: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for number, row in enumerate(_iterate(_read_columns(table, _NODE21_COLUMNS)), start=2):

@@ -1,6 +1,7 @@
-"""Films whose nodules are marked, as arrays: from JSRT, NODE21, a folder of films and masks, or generated.
+"""Films with marked nodules, as arrays: from JSRT, NODE21, a folder of films and masks, or generated.
 
-A film is known by its source until it is needed; files are decoded in processes of their own, which no file can hang.
+A film is represented by its source until it is needed.  Files are decoded in child processes, so that none can hang the
+run.
 """
 
 from __future__ import annotations
@@ -24,37 +25,24 @@ from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
 from chess_cxr.tasks.nodules.files import NoduleEntry, list_nodule_films
-from chess_cxr.tasks.nodules.masks import read_mask_levels, read_request_mask
+from chess_cxr.tasks.nodules.masks import Mask, read_mask_levels, read_request_mask
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits, check_limits
 from chess_cxr.workers.pool import ALL_AT_ONCE, call_in_child, run_in_order
-
-__all__ = [
-    "FilmSource",
-    "NoduleFilm",
-    "list_sources",
-    "read_each",
-    "read_nodule_films",
-    "read_source",
-    "resample_nodule_film",
-    "split_nodule_films",
-    "square_film",
-]
 
 _SIZES = (32, 4096)
 _FINDINGS = ("nodule", "normal")  # of the films of a generated patient
 
 Film = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
 class NoduleFilm:
-    """One film and its nodules.
+    """A film and its nodules.
 
-    film_HW: float32 in [0, 1], bone bright.  mask_HW: bool, all nodules; empty = no nodule.  lung_HW: bool or None.
-    group: patient.  spacing_mm: between pixel centres at this size, None where unknown.  kind: "jsrt", "node21",
+    film_HW: float32 in [0, 1], bone bright.  mask_HW: bool, all nodules; without a nodule all False.  lung_HW: bool or
+    None.  group: patient.  spacing_mm: between pixel centres at this size, None if unknown.  kind: "jsrt", "node21",
     "phantom" or "folder".  malignant: 1, 0 or NaN.
     """
 
@@ -69,13 +57,13 @@ class NoduleFilm:
 
     @property
     def has_nodule(self) -> bool:
-        """Whether any nodule is marked."""
+        """Whether a nodule is marked."""
         return bool(self.mask_HW.any())
 
 
 @dataclass(frozen=True)
 class PhantomOrder:
-    """A film to generate.  number: of the patient's films, one with a nodule and one without.  size: side, pixels."""
+    """A film to generate.  number: 0 for the patient's film with a nodule, 1 for the one without.  size: in pixels."""
 
     seed: int
     patient: int
@@ -93,11 +81,10 @@ def read_nodule_films(
     limits: Limits | None = None,
     executor: Executor | None = None,
 ) -> list[NoduleFilm]:
-    """Read all films of a place, see `list_sources`, and hold them.
+    """Read all films of a place (see `list_sources`) into memory.
 
-    size: films are resampled so that their longest side has that many pixels (32 to 4096), by area; masks by the half
-    of a pixel's area, but no nodule vanishes.
-    on_film: called with how many of how many are read.  limits, executor and errors: see `read_each`.
+    size: longest side in pixels (32 to 4096) to which films are resampled, see `resample_nodule_film`.
+    on_film: called with the number of films read and the total.  limits, executor and errors: see `read_each`.
     """
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UsageError(f"a film size of {size} pixels is outside {_SIZES[0]} to {_SIZES[1]}")
@@ -150,12 +137,13 @@ def read_each(
     in_flight: int = ALL_AT_ONCE,
     told: str = "by name",
 ) -> Iterator[Done]:
-    """Yield task(source, *request) for each, in order: for files in child processes with limits, which hold the films.
+    """Yield task(source, *request) for each source, in order; child processes with limits decode files.
 
-    task: a function of a module that does not import torch.  executor: of `build_ingest_pool`, one process without.
-    in_flight: about how many are read ahead of the caller.  told: what the number of a film in an error counts.
-    Raises, in one line with that number, `ChessError` for a film that cannot be decoded, kills its process or takes too
-    long, and `UsageError` for one whose mask does not fit.
+    task: a function of a module that does not import torch.  executor: from `build_ingest_pool`; by default one
+    process.  in_flight: number of films read ahead of the caller, roughly.  told: what a film's number in an error
+    counts.
+    Raises, in one line with that number, `ChessError` if a film cannot be decoded, kills its process or takes too long,
+    and `UsageError` if its mask does not fit.
     """
     limits, total = limits or Limits(), len(sources)
 
@@ -229,7 +217,7 @@ def _read_organs(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.integer]:
 
 
 def _draw_boxes(boxes: Sequence[tuple[float, float, float, float]], shape: tuple[int, int]) -> Mask:
-    """Fill the ellipse of each box (x, y, width, height); one smaller than a pixel marks the nearest."""
+    """Fill the ellipse of each box (x, y, width, height); a box smaller than a pixel marks the nearest one."""
     mask_HW = np.zeros(shape, bool)
     y, x = np.mgrid[: shape[0], : shape[1]]
     for left, top, width, height in boxes:
@@ -245,7 +233,7 @@ def _draw_boxes(boxes: Sequence[tuple[float, float, float, float]], shape: tuple
 
 
 def resample_nodule_film(film: NoduleFilm, size: int) -> NoduleFilm:
-    """Bring the longest side to `size`: grey by area, masks where half of a pixel is covered; no nodule is lost."""
+    """Resample the longest side to `size`: greys by area, masks at half a pixel's coverage; every nodule is kept."""
     scale = size / max(film.film_HW.shape)
     if scale == 1:
         return film
@@ -265,7 +253,7 @@ def _resample_mask(mask_HW: Mask, size: int) -> Mask:
 
 
 def _restore_pieces(before_HW: Mask, after_HW: Mask) -> None:
-    """Mark the middle of each nodule of which nothing is left."""
+    """Mark the middle of each nodule that resampling removed."""
     count, label_HW = cv2.connectedComponents(before_HW.astype(np.uint8), connectivity=8)
     scale = np.array(after_HW.shape) / before_HW.shape
     for number in range(1, count):
@@ -277,7 +265,7 @@ def _restore_pieces(before_HW: Mask, after_HW: Mask) -> None:
 
 
 def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
-    """Bring a film and its masks to size x size pixels; a film without a lung mask gets an empty one."""
+    """Resize a film and its masks to size x size pixels; without a lung mask, add an empty one."""
     side = (size, size)
 
     def shrink(mask_HW: np.ndarray | None) -> np.ndarray:
@@ -294,26 +282,26 @@ def square_film(film: NoduleFilm, size: int) -> NoduleFilm:
 
 
 class SplitFilm(Protocol):
-    """What decides where a film goes."""
+    """What the split needs to know of a film."""
 
     @property
     def name(self) -> str:
-        """The film's own name."""
+        """Name of the film."""
 
     @property
     def group(self) -> str:
-        """The patient."""
+        """Patient."""
 
     @property
     def has_nodule(self) -> bool:
-        """Whether any nodule is marked."""
+        """Whether a nodule is marked."""
 
 
 AnyFilm = TypeVar("AnyFilm", bound=SplitFilm)
 
 
 def split_nodule_films(films: Sequence[AnyFilm], seed: int, val: float, test: float) -> dict[str, list[AnyFilm]]:
-    """Divide films among "train", "val" and "test" by patient; films with and without nodule get their share in each.
+    """Split films into "train", "val" and "test" by patient, each with its share of films with a nodule.
 
     val, test: fractions of patients in [0, 1), together below 1.  The order of the films does not matter.
     """

@@ -1,7 +1,7 @@
-"""Nodules from CT, or drawn, added to a healthy film: the simple generator that a network has to beat.
+"""Add CT nodules or drawn nodules to healthy films: the simple generator that a network has to beat.
 
-A film's grey is about linear in the logarithm of the exposure, so what a nodule adds is its thickness along the ray
-times a gain.  How much that is on real films was measured by runs/fit_nodule_contrast.py.  Results are SYNTHETIC.
+A film's grey is about linear in the logarithm of the exposure, so a nodule adds its thickness along the ray times a
+gain.  runs/fit_nodule_contrast.py measured this gain on real films.  Results are SYNTHETIC.
 """
 
 from __future__ import annotations
@@ -20,47 +20,33 @@ import numpy.typing as npt
 from chess_cxr.ingest.split import assign_split
 from chess_cxr.records import ChessError, Undecodable, UsageError
 from chess_cxr.sources.read_table import read_table
-from chess_cxr.tasks.nodules.masks import build_requests, draw_nodule_mask, read_mask_levels
+from chess_cxr.tasks.nodules.masks import Mask, build_requests, draw_nodule_mask, read_mask_levels
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
 # Suffixes: H, W film; Y, X the nodule's own patch.
-__all__ = [
-    "CtInsertion",
-    "CtNodule",
-    "build_nodule",
-    "choose_ct_nodule",
-    "draw_analytic_nodule",
-    "draw_contrast",
-    "insert_ct_nodule",
-    "load_insertion",
-    "read_ct_nodules",
-    "split_ct_nodules",
-]
-
-# Fitted on train films: what the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of the
-# lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence the
-# diameter, as Beer-Lambert says, up to LARGEST_MM: real ones that are wider are hardly brighter.
+# Fitted on train films: grey that the middle of a nodule of 15 mm adds, as a share of the 5th to 95th percentile of
+# the lung's greys, and the standard deviation of its logarithm between nodules.  It grows with the thickness, hence
+# the diameter (Beer-Lambert), up to LARGEST_MM; wider real nodules are hardly brighter.
 CONTRAST_15_MM, CONTRAST_SPREAD, LARGEST_MM = 0.17, 0.2, 20.0
 _BLUR_MM = 0.4  # standard deviation of detector, focal spot and the heart beat's motion
-_CT_BLUR_PX = 0.7  # of the CT patch, whose pixels would show
-_CT_BLUR = 0.08  # of its diameter: slices end in steps and streaks
+_CT_BLUR_PX = 0.7  # of the CT patch, to hide its pixels
+_CT_BLUR = 0.08  # of its diameter, to hide steps and streaks of slices
 _WHITENING = 4  # see `_compute_room`
-_FADED = 1e-3  # of the nodule's thickness: what is thinner leaves the film as it is
+_FADED = 1e-3  # of the nodule's thickness; thinner parts leave the film unchanged
 _MIN_PIXELS, _MIN_ROUNDNESS, _LIKE_SIZE = 20, 0.5, 1.6
 _CT_SIDE_MAX = 256
 _DRAWN_MM = 0.5
 
 Film = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class CtNodule:
-    """A nodule's thickness along the rays.
+    """The thickness of a nodule along the rays.
 
-    density_YX: float32, 1 where it is thickest and 0 outside mask_YX.  diameter_mm: of the disc that has the mask's
-    area.  series_uid: the scan, which stands for the patient; "" for a drawn one.  spacing_mm: of the patch.
+    density_YX: float32, 1 at its thickest and 0 outside mask_YX.  diameter_mm: of the disc with the mask's area.
+    series_uid: the scan, which stands for the patient; "" for a drawn nodule.  spacing_mm: of the patch.
     """
 
     name: str
@@ -75,9 +61,10 @@ class CtNodule:
 
 
 def read_ct_nodules(folder: Path) -> list[CtNodule]:
-    """Read nodules.csv (nodule, mask, series_uid) and the pictures it names, 1 mm a pixel.
+    """Read nodules.csv (nodule, mask, series_uid) and the images that it names, with pixels of 1 mm.
 
-    A column spacing may say otherwise in mm ("1 1 1").  Raises `UsageError`, one line, for what is missing or damaged.
+    A column spacing may state other pixels, in mm ("1 1 1").  Raises `UsageError`, in one line, for missing or damaged
+    files.
     """
     table = read_table(folder / "nodules.csv")
     missing = [name for name in ("nodule", "mask", "series_uid") if name not in table.columns]
@@ -117,7 +104,7 @@ def _compute_diameter(mask_YX: Mask) -> float:
 
 
 def split_ct_nodules(nodules: Sequence[CtNodule], seed: int, val: float, test: float) -> dict[str, list[CtNodule]]:
-    """Divide nodules among "train", "val" and "test" by scan; a pure function of series_uid and seed."""
+    """Split nodules into "train", "val" and "test" by scan; a pure function of series_uid and seed."""
     parts: dict[str, list[CtNodule]] = {"train": [], "val": [], "test": []}
     for nodule in nodules:
         parts[assign_split(nodule.series_uid, seed, val, test)].append(nodule)
@@ -125,10 +112,11 @@ def split_ct_nodules(nodules: Sequence[CtNodule], seed: int, val: float, test: f
 
 
 def choose_ct_nodule(nodules: Sequence[CtNodule], diameter_mm: float, rng: np.random.Generator) -> CtNodule:
-    """Draw a nodule of about this size, turned by a multiple of 90 degrees or mirrored.
+    """Choose a nodule of similar size at random; turn it by a multiple of 90 degrees and mirror it, also at random.
 
-    About: at most 1.6 times larger or smaller, else the nearest.  Those of less than 20 pixels and those
-    longer than wide, mostly pieces of vessels and slices, are left out.  Raises `UsageError` if none is left.
+    Similar is at most 1.6 times larger or smaller; if there is none, the nearest size is taken.  Nodules of fewer than
+    20 pixels and elongated ones, mostly pieces of vessels and slices, are left out.  Raises `UsageError` if none is
+    left.
     """
     apart_N = np.abs(np.log([n.diameter_mm / diameter_mm for n in nodules]))
     near_N = rng.permutation(np.flatnonzero(apart_N <= math.log(_LIKE_SIZE)))
@@ -144,14 +132,14 @@ def choose_ct_nodule(nodules: Sequence[CtNodule], diameter_mm: float, rng: np.ra
 
 
 def _is_insertable(mask_YX: Mask) -> bool:
-    """Whether there are pixels enough, and enough of them in the disc around the middle that reaches the farthest."""
+    """Whether a mask has enough pixels and fills enough of the smallest disc around its middle."""
     points_N2 = np.argwhere(mask_YX)
     reach = np.sqrt(((points_N2 - points_N2.mean(axis=0)) ** 2).sum(axis=1).max()) + 0.5
     return bool(mask_YX.sum() >= max(_MIN_PIXELS, _MIN_ROUNDNESS * math.pi * reach**2))
 
 
 def draw_analytic_nodule(diameter_mm: float, rng: np.random.Generator, irregularity: float = 0.12) -> CtNodule:
-    """Draw a spheroid with a lobulated outline, for where no CT nodules are at hand."""
+    """Draw a spheroid with a lobulated outline, for use without CT nodules."""
     side = math.ceil(1.8 * diameter_mm / _DRAWN_MM) + 9
     middle = (side - 1) / 2
     mask_YX = draw_nodule_mask((side, side), (middle, middle), diameter_mm / _DRAWN_MM, rng, irregularity)
@@ -159,7 +147,7 @@ def draw_analytic_nodule(diameter_mm: float, rng: np.random.Generator, irregular
 
 
 def build_nodule(mask_YX: Mask, spacing_mm: float) -> CtNodule:
-    """Return the body whose shadow is the mask: as thick as a ball would be at the same depth inside its outline."""
+    """Build the body whose shadow is the mask: as thick as a ball at the same depth inside the outline."""
     if not mask_YX.any():
         raise UsageError("the mask is empty: mark the place of the nodule")
     depth_YX = cv2.distanceTransform(np.pad(mask_YX, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -176,9 +164,9 @@ def build_nodule(mask_YX: Mask, spacing_mm: float) -> CtNodule:
 
 
 def draw_contrast(film_HW: Film, lung_HW: Mask, diameter_mm: float, rng: np.random.Generator) -> float:
-    """Draw how much grey the middle of a nodule adds over lung, so that it is as bright as real ones of JSRT (0 to 1).
+    """Draw the grey that the middle of a nodule adds over lung (0 to 1), as bright as real nodules of JSRT.
 
-    Measured in shares of the range of the lung's greys, so that it fits films of any window.
+    It is proportional to the range of the lung's greys, so that it fits films of any window.
     """
     if not lung_HW.any():
         raise UsageError("there is no lung to take the film's grey range from")
@@ -197,10 +185,10 @@ def insert_ct_nodule(
 ) -> tuple[Film, Mask]:
     """Add a nodule to a film in [0, 1], bone bright; return the new film and the nodule's mask, bool [H, W].
 
-    centre_px: (column, row) of the middle of its mask.  diameter_mm: what the disc of its mask's area shall have.
-    contrast: grey that its middle adds over lung; over brighter tissue less, see `_compute_room`.  Pixels away from the
-    nodule keep their bits.  SYNTHETIC.
-    Raises `UsageError` for a centre outside the film and a diameter, spacing or contrast that is no number above 0.
+    centre_px: (column, row) of the middle of its mask.  diameter_mm: of the disc with the mask's area.  contrast: grey
+    that its middle adds over lung; less over brighter tissue, see `_compute_room`.  Pixels away from the nodule keep
+    their bits.  SYNTHETIC.
+    Raises `UsageError` for a centre outside the film, and for a diameter, spacing or contrast that is not above 0.
     """
     column, row = centre_px
     if not (0 <= column <= film_HW.shape[1] - 1 and 0 <= row <= film_HW.shape[0] - 1):
@@ -218,7 +206,7 @@ def insert_ct_nodule(
 
 @dataclass(frozen=True)
 class CtInsertion:
-    """The simple generator at work.  sha256: of its nodules' pictures."""
+    """Insertion of CT nodules, used like a `NoduleGenerator`.  sha256: hash of the nodules' images."""
 
     nodules: Sequence[CtNodule]
     sha256: str
@@ -227,9 +215,9 @@ class CtInsertion:
     def make(
         self, film_HW: Film, mask_HW: Mask, seed: int, lung_HW: Mask, spacing_mm: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Add a CT nodule of the place and area of each piece of the mask; return the film and the nodules' own mask.
+        """Add a CT nodule at each piece of the mask, with its area; return the film and the mask of the nodules.
 
-        SYNTHETIC.  Raises `UsageError` without a pixel spacing, a lung, and for what `insert_ct_nodule` refuses.
+        SYNTHETIC.  Raises `UsageError` without a pixel spacing or a lung, and as `insert_ct_nodule` does.
         """
         if not spacing_mm > 0:
             raise UsageError("the film does not say its pixel spacing; give it with --spacing-mm")
@@ -245,7 +233,7 @@ class CtInsertion:
 
 
 def load_insertion(folder: Path, limits: Limits | None = None) -> CtInsertion:
-    """Read CT nodules, see `read_ct_nodules`, in a process with limits; raises `ChessError` where that fails."""
+    """Read CT nodules (see `read_ct_nodules`) in a process with limits; raises `ChessError` if that fails."""
     try:
         with build_ingest_pool(1) as pool:
             nodules = pool.submit(call_in_child, read_ct_nodules, limits or Limits(), folder).result()
@@ -263,7 +251,7 @@ def load_insertion(folder: Path, limits: Limits | None = None) -> CtInsertion:
 def _place(
     nodule: CtNodule, shape: tuple[int, ...], centre_px: tuple[float, float], diameter_mm: float, spacing_mm: float
 ) -> tuple[Film, Mask]:
-    """Thickness, 1 in the middle of the nodule, and mask on the film's grid."""
+    """Return the thickness, 1 in the middle of the nodule, and the mask on the film's grid."""
     zoom = diameter_mm / nodule.diameter_mm * nodule.spacing_mm / spacing_mm  # film pixels a patch pixel
     row, column = (float(axis.mean()) for axis in np.nonzero(nodule.mask_YX))
     matrix = np.array([[zoom, 0, centre_px[0] - zoom * column], [0, zoom, centre_px[1] - zoom * row]])
@@ -281,7 +269,7 @@ def _place(
     blur_px = _BLUR_MM / spacing_mm
     if blur_px > 0.15:
         thickness_HW = np.asarray(cv2.GaussianBlur(thickness_HW, (0, 0), blur_px), np.float32)
-    # As many pixels as the diameter says, where they are covered most
+    # The most covered pixels, as many as the diameter asks for
     wanted = max(1, round(math.pi * (diameter_mm / spacing_mm) ** 2 / 4))
     threshold = np.partition(cover_HW, -wanted, axis=None)[-wanted] if wanted < cover_HW.size else 0
     mask_HW = cover_HW >= max(float(threshold), 1e-6)
@@ -290,9 +278,9 @@ def _place(
 
 
 def _compute_room(film_HW: Film, diameter_px: float) -> Film:
-    """Share of the contrast that is left over tissue: brighter films hold more scatter and end in white.
+    """Return the share of the contrast that is left over tissue: brighter films have more scatter and saturate.
 
-    1 over air, 0 over white; the surroundings decide, not the single pixel, so that ribs and noise stay as they are.
+    1 over air, 0 over white.  The surroundings decide, not the single pixel, so that ribs and noise stay unchanged.
     """
     around_HW = np.asarray(cv2.GaussianBlur(film_HW, (0, 0), max(diameter_px / 2, 1)), np.float32)
     return np.asarray(1 - np.clip(around_HW, 0, 1) ** _WHITENING, np.float32)

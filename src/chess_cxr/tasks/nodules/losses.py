@@ -1,7 +1,7 @@
-"""Losses of the nodule generator and its discriminator; all computed in float32.
+"""Losses of the nodule generator and its discriminator, computed in float32.
 
-Scores and features come as `MultiScaleDiscriminator` returns them: for each scale a list of layers, the last of which
-scores patches.
+Scores and features are those of `MultiScaleDiscriminator`: a list of layers for each scale, of which the last scores
+patches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def compute_generator_hinge(fake: Layers) -> Tensor:
 
 
 def compute_discriminator_hinge(fake: Layers, real: Layers) -> Tensor:
-    """Push scores of real patches above 1 and of generated ones below -1; mean over the scales."""
+    """Return the hinge loss that pushes real patches above 1 and generated ones below -1; mean over the scales."""
     losses = [
         (1 - true[-1].float()).relu().mean() + (1 + made[-1].float()).relu().mean()
         for made, true in zip(fake, real, strict=True)
@@ -29,7 +29,7 @@ def compute_discriminator_hinge(fake: Layers, real: Layers) -> Tensor:
 
 
 def compute_feature_matching(fake: Layers, real: Layers) -> Tensor:
-    """Return the L1 distance of the discriminator's features, summed over layers without the scores.
+    """Return the L1 distance of the discriminator's features, summed over the layers except the scores.
 
     Mean over the scales (Wang et al. 2018, pix2pixHD, eq. 4).  No gradient flows to the real film's features.
     """
@@ -42,9 +42,9 @@ def compute_feature_matching(fake: Layers, real: Layers) -> Tensor:
 
 
 def compute_kl_divergence(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
-    """Return how far the latents are from the standard normal, in nats a film, mean over films (Kingma & Welling 2014).
+    """Return the divergence of latents from the standard normal, in nats, mean over films (Kingma & Welling 2014).
 
-    Summed over the latent, not over the batch: the weight means the same for every batch size.
+    Summed over the latent, not over the batch, so that its weight does not depend on the batch size.
     """
     mean_BZ, log_variance_BZ = mean_BZ.float(), log_variance_BZ.float()
     return (mean_BZ.square() + log_variance_BZ.exp() - 1 - log_variance_BZ).sum(1).mean() / 2
@@ -53,7 +53,7 @@ def compute_kl_divergence(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
 def compute_gradient_penalty(film_B1SS: Tensor, scores: Layers) -> Tensor:
     """Return half the squared gradient of the mean score of each film, mean over films (R1, Mescheder et al. 2018).
 
-    film_B1SS must require a gradient and have led to `scores`.
+    film_B1SS: the films that gave `scores`; they must require a gradient.
     """
     total = torch.stack([layers[-1].float().flatten(1).mean(1).sum() for layers in scores]).mean()
     (gradient_B1SS,) = torch.autograd.grad(total, film_B1SS, create_graph=True)

@@ -1,7 +1,7 @@
-"""Where the lungs are in a frontal film: a small U-Net (Ronneberger et al. 2015) on grey ranks.
+"""Find the lungs in a frontal film with a small U-Net (Ronneberger et al. 2015) on grey ranks.
 
-Its weights, `lung_fields.safetensors`, were fitted by runs/fit_lung_fields.py on SYNTHETIC films alone, whose lung
-fields are known exactly; docs/nodules.md says how well they do on real ones.
+runs/fit_lung_fields.py fitted its weights, `lung_fields.safetensors`, on SYNTHETIC films alone, whose lung fields are
+known exactly; docs/proof/nodules.md gives the results on real films.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from torch import nn
 from chess_cxr.records import UsageError
 
 # Suffixes: B batch, 1 channel, H, W film, S the side of the network's input, N components.
-__all__ = ["SIDE", "LungNet", "compute_grey_ranks", "find_lung_fields", "load_lung_net"]
-
 SIDE = 128
 WEIGHTS = "lung_fields.safetensors"
 _WIDTHS = (16, 24, 32, 40)
 _LEVELS = 1024
-_MIN_SHARE = 0.2  # a lung smaller than this share of the other is a stray patch
+_MIN_SHARE = 0.2  # a piece smaller than this share of the larger lung is no lung
 _FILM_SHARES = (0.03, 0.75)  # of a film that its lungs may fill
 _MIN_RANGE = 2 / 255  # a film with less contrast is blank
 
@@ -42,9 +40,9 @@ def _double(maps: torch.Tensor) -> torch.Tensor:
 
 
 class LungNet(nn.Module):
-    """Grey ranks [B, 1, 128, 128] in [-1, 1] to the log odds of lung, of the same shape.
+    """Map grey ranks [B, 1, 128, 128] in [-1, 1] to the log odds of lung, of the same shape.
 
-    It works on squares of 2 x 2 pixels, which costs a quarter; a lung has no finer border.
+    It works on blocks of 2 x 2 pixels, at a quarter of the cost; a lung has no finer border.
     """
 
     def __init__(self) -> None:
@@ -68,7 +66,7 @@ class LungNet(nn.Module):
 
 @functools.cache
 def load_lung_net() -> LungNet:
-    """Load the network that comes with the package, in evaluation mode, once a process."""
+    """Load the network of the package in evaluation mode, once per process."""
     content = resources.files("chess_cxr.tasks.nodules").joinpath(WEIGHTS).read_bytes()
     net = LungNet()
     net.load_state_dict({name: value.float() for name, value in safetensors.torch.load(content).items()})
@@ -76,9 +74,9 @@ def load_lung_net() -> LungNet:
 
 
 def compute_grey_ranks(film_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Shrink a film to 128 x 128 and put the rank of each grey in its place, from -1 (darkest) to 1; float32 [S, S].
+    """Shrink a film to 128 x 128 and replace each grey by its rank, from -1 (darkest) to 1; float32 [S, S].
 
-    Ranks make every window and every gamma the same.
+    Ranks do not depend on window or gamma.
     """
     small_SS = cv2.resize(np.ascontiguousarray(film_HW, np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     low, high = float(small_SS.min()), float(small_SS.max())
@@ -89,10 +87,10 @@ def compute_grey_ranks(film_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 
 
 def find_lung_fields(film_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Return the lung fields of a frontal film, bool [H, W]: what is lung on the film, without heart and mediastinum.
+    """Return the lung fields of a frontal film, bool [H, W], without heart and mediastinum.
 
-    film_HW: float32 in [0, 1], bone bright.  At most two pieces, without holes.  Raises `UsageError` if it is
-    blank or what is found is too small or too large for lungs; other pictures than chest films may pass.
+    film_HW: float32 in [0, 1], bone bright.  The fields have at most two pieces, without holes.  Raises `UsageError` if
+    the film is blank, or the area found is too small or too large for lungs; images of other kinds may pass.
     """
     with torch.inference_mode():
         logit_SS = load_lung_net()(torch.from_numpy(compute_grey_ranks(film_HW))[None, None])[0, 0].numpy()

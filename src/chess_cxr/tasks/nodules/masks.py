@@ -17,35 +17,22 @@ from chess_cxr.files.locations import read_location
 from chess_cxr.records import UsageError
 
 # Suffixes: H, W film; K harmonics of an outline; A its angles.
-__all__ = [
-    "MAX_OUTSIDE",
-    "NoduleRequest",
-    "build_requests",
-    "check_mask",
-    "check_request_mask",
-    "draw_nodule_mask",
-    "draw_random_request",
-    "label_pieces",
-    "read_mask_levels",
-    "read_request_mask",
-]
-
 MAX_OUTSIDE = 0.25  # share of a nodule that may lie outside the lung: pleura and diaphragm hide parts of real ones
 MAX_PIECES = 99
 MAX_MASK_BYTES = 64 << 20
 MAX_MASK_PIXELS = 120_000_000
 _HARMONICS = np.arange(2, 7)
-_PLACES = 40  # places tried until the whole nodule is inside the lung
-_MARGIN = 1.1  # of the radius, for an outline bulges
+_PLACES = 40  # places tried for a nodule entirely inside the lung
+_MARGIN = 1.1  # radii; an outline bulges
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class NoduleRequest:
-    """One nodule that is wanted.
+    """A nodule to be made.
 
-    centre_px: (column, row).  diameter_mm: of the disc of equal area.  mask_HW: bool, the film's size.
+    centre_px: (column, row).  diameter_mm: of the disc with the mask's area.  mask_HW: bool, of the film's size.
     """
 
     centre_px: tuple[float, float]
@@ -64,18 +51,16 @@ def draw_nodule_mask(
     rng: np.random.Generator,
     irregularity: float = 0.12,
 ) -> Mask:
-    """Draw a smooth star-shaped outline whose area is that of the disc, to the nearest pixel and at least one.
+    """Draw a mask with a smooth star-shaped outline and the area of a disc, at least one pixel.
 
-    irregularity: standard deviation of the radius as a share of it; 0 is a disc, above 0.3 it has lobes.
-    Raises `UsageError` for a centre outside the film or a nodule that reaches over its edge.
+    irregularity: standard deviation of the radius as a share of it; 0 gives a disc, above 0.3 the outline has lobes.
+    Raises `UsageError` for a centre outside the film, and for a nodule that reaches beyond its edge.
     """
     column, row = centre_px
     if not (0 <= column <= shape[1] - 1 and 0 <= row <= shape[0] - 1):
-        raise UsageError(
-            f"the nodule's centre ({column:g}, {row:g}) is outside the film of {_write_size(shape)} pixels"
-        )
+        raise UsageError(f"the nodule's centre ({column:g}, {row:g}) is outside the film of {write_size(shape)} pixels")
     if not diameter_px > 0:
-        raise UsageError(f"a nodule of {diameter_px:g} pixels is nothing; ask for a diameter above 0")
+        raise UsageError(f"a nodule has a diameter above 0 pixels, not {diameter_px:g}")
     amplitude_K = rng.normal(0, 1, len(_HARMONICS)) / _HARMONICS
     amplitude_K *= irregularity * math.sqrt(2 / float(np.sum(1 / _HARMONICS**2.0)))
     phase_K = rng.uniform(0, 2 * math.pi, len(_HARMONICS))
@@ -86,8 +71,8 @@ def draw_nodule_mask(
     ratio_HW = distance_HW / np.maximum(outline_HW, 0.25)
     wanted = max(1, round(math.pi * diameter_px**2 / 4))
     if wanted >= ratio_HW.size:
-        raise UsageError(f"a nodule of {diameter_px:g} pixels is larger than the film of {_write_size(shape)} pixels")
-    # The pixels nearest to the centre in units of the outline: the area is exact where a threshold would miss it
+        raise UsageError(f"a nodule of {diameter_px:g} pixels is larger than the film of {write_size(shape)} pixels")
+    # The pixels nearest to the centre in units of the outline; a threshold would not give the exact area
     mask_HW = np.zeros(shape, bool)
     mask_HW.ravel()[np.argpartition(ratio_HW, wanted - 1, axis=None)[:wanted]] = True
     if _touches_edge(mask_HW):
@@ -102,23 +87,23 @@ def draw_random_request(
     rng: np.random.Generator | None = None,
     irregularity: float = 0.12,
 ) -> NoduleRequest:
-    """Draw size (uniform) and place of a nodule; all of it lies inside the lung where the lung is wide enough.
+    """Draw the size (uniformly) and the place of a nodule, inside the lung if the lung is wide enough.
 
-    Where it is nowhere so wide, the nodule goes to the widest place.  Raises `UsageError` without lung, for sizes that
-    are no range, and for a nodule larger than the lung.
+    Otherwise the nodule is placed where the lung is widest.  Raises `UsageError` for an empty lung, an invalid range of
+    sizes, an unknown spacing, and a nodule larger than the lung.
     """
     rng = rng or np.random.default_rng()
     if not lung_HW.any():
         raise UsageError("there is no lung to put a nodule in")
     if not 0 < size_mm[0] <= size_mm[1] or not math.isfinite(size_mm[1]):
-        raise UsageError(f"nodule sizes {size_mm[0]:g}-{size_mm[1]:g} mm are no range above 0")
+        raise UsageError(f"nodule sizes {size_mm[0]:g}-{size_mm[1]:g} mm are not a range above 0")
     if not spacing_mm > 0:
         raise UsageError("the film's pixel spacing is unknown; give it in mm")
     diameter_mm = float(rng.uniform(*size_mm))
     radius_px = diameter_mm / spacing_mm / 2
     if math.pi * radius_px**2 > lung_HW.sum():
         raise UsageError(f"a nodule of {diameter_mm:.0f} mm is larger than the lung")
-    # The film's edge bounds a lung that is cut off
+    # The film's edge is also the edge of a lung that it cuts off
     depth_HW = cv2.distanceTransform(np.pad(lung_HW, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     allowed_N = np.flatnonzero(depth_HW > min(_MARGIN * radius_px, 0.95 * float(depth_HW.max())))
     best: tuple[int, NoduleRequest] | None = None
@@ -135,7 +120,7 @@ def draw_random_request(
         if not outside:
             break
     if best is None:
-        raise UsageError(f"a nodule of {diameter_mm:.0f} mm finds no place in the lung")
+        raise UsageError(f"the lung has no room for a nodule of {diameter_mm:.0f} mm")
     return best[1]
 
 
@@ -143,21 +128,21 @@ def draw_random_request(
 
 
 def read_mask_levels(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDArray[np.integer]:
-    """Read the grey levels of a mask file, PNG or TIFF, as they stand: integers [H, W].
+    """Read the grey levels of a mask file (PNG or TIFF) unchanged: integers [H, W].
 
-    shape: the film's, which the mask must have.  Raises `UsageError` for a file that is absent, no such image, in
-    colour, of another shape, above 64 MiB or 120 megapixels.
+    shape: required shape, that of the film.  Raises `UsageError` if the file is absent, not such an image, in colour,
+    of another shape, or larger than 64 MiB or 120 megapixels.
     """
     try:
         content = read_location(path, MAX_MASK_BYTES)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's of size: the next lines judge it
+            warnings.simplefilter("ignore")  # Pillow warns of the size, which the next lines check
             image = Image.open(io.BytesIO(content), formats=("PNG", "TIFF"))
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise UsageError(f"the mask has more than {MAX_MASK_PIXELS // 1_000_000} megapixels")
             if shape is not None and (image.height, image.width) != shape:  # before its pixels take memory
                 raise UsageError(
-                    f"the mask has {image.width} x {image.height} pixels, the film {_write_size(shape)}; they must be "
+                    f"the mask has {image.width} x {image.height} pixels, the film {write_size(shape)}; they must be "
                     "equal"
                 )
             levels_HW = np.asarray(image)
@@ -173,9 +158,9 @@ def read_mask_levels(path: Path | str, shape: tuple[int, int] | None = None) -> 
 
 
 def read_request_mask(path: Path | str, shape: tuple[int, int]) -> Mask:
-    """Read a mask of 0 and one other level: bool [H, W] of the film's shape.
+    """Read a mask with the levels 0 and one other: bool [H, W] of the film's shape.
 
-    Raises `UsageError` as `read_mask_levels`, for another size than the film's and for more levels than two.
+    Raises `UsageError` as `read_mask_levels` does, and for more than two levels.
     """
     levels_HW = read_mask_levels(path, shape)
     found_N = np.unique(levels_HW)
@@ -186,18 +171,19 @@ def read_request_mask(path: Path | str, shape: tuple[int, int]) -> Mask:
 
 
 def check_mask(mask_HW: Mask, shape: tuple[int, ...]) -> None:
-    """Raise `UsageError` for a mask of another size than its film, and for one without a pixel."""
+    """Raise `UsageError` for an empty mask, or one of another size than its film."""
     if mask_HW.shape != shape:
-        raise UsageError(f"the mask has {_write_size(mask_HW.shape)} pixels, the film {_write_size(shape)}")
+        raise UsageError(f"the mask has {write_size(mask_HW.shape)} pixels, the film {write_size(shape)}")
     if not mask_HW.any():
         raise UsageError("the mask is empty: mark the place of the nodule")
 
 
 def check_request_mask(mask_HW: Mask, lung_HW: Mask | None) -> None:
-    """Refuse a mask that no nodule can be made for; several nodules are several pieces, each judged alone.
+    """Check that nodules can be made at a mask; each piece is one nodule and is judged by itself.
 
-    Raises `UsageError`, one line, for what `check_mask` refuses, a nodule cut off by the film's edge, one larger than
-    the lung, one of which more than `MAX_OUTSIDE` lies outside the lung.  Without lung the last two pass.
+    Raises `UsageError`, in one line, as `check_mask` does, and for a nodule that the film's edge cuts off, that is
+    larger than the lung, or that lies outside the lung with more than `MAX_OUTSIDE` of its area.  The last two need a
+    lung mask.
     """
     check_mask(mask_HW, mask_HW.shape if lung_HW is None else lung_HW.shape)
     if lung_HW is not None and mask_HW.sum() > lung_HW.sum():
@@ -226,7 +212,7 @@ def build_requests(mask_HW: Mask, spacing_mm: float) -> list[NoduleRequest]:
 
 
 def label_pieces(mask_HW: Mask) -> tuple[npt.NDArray[np.integer], int]:
-    """Number the nodules of a mask from 1 on, and count them; raise `UsageError` for more than 99."""
+    """Number the nodules of a mask from 1 and count them; raise `UsageError` for more than 99."""
     count, label_HW = cv2.connectedComponents(mask_HW.astype(np.uint8), connectivity=8)
     if count - 1 > MAX_PIECES:
         raise UsageError(f"the mask has {count - 1} pieces; a film has at most {MAX_PIECES} nodules")
@@ -242,5 +228,6 @@ def _touches_edge(mask_HW: Mask) -> bool:
     return bool(mask_HW[0].any() or mask_HW[-1].any() or mask_HW[:, 0].any() or mask_HW[:, -1].any())
 
 
-def _write_size(shape: tuple[int, ...]) -> str:
+def write_size(shape: tuple[int, ...]) -> str:
+    """Write a shape [H, W] as width x height."""
     return " x ".join(map(str, shape[1::-1]))

@@ -1,4 +1,4 @@
-"""A nodule generator: loaded from its folder, it paints nodules into films."""
+"""Load a nodule generator and paint nodules into films."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.spade import PAPER_WIDTH
 from chess_cxr.views import resize_longest
 
-MOST_LATENT = 4096  # of a model that a stranger made: no giant is built
+MOST_LATENT = 4096  # a foreign model must not build a huge network
 
 
 @dataclass(frozen=True)
 class NoduleGenerator:
-    """A generator and the scale it works at.
+    """A generator and the scale at which it works.
 
-    film_size: longest side of the films it paints into.  sha256: of its file.
+    film_size: longest side in pixels of the films at this scale.  sha256: hash of its file.
     """
 
     task: GenerateNodules
@@ -49,16 +49,16 @@ class NoduleGenerator:
 
     @property
     def mode(self) -> Mode:
-        """What it makes: the region of a nodule, or whole films."""
+        """Whether it makes the region of a nodule or whole films."""
         return self.task.config.mode
 
     def paint(
         self, film_HW: np.ndarray, mask_HW: np.ndarray, seed: int, lung_HW: np.ndarray | None = None
     ) -> np.ndarray:
-        """Make a SYNTHETIC film with a nodule where the mask says, float32 of the film's size in [0, 1].
+        """Make a SYNTHETIC film with nodules at the mask, float32 of the film's size in [0, 1].
 
-        Mode "inpaint": outside the region around the mask every pixel stays the film's, to the bit.  The nodule is made
-        at the scale the generator has learned at; what it changes is brought to the film's own.
+        Mode "inpaint": every pixel outside the region around the mask keeps its bits.  The nodule is made at the
+        generator's scale, and the change is resized to the film's.
         Mode "film": a film of the generator's size in this film's style.
         """
         paint = self._paint_film if self.mode == "film" else self._paint_region
@@ -100,7 +100,7 @@ class NoduleGenerator:
         small = square_film(NoduleFilm("", film_HW, mask_HW, lung_HW, "", None, ""), size)
         if not small.mask_HW.any():
             raise UsageError(f"the nodule asked for is too small to be seen at {size} pixels; ask for a larger one")
-        # Whether it lies in the lung is the caller's to judge: real nodules cross its edge, and some lungs are unknown
+        # The caller judges whether it lies in the lung: real nodules cross its edge, and some lungs are unknown
         film, mask, lung = (
             torch.from_numpy(np.asarray(part, np.float32))[None, None].to(self.task.steps.device)
             for part in (small.film_HW, small.mask_HW, small.lung_HW)
@@ -109,9 +109,9 @@ class NoduleGenerator:
 
 
 def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGenerator:
-    """Load what `finetune_nodules` wrote.
+    """Load a model folder of `finetune_nodules`.
 
-    Raises UsageError where `folder` is no such model, ChessError where it is broken or not what it claims to be.
+    Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
     folder, target = Path(folder), choose_device(device)
     config = read_json(folder / "config.json")
@@ -128,7 +128,7 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
         type(value) in ((int, float) if kinds[name] is float else (kinds[name],)) for name, value in numbers.items()
     )
     if not (whole and described["mode"] in get_args(Mode) and type(film_size) is int and 32 <= film_size <= 4096):
-        raise ChessError(f"{folder}: the generator is none that exists")
+        raise ChessError(f"{folder}: the generator is not valid")
     planned = GenerateConfig(**described)
     try:
         check_generate_config(planned)
@@ -148,14 +148,14 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
 
 @functools.lru_cache(8)
 def _list_expected_tensors(planned: GenerateConfig) -> Mapping[str, Tensor]:
-    """Return a generator's tensors without memory behind them, until a file is known to fit.
+    """Return a generator's tensors without memory, to check a file against.
 
-    Kept for the next model of the same kind: the power iterations of the spectral norms take seconds even so.
+    Cached for models of the same kind: even so, the power iterations of the spectral norms take seconds.
     """
     with torch.device("meta"):
         return GenerateNodules(planned).averaged.state_dict()
 
 
 def describe_nodule_generator(_model: NoduleGenerator) -> str:
-    """Say in a few words what a model is."""
+    """Describe a model in a few words."""
     return "nodule generator"

@@ -1,6 +1,6 @@
-"""Nodule generation: SPADE against a multi-scale PatchGAN, for whole films or for the region of a nodule alone.
+"""Nodule generation: SPADE against a multi-scale PatchGAN, for whole films or only the region around a nodule.
 
-Losses and their weights as Park et al. 2019, with a perceptual network of the caller's.  Films that it makes are
+Losses and their weights follow Park et al. 2019, with a perceptual network given by the caller.  Generated films are
 SYNTHETIC.  Shapes: B films, S their side, K layout channels, Z latent.
 """
 
@@ -34,20 +34,20 @@ from chess_cxr.tasks.nodules.spade import SIZES, StyledGenerator
 Mode = Literal["film", "inpaint"]
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 DISCRIMINATOR_RATE = 4.0  # times the generator's (TTUR, Heusel et al. 2017; 1e-4 and 4e-4 in the paper)
-GENERATOR_VERSION = 2  # of what its weights mean: 1 painted into a hole, 2 paints onto a ground
+GENERATOR_VERSION = 2  # meaning of the weights: version 1 painted into a hole, 2 paints onto a ground
 _SMOOTHINGS = 32
-_DETAIL = 3  # means over 3 x 3 pixels: what is finer than about 3 pixels is detail
+_DETAIL = 3  # means over 3 x 3 pixels; detail is finer than about 3 pixels
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """What is generated, and how the losses are weighed.
+    """The configuration of the generator and its losses.
 
     mode: "film" makes the whole film from mask and style; "inpaint" only the region around the mask.
-    size: side of the films.  width: of the networks, 64 in the paper.  lung: whether the lung's mask is part of the
-    layout.  margin: of the region around a nodule, as a share of its diameter.  margin_px: least margin, and the width
-    of the soft edge.  r1: weight of the gradient penalty, computed every `r1_every` steps; 0 for none.  ema: share of
-    the averaged generator that survives a step; less at the beginning.
+    size: side of the films in pixels.  width: channels of the networks, 64 in the paper.  lung: whether the layout has
+    a channel for the lung.  margin: of the region around a nodule, as a share of its diameter.  margin_px: least
+    margin, and width of the soft edge.  r1: weight of the gradient penalty, computed every `r1_every` steps; 0 for
+    none.  ema: decay of the averaged generator; smaller in the first steps.
     """
 
     mode: Mode = "inpaint"
@@ -69,8 +69,9 @@ class GenerateConfig:
 class NoduleBatch:
     """Films in [0, 1] and nodule masks of 0 and 1, float32 [B, 1, S, S].
 
-    lung_B1SS: 0 and 1; needed where the layout has it.  region_B1SS: 0 and 1, what may change when inpainting; None for
-    that of `compute_region`.  A region without a mask teaches how healthy tissue goes on.
+    lung_B1SS: 0 and 1; required if the layout has a channel for the lung.  region_B1SS: 0 and 1, where inpainting may
+    change the film; None for `compute_region` of the mask.  A region without a nodule teaches how healthy tissue
+    continues.
     """
 
     film_B1SS: Tensor
@@ -85,7 +86,7 @@ class NoduleBatch:
 
 @dataclass(frozen=True)
 class _Canvas:
-    """What the networks take: layout, ground (None for whole films), and the share of the new film at each pixel."""
+    """Inputs of the networks: layout, ground (None for whole films), and the weight of the new film at each pixel."""
 
     layout_BKSS: Tensor
     ground_B1SS: Tensor | None = None
@@ -93,11 +94,11 @@ class _Canvas:
 
 
 class GenerateNodules(nn.Module):
-    """Owns generator with style encoder, its moving average, and discriminator; losses "generator", "discriminator".
+    """Generator with style encoder, its moving average, and discriminator; losses "generator" and "discriminator".
 
-    perceptual: (made, real), both [B, 1, S, S] in [0, 1] -> scalar.  Its network is the caller's: frozen, in evaluation
-    mode, on the right device; it is no part of this module and of no checkpoint.  None for no such loss.
-    Raises `UsageError` for a configuration that cannot work.
+    perceptual: (made, real), both [B, 1, S, S] in [0, 1] -> scalar; None for no such loss.  The caller owns its network
+    and keeps it frozen, in evaluation mode and on the right device; it is not part of this module or of checkpoints.
+    Raises `UsageError` for an invalid configuration.
     """
 
     steps: Tensor
@@ -113,20 +114,21 @@ class GenerateNodules(nn.Module):
         self.discriminator = MultiScaleDiscriminator(layout, config.width)
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self._perceptual = (perceptual,)  # in a tuple, so that torch does not take it for a part of this module
+        self._perceptual = (perceptual,)  # in a tuple, so that torch does not register it as a submodule
         self._measured: dict[str, Tensor] = {}
 
     @property
     def signals(self) -> dict[str, float]:
         """Numbers of the newest step.
 
-        hinge, feature_matching, perceptual, kld: the generator's losses, unweighted; r1 where it was computed.
-        real_score, fake_score: mean of the patches; real_accuracy, fake_accuracy: share on the right side of 0.
+        hinge, feature_matching, perceptual, kld: the generator's losses, unweighted; r1 in steps that compute it.
+        real_score, fake_score: mean score of patches; real_accuracy, fake_accuracy: share of patches on the right side
+        of 0.
         """
         return {name: float(value) for name, value in self._measured.items()}
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; the averaged generator always evaluates."""
+        """Set the mode; the averaged generator stays in evaluation mode."""
         super().train(mode)
         self.averaged.eval()
         return self
@@ -139,7 +141,7 @@ class GenerateNodules(nn.Module):
         }
 
     def build_parameter_groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Return torch's parameter groups, the discriminator's with a learning rate of four times the generator's."""
+        """Return torch's parameter groups; the discriminator's learning rate is four times the generator's."""
         rates = {"generator": 1.0, "discriminator": DISCRIMINATOR_RATE}
         return {
             name: [{"params": parameters, "rate_scale": rates[name]}]
@@ -189,9 +191,9 @@ class GenerateNodules(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Count the step and move the averaged generator."""
+        """Count the step and update the averaged generator."""
         self.steps += 1
-        # an average over many steps would remember the start of a short run: it begins with few
+        # With a long average a short run would keep its first weights, so the average starts short
         keep = torch.clamp(self.steps / (self.steps + 10), max=self.config.ema)
         moving: list[Tensor] = list(self.averaged.parameters())
         target: list[Tensor] = list(self.generator.parameters())
@@ -200,7 +202,7 @@ class GenerateNodules(nn.Module):
 
 
 def build_canvas(batch: NoduleBatch, config: GenerateConfig) -> _Canvas:
-    """Build what the networks take beside the latent; raise `UsageError` where a part is missing or of another size."""
+    """Build the networks' inputs beside the latent; raise `UsageError` if a part is missing or of another size."""
     for part in (batch.film_B1SS, batch.mask_B1SS, batch.lung_B1SS, batch.region_B1SS):
         if part is not None and part.shape != (len(batch.film_B1SS), 1, config.size, config.size):
             raise UsageError(f"the generator takes films and masks of {config.size} x {config.size} px, all alike")
@@ -226,10 +228,11 @@ def _map_masks(mask_B1SS: Tensor, compute: Callable[[npt.NDArray[np.bool_]], npt
 
 
 def lay_ground(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
-    """Return films whose regions are smooth but for their finest detail: what a nodule is painted onto.
+    """Smooth regions of films, except for their finest detail: the ground onto which nodules are painted.
 
-    Outside, films stay as they are.  Inside, the grey around goes on, and what vessels, ribs and noise differ from the
-    few pixels around them is added: detail of a film stays, a nodule that is in it goes but for a trace of its edge.
+    Outside the regions, films are unchanged.  Inside, the surrounding grey continues smoothly, and what the film
+    differs from its mean over a few pixels (vessels, ribs, noise) is added.  This keeps detail and removes an existing
+    nodule, except for a trace of its edge.
     """
     smooth, coarse = continue_into(region_B1SS, film_B1SS), film_B1SS
     for _ in range(_DETAIL):
@@ -238,10 +241,10 @@ def lay_ground(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
 
 
 def continue_into(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
-    """Fill regions smoothly with the grey around them; outside, films stay as they are.
+    """Fill regions smoothly with the surrounding grey; outside, films are unchanged.
 
-    From coarse to fine, a pixel without a grey of its own takes the one of the next coarser picture (push and pull,
-    Gortler et al. 1996); then each becomes the mean around it, a few times, which takes away the squares' edges.
+    From coarse to fine, a pixel without a known grey takes that of the next coarser image (push-pull, Gortler et al.
+    1996).  Repeated averaging over neighbours then removes the edges of the coarse squares.
     """
     known = 1 - region_B1SS
     grey, share = film_B1SS * known, known
@@ -249,7 +252,7 @@ def continue_into(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
     while grey.shape[-1] > 1:
         grey, share = F.avg_pool2d(grey, 2), F.avg_pool2d(share, 2)
         pictures.append((grey, share))
-    filled = torch.full_like(grey, 0.5)  # of a film of which nothing is known
+    filled = torch.full_like(grey, 0.5)  # for a film without any known pixel
     for grey, share in reversed(pictures):
         coarse = F.interpolate(filled, grey.shape[-2:], mode="bilinear")
         filled = torch.where(share > 0, grey / share.clamp_min(1e-6), coarse)
@@ -260,7 +263,7 @@ def continue_into(region_B1SS: Tensor, film_B1SS: Tensor) -> Tensor:
 
 
 def blend(made_B1SS: Tensor, film_B1SS: Tensor, canvas: _Canvas) -> Tensor:
-    """Put what was made into the film: outside the region, every pixel is the film's to the bit."""
+    """Blend the generated region into the film; outside the region every pixel keeps its bits."""
     if canvas.share_B1SS is None:
         return made_B1SS
     mixed_B1SS = torch.lerp(film_B1SS, made_B1SS.to(film_B1SS.dtype), canvas.share_B1SS)
@@ -269,7 +272,7 @@ def blend(made_B1SS: Tensor, film_B1SS: Tensor, canvas: _Canvas) -> Tensor:
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Build a graph that spares a network's weights their gradients."""
+    """Freeze a network's weights while a graph is built, which then holds no gradients of them."""
     network.requires_grad_(False)
     try:
         yield
@@ -290,16 +293,16 @@ def _measure_scores(made: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Te
 
 @torch.no_grad()
 def generate(task: GenerateNodules, batch: NoduleBatch, seeds: Sequence[int]) -> Tensor:
-    """Make SYNTHETIC films with the averaged generator, float32 [B, 1, S, S] in [0, 1], one seed a film.
+    """Make SYNTHETIC films with the averaged generator, float32 [B, 1, S, S] in [0, 1], one seed per film.
 
-    A film depends on its own row of the batch and its own seed only.  mode "film": the batch's films give the style.
-    mode "inpaint": they are what is painted into, and the nodule's look is drawn.
+    A film depends only on its own row of the batch and its own seed.  mode "film": the batch's films give the style.
+    mode "inpaint": nodules of random style are painted into them.
     """
     canvas, network = build_canvas(batch, task.config), task.averaged
     if len(seeds) != len(batch.film_B1SS):
         raise UsageError(f"{len(batch.film_B1SS)} films need as many seeds, not {len(seeds)}")
     made = []
-    for row, seed in enumerate(seeds):  # one by one: sums over a batch would differ in their last bits with its size
+    for row, seed in enumerate(seeds):  # one by one, as the last bits of sums depend on the size of a batch
         one = slice(row, row + 1)
         noise = torch.randn(1, network.latent, generator=torch.Generator().manual_seed(seed)).to(batch.film_B1SS.device)
         if task.config.mode == "film":
@@ -319,9 +322,9 @@ def generate_film(
 ) -> npt.NDArray[np.float32]:
     """Make one SYNTHETIC film from a film in [0, 1] and a mask; the same seed makes the same film.
 
-    mode "inpaint": film of any size from the generator's on; only the region around the nodule changes, every other
-    pixel stays the film's to the bit.  mode "film": film, which gives the style, and mask of the generator's size.
-    Raises `UsageError` for what `check_mask` refuses and for a nodule that does not fit.
+    mode "inpaint": film of the generator's size or larger; only the region around the nodule changes, and every other
+    pixel keeps its bits.  mode "film": film (for the style) and mask of the generator's size.
+    Raises `UsageError` as `check_mask` does, and for a nodule that does not fit.
     """
     config = task.config
     check_mask(mask_HW, film_HW.shape)
@@ -348,7 +351,7 @@ def _to_batch(part_HW: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def check_generate_config(config: GenerateConfig) -> None:
-    """Raise `UsageError` for numbers that cannot work."""
+    """Raise `UsageError` for invalid numbers."""
     if config.mode not in ("film", "inpaint"):
         raise UsageError(f"nodules are generated in mode film or inpaint, not {config.mode!r}")
     if config.size not in SIZES:

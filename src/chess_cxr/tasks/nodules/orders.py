@@ -1,4 +1,4 @@
-"""Nodules made to order: from a generator and film files to SYNTHETIC films with their masks."""
+"""Make nodules in film files: SYNTHETIC films with masks, boxes and provenance."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ INSERTION = "insertion:"  # before the folder of CT nodules
 
 
 class Painter(Protocol):
-    """What makes nodules: a `NoduleGenerator`, or a `CtInsertion`."""
+    """Anything that makes nodules: a `NoduleGenerator` or a `CtInsertion`."""
 
     @property
     def mode(self) -> Literal["inpaint", "film"]:
-        """Whether it changes the films, or makes films of its own."""
+        """Whether it changes films or makes whole films."""
 
     @property
     def sha256(self) -> str:
-        """Of all that it is made from."""
+        """Hash of everything it is made from."""
 
     def make(
         self, film_HW: np.ndarray, mask_HW: np.ndarray, seed: int, lung_HW: np.ndarray, spacing_mm: float, /
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a SYNTHETIC film with nodules where the mask says, and their mask; raise UsageError where none can be.
+        """Return a SYNTHETIC film with nodules at the mask, and the mask of these nodules.
 
-        spacing_mm: NaN where unknown.
+        spacing_mm: NaN if unknown.  Raises `UsageError` if no nodule can be made.
         """
 
 
 def load_painter(model: str, device: str = "cpu", limits: Limits | None = None) -> Painter:
-    """Load a model folder, or the CT nodules of "insertion:FOLDER", see `load_insertion`."""
+    """Load a model folder, or the CT nodules of "insertion:FOLDER" (see `load_insertion`)."""
     if model.startswith(INSERTION):
         return load_insertion(Path(model.removeprefix(INSERTION)), limits)
     return load_nodule_generator(model, device)
@@ -63,7 +63,7 @@ def load_painter(model: str, device: str = "cpu", limits: Limits | None = None) 
 
 @dataclass(frozen=True)
 class NoduleOrder:
-    """A film to be made: which file it is from, and the mask's file, or None for a nodule of random place and size."""
+    """A film to make: its source, and the file of its mask, or None for a nodule of random place and size."""
 
     location: Path
     mask: Path | None
@@ -72,7 +72,7 @@ class NoduleOrder:
 
 @dataclass(frozen=True)
 class MadeFile:
-    """What became of an order: the new files, or why there are none.  box: x, y, width and height, in pixels."""
+    """The new files of an order, or the reason why there are none.  box: x, y, width and height in pixels."""
 
     order: NoduleOrder
     film: Path | None = None
@@ -84,12 +84,12 @@ class MadeFile:
 
 
 def plan_orders(films: Sequence[Path], mask: Path | None, count: int, seed: int) -> list[NoduleOrder]:
-    """List what is to be made: one film for each mask, or `count` films, taking the given ones in turn.
+    """List the films to make: one for each mask, or `count` films that take the sources in turn.
 
     mask: a file for a single film, or a folder with a mask of the same name for every film.
     """
     if (mask is None) == (count < 1):
-        raise UsageError("say where nodules shall be: --mask FILE or FOLDER, or --random N")
+        raise UsageError("say where to put the nodules: --mask FILE or FOLDER, or --random N")
     if count > MOST_FILMS:
         raise UsageError(f"--random is how many films to make: {MOST_FILMS} at most")
     if not 0 <= seed <= MOST_SEED:
@@ -133,12 +133,12 @@ def generate_files(
 ) -> Generator[MadeFile, None, None]:
     """Make SYNTHETIC films in `out`, each with its mask, and `generated.csv` with boxes and provenance; yield each.
 
-    spacing_mm: of the films that do not say it themselves.  lungs: folder with a lung mask for each film; found by
-    `find_lung_fields` without.  A film depends on the model, its source, its mask and its seed only.
+    spacing_mm: for films that do not state their spacing.  lungs: folder with a lung mask for each film; by default,
+    `find_lung_fields` finds the lungs.  A film depends only on model, source, mask and seed.
     """
     limits, lung_of = limits or Limits(), {} if lungs is None else list_masks(lungs)
     check_limits(limits)
-    # a child knows one task: with one for each, none has to be started anew for every film
+    # A child runs one task: with one child for each, none is restarted for every film
     with _begin_table(out) as write_row, build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
         for order in orders:
             try:
@@ -164,7 +164,7 @@ def generate_files(
 
 @contextlib.contextmanager
 def _begin_table(out: Path) -> Iterator[Callable[[Sequence[object]], None]]:
-    """Begin the table, by which any other run in this folder is refused; it goes again where no film was made."""
+    """Begin the table, which refuses any other run in this folder; remove it if no film was made."""
     table, is_new, rows = out / TABLE, not out.exists(), 0
     if not (is_new or out.is_dir()):
         raise UsageError(f"{out} is no folder; choose another --out")
@@ -202,7 +202,7 @@ def _find_mask(
     spacing_mm: float,
     size_mm: tuple[float, float],
 ) -> tuple[np.ndarray, float]:
-    """Return the mask that is asked for, or a random one, and the nodule's diameter in mm (NaN where unknown)."""
+    """Return the given mask or a random one, and the nodule's diameter in mm (NaN if unknown)."""
     if given_HW is None:
         if not math.isfinite(spacing_mm):
             raise UsageError(f"{order.location.name} does not say its pixel spacing; give it with --spacing-mm")

@@ -1,4 +1,4 @@
-"""Where a film may change when a nodule is painted into it, and how the change fades at the edge."""
+"""Where a nodule may change a film, and how the change fades at the edge."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from chess_cxr.records import UsageError
-
-Mask = npt.NDArray[np.bool_]
+from chess_cxr.tasks.nodules.masks import Mask, write_size
 
 
 def compute_region(mask_HW: Mask, margin: float = 0.5, margin_px: int = 4) -> Mask:
-    """Grow a nodule mask by the share `margin` of its diameter, by `margin_px` pixels at least.
+    """Grow a nodule mask by the share `margin` of its diameter, by at least `margin_px` pixels.
 
     The diameter is that of the largest circle inside the mask.  An empty mask has an empty region.
     """
@@ -23,34 +22,30 @@ def compute_region(mask_HW: Mask, margin: float = 0.5, margin_px: int = 4) -> Ma
 
 
 def compute_blend(region_HW: Mask, edge_px: int = 4) -> npt.NDArray[np.float32]:
-    """Return the share of the new film, float32 [H, W]: 0 outside the region, rising to 1 over `edge_px` inside it.
+    """Return the weight of the new film, float32 [H, W]: 0 outside the region, rising to 1 over `edge_px` inside it.
 
-    Where the region meets the edge of the film there is nothing to fade into, and none fades.
+    It does not fall towards the edge of the film.
     """
     inside_HW = np.minimum(_compute_distance(region_HW) / (edge_px + 1), 1)
     return np.where(region_HW, inside_HW, 0).astype(np.float32)
 
 
 def _compute_distance(mask_HW: Mask) -> npt.NDArray[np.float32]:
-    """Distance, in pixels, of each pixel of the mask to the nearest one outside."""
+    """Return the distance, in pixels, of each pixel of the mask to the nearest one outside."""
     if mask_HW.all():
         return np.full(mask_HW.shape, np.inf, np.float32)
-    # OpenCV's exact transform differs in its last bits from call to call, and a pixel at the margin with it
+    # The last bits of OpenCV's exact transform differ from call to call, which may flip a pixel at the margin
     distance_HW: npt.NDArray[np.float32] = ndimage.distance_transform_edt(mask_HW).astype(np.float32)
     return distance_HW
 
 
-def _name_size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape[::-1])
-
-
 def find_window(region_HW: Mask, size: int) -> tuple[slice, slice]:
-    """Return rows and columns of the size x size window that holds the region, its centre as near as the film allows.
+    """Return rows and columns of the size x size window around the region, centred as far as the film allows.
 
-    Raises `UsageError` where film or window is too small for it.
+    Raises `UsageError` if the film or the window is too small.
     """
     if min(region_HW.shape) < size:
-        raise UsageError(f"the film is {_name_size(region_HW.shape)}; the generator needs {size} x {size} at least")
+        raise UsageError(f"the film is {write_size(region_HW.shape)}; the generator needs {size} x {size} at least")
     window = []
     for axis, side in enumerate(region_HW.shape):
         hit = np.flatnonzero(region_HW.any(1 - axis))

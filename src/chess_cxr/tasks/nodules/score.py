@@ -1,10 +1,10 @@
-"""Whether a nodule is where it was asked for, as large, and how well it shows; and whether the rest was left alone.
+"""Measure the position, size and contrast of a nodule, and what changed elsewhere on the film.
 
 Contrast (`chess_cxr.tasks.nodule_contrast`) is in grey levels of the [0, 1] scale, bone bright.
-The size is measured on the profile from the centre outwards, averaged over all directions: where it falls to half its
-height.  Averaging keeps ribs and vessels that cross the nodule from being counted as part of it.  A ball's shadow falls
-to half its height at 0.88 of its diameter, and real nodules scatter widely about that: compare sizes with those that
-are measured alike on real nodules, not with the diameters a reader states.
+The diameter is where the profile from the centre outwards, averaged over all directions, falls to half its height.  The
+average keeps ribs and vessels that cross the nodule from being measured as part of it.  A ball's shadow falls to half
+its height at 0.88 of its diameter, and real nodules scatter widely about that: compare diameters with those measured in
+the same way on real nodules, not with diameters stated by readers.
 
 Shape suffixes: H, W pixels of a film.
 """
@@ -21,23 +21,23 @@ from scipy import ndimage
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodule_contrast import FEWEST_RING_PX, RING_OUTER, Mask, compute_contrast, draw_ring
 
-SEARCH = 1.5  # in radii of the mask, from its centre: how far the nodule is looked for
-_SMOOTHING = 0.15  # in radii of the mask: noise would tear the nodule apart
+SEARCH = 1.5  # radius of the search around the mask's centre, in radii of the mask
+_SMOOTHING = 0.15  # in radii of the mask; noise would split the nodule
 _STEP_PX = 0.5
 _DIRECTIONS = 64
 
 
 @dataclass(frozen=True)
 class NoduleMeasurement:
-    """One nodule on one film.
+    """Measurements of a nodule on a film.
 
     contrast, cnr: see `compute_contrast`.
-    x_px, y_px: centre of what is brighter than half its height.  diameter_px, diameter_mm: where the profile around
-    that centre is at half its height.  All NaN where nothing near the mask's centre rises above the ring; diameter_mm
-    also where the spacing is not known.
-    cut_off: the profile did not fall to half within the ring's outer edge, so that the size is a lower bound.
+    x_px, y_px: centre of the area above half the nodule's height.  diameter_px, diameter_mm: of the profile around that
+    centre, at half its height.  All are NaN if nothing near the mask's centre is brighter than the ring; diameter_mm
+    also if the spacing is unknown.
+    cut_off: the profile did not fall to half within the ring's outer edge, so that the diameter is a lower bound.
     mask_x_px, mask_y_px: centre of the mask.  mask_diameter_px: of the disc with its area.
-    lung_share: of the mask, how much lies in the lung; NaN where no lung was given.
+    lung_share: share of the mask inside the lung; NaN without a lung mask.
     """
 
     contrast: float
@@ -54,18 +54,8 @@ class NoduleMeasurement:
 
 
 @dataclass(frozen=True)
-class RequestError:
-    """Measured minus requested; diameter_ratio: measured over requested; centre_mm: NaN without a spacing."""
-
-    diameter_px: float
-    diameter_ratio: float
-    centre_px: float
-    centre_mm: float
-
-
-@dataclass(frozen=True)
 class BackgroundChange:
-    """What changed outside the region that may change, on the [0, 1] scale; equal_share: of its pixels, bit for bit."""
+    """Changes outside the region that may change, on the [0, 1] scale; equal_share: of pixels that kept their bits."""
 
     largest: float
     mean: float
@@ -79,11 +69,11 @@ def measure_nodule(
     lung_HW: Mask | None = None,
     spacing_mm: float | None = None,
 ) -> NoduleMeasurement:
-    """Measure a nodule, given where it should be.
+    """Measure a nodule near its mask.
 
-    film_HW: float in [0, 1], bone bright.  mask_HW: bool, of the nodule.  lung_HW: bool; the ring keeps to it, see
+    film_HW: float in [0, 1], bone bright.  mask_HW: bool, of the nodule.  lung_HW: bool; limits the ring, see
     `draw_ring`.
-    Raises UsageError where shapes differ, the mask is empty or not boolean, or nothing of the film is left around it.
+    Raises UsageError if shapes differ, the mask is empty or not boolean, or no film is left around it.
     """
     _check_film(film_HW, mask_HW, lung_HW)
     film = film_HW.astype(np.float64)
@@ -111,34 +101,12 @@ def measure_nodule(
     )
 
 
-def compare_with_request(
-    measured: NoduleMeasurement,
-    x_px: float,
-    y_px: float,
-    diameter_px: float,
-    spacing_mm: float | None = None,
-) -> RequestError:
-    """Compare a measured nodule with what was asked for: centre (column, row) and diameter, in pixels.
-
-    NaN where nothing was measured: count those, as leaving them out would flatter the generator.
-    """
-    if not diameter_px > 0:
-        raise UsageError(f"a requested diameter is above 0, not {diameter_px}")
-    centre = math.hypot(measured.x_px - x_px, measured.y_px - y_px)
-    return RequestError(
-        measured.diameter_px - diameter_px,
-        measured.diameter_px / diameter_px,
-        centre,
-        math.nan if spacing_mm is None else centre * spacing_mm,
-    )
-
-
 def measure_background(
     before_HW: NDArray[np.floating], after_HW: NDArray[np.floating], region_HW: Mask
 ) -> BackgroundChange:
-    """Measure what changed outside the region, bool [H, W], that was meant to change.
+    """Measure the changes outside the region, bool [H, W], that was meant to change.
 
-    Raises UsageError where shapes or types differ, or where the region leaves nothing to compare.
+    Raises UsageError if shapes or types differ, or the region covers the whole film.
     """
     if before_HW.shape != after_HW.shape or before_HW.dtype != after_HW.dtype:
         kinds = [f"{film_HW.dtype} {film_HW.shape}" for film_HW in (before_HW, after_HW)]
@@ -165,7 +133,7 @@ def _check_film(film_HW: NDArray[np.floating], mask_HW: Mask, lung_HW: Mask | No
 
 
 def _fit_plane(film: NDArray[np.float64], ring: Mask) -> NDArray[np.float64]:
-    """Fit a slope to the ring: the lung darkens outwards, which would move the centre and the half height."""
+    """Fit a plane to the ring: the lung darkens outwards, which would shift the centre and the half height."""
     rows, columns = np.nonzero(ring)
     terms = np.column_stack([np.ones(len(rows)), rows, columns])
     level, by_row, by_column = np.linalg.lstsq(terms, film[ring], rcond=None)[0]
@@ -178,9 +146,9 @@ def _fit_plane(film: NDArray[np.float64], ring: Mask) -> NDArray[np.float64]:
 def _find_centre(
     flat: NDArray[np.float64], mask_HW: Mask, middle: tuple[float, float], radius: float
 ) -> tuple[float, float]:
-    """Return (row, column) of the middle of the region above half height that fills most of the mask's core.
+    """Return (row, column) of the centre of the area above half height that covers most of the mask's core.
 
-    Height is the mean of the brighter half of the mask.
+    The height is the mean of the brighter half of the mask.
     """
     rows, columns = np.ogrid[: flat.shape[0], : flat.shape[1]]
     distance = np.hypot(rows - middle[0], columns - middle[1])
@@ -198,9 +166,9 @@ def _find_centre(
 
 
 def _measure_diameter(flat: NDArray[np.float64], centre: tuple[float, float], radius: float) -> tuple[float, bool]:
-    """Return the diameter at half height of the mean profile, and whether it was cut off.
+    """Return the diameter at half height of the mean profile, and whether it is cut off.
 
-    Height is the mean of the profile over the inner half of the mask's radius, above the ring's plane.
+    The height is the mean of the profile over the inner half of the mask's radius, above the ring's plane.
     """
     if not math.isfinite(centre[0]):
         return math.nan, False
@@ -217,7 +185,7 @@ def _measure_diameter(flat: NDArray[np.float64], centre: tuple[float, float], ra
     if not len(below):
         return float(2 * reach_R[-1]), True
     first = int(below[0])
-    if first == 0:  # a hole in the middle has no half height around it
+    if first == 0:  # a dark middle has no half height around it
         return math.nan, False
     share = (profile_R[first - 1] - half) / (profile_R[first - 1] - profile_R[first])
     return float(2 * (reach_R[first - 1] + share * _STEP_PX)), False

@@ -1,4 +1,4 @@
-"""A picture of films and the nodules that were made in them."""
+"""Draw films beside the nodules that were made in them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SHOWN = 8  # films on the sheet of a model
 
 
 def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -> bytes:
-    """Draw films, where their nodules are, and what was made (SYNTHETIC), one column a film: PNG.
+    """Draw films, the places of their nodules, and the films made (SYNTHETIC), one column per film: PNG.
 
-    side: of the square that a film is fitted into, in pixels.
+    side: of the square into which a film is fitted, in pixels.
     """
     columns = []
     for film, made_HW in rows:
@@ -32,7 +32,7 @@ def draw_films(rows: Sequence[tuple[NoduleFilm, np.ndarray]], side: int = 220) -
 
 
 def _fit_square(picture_HW: np.ndarray, side: int) -> np.ndarray:
-    """Bring a picture's longest side to `side`, in the middle of a black square."""
+    """Resize a picture's longest side to `side` and centre it in a black square."""
     small_HW = resize_longest(picture_HW.astype(np.float32), side)
     square_HW = np.zeros((side, side), np.float32)
     top, left = ((side - length) // 2 for length in small_HW.shape)
@@ -41,6 +41,6 @@ def _fit_square(picture_HW: np.ndarray, side: int) -> np.ndarray:
 
 
 def _write_word(picture_HW: np.ndarray, text: str, row: int) -> None:
-    """Write white letters with a black rim, which are seen on bright and on dark films."""
+    """Write white letters with a black rim, legible on bright and on dark films."""
     for grey, stroke in ((0, 3), (255, 1)):
         cv2.putText(picture_HW, text, (6, row), cv2.FONT_HERSHEY_SIMPLEX, 0.45, grey, stroke, cv2.LINE_AA)

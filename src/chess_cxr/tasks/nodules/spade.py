@@ -3,13 +3,13 @@
 Written from Park, Liu, Wang, Zhu, "Semantic Image Synthesis with Spatially-Adaptive Normalization", CVPR 2019.
 Shapes: B films, S their side, C channels, K layout channels (0/1), Z latent.
 
-Into a film it paints what differs from a smooth ground, in logits: of what a new network does not know yet, the ground
-is the better guess, and the grey around a nodule fits from the first step.
+For inpainting it predicts the difference from a smooth ground, in logits.  An untrained network thus returns about the
+ground, and the grey around a nodule fits from the first step.
 
-One thing differs from the paper on purpose: the parameter-free normalisation takes its statistics over groups of
-channels of one film.  Those of a batch are noise for the few films that fit at 512 px, need running copies, and tie
-films of a batch to each other; those of one channel (instance) take away its mean, by which a film's brightness
-travels from the latent to the pixels.
+One difference from the paper is deliberate: the parameter-free normalisation takes its statistics over groups of
+channels of one film.  Batch statistics are noisy for the few films that fit at 512 px, need running averages, and
+couple the films of a batch.  Statistics of single channels (instance norm) remove their mean, which carries a film's
+brightness from the latent to the pixels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from chess_cxr.records import UsageError
 SIZES = (64, 128, 256, 512)
 TINY_WIDTH = 4  # for tests and demonstrations on a CPU
 PAPER_WIDTH = 64
-_START = 4  # side of the map that the latent becomes
+_START = 4  # side of the first map
 _GROUP = 16  # channels that share their statistics
-_FIRST_STROKE = 0.1  # of a new network's logits, as a share of what Glorot's start gives
+_FIRST_STROKE = 0.1  # gain of the last layer of a new network, relative to Glorot's initialisation
 _DARKEST = 0.01  # grey of a ground: a black or white pixel has no finite logit
 
 
@@ -42,22 +42,22 @@ def build_convolution(
     normed: bool = True,
     gain: float = 1,
 ) -> nn.Module:
-    """Build a convolution with Glorot's start and, where `normed`, a spectral norm of 1 (Miyato et al. 2018)."""
+    """Build a convolution with Glorot's initialisation and, if `normed`, a spectral norm of 1 (Miyato et al. 2018)."""
     layer = nn.Conv2d(channels, out, kernel, stride, (kernel - 1) // 2, bias=bias)
     nn.init.xavier_normal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    # begun after the start, whose singular vectors it looks for
+    # After the initialisation, as it begins with the singular vectors of the weights
     return spectral_norm(layer) if normed else layer
 
 
 def normalise_groups(feature_BCHW: Tensor) -> Tensor:
-    """Take mean and spread from groups of channels of each film."""
+    """Normalise groups of channels of each film to mean 0 and standard deviation 1."""
     return F.group_norm(feature_BCHW, max(1, feature_BCHW.shape[1] // _GROUP))
 
 
 def resize_condition(layout_BKSS: Tensor, ground_BCSS: Tensor | None, side: int) -> Tensor:
-    """Bring layout (nearest: it stays 0 or 1) and ground (area mean) to another side, as one tensor."""
+    """Resize layout (nearest, so it stays 0 or 1) and ground (area mean) to a side, and join them."""
     layout = F.interpolate(layout_BKSS, (side, side), mode="nearest-exact")
     if ground_BCSS is None:
         return layout
@@ -67,8 +67,8 @@ def resize_condition(layout_BKSS: Tensor, ground_BCSS: Tensor | None, side: int)
 class Spade(nn.Module):
     """Spatially-adaptive normalisation (Park et al. 2019, eq. 1): normalised, times 1 + gamma, plus beta.
 
-    gamma and beta are two convolutions away from the condition.  They bear no spectral norm: it would bound how far
-    a nodule can stand out.
+    Two convolutions compute gamma and beta from the condition.  They have no spectral norm, which would limit the
+    contrast of a nodule.
     """
 
     def __init__(self, channels: int, conditions: int, hidden: int) -> None:
@@ -83,7 +83,7 @@ class Spade(nn.Module):
 
 
 class SpadeBlock(nn.Module):
-    """A residual block with SPADE before each convolution, in the skip too where the number of channels changes."""
+    """Residual block with SPADE before each convolution, also in the skip if the number of channels changes."""
 
     def __init__(self, channels: int, out: int, conditions: int, hidden: int) -> None:
         super().__init__()
@@ -107,9 +107,9 @@ class SpadeBlock(nn.Module):
 
 
 class SpadeGenerator(nn.Module):
-    """Latent and layout to film: the latent becomes a 4 x 4 map, then blocks with nearest upsampling between them.
+    """Map latent and layout to a film: the latent becomes a 4 x 4 map, followed by blocks with nearest upsampling.
 
-    size: side of the films, one of `SIZES`.  width: of the last block; the first has 16 times as much.
+    size: side of the films, one of `SIZES`.  width: channels of the last block; the first has 16 times as many.
     classes: K, layout channels.  ground: whether it paints into films, which then condition it too.  channels: of the
     film.
     """
@@ -129,7 +129,7 @@ class SpadeGenerator(nn.Module):
         self.end = build_convolution(widths[-1], channels, normed=False, gain=_FIRST_STROKE if ground else 1)
 
     def forward(self, latent_BZ: Tensor, layout_BKSS: Tensor, ground_BCSS: Tensor | None = None) -> Tensor:
-        """Return films in [0, 1], [B, channels, S, S].  ground_BCSS: in [0, 1] too, the films that are painted into."""
+        """Return films in [0, 1], [B, channels, S, S].  ground_BCSS: the films to paint into, also in [0, 1]."""
         feature = self.start(latent_BZ).unflatten(1, (-1, _START, _START))
         for index, block in enumerate(self.blocks):
             feature = F.interpolate(feature, scale_factor=2, mode="nearest") if index else feature
@@ -150,9 +150,9 @@ def list_block_widths(size: int, width: int) -> list[int]:
 
 
 class StyleEncoder(nn.Module):
-    """Film to the mean and log-variance of its latent (the paper's image encoder).
+    """Encode a film as the mean and log-variance of its latent (the paper's image encoder).
 
-    The first layer is not normalised: brightness and contrast are style.
+    The first layer is not normalised, because brightness and contrast are style.
     """
 
     def __init__(self, size: int = 256, width: int = PAPER_WIDTH, latent: int = 256, channels: int = 1) -> None:
@@ -178,7 +178,7 @@ class StyleEncoder(nn.Module):
 
 
 class StyledGenerator(nn.Module):
-    """A style encoder and the generator that it feeds; options as `SpadeGenerator`'s."""
+    """A style encoder with its generator; options as in `SpadeGenerator`."""
 
     def __init__(self, size: int, width: int, latent: int, **options: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Train a nodule generator on films with marked nodules and test it on films of patients left out."""
+"""Train a nodule generator on films with marked nodules, and test it on films of held-out patients."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from chess_cxr.encoders.embed import EncoderLike
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
-from chess_cxr.evaluation.intervals import describe_intervals
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.nodules.config import NodulesConfig
-from chess_cxr.tasks.nodules.distance import NoduleJudgement, Squares, blank_unknown, judge_nodules
+from chess_cxr.tasks.nodules.distance import NoduleJudgement, Squares, judge_nodules
 from chess_cxr.tasks.nodules.films import (
     NoduleFilm,
     list_sources,
@@ -51,6 +50,7 @@ from chess_cxr.tasks.nodules.windows import (
     take_example,
 )
 from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig
@@ -62,37 +62,29 @@ NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
 ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
 
 
-@dataclass(frozen=True)
-class NodulesResult:
-    """What a generator does on held-out films that have a nodule: it makes another in the same place.
+@dataclass(frozen=True, kw_only=True)
+class NodulesResult(TaskResult):
+    """Metrics of a generator that makes a nodule in the place of each real one in the test films.
 
-    metrics: means over films with 95 % intervals by patient.  films: by split; "scored" are those of the test whose
-    nodule fits the generator.  kinds: of these.  judged: made against real nodules of these films.
+    They are means over films with 95 % intervals by patient.  films: counts by split; "scored" counts test films whose
+    nodule fits the generator.  kinds: kinds of the scored films.  judged: comparison of made and real nodules.
     """
 
     metrics: Mapping[str, FilmMean]
     films: Mapping[str, Mapping[str, int]]
     kinds: tuple[str, ...]
-    encoder: str
     perceptual: str
-    seed: int
     judged: NoduleJudgement = NoduleJudgement()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON-ready values; a number that does not exist is None."""
-        described = asdict(self)
-        described["metrics"] = describe_intervals(self.metrics)
-        described["judged"] = blank_unknown(described["judged"])
-        return described
+    def describe_basis(self) -> str:
+        """Describe the scored films and the training films."""
+        scored = self.films["scored"]
+        test = f"{scored['with_nodule']} nodules of {scored['patients']} test patients: {list_kinds(self.kinds)}"
+        return f"{test}; trained on {self.films['train']['with_nodule']} films with a nodule"
 
-    def as_text(self) -> str:
-        """Return the result as lines of text."""
-        lines = [f"{name:26s} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for name, m in self.metrics.items()]
-        test, synthetic = self.films["scored"], " (SYNTHETIC)" if "phantom" in self.kinds else ""
-        basis = f"{test['with_nodule']} nodules of {test['patients']} test patients: {', '.join(self.kinds)}{synthetic}"
-        trained = f"trained on {self.films['train']['with_nodule']} films with a nodule"
-        lines.append(f"({basis}; {trained}; 95 % bootstrap by patient, seed {self.seed})")
-        return "\n".join([*lines, *self.judged.list_lines()])
+    def list_notes(self) -> Sequence[str]:
+        """Return the comparison of made and real nodules."""
+        return self.judged.list_lines()
 
 
 def finetune_nodules(
@@ -108,16 +100,16 @@ def finetune_nodules(
     limits: Limits | None = None,
     executor: Executor | None = None,
 ) -> NodulesResult:
-    """Train a nodule generator, write it to `out` and let it make nodules in films it has not seen.
+    """Train a nodule generator, write it to `out` and test it on films that it has not seen.
 
     places: folders of films with marked nodules and "phantom:PATIENTS@SIZE#SEED", see `list_sources`; or films.
-    limits, executor: of the processes that decode, see `read_each`; films are read once to learn from, and those of the
-    test again, one at a time.
-    The same call continues an interrupted run.  The folder then holds `model.safetensors` (the averaged generator),
+    limits, executor: for the decoding processes, see `read_each`; training films are read once, test films again, one
+    at a time.
+    The same call continues an interrupted run.  The folder holds `model.safetensors` (the averaged generator),
     `config.json`, `result.json`, `test_films.png` and `metrics.jsonl`.
-    Raises `UsageError` where `out` holds something else, and for films that cannot teach.
+    Raises `UsageError` if `out` holds something else, or no film can be used for training or for the test.
     """
-    out, config, show = Path(out), config or NodulesConfig(), on_stage or _show_nothing
+    out, config, show = Path(out), config or NodulesConfig(), on_stage or (lambda *_: None)
     plan = plan_windows(config)
     refuse_foreign_folder(out)
     films = list[NoduleExample]()
@@ -174,11 +166,11 @@ def finetune_nodules(
 
 
 def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
-    """Score a nodule that was made where a film has a real one.
+    """Score a nodule made in the place of a real one.
 
-    contrast_made, contrast_real: grey above the surroundings.  diameter_ratio: measured / asked, of the one made and of
-    the real one.  lung_share: of the mask.  background_equal: share of the pixels outside the region that
-    kept their bits.
+    contrast_made, contrast_real: grey above the surroundings.  diameter_ratio_made, diameter_ratio_real: measured /
+    requested diameter.  lung_share: share of the mask inside the lung.  background_equal: share of the pixels outside
+    the region that kept their bits.
     """
     reference = film
     if generator.mode == "film":
@@ -202,7 +194,7 @@ def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.nd
 
 
 def cut_pair(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the squares around the made and the real nodules, at the scale that the generator works at or a smaller."""
+    """Cut the squares around the made and the real nodules, at the scale of the generator or of a smaller film."""
     if generator.mode == "film":
         real = square_film(film, generator.task.config.size)
         return cut_around(made_HW, real.mask_HW), cut_around(real.film_HW, real.mask_HW)
@@ -212,7 +204,7 @@ def cut_pair(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) 
 
 
 def _cut_learned(films: Sequence[NoduleExample]) -> Squares:
-    """Cut the squares around the nodules that were learned from."""
+    """Cut the squares around the training nodules."""
     found = [(film.group, window) for film in films for window in film.windows if window.mask_HW.any()]
     return Squares([cut_around(w.film_HW, w.mask_HW) for _, w in found], [group for group, _ in found])
 
@@ -229,10 +221,6 @@ def _read_place(
         films.append(film)
         show(title, len(films), len(sources))
     return films
-
-
-def _show_nothing(_stage: str, _done: int, _total: int) -> None:
-    pass
 
 
 def _write_model(
@@ -256,7 +244,7 @@ def _write_model(
 
 
 def plan_generation(config: NodulesConfig) -> GenerateConfig:
-    """Return the generator's own configuration; raise UsageError for one that cannot work."""
+    """Return the generator's own configuration; raise UsageError if it is invalid."""
     planned = GenerateConfig(
         mode=config.mode,
         size=config.size,
@@ -276,13 +264,13 @@ def plan_generation(config: NodulesConfig) -> GenerateConfig:
 
 
 def plan_windows(config: NodulesConfig) -> WindowPlan:
-    """Return what a generator of this configuration sees of films; raise UsageError for one that cannot work."""
+    """Return the configuration of training examples; raise UsageError if it is invalid."""
     planned = plan_generation(config)
     return WindowPlan(config.mode, config.size, config.film_size, planned.margin, planned.margin_px)
 
 
 def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
-    """Return how a nodule generator is optimised: Adam, constant but for a short warm-up and half a cosine."""
+    """Return the optimisation of a nodule generator."""
     return TrainingConfig(
         steps=config.steps,
         batch=config.batch,
@@ -310,8 +298,8 @@ def train_nodule_generator(
 ) -> GenerateNodules:
     """Train a nodule generator in `folder`, or continue there; return it on `device`.
 
-    val: ten times, nodules are made where its films have them, and their contrast is held against the real one's.
-    Raises UsageError where `folder` holds a run of another configuration, and where no film can teach.
+    val: ten times, nodules are made in the places of these films' nodules, and their contrasts are compared.
+    Raises UsageError if `folder` holds a run of another configuration, or no training film has a nodule that fits.
     """
     planned = plan_generation(config)
     windows = [window for film in train for window in film.windows]
@@ -350,7 +338,7 @@ def train_nodule_generator(
 
 
 def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
-    """Return the parameter groups of both optimisers, with the betas of Park et al. and a rate for each."""
+    """Return the parameter groups of both optimisers, with their learning rates and the betas of Park et al."""
     return {
         name: [group | {"betas": ADAM_BETAS} for group in parts]
         for name, parts in method.build_parameter_groups().items()
@@ -360,7 +348,7 @@ def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
 def draw_nodule_batch(
     windows: Sequence[NoduleWindow], positions: Sequence[int] | None, config: NodulesConfig
 ) -> NoduleBatch:
-    """Cut windows, varied as a pure function of (seed, position); as they are, the nodule in the middle, without."""
+    """Cut a square from each window; with positions, varied as a pure function of (seed, position)."""
     drawn = []
     for number, window in enumerate(windows):
         rng = None

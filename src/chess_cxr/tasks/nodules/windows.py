@@ -1,6 +1,6 @@
-"""What a nodule generator learns from a film: the squares around its nodules, or the whole film as a square.
+"""Training examples of a nodule generator: squares around nodules, or whole films as squares.
 
-Only these are held while thousands of films are read; a film itself is read again where it is needed.
+Only these are held in memory while thousands of films are read; a film is read again when it is needed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from chess_cxr.views import resize_longest
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """What a generator sees of films.
+    """The configuration of training examples.
 
-    mode, size, film_size: as in `NodulesConfig`.  margin, margin_px: of the region around a nodule, `compute_region`.
+    mode, size, film_size: as in `NodulesConfig`.  margin, margin_px: of the region around a nodule, see
+    `compute_region`.
     """
 
     mode: Literal["inpaint", "film"]
@@ -34,11 +35,11 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class NoduleWindow:
-    """The part of a film that squares around a nodule are cut from; the whole square where whole films are made.
+    """The part of a film from which squares around a nodule are cut, or a whole film as a square.
 
-    lung_HW: where whole films are made.  start: row and column at which a square begins that has the nodule in its
-    middle, before it is moved into the part; None where the part is the square.  slack: how far it may be moved, the
-    nodule and its region staying inside.
+    lung_HW: only for whole films.  start: row and column of the square with the nodule in its middle, before it is
+    moved into the part; None if the part is the square.  slack: by how much the square may move and still hold the
+    nodule and its region.
     """
 
     film_HW: np.ndarray
@@ -50,7 +51,7 @@ class NoduleWindow:
 
 @dataclass(frozen=True)
 class NoduleExample:
-    """What is held of a film.  can_make: see the function.  source: reads the film again."""
+    """What is kept of a film for training.  can_make: see the function.  source: to read the film again."""
 
     name: str
     group: str
@@ -62,14 +63,14 @@ class NoduleExample:
 
 
 def take_example(source: FilmSource, plan: WindowPlan) -> NoduleExample:
-    """Read a film and take what a generator learns from it."""
+    """Read a film and cut its training examples."""
     film = read_source(source)
     windows = tuple(list_windows(film, plan))
     return NoduleExample(film.name, film.group, film.kind, film.has_nodule, can_make(film, plan), windows, source)
 
 
 def list_windows(film: NoduleFilm, plan: WindowPlan) -> list[NoduleWindow]:
-    """List what a generator can learn from a film: each nodule that fits its window, or the whole film."""
+    """Cut the training examples of a film: each nodule that fits its window, or the whole film."""
     if plan.mode == "film":
         square = square_film(film, plan.size)
         return [NoduleWindow(square.film_HW, square.mask_HW, square.lung_HW)]
@@ -88,7 +89,7 @@ def list_windows(film: NoduleFilm, plan: WindowPlan) -> list[NoduleWindow]:
 
 
 def _take_window(film: NoduleFilm, nodule_HW: np.ndarray, region_HW: np.ndarray, size: int) -> NoduleWindow:
-    """Take what all squares around a nodule can show."""
+    """Cut the part of a film that squares around a nodule can show."""
     if film.film_HW.shape == (size, size):
         return NoduleWindow(film.film_HW, film.mask_HW)
     starts, slacks, here = [], [], []
@@ -105,7 +106,7 @@ def _take_window(film: NoduleFilm, nodule_HW: np.ndarray, region_HW: np.ndarray,
 
 
 def can_make(film: NoduleFilm, plan: WindowPlan) -> bool:
-    """Whether all nodules of a film can be made at once: some are to be seen, and they fit the window."""
+    """Return whether all nodules of a film can be made at once: at least one is visible, and all fit the window."""
     if plan.mode == "film":
         return square_film(film, plan.size).has_nodule
     mask_HW = resize_longest(film.mask_HW, plan.film_size) > 0.5
@@ -118,7 +119,7 @@ def can_make(film: NoduleFilm, plan: WindowPlan) -> bool:
 
 
 def cut_square(window: NoduleWindow, size: int, rng: np.random.Generator | None) -> list[np.ndarray]:
-    """Cut film, mask and, where whole films are made, lung; rng: varies place, side and grey, None cuts the middle."""
+    """Cut film, mask and, for whole films, lung.  rng: varies place, side and grey; None cuts the middle."""
     start = [0, 0]
     if window.start is not None:
         for axis in (0, 1):
@@ -137,7 +138,7 @@ def cut_square(window: NoduleWindow, size: int, rng: np.random.Generator | None)
 
 
 def cut_nodules(source: FilmSource) -> tuple[str, np.ndarray] | None:
-    """Read a film and cut the square around its nodules, with the patient's name; None for a film without nodules."""
+    """Read a film and cut the square around its nodules, with the patient's name; None without nodules."""
     film = read_source(source)
     return (film.group, cut_around(film.film_HW, film.mask_HW)) if film.has_nodule else None
 

@@ -1,4 +1,4 @@
-"""What is read and written for a SYNTHETIC film in a process of its own, which must not wait for torch to load."""
+"""Read and write films for nodule generation in child processes, which must not wait for torch to load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chess_cxr.tasks.nodules.masks import read_request_mask
 def read_film_and_masks(
     location: Path, mask: Path | None, lung: Path | None
 ) -> tuple[DecodedFilm, np.ndarray | None, np.ndarray | None]:
-    """Read a film, the mask of its nodules and that of its lungs, bool [H, W]; masks that are None stay None."""
+    """Read a film and the masks of its nodules and lungs, bool [H, W]; a mask of None stays None."""
     film = decode_film(location)
     shape = (film.pixels.shape[0], film.pixels.shape[1])
     mask_HW = None if mask is None else read_request_mask(mask, shape)
@@ -28,5 +28,5 @@ def read_film_and_masks(
 
 
 def write_synthetic_film(location: Path, change_HW: np.ndarray, out: Path, model: str, seed: int) -> Path:
-    """Write one film with `change_HW` added, see `write_derived_film`; it says that it is SYNTHETIC."""
+    """Write a film with `change_HW` added (see `write_derived_film`) and declared SYNTHETIC."""
     return write_derived_film(location, change_HW, out, kind="synthetic nodule", model=model, seed=seed)
