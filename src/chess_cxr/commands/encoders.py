@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from chess_cxr.arguments import Device, EncoderName, StorePath, check_device_name, print_result, refuse_existing
-from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.encoders.names import check_encoder_name, locate_encoder
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
@@ -58,19 +58,20 @@ def import_weights(file: Positional[Path], out: Path) -> None:
     print(import_chess(file, out))
 
 
-def show_weights(encoder: Positional[Path]) -> None:
+def show_weights(encoder: EncoderName) -> None:
     """Print the description of an encoder folder as JSON.
 
     Example: chess-cxr weights show encoders/chess
 
     Args:
-        encoder: an encoder folder.
+        encoder: an encoder folder, or the name of a published encoder on this machine.
     """
-    if not encoder.is_dir():
+    folder = Path(locate_encoder(encoder))
+    if not folder.is_dir():
         raise UsageError(f"there is no folder {encoder}")
     from chess_cxr.encoders.folder import show_encoder
 
-    print_result(show_encoder(encoder), True)
+    print_result(show_encoder(folder), True)
 
 
 def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "auto", quiet: bool = False) -> None:

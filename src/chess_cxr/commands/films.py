@@ -19,6 +19,7 @@ from chess_cxr.arguments import (
     print_result,
     refuse_existing,
 )
+from chess_cxr.encoders.names import locate_encoder
 from chess_cxr.ingest.quality_options import QualityOptions
 from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, FilmListing, UsageError
@@ -228,7 +229,7 @@ def audit(
 
     Args:
         stores: stores to compare with each other and within themselves.
-        training_list: encoder folders, or files with hashed uids, hashed patients or pixel hashes.
+        training_list: encoder folders, published encoders, or files with hashed uids, hashed patients or pixel hashes.
         out: folder for pairs.csv, patients.csv, lists.csv and report.html, which shows the pairs side by side.
         thorough: search for any rotation, crop and scale even among more than 2,000 films, which takes long.
         duplicate_similarity: least similarity of fine detail for two films to be one exposure.
@@ -243,12 +244,13 @@ def audit(
     if doubled := [store for store, place in zip(stores, real, strict=True) if real.count(place) > 1]:
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
+    lists = [Path(locate_encoder(place)) for place in training_list]
     from chess_cxr.audit.audit import AuditOptions, audit_stores
     from chess_cxr.audit.page import write_audit
 
     options = AuditOptions(duplicate_similarity=duplicate_similarity, thorough=thorough or None)
     with StageBars(quiet) as bars:
-        result = audit_stores(opened, training_list, options, bars.show)
+        result = audit_stores(opened, lists, options, bars.show)
     print_result(result.as_json() if json else result.as_text(), json)
     if out:
         page = write_audit(result, out)
