@@ -7,7 +7,15 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from chess_cxr.arguments import Device, EncoderName, StorePath, check_device_name, print_result, refuse_existing
+from chess_cxr.arguments import (
+    Device,
+    EncoderName,
+    StorePath,
+    check_device_name,
+    print_result,
+    read_text,
+    refuse_existing,
+)
 from chess_cxr.encoders.names import check_encoder_name, locate_encoder
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
@@ -72,6 +80,45 @@ def show_weights(encoder: EncoderName) -> None:
     from chess_cxr.encoders.folder import show_encoder
 
     print_result(show_encoder(folder), True)
+
+
+def write_weights_card(encoder: Positional[Path], evaluation: tuple[Path, ...], limits: Path | None = None) -> None:
+    """Rewrite the model card of an encoder folder with tables of its evaluation.
+
+    The rest of the card comes from the folder's config.json.
+
+    Example: chess-cxr weights card encoders/first --evaluation result/card_section.md --limits limits.md
+
+    Args:
+        encoder: an encoder folder.
+        evaluation: Markdown files, such as card_section.md of a benchmark or what runs/judge_table.py prints.
+        limits: a Markdown file: what this encoder is known to do badly.
+    """
+    if not encoder.is_dir():
+        raise UsageError(f"there is no folder {encoder}")
+    texts = [read_text(file).strip() for file in evaluation]
+    known = read_text(limits) if limits else ""
+    from chess_cxr.encoders.folder import write_card
+
+    print(write_card(encoder, "\n\n".join(texts), known))
+
+
+def write_weights_onnx(encoder: EncoderName, out: Path) -> None:
+    """Write an encoder as an ONNX file, checked with ONNX Runtime.
+
+    Needs chess-cxr[onnx].  The input is what the pixel contract makes of films; the file's metadata hold the contract.
+
+    Example: chess-cxr weights onnx encoders/first --out first.onnx
+
+    Args:
+        encoder: an encoder folder, or a name such as imagenet:tf_efficientnet_lite0.
+        out: the file to write.
+    """
+    refuse_existing(out)
+    check_encoder_name(encoder)
+    from chess_cxr.encoders.onnx import write_onnx
+
+    print(write_onnx(encoder, out))
 
 
 def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "auto", quiet: bool = False) -> None:
