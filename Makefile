@@ -34,14 +34,14 @@ docs-blocks: $(VENV)/.installed
 
 wheel: $(BIN)/python
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . packages/chess-cxr-weights
 
-# Install the wheel where nothing else is, and let it show what it can do.
+# Install the wheels where nothing else is, and let them show what they can do.
 wheel-check: wheel
 	rm -rf build/wheel-check
 	$(PYTHON) -m venv build/wheel-check/venv
 	build/wheel-check/venv/bin/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) dist/*.whl
-	cd build/wheel-check && venv/bin/chess-cxr doctor && venv/bin/chess-cxr demo --quick
+	cd build/wheel-check && venv/bin/chess-cxr doctor cxr-small && venv/bin/chess-cxr demo --quick
 	rm -rf build/wheel-check
 
 $(BIN)/python:

@@ -1,6 +1,6 @@
 """Does a nodule classifier do better on bone-suppressed films?  Real JSRT squares, cross-validated by patient.
 
-Run: python runs/bone_downstream.py docs/proof/encoder PAIRS JSRT OUT
+Run: python runs/bone_downstream.py weights/cxr-small PAIRS JSRT OUT
 The bone network learns from 100 phantoms (SYNTHETIC) and all real pairs, 7 or more of which are JSRT films; no nodule
 label is used for that.
 """

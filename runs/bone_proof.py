@@ -1,7 +1,7 @@
 """Compare perceptual networks for bone suppression: on phantoms (SYNTHETIC), and on real pairs by cross-validation.
 
-Run: python runs/bone_proof.py phantom docs/proof/encoder OUT
-     python runs/bone_proof.py real docs/proof/encoder OUT --pairs FOLDER [--steps 600 --data "phantom + real"]
+Run: python runs/bone_proof.py phantom weights/cxr-small OUT
+     python runs/bone_proof.py real weights/cxr-small OUT --pairs FOLDER [--steps 600 --data "phantom + real"]
 Each run's scores are kept in OUT, one row a film; the same command goes on where it was stopped.
 """
 

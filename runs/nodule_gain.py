@@ -1,6 +1,6 @@
 """Do made nodules help a nodule classifier?  Real JSRT squares of patients left out, three folds.
 
-Run: python runs/nodule_gain.py docs/proof/encoder JSRT CT_NODULES OUT
+Run: python runs/nodule_gain.py weights/cxr-small JSRT CT_NODULES OUT
 For each fold a generator learns from its training patients alone; made nodules go into their films, never into others'.
 """
 

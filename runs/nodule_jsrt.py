@@ -1,6 +1,6 @@
 """Compare perceptual networks for painting nodules into real JSRT films of patients left out, three folds.
 
-Run: python runs/nodule_jsrt.py docs/proof/encoder JSRT CT_NODULES OUT [--steps 500] [--recipes 0 1 2 3 4 5]
+Run: python runs/nodule_jsrt.py weights/cxr-small JSRT CT_NODULES OUT [--steps 500] [--recipes 0 1 2 3 4 5]
 A generator for each fold (seed: the fold's number) learns from its training patients; made nodules lie in films of the
 others and are judged against the others' real nodules.  The same command goes on where it was stopped.
 """

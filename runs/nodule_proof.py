@@ -1,6 +1,6 @@
 """Compare perceptual networks for nodule generation: whole phantom films (SYNTHETIC) of 64 pixels.
 
-Run: python runs/nodule_proof.py docs/proof/encoder OUT [--seeds 0 1 2] [--recipes 0 1 2 3] [--steps 500]
+Run: python runs/nodule_proof.py weights/cxr-small OUT [--seeds 0 1 2] [--recipes 0 1 2 3] [--steps 500]
 Each run's distances are kept in OUT, one row a judge; the same command goes on where it was stopped.
 """
 

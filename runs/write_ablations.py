@@ -3,7 +3,7 @@
 usage: python runs/write_ablations.py   (writes runs/configs/*.json; train each with chess-cxr pretrain --config)
 
 Ablations are of 700 steps.  Those called quality_* last 20 minutes on one thread of a 2-core machine, for
-benchmarks/time_to_quality.py; continued_* begin with docs/proof/encoder, for its first minutes.
+benchmarks/time_to_quality.py; continued_* begin with weights/cxr-small, for its first minutes.
 """
 
 import json
@@ -59,7 +59,7 @@ def build_quality_trials() -> list[PretrainConfig]:
 
 def build_continued() -> list[PretrainConfig]:
     """Return a run that continues as `continue_from` has it, and one whose trunk moves from the first step on."""
-    gentle = continue_from(cpu_small(), "docs/proof/encoder")
+    gentle = continue_from(cpu_small(), "weights/cxr-small")
     at_once = replace(gentle, training=replace(gentle.training, frozen_steps=0, warmup=0.0))
     return [replace(gentle, preset="continued_gently"), replace(at_once, preset="continued_at_once")]
 

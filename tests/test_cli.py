@@ -116,7 +116,7 @@ def test_the_example_of_every_command_is_understood(name: str) -> None:
     [
         ("", "name a command; chess-cxr --help lists them"),
         ("train", "no command 'train'"),
-        ("weights", "there are weights import, weights show"),
+        ("weights", "there are weights import, weights show, weights card, weights onnx"),
         ("ingest films", "name the store to write with --out, such as --out films.lance"),
         ("ingest --out a.lance", "no source folder is given"),
         ("ingest films --out a --colour red", "--colour"),
@@ -131,6 +131,9 @@ def test_the_example_of_every_command_is_understood(name: str) -> None:
         ("export nowhere --out a", "nowhere is not a run"),
         ("weights import nowhere --out a", "nowhere is not a file"),
         ("weights show nowhere", "no folder nowhere"),
+        ("weights card nowhere --evaluation a.md", "no folder nowhere"),
+        ("weights card . --evaluation nowhere.md", "cannot read nowhere.md"),
+        ("weights onnx nowhere --out a", "no encoder folder nowhere"),
         ("pretrain nowhere --out a", "nowhere is not a store"),
     ],
 )
@@ -152,6 +155,7 @@ def test_wrong_use_ends_a_process_as_it_does_here(tmp_path: Path) -> None:
         "ingest films --out there",
         "export run --out there",
         "weights import file --out there",
+        "weights onnx random:test_resnet@32 --out there",
         "embed pixels:4 store --out there",
         "evaluate store --encoders pixels:4 --out there",
         "finetune classify pixels:4 store --out there",

@@ -34,6 +34,7 @@ NAMES = [
     "finetune_nodules",
     "import_chess",
     "ingest_films",
+    "load_as_xrv",
     "load_bone_suppressor",
     "load_classifier",
     "load_encoder",
@@ -43,6 +44,7 @@ NAMES = [
     "pretrain",
     "read_folder",
     "write_audit",
+    "write_onnx",
     "write_phantom_films",
     "write_run_page",
 ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chess_cxr.decode.film import decode_film
     from chess_cxr.encoders.embed import embed
     from chess_cxr.encoders.load import import_chess, load_encoder
+    from chess_cxr.encoders.onnx import write_onnx
     from chess_cxr.ingest.options import IngestOptions
     from chess_cxr.ingest.pipeline import ingest_films
     from chess_cxr.pretraining.export import export
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from chess_cxr.tasks.classify.config import FinetuneConfig
     from chess_cxr.tasks.classify.model import load_classifier
     from chess_cxr.tasks.classify.train import finetune_classifier
+    from chess_cxr.tasks.classify.xrv import load_as_xrv
     from chess_cxr.tasks.nodules.config import NodulesConfig
     from chess_cxr.tasks.nodules.model import load_nodule_generator
     from chess_cxr.tasks.nodules.train import finetune_nodules
@@ -64,6 +66,7 @@ __all__ = [
     "finetune_nodules",
     "import_chess",
     "ingest_films",
+    "load_as_xrv",
     "load_bone_suppressor",
     "load_classifier",
     "load_encoder",
@@ -73,6 +76,7 @@ __all__ = [
     "pretrain",
     "read_folder",
     "write_audit",
+    "write_onnx",
     "write_phantom_films",
     "write_run_page",
 ]
@@ -99,6 +103,7 @@ _HOMES = {
     "finetune_nodules": "tasks.nodules.train",
     "import_chess": "encoders.load",
     "ingest_films": "ingest.pipeline",
+    "load_as_xrv": "tasks.classify.xrv",
     "load_bone_suppressor": "tasks.bones.model",
     "load_classifier": "tasks.classify.model",
     "load_encoder": "encoders.load",
@@ -108,6 +113,7 @@ _HOMES = {
     "pretrain": "pretraining.pretrain",
     "read_folder": "sources.folder",
     "write_audit": "audit.page",
+    "write_onnx": "encoders.onnx",
     "write_phantom_films": "sources.phantom.film",
     "write_run_page": "pretraining.page",
 }

@@ -126,6 +126,15 @@ def refuse_existing(out: Path) -> None:
         raise UsageError(f"{out} exists already; choose another --out or remove it")
 
 
+def read_text(file: Path) -> str:
+    """Read a text file that the user named; raises UsageError if that is impossible."""
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise UsageError(f"cannot read {file}: {reason}") from None
+
+
 def print_result(result: Any, as_json: bool) -> None:
     """Print a result on stdout, as text or as JSON."""
     print(json_text.dumps(result, indent=1, default=str) if as_json else result)

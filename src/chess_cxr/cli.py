@@ -20,7 +20,14 @@ import tyro
 
 from chess_cxr.commands.compare import benchmark, evaluate
 from chess_cxr.commands.demo import demo, doctor
-from chess_cxr.commands.encoders import embed, export, import_weights, show_weights
+from chess_cxr.commands.encoders import (
+    embed,
+    export,
+    import_weights,
+    show_weights,
+    write_weights_card,
+    write_weights_onnx,
+)
 from chess_cxr.commands.films import audit, deidentify, ingest
 from chess_cxr.commands.generate import generate
 from chess_cxr.commands.predict import predict
@@ -44,6 +51,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "weights import": import_weights,
     "weights show": show_weights,
+    "weights card": write_weights_card,
+    "weights onnx": write_weights_onnx,
     "embed": embed,
     "evaluate": evaluate,
     "benchmark": benchmark,

@@ -1,5 +1,6 @@
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from chess_cxr.encoders.card import render_card
 from chess_cxr.encoders.contract import PixelContract
@@ -120,10 +122,12 @@ def test_training_data_and_procedure_are_told() -> None:
     card = render_card(describe())
     data, procedure = read_section(card, "Training data"), read_section(card, "Training procedure")
     assert "no licence is stated for three of them" in data
-    assert data.count("5,960") == 3
+    assert data.count("5,960") == 3 and "training_uids.txt" in data and "never score it" in data
     assert "MoCo v2" in procedure
     assert "12,500" in procedure
     assert "2025-01-31" in procedure
+    timed = render_card(describe(training={"seconds": 3719.6, "machine": "cpu, 1 thread"}))
+    assert "| seconds | 3,720 on cpu, 1 thread |" in read_section(timed, "Training procedure")
     configuration = re.search(r"```json\n(.*?)\n```", procedure, re.DOTALL)
     assert configuration and json.loads(configuration[1]) == {"batch": 256, "lr": 0.03}
 
@@ -132,8 +136,8 @@ def test_what_is_unknown_is_called_not_stated_and_never_zero() -> None:
     unknown = {"images": 0, "steps": 0, "method": "", "date": "", "config": {}}
     card = render_card(describe(training=unknown, training_uids=0))
     data, procedure = read_section(card, "Training data"), read_section(card, "Training procedure")
-    assert data.count("not stated") == 2
-    assert procedure.count("not stated") == 3
+    assert data.count("not stated") == 2 and "overlap with test films cannot be checked" in data
+    assert procedure.count("not stated") == 4
     assert "| 0 |" not in card
     assert "Configuration" not in card
 
@@ -143,7 +147,7 @@ def test_a_bar_or_line_break_in_a_value_does_not_break_its_table() -> None:
         render_card(describe(training={"method": "MoCo | v2\n| steps | 9 |"})), "Training procedure"
     )
     rows = [line for line in procedure.splitlines() if line.startswith("|")]
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert r"| method | MoCo \| v2 \| steps \| 9 \| |" in rows
 
 
@@ -155,6 +159,20 @@ def test_the_evaluation_is_shown_as_given_or_said_to_be_missing() -> None:
     assert "None is recorded" not in section
 
 
+def test_the_known_limits_of_an_encoder_are_told() -> None:
+    limits = read_section(
+        render_card(describe(), limits="Films of adults: no better than pixels."), "Intended use and limits"
+    )
+    assert "Films of adults: no better than pixels." in limits and "For research" in limits
+
+
+def test_the_card_says_what_the_image_processor_of_transformers_cannot_express() -> None:
+    how = read_section(render_card(describe()), "How to load it")
+    assert "Polarity: hand over films with air dark and bone bright" in how and "percentiles 0.0 and 99.0" in how
+    how = read_section(render_card(describe(contract={"percentiles": None, "fit": "pad"})), "How to load it")
+    assert "percentiles" not in how and "margins get the mean grey" in how
+
+
 def test_text_that_looks_like_a_template_stays_text() -> None:
     card = render_card(describe(training={"data": "{{ 7 * 7 }} {% raw %}"}), "{{ config }}")
     assert "{{ 7 * 7 }} {% raw %}" in card
@@ -163,9 +181,9 @@ def test_text_that_looks_like_a_template_stays_text() -> None:
 
 def test_the_card_says_it_is_for_research_and_cites_chess() -> None:
     card = render_card(describe())
-    limits = read_section(card, "Intended use and limits")
-    assert "research" in limits
-    assert "not a medical device" in limits
+    assert "For research" in read_section(card, "Intended use and limits")
+    never = read_section(card, "What it must not be used for")
+    assert "not a medical device" in never and "diagnose" in never and "identify people" in never
     citation = read_section(card, "Citation")
     assert "10.1007/s10278-023-00782-4" in citation
     assert citation.count("{") == citation.count("}")
@@ -177,8 +195,11 @@ def test_the_loading_examples_in_the_card_run_as_printed(tmp_path: Path) -> None
     contract = PixelContract(64, (0.5,), (0.2,))
     write_encoder(tmp_path / "encoder", state, "regnetx_002", contract, "MIT", TrainingSummary("None."))
     examples = re.findall(r"```python\n(.*?)```", (tmp_path / "encoder" / "README.md").read_text(), re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 4
     known: dict[str, Any] = {"pixels": torch.zeros(2, 1, 64, 64), "films": [np.zeros((70, 60))] * 2}
+    known |= {"pictures": [Image.new("L", (70, 60))] * 2, "xrv_films": torch.zeros(2, 1, 70, 60)}
     for example in examples:
-        exec(example.replace("path/to/this/folder", str(tmp_path / "encoder")), known)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of transformers
+            exec(example.replace("path/to/this/folder", str(tmp_path / "encoder")), known)
         assert tuple(known.pop("features").shape) == (2, 368)

@@ -252,7 +252,10 @@ def test_everything_said_at_writing_is_known_at_loading(tmp_path: Path) -> None:
 
 def test_the_folder_holds_no_pickle_and_everybody_may_read_it(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "model.safetensors", "golden.safetensors", "training_uids.txt", "README.md"}
+    assert names == {
+        "config.json", "model.safetensors", "golden.safetensors", "training_uids.txt", "README.md",
+        "preprocessor_config.json",
+    }  # fmt: skip
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert (folder / "training_uids.txt").read_text() == "".join(f"{uid}\n" for uid in sorted(UIDS))
 
@@ -260,6 +263,17 @@ def test_the_folder_holds_no_pickle_and_everybody_may_read_it(folder: Path) -> N
 def test_the_recorded_sums_are_those_of_the_files(folder: Path) -> None:
     for name, recorded in show_encoder(folder)["sha256"].items():
         assert recorded == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def test_a_folder_of_the_first_version_says_nothing_of_seconds_and_loads(copied: Path) -> None:
+    def forget(config: dict[str, Any]) -> None:
+        del config["chess_cxr"]["training"]["seconds"], config["chess_cxr"]["training"]["machine"]
+
+    (copied / "preprocessor_config.json").unlink()
+    change_config(copied, forget)
+    encoder = load_encoder(copied)
+    assert (encoder.training.seconds, encoder.training.machine, encoder.training.images) == (0.0, "", 120)
+    assert "| seconds | not stated |" in write_card(copied, "").read_text()
 
 
 def test_showing_an_encoder_gives_plain_json(folder: Path) -> None:
@@ -596,7 +610,7 @@ def test_the_evaluation_can_be_added_to_the_card_later(copied: Path) -> None:
     assert card == copied / "README.md"
     assert "Mean AUROC 0.81 on 519 films." in card.read_text()
     assert (copied / "config.json").read_bytes() == before
-    assert len(list(copied.iterdir())) == 5
+    assert len(list(copied.iterdir())) == 6
     assert load_encoder(copied).licence == "CC-BY-4.0"
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from chess_cxr.encoders.names import EXAMPLES
+from chess_cxr.encoders.names import EXAMPLES, locate_encoder
 from chess_cxr.files.locations import is_url
 from chess_cxr.records import UsageError
 
@@ -171,12 +171,14 @@ def check_suite(suite: Suite, place: str) -> Suite:
     return suite
 
 
-def locate_encoder(spec: str, folder: Path) -> str:
+def anchor_encoder(spec: str, folder: Path) -> str:
     """Return the spec with its paths, if any, made absolute; they are meant relative to `folder`."""
     kind, found, rest = spec.partition(":")
     if kind == "chess" and found:
         return f"chess:{folder / rest}"
-    return spec if not spec or spec in RELATIVE or (found and kind in EXAMPLES) else str(folder / spec)
+    named = not spec or spec in RELATIVE or (found and kind in EXAMPLES)
+    published = not (folder / spec).exists() and locate_encoder(spec) != spec
+    return spec if named or published else str(folder / spec)
 
 
 def _find_problem(suite: Suite) -> str:
@@ -223,5 +225,5 @@ def _anchor(suite: Suite, folder: Path) -> Suite:
         name: task if is_url(task.store) else replace(task, store=str(here / task.store))
         for name, task in suite.tasks.items()
     }
-    encoders = {name: locate_encoder(spec, here) for name, spec in suite.encoders.items()}
+    encoders = {name: anchor_encoder(spec, here) for name, spec in suite.encoders.items()}
     return replace(suite, encoders=encoders, tasks=tasks)

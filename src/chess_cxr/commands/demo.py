@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from chess_cxr.arguments import Examined, print_result
+from chess_cxr.encoders.names import locate_encoder
 from chess_cxr.records import ChessError
 
 
@@ -40,7 +41,7 @@ def doctor(paths: Examined = (), out: Path = Path(), json: bool = False) -> None
     Example: chess-cxr doctor films.lance encoders/first
 
     Args:
-        paths: stores, encoder folders, model folders and run folders to check.
+        paths: stores, encoder folders, published encoders, model folders and run folders to check.
         out: a folder on the disk where results will be written.
         json: print everything as JSON.
     """
@@ -48,7 +49,8 @@ def doctor(paths: Examined = (), out: Path = Path(), json: bool = False) -> None
     from chess_cxr.doctor.child import examine
     from chess_cxr.doctor.render import render
 
-    found, kept = itertools.tee(examine(Request(paths, out)))
+    places = tuple(locate_encoder(path) for path in paths)
+    found, kept = itertools.tee(examine(Request(places, out)))
     for line in () if json else render(found, sys.stdout.encoding or "utf-8"):
         print(line, flush=True)
     checks = list(kept)

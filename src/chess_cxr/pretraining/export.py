@@ -12,8 +12,10 @@ from torch import Tensor
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import TrainingSummary
 from chess_cxr.encoders.folder import write_encoder
+from chess_cxr.files.whole import read_json
 from chess_cxr.methods import METHOD_TITLES
 from chess_cxr.pretraining.presets import read_pretrain_config
+from chess_cxr.pretraining.runs import read_lines
 from chess_cxr.records import UsageError
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
 from chess_cxr.training.run import read_run_config
@@ -56,10 +58,29 @@ def export(
         date=datetime.date.today().isoformat(),
         # do not publish this machine's paths
         config=described | {"begin_from": Path(config.begin_from).name},
+        seconds=sum_seconds(run, config.training.batch, step),
+        machine=_name_machine(run),
     )
     return write_encoder(
         Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads
     )
+
+
+def sum_seconds(run: Path, batch: int, step: int) -> float:
+    """Return the seconds that a run's steps up to this one took, probes left out; 0 if its log does not say."""
+    seconds, before = 0.0, 0.0
+    for values in read_lines(run / "metrics.jsonl"):
+        if values["step"] <= step and values.get("images_per_second"):
+            seconds += batch * (values["step"] - before) / values["images_per_second"]
+            before = values["step"]
+    return round(seconds, 1)
+
+
+def _name_machine(run: Path) -> str:
+    """Return the device and threads of a run, as in "cpu, 1 thread"; "" if unknown."""
+    facts = read_json(run / "environment.json")
+    threads = facts.get("threads", 0)
+    return f"{facts['device']}, {threads} thread{'' if threads == 1 else 's'}" if "device" in facts else ""
 
 
 def _split_method(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:

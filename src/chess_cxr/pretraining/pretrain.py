@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chess_cxr.encoders.encoder import build_grey_network, compute_state_sha256
 from chess_cxr.encoders.folder import read_heads
 from chess_cxr.encoders.load import load_encoder
+from chess_cxr.encoders.names import locate_encoder
 from chess_cxr.methods import build_method
 from chess_cxr.methods.batch import ViewBatch, take_views
 from chess_cxr.methods.guides import Guide, Guided
@@ -127,7 +128,8 @@ def take_heads(method: Any, config: PretrainConfig) -> None:
 
     Raises `UsageError` if they have other sizes.
     """
-    name, tensors = read_heads(Path(config.begin_from)) if Path(config.begin_from).is_dir() else ("", {})
+    folder = Path(locate_encoder(config.begin_from))
+    name, tensors = read_heads(folder) if folder.is_dir() else ("", {})
     if name != config.method.name:
         return
     state = {key: tensor for key, tensor in method.state_dict().items() if key.partition(".")[0] in HEADS}
@@ -152,7 +154,8 @@ def continue_from(config: PretrainConfig, encoder: str) -> PretrainConfig:
     """
     loaded = load_encoder(encoder)
     _, mean, std = build_grey_network(loaded)
-    has_heads = Path(encoder).is_dir() and read_heads(Path(encoder))[0] == config.method.name
+    folder = Path(locate_encoder(encoder))
+    has_heads = folder.is_dir() and read_heads(folder)[0] == config.method.name
     frozen = config.training.frozen_steps or (0 if has_heads else max(1, config.training.steps // 20))
     return replace(
         config,
