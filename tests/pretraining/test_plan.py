@@ -120,12 +120,13 @@ def test_the_run_of_the_paper_on_eight_gpus_adds_up() -> None:
     json.dumps(made.as_dict())
 
 
-def test_more_gpus_are_faster_and_send_more() -> None:
+def test_more_gpus_are_faster_and_send_more_gradients() -> None:
     config = choose_half_resnet18()
     one, eight, many = (plan(config, 10**6, gpus, network_gbit=3200) for gpus in ("H100", "8xH100", "4x8xH100"))
     assert one.step_seconds > eight.step_seconds > many.step_seconds
     assert one.gradient_bytes == one.gathered_bytes == one.traffic_seconds == 0
-    assert many.gradient_bytes + many.gathered_bytes > eight.gradient_bytes + eight.gathered_bytes > 0
+    assert many.gradient_bytes > eight.gradient_bytes > 0
+    assert eight.gathered_bytes > many.gathered_bytes > 0  # views stay within the node, and each rank has fewer
 
 
 def test_ranks_with_as_few_films_as_there_are_norm_groups_can_be_planned() -> None:
@@ -137,7 +138,7 @@ def test_a_slow_network_makes_more_gpus_no_faster() -> None:
     config = choose_half_resnet18()
     fast, slow = (plan(config, 10**6, "4x8xH100", network_gbit=gbit) for gbit in (100, 10))
     assert slow.traffic_seconds > 5 * fast.traffic_seconds
-    assert fast.step_seconds > plan(config, 10**6, "8xH100").step_seconds
+    assert slow.step_seconds > plan(config, 10**6, "8xH100").step_seconds
 
 
 def test_what_ranks_send_is_that_of_rings_written_out() -> None:
