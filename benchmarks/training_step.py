@@ -1,8 +1,10 @@
 """One optimisation step: ours against lightly's MoCo example, on the same images and threads.
 
 usage: OMP_NUM_THREADS=1 python benchmarks/training_step.py [--rounds 7] [--batch 128] [SETTING …] [--precision P …]
+       python benchmarks/training_step.py --device cuda [--batch 256] [--steps 50] [resnet50@224/8 …]
 
-A setting is NETWORK@SIZE/GROUPS, P is float32 or bfloat16; lightly's side is always float32.  Needs `pip install
+A setting is NETWORK@SIZE/GROUPS, P is float32 or bfloat16; on the CPU lightly's side is always float32, as its example
+is, and on a GPU both sides use P and channels_last.  Times end when the device has finished.  Needs `pip install
 lightly`.  Each side is a process of its own that builds its networks, gets the same random images and waits while the
 other works; they take turns, and who goes first changes with every round.  Prints the medians of the rounds in images a
 second of wall time and of CPU time (the fairer one on a busy machine), the ratios of the rounds, and what share of the
@@ -27,10 +29,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from chess_cxr.device import choose_device
 from chess_cxr.methods.moco import MoCo, MoCoConfig
+from chess_cxr.records import UsageError
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 from chess_cxr.training.precision import Precision
-from chess_cxr.training.speed import count_flops, measure_gemm_peak
+from chess_cxr.training.speed import count_flops, measure_gemm_peak, wait_for
 
 SETTINGS = ("regnetx_002@64/1", "regnetx_002@64/4", "resnet18@64/1")
 QUEUE, RATE, KEPT, TEMPERATURE = 4096, 0.06, 0.99, 0.5
@@ -48,21 +52,22 @@ def draw_images(batch: int, size: int) -> Tensor:
     return torch.randn(2, batch, 1, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def build_our_step(setting: str, batch: int, precision: Precision) -> Step:
+def build_our_step(setting: str, batch: int, precision: Precision, device: torch.device) -> Step:
     network, size, groups = parse_setting(setting)
     chosen = MoCoConfig(
         architecture=network, queue=QUEUE, key_momentum=KEPT, temperature=TEMPERATURE, norm_groups=groups
     )
-    method = MoCo(chosen)
+    method = MoCo(chosen).to(device)
     method.to(memory_format=torch.channels_last)
     config = TrainingConfig(
         steps=10**9, batch=batch, learning_rate=RATE, momentum=0.0, weight_decay=0.0, precision=precision
     )
-    steps = train(method, itertools.repeat(draw_images(batch, size)), build_optimizers(method, config), config)
+    images = draw_images(batch, size).to(device)
+    steps = train(method, itertools.repeat(images), build_optimizers(method, config), config)
     return lambda: next(steps)
 
 
-def build_lightly_step(setting: str, batch: int) -> Step:
+def build_lightly_step(setting: str, batch: int, precision: Precision, device: torch.device) -> Step:
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -74,18 +79,22 @@ def build_lightly_step(setting: str, batch: int) -> Step:
     slow_backbone, slow_head = copy.deepcopy(backbone), copy.deepcopy(head)
     deactivate_requires_grad(slow_backbone)
     deactivate_requires_grad(slow_head)
-    everything = nn.ModuleList([backbone, head, slow_backbone, slow_head])
-    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(QUEUE, 128))
+    everything = nn.ModuleList([backbone, head, slow_backbone, slow_head]).to(device)
+    if device.type == "cuda":
+        everything.to(memory_format=torch.channels_last)
+    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(QUEUE, 128)).to(device)
     optimizer = torch.optim.SGD(everything.parameters(), lr=RATE)
-    query_images, key_images = draw_images(batch, size)
-    total = torch.zeros(())
+    query_images, key_images = draw_images(batch, size).to(device)
+    total = torch.zeros((), device=device)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
     def step() -> None:
         update_momentum(backbone, slow_backbone, m=KEPT)
         update_momentum(head, slow_head, m=KEPT)
-        query = head(backbone(query_images).flatten(start_dim=1))
-        key = slow_head(slow_backbone(key_images).flatten(start_dim=1)).detach()
-        loss = criterion(query, key)
+        with half:
+            query = head(backbone(query_images).flatten(start_dim=1))
+            key = slow_head(slow_backbone(key_images).flatten(start_dim=1)).detach()
+        loss = criterion(query.float(), key.float())
         total.add_(loss.detach())
         loss.backward()
         optimizer.step()
@@ -94,30 +103,34 @@ def build_lightly_step(setting: str, batch: int) -> Step:
     return step
 
 
-def run_side(side: str, setting: str, batch: int, precision: str) -> None:
-    """Answer every line of stdin: a number n with the seconds of n steps, "peak" with the machine's GEMM peak."""
+def run_side(side: str, setting: str, batch: int, precision: Precision, device: torch.device) -> None:
+    """Answer every line of stdin: a number n with the seconds of n steps, "peak" with the device's GEMM peak."""
     torch.manual_seed(0)
-    step = build_lightly_step(setting, batch) if side == "lightly" else build_our_step(setting, batch, precision)
+    build = build_lightly_step if side == "lightly" else build_our_step
+    step = build(setting, batch, precision, device)
     with count_flops() as get_flops:
         step()
     step()
     print(json.dumps({"gflop": get_flops() / 1e9}), flush=True)
     for line in sys.stdin:
         if line.strip() == "peak":
-            print(json.dumps({"peak": measure_gemm_peak(torch.device("cpu"))}), flush=True)
+            print(json.dumps({"peak": measure_gemm_peak(device)}), flush=True)
             continue
+        wait_for(device)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             step()
+        wait_for(device)
         print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}), flush=True)
 
 
 class Side:
     """One process that takes turns."""
 
-    def __init__(self, side: str, setting: str, batch: int, precision: str) -> None:
+    def __init__(self, side: str, setting: str, batch: int, precision: str, device: torch.device) -> None:
         self.name = f"{side} {precision}"
         command = [sys.executable, __file__, setting, "--side", side, "--batch", str(batch), "--precision", precision]
+        command += ["--device", str(device)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.gflop = self.read()["gflop"]
         self.rounds: list[dict[str, float]] = []
@@ -142,15 +155,16 @@ class Side:
         self.process.wait()
 
 
-def compare(setting: str, precision: str, batch: int, rounds: int, steps: int) -> None:
+def compare(setting: str, precision: str, batch: int, rounds: int, steps: int, device: torch.device) -> None:
     """Let both sides take turns and print what came out."""
-    sides = [Side("ours", setting, batch, precision), Side("lightly", setting, batch, "float32")]
+    theirs = precision if device.type == "cuda" else "float32"
+    sides = [Side("ours", setting, batch, precision, device), Side("lightly", setting, batch, theirs, device)]
     peaks = []
     for number in range(rounds):
         peaks.append(sides[0].ask("peak")["peak"])
         for side in sides if number % 2 == 0 else sides[::-1]:
             side.rounds.append(side.ask(str(steps)))
-    print(f"\n{setting}, batch {batch}: {rounds} rounds of {steps} steps, {torch.get_num_threads()} threads")
+    print(f"\n{setting}, batch {batch}: {rounds} rounds of {steps} steps, {tell_machine(device)}")
     print(f"GEMM peak float32, median of the rounds: {statistics.median(peaks):.0f} GFLOP/s")
     images = batch * steps
     for side in sides:
@@ -168,6 +182,11 @@ def compare(setting: str, precision: str, batch: int, rounds: int, steps: int) -
         print(f"ratio by {clock:4s}  {statistics.median(ratios):5.2f} x   ({ratios[0]:.2f} … {ratios[-1]:.2f})")
 
 
+def tell_machine(device: torch.device) -> str:
+    """Name the GPU, or the number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", default=SETTINGS)
@@ -175,13 +194,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--precision", nargs="*", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--side", choices=["ours", "lightly"], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    try:
+        device = choose_device(chosen.device)
+    except UsageError as error:
+        raise SystemExit(str(error)) from None
     if chosen.side:
-        run_side(chosen.side, chosen.settings[0], chosen.batch, chosen.precision[0])
+        run_side(chosen.side, chosen.settings[0], chosen.batch, chosen.precision[0], device)
         return
     for setting, precision in itertools.product(chosen.settings, chosen.precision):
-        compare(setting, precision, chosen.batch, chosen.rounds, chosen.steps)
+        compare(setting, precision, chosen.batch, chosen.rounds, chosen.steps, device)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def finetune_toy(
         lambda first_step, rank: read_task_batches(
             list(picture_NHW), lambda chosen, _: torch.from_numpy(np.stack(chosen)), training, first_step, rank
         ),
-        lambda log, rank: RunWatch(log, method, training, lambda _step: {}),
+        lambda log, rank: RunWatch(log, training, lambda _step: {}),
     )
     train_in_folder(out / "run", method, training, inputs, {"task": "toy", "toy": describe(config)})
     result = {"weight": float(method.weight), "pictures": len(picture_NHW)}

@@ -17,7 +17,7 @@ from chess_cxr.tasks.classify.model import load_classifier
 from chess_cxr.tasks.classify.objective import Classify, HeadShape, LabelledBatch
 from chess_cxr.tasks.classify.train import finetune_classifier
 from chess_cxr.tasks.table import load_model
-from chess_cxr.training.distributed import agree_on_mean, average_gradients, join_ranks, let_first_rank
+from chess_cxr.training.distributed import average_gradients, average_over_ranks, join_ranks, let_first_rank
 from children import run_ranks
 from command_line import run
 
@@ -83,10 +83,10 @@ def compute_gradient(task: Task, target_BL: list[list[float]]) -> tuple[float, l
     classifier = Classify(None, HeadShape("linear", task, 4, 3), build_balance(target, task, "inverse"))
     share = slice(rank * len(film) // world, (rank + 1) * len(film) // world)
     [(_, loss)] = classifier.losses(LabelledBatch(film[share], target[share]))
-    loss.backward()
-    average_gradients(classifier.parameters())
+    with average_gradients(classifier.parameters()):
+        loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in classifier.parameters()])
-    return agree_on_mean(float(loss), film.device), gradient.tolist()
+    return float(average_over_ranks(loss)), gradient.tolist()
 
 
 @pytest.mark.parametrize("task", ["multilabel", "multiclass", "ordinal"])

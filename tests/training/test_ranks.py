@@ -22,8 +22,8 @@ from chess_cxr.store import open_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.distributed import (
     agree_on_largest,
-    agree_on_mean,
     average_gradients,
+    average_over_ranks,
     copy_from_first_rank,
     join_ranks,
 )
@@ -42,15 +42,15 @@ def agree(world: int) -> dict[str, Any]:
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)
     copy_from_first_rank(network)
     used, unused = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))
-    used.grad = torch.full((2, 3), float(rank + 1))
-    average_gradients([used, unused])
+    with average_gradients([used, unused]):
+        (used * (rank + 1)).sum().backward()
     return {
         "state": {name: tensor.tolist() for name, tensor in network.state_dict().items()},
         "gradient": used.grad.tolist(),
         "unused": unused.grad,
-        "mean": agree_on_mean(float(rank), torch.device("cpu")),
-        "largest": agree_on_largest(7 * rank, torch.device("cpu")),
-        "not finite": agree_on_mean(float("nan") if rank else 1.0, torch.device("cpu")),
+        "mean": float(average_over_ranks(torch.tensor(float(rank)))),
+        "largest": agree_on_largest(7 * rank),
+        "not finite": float(average_over_ranks(torch.tensor(float("nan") if rank else 1.0))),
     }
 
 

@@ -36,10 +36,12 @@ def step_some(synchronised: bool) -> dict[str, torch.Tensor]:
     network = build_network()
     if synchronised:
         synchronise_batch_norm(network)
+    losses = []
     for films in torch.randn(3, 8, 1, 6, 6, generator=torch.Generator().manual_seed(1)):
         mine = films[rank * (8 // world) : (rank + 1) * (8 // world)]
-        network(mine).square().mean().backward()
-    average_gradients(network.parameters())
+        losses.append(network(mine).square().mean())
+    with average_gradients(network.parameters()):
+        torch.stack(losses).sum().backward()
     found = {name: parameter.grad for name, parameter in network.named_parameters()} | dict(network.named_buffers())
     found["evaluated"] = network.eval()(torch.ones(2, 1, 6, 6)).detach()
     return {name: tensor.tolist() for name, tensor in found.items()}

@@ -183,7 +183,8 @@ def plan_run(
         raise UsageError("--images must be a whole number, such as 4.8e6")
     from chess_cxr.pretraining.calibrate import calibrate as measure
     from chess_cxr.pretraining.calibrate import find_calibration, read_calibration, write_calibration
-    from chess_cxr.pretraining.plan import parse_gpus, plan
+    from chess_cxr.pretraining.gpus import parse_gpus
+    from chess_cxr.pretraining.plan import plan
     from chess_cxr.pretraining.presets import build_config, read_config_file
 
     if gpus:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from chess_cxr.methods.pointwise import compute_pointwise_as_linear
@@ -20,17 +19,24 @@ class ViewBatch:
 
     global_GB1SS: two or more views of most of each film.  local_LB1ss: smaller views of parts of it, or None.
     guides: known values of each film by column, int64 [B], -1 if unknown.
+    raw: the global views before they were normalised, where they are known.
     """
 
     global_GB1SS: Tensor
     local_LB1ss: Tensor | None = None
     guides: Mapping[str, Tensor] = field(default_factory=dict)
+    raw: RawViews | None = None
 
-    def to(self, device: torch.device) -> ViewBatch:
-        """Return the batch on a device."""
-        local = None if self.local_LB1ss is None else self.local_LB1ss.to(device, non_blocking=True)
-        guides = {name: guide_B.to(device, non_blocking=True) for name, guide_B in self.guides.items()}
-        return ViewBatch(self.global_GB1SS.to(device, non_blocking=True), local, guides)
+
+@dataclass(frozen=True)
+class RawViews:
+    """Views before they are normalised, for ranks to send: uint8, a quarter of the bytes.
+
+    normalise: makes uint8 views normalised ones.
+    """
+
+    views_GB1SS: Tensor
+    normalise: Callable[[Tensor], Tensor]
 
 
 def take_views(batch: Tensor | ViewBatch) -> ViewBatch:

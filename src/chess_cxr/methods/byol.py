@@ -65,7 +65,7 @@ class BYOL(EncoderMethod):
         with torch.no_grad():
             targets = [self.target_head(self.target_encoder(view)) for view in pair]
         first_BD, second_BD = (self._predict(view) for view in pair)
-        self._measured = measure_pairs(first_BD, targets[1])
+        self.measured = measure_pairs(first_BD, targets[1])
         errors = [compute_prediction_error(first_BD, targets[1]), compute_prediction_error(second_BD, targets[0])]
         for local_BD in embed_local(views, self._predict):
             errors += [compute_prediction_error(local_BD, target_BD) for target_BD in targets]

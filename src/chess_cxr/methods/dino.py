@@ -23,6 +23,7 @@ from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.ranks import gather_ranks
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
+from chess_cxr.training.late import read_count
 
 START_TEMPERATURE = 0.04
 
@@ -130,14 +131,14 @@ class DINO(EncoderMethod):
             features_GBF = [self.teacher_encoder(view) for view in views.global_GB1SS]
             teacher_GBP = torch.stack([self.teacher_head(feature) for feature in features_GBF])
             teacher_BD = self.teacher_head.embed(features_GBF[1])
-        step = int(self.momentum.step)
+        step = read_count(self.momentum, "step")
         frozen, temperature = step < self.config.frozen_prototypes * self.steps, self._compute_temperature(step)
         student_GBF = [self.encoder(view) for view in views.global_GB1SS]
         local_LBP = embed_local(views, lambda view: self.head(self.encoder(view), frozen))
         student_VBP = torch.stack([*(self.head(feature, frozen) for feature in student_GBF), *local_LBP])
         self._teacher_GBP = teacher_GBP
-        self._measured = measure_pairs(self.head.embed(student_GBF[0]).detach(), teacher_BD)
-        self._measured |= self._measure_entropy(teacher_GBP, temperature)
+        self.measured = measure_pairs(self.head.embed(student_GBF[0]).detach(), teacher_BD)
+        self.measured |= self._measure_entropy(teacher_GBP, temperature)
         student_temperature = self.config.student_temperature
         loss = compute_dino_loss(student_VBP, teacher_GBP, self.centre_P, student_temperature, temperature)
         yield "encoder", loss

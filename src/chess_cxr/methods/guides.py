@@ -51,7 +51,7 @@ class Guided(nn.Module):
         self.heads = nn.ModuleDict(
             {guide.column: _build_head(inner.features, values[guide.column]) for guide in guides}
         )
-        self._measured: dict[str, Tensor] = {}
+        self._guided: dict[str, Tensor] = {}
 
     @property
     def encoder(self) -> nn.Module:
@@ -61,7 +61,12 @@ class Guided(nn.Module):
     @property
     def signals(self) -> dict[str, float]:
         """The method's numbers, and each guide's loss relative to that of guessing: 1 if nothing is known."""
-        return self.inner.signals | read_signals(self._measured)
+        return read_signals(self.measured)
+
+    @property
+    def measured(self) -> dict[str, Tensor]:
+        """The signals as tensors."""
+        return self.inner.measured | self._guided
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains."""
@@ -86,7 +91,7 @@ class Guided(nn.Module):
         with full_precision(feature_BF.device):
             for guide in self.guides:
                 own = compute_guide_loss(self.heads[guide.column], feature_BF, views.guides[guide.column], guide.role)
-                self._measured[f"guide/{guide.column}"] = own.detach() / math.log(self._values[guide.column])
+                self._guided[f"guide/{guide.column}"] = own.detach() / math.log(self._values[guide.column])
                 loss = loss + guide.weight * own
         yield name, loss
 

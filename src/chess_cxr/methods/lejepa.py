@@ -24,6 +24,7 @@ from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.ranks import get_world
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
+from chess_cxr.training.late import advance_count, read_count
 from chess_cxr.training.sync_norm import sum_over_ranks
 
 
@@ -56,7 +57,8 @@ def compute_sigreg(embedded_VBD: Tensor, direction_DM: Tensor, knots: int, reach
     knot_K = torch.linspace(0, reach, knots, device=embedded_VBD.device)
     normal_K = torch.exp(-knot_K.square() / 2)
     weight_K = torch.full_like(knot_K, 2 * reach / (knots - 1))
-    weight_K[[0, -1]] /= 2
+    weight_K[0] /= 2
+    weight_K[-1] /= 2
     films = embedded_VBD.shape[1] * get_world()
     with full_precision(embedded_VBD.device):
         angle_VBMK = (embedded_VBD @ direction_DM)[..., None] * knot_K
@@ -92,8 +94,8 @@ class LeJEPA(EncoderMethod):
         prediction = (embedded_VBD - global_GBD.mean(0)).square().mean()
         direction_DM = self._draw_directions(embedded_VBD)
         sigreg = compute_sigreg(embedded_VBD, direction_DM, self.config.knots, self.config.reach)
-        self._measured = measure_pairs(global_GBD[0], global_GBD[1])
-        self._measured |= {"prediction": prediction.detach(), "sigreg": sigreg.detach()}
+        self.measured = measure_pairs(global_GBD[0], global_GBD[1])
+        self.measured |= {"prediction": prediction.detach(), "sigreg": sigreg.detach()}
         share = self.config.regularisation
         yield "encoder", (1 - share) * prediction + share * sigreg
 
@@ -103,11 +105,11 @@ class LeJEPA(EncoderMethod):
 
     def _draw_directions(self, embedded_VBD: Tensor) -> Tensor:
         """Draw unit columns [D, M] from the number of the step, so that they are the same on every rank."""
-        generator = torch.Generator().manual_seed(int(self.step))
+        generator = torch.Generator().manual_seed(read_count(self, "step"))
         drawn_DM = torch.randn(self.config.embedding, self.config.directions, generator=generator)
-        return F.normalize(drawn_DM, dim=0).to(embedded_VBD.device)
+        return F.normalize(drawn_DM, dim=0).to(embedded_VBD.device, non_blocking=True)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Count the step, so that the next one draws other directions."""
-        self.step += 1
+        advance_count(self, "step")

@@ -28,12 +28,12 @@ class EncoderMethod(nn.Module):
         if not isinstance(features, int):
             raise UsageError("the encoder to continue from has no num_features; give a timm network")
         self.encoder, self.features = encoder.train().requires_grad_(True), features
-        self._measured: dict[str, Tensor] = {}
+        self.measured: dict[str, Tensor] = {}  # the signals as tensors
 
     @property
     def signals(self) -> dict[str, float]:
         """The newest step's numbers, such as those of `measure_pairs`."""
-        return read_signals(self._measured)
+        return read_signals(self.measured)
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains; frozen copies are left out."""

@@ -3,15 +3,15 @@
 Shapes: B batch, D embedding, K queue.
 
 BatchNorm leaks information: the query and key of a film share their batch's statistics, the queue's negatives do not.
-Query and key must therefore not be normalised in the same batch.  As in the paper, the batch is shuffled over all
-ranks before the key encoder, and unshuffled after it (ShuffleBN).  The films of a step form `norm_groups` groups over
-all ranks, and each group passes through the network separately.  So one process with eight groups computes the same
-as eight ranks with one group each.
+Query and key must therefore not be normalised in the same batch.  As in the paper, the batch is shuffled over the
+ranks of a node before the key encoder, and unshuffled after it (ShuffleBN).  The films of a step form `norm_groups`
+groups over all ranks, and each group passes through the network separately.  So one process with eight groups computes
+the same as eight ranks of one node with one group each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,9 +26,10 @@ from chess_cxr.methods.heads import build_projection_head
 from chess_cxr.methods.method import EncoderMethod
 from chess_cxr.methods.momentum import MomentumSchedule, copy_frozen, follow
 from chess_cxr.methods.pointwise import compute_pointwise_as_linear
-from chess_cxr.methods.ranks import draw_shared_permutation, gather_ranks, get_world, take_own
+from chess_cxr.methods.ranks import Node, draw_shared_permutation, gather_ranks, get_node, get_world, take_own
 from chess_cxr.methods.signals import measure_pairs
 from chess_cxr.records import UsageError
+from chess_cxr.training.late import advance_count, read_count
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,15 @@ class MoCo(EncoderMethod):
         views = take_views(batch)
         negative_KD, temperature = self._get_negatives(), self.config.temperature
         first_B1SS, second_B1SS = views.global_GB1SS[:2]
-        key_BD, query_BD = self._embed_keys(second_B1SS), self._embed_queries(first_B1SS)
+        key_BD, query_BD = self._embed_keys(*_choose_sent(views, 1)), self._embed_queries(first_B1SS)
         pairs, keys = [(query_BD, key_BD)], [key_BD]
         if self.config.symmetric:
-            keys.append(self._embed_keys(first_B1SS))
+            keys.append(self._embed_keys(*_choose_sent(views, 0)))
             pairs.append((self._embed_queries(second_B1SS), keys[1]))
         pairs += [(local_BD, key) for local_BD in self._embed_local_queries(views) for key in keys]
         losses = [compute_info_nce(query, key, negative_KD, temperature) for query, key in pairs]
         self._new_keys_BD = key_BD
-        self._measured = measure_pairs(query_BD, key_BD) | self._measure_queue(query_BD.detach(), negative_KD)
+        self.measured = measure_pairs(query_BD, key_BD) | self._measure_queue(query_BD.detach(), negative_KD)
         yield "encoder", losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -132,10 +133,10 @@ class MoCo(EncoderMethod):
     def _enqueue(self, keys_BD: Tensor) -> None:
         places = (self.queue_position + torch.arange(len(keys_BD), device=keys_BD.device)) % len(self.queue_KD)
         self.queue_KD[places[-len(self.queue_KD) :]] = keys_BD[-len(self.queue_KD) :]
-        self.queue_position += len(keys_BD)
+        advance_count(self, "queue_position", len(keys_BD))
 
     def _get_negatives(self) -> Tensor:
-        return self.queue_KD[: int(self.queue_position)] if self.config.mask_unfilled else self.queue_KD
+        return self.queue_KD[: read_count(self, "queue_position")] if self.config.mask_unfilled else self.queue_KD
 
     def _measure_queue(self, query_BD: Tensor, negative_KD: Tensor) -> dict[str, Tensor]:
         """Measure the mean cosine of queries and negatives, and the mean age of the queue's keys in steps."""
@@ -175,11 +176,27 @@ class MoCo(EncoderMethod):
         return embedded
 
     @torch.no_grad()
-    def _embed_keys(self, view_B1HW: Tensor) -> Tensor:
-        """Embed the keys in shuffled batches (ShuffleBN, He et al. 2020, section 3.3)."""
-        everyone = gather_ranks(view_B1HW)
-        shuffled = draw_shared_permutation(len(everyone), view_B1HW.device)
-        batch = len(view_B1HW)
-        mine = everyone[take_own(shuffled, batch)]
-        keys = gather_ranks(self.key_head(self._encode_in_groups(self.key_encoder, mine)))
-        return normalise(keys[take_own(torch.argsort(shuffled), batch)])
+    def _embed_keys(self, view_B1HW: Tensor, normalise_pixels: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Embed the keys in shuffled batches (ShuffleBN, He et al. 2020, section 3.3).
+
+        normalise_pixels: makes the views, sent as uint8, what the network takes; None for normalised views.
+        """
+        node, own = self._find_company(), len(view_B1HW)
+        everyone = gather_ranks(view_B1HW, node)
+        shuffled = draw_shared_permutation(own, view_B1HW.device, node)
+        mine = everyone[take_own(shuffled, own, node)]
+        mine = normalise_pixels(mine) if normalise_pixels else mine
+        keys = gather_ranks(self.key_head(self._encode_in_groups(self.key_encoder, mine)), node)
+        return normalise(keys[take_own(torch.argsort(shuffled), own, node)])
+
+    def _find_company(self) -> Node:
+        """Return the ranks to shuffle with: those of this node, unless they have but one BatchNorm group."""
+        node, world = get_node(), get_world()
+        return node if node.ranks * count_own_groups(self.config, world) > 1 else Node(0, world)
+
+
+def _choose_sent(views: ViewBatch, which: int) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+    """Return a global view as ranks send it, and what makes it normalised."""
+    if views.raw is None:
+        return views.global_GB1SS[which], None
+    return views.raw.views_GB1SS[which], views.raw.normalise

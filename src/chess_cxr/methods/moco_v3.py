@@ -77,7 +77,7 @@ class MoCoV3(EncoderMethod):
         with torch.no_grad():
             own_keys = [normalise(self.key_head(self.key_encoder(view))) for view in pair]
         first_BD, second_BD = (self._predict(view) for view in pair)
-        self._measured = measure_pairs(first_BD, own_keys[1])
+        self.measured = measure_pairs(first_BD, own_keys[1])
         keys = [gather_ranks(key_BD) for key_BD in own_keys]
         queries = [(first_BD, keys[1]), (second_BD, keys[0])]
         queries += [(local_BD, key_ND) for local_BD in embed_local(views, self._predict) for key_ND in keys]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.records import UsageError
+from chess_cxr.training.late import advance_count, read_count
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,7 +52,6 @@ class MomentumSchedule(nn.Module):
 
     def advance(self) -> float:
         """Count a step and return its momentum."""
-        # reading the counter waits for the accelerator: skip it for a constant momentum
-        now = 0 if self.start == self.end else int(self.step)
-        self.step += 1
+        now = read_count(self, "step")
+        advance_count(self, "step")
         return compute_momentum(self.start, self.end, now, self.steps)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,19 +24,49 @@ def get_world() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def take_own(everyone: Tensor, own: int) -> Tensor:
-    """Return this rank's `own` rows of a tensor gathered over all ranks."""
-    first = get_rank() * own
+@dataclass(frozen=True)
+class Node:
+    """Consecutive ranks, such as those of one machine: the first one's number, how many, and their process group."""
+
+    first: int
+    ranks: int
+    group: Any = None
+
+
+def get_node() -> Node:
+    """Return the ranks of this machine, as torchrun numbers them; all ranks where it is unknown.
+
+    Call it on all ranks, as the first call makes the process groups.
+    """
+    world, local = get_world(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    if not 0 < local < world or world % local:
+        return Node(0, world)
+    return _make_node(torch.distributed.group.WORLD, local)
+
+
+@cache
+def _make_node(_everyone: Any, local: int) -> Node:
+    groups = [torch.distributed.new_group(list(range(at, at + local))) for at in range(0, get_world(), local)]
+    number = get_rank() // local
+    return Node(number * local, local, groups[number])
+
+
+def take_own(everyone: Tensor, own: int, node: Node | None = None) -> Tensor:
+    """Return this rank's `own` rows of a tensor gathered over all ranks, or those of a node."""
+    first = (get_rank() - (node.first if node else 0)) * own
     return everyone[first : first + own]
 
 
-def gather_ranks(tensor: Tensor) -> Tensor:
-    """Concatenate a tensor over all ranks along its first axis, without gradient; shapes must agree."""
+def gather_ranks(tensor: Tensor, node: Node | None = None) -> Tensor:
+    """Concatenate a tensor over all ranks, or those of a node, along its first axis, without gradient.
+
+    Shapes must agree.
+    """
     if not torch.distributed.is_initialized():
         return tensor.detach()
     tensor = tensor.detach().contiguous()
-    parts = [torch.empty_like(tensor) for _ in range(get_world())]
-    torch.distributed.all_gather(parts, tensor)
+    parts = [torch.empty_like(tensor) for _ in range(node.ranks if node else get_world())]
+    torch.distributed.all_gather(parts, tensor, node.group if node else None)
     return torch.cat(parts)
 
 
@@ -71,9 +104,16 @@ def contrast_over_ranks(query_BD: Tensor, key_ND: Tensor, temperature: float) ->
         return F.cross_entropy(query_BD @ key_ND.T / temperature, own)
 
 
-def draw_shared_permutation(length: int, device: torch.device) -> Tensor:
-    """Draw a permutation on rank 0 and share it with all ranks."""
-    permutation = torch.randperm(length).to(device)
+def draw_shared_permutation(own: int, device: torch.device, node: Node) -> Tensor:
+    """Draw a permutation of a node's films, `own` of each rank, on its first rank and share it with the others.
+
+    The random numbers are those of a permutation of all ranks' films, so that they go on alike on any number of nodes.
+    """
+    permutation = torch.randperm(own * get_world())
+    if node.ranks < get_world():
+        of_node = permutation - node.first * own
+        permutation = of_node[(of_node >= 0) & (of_node < node.ranks * own)]
+    permutation = permutation.to(device, non_blocking=True)
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast(permutation, 0)
+        torch.distributed.broadcast(permutation, node.first, node.group)
     return permutation

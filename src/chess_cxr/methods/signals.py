@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from chess_cxr.methods.full_precision import full_precision, normalise
+from chess_cxr.training.late import read_numbers
 
 FILMS = 256  # most films of a batch to measure: enough for a mean, and the number of pairs grows with its square
 
 
 def read_signals(measured: Mapping[str, Tensor]) -> dict[str, float]:
     """Convert measured signals to numbers."""
-    return {name: float(value) for name, value in measured.items()}
+    return read_numbers(measured)
 
 
 @torch.no_grad()

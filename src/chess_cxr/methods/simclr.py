@@ -65,7 +65,7 @@ class SimCLR(EncoderMethod):
         """
         views = take_views(batch)
         first_BD, second_BD = self._embed(views.global_GB1SS[:2].flatten(0, 1)).chunk(2)
-        self._measured = measure_pairs(first_BD, second_BD)
+        self.measured = measure_pairs(first_BD, second_BD)
         losses = [compute_nt_xent(first_BD, second_BD, self.config.temperature)]
         for local_BD in embed_local(views, self._embed):
             gathered = (gather_ranks_with_gradient(view_BD) for view_BD in (first_BD, second_BD))

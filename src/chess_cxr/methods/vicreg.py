@@ -86,8 +86,8 @@ class VICReg(EncoderMethod):
             terms = found[0]
             if len(found) > 1:
                 terms = {name: torch.stack([each[name] for each in found]).mean() for name in terms}
-        self._measured = measure_pairs(first_BD, second_BD)
-        self._measured |= {name: term.detach() for name, term in terms.items()}
+        self.measured = measure_pairs(first_BD, second_BD)
+        self.measured |= {name: term.detach() for name, term in terms.items()}
         yield "encoder", torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
 
     def _embed(self, view_B1SS: Tensor) -> Tensor:

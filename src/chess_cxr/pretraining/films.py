@@ -201,6 +201,7 @@ def read_view_batches(
     balance: str = "",
     sizes: Sizes = (),
     held_bytes: float = HELD_BYTES,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Generator[Tensor | ViewBatch, None, None]:
     """Yield the uint8 [2, batch / world, 1, size, size] view pairs of steps `first_step` … `steps` - 1.
 
@@ -212,7 +213,7 @@ def read_view_batches(
     crops: number of views; more than two make batches `ViewBatch`es.  More views are of the first view's film.
     guides: columns of the store to add to the batches.  balance: draw all groups of `build_groups` equally often.
     sizes: side of global views over the course of the run, see `find_size`.
-    held_bytes: keep the encoded films in memory if they all fit into so many bytes.
+    held_bytes: keep the encoded films in memory if they all fit into so many bytes.  device: of the batches.
     Raises `UsageError` at once if the ranks cannot share the batch, or if no study or patient has two films.
     """
     if positives not in get_args(Positives):
@@ -250,7 +251,7 @@ def read_view_batches(
         known = {column: torch.from_numpy(code_N[film_B[share]]) for column, code_N in guide_codes.items()}
         return replace(take_views(made), guides=known)
 
-    return prepare_ahead(prepare, range(first_step, steps), threads)
+    return prepare_ahead(prepare, range(first_step, steps), threads, device)
 
 
 def _draw_views(

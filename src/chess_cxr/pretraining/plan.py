@@ -8,7 +8,6 @@ fusion; `docs/proof/scaling.md` compares this model with published speeds.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -17,84 +16,24 @@ from torch import nn
 
 from chess_cxr.methods.moco import MoCoConfig, count_own_groups
 from chess_cxr.pretraining.calibrate import Calibration, build_weightless, get_batch_shape
+from chess_cxr.pretraining.gpus import Fleet, Gpu, get_link_bytes, parse_gpus
 from chess_cxr.pretraining.presets import PretrainConfig
 from chess_cxr.records import UsageError
+from chess_cxr.training.distributed import BUCKET_BYTES
 from chess_cxr.training.loop import Method, TrainingConfig
 from chess_cxr.training.speed import StepCost, count_step_cost
 
 COMPUTE_SHARE = 0.7  # of the peak, reached by convolutions and matrix products
 MEMORY_SHARE = 0.8  # of the memory bandwidth, reached by all operations
 LINK_SHARE = 0.7  # of a link's bandwidth, reached by collectives
+BACKWARD_SHARE = 0.5  # of a step's time at least, in which gradients are sent
+KEEP_PASSES = 5  # reads and writes of a copied state: the copy, and the choice between copy and new state
 OPTIMISER_PASSES = 10  # reads and writes of all weights per step, besides those of the networks
 WORKING_TENSORS = 3  # of the largest activation's size, besides the kept ones: output and input gradients, work space
 GPU_OVERHEAD_BYTES = 2e9  # CUDA context, libraries and their work space, fragmentation
 FILM_BYTES = 39e3  # an 8-bit JPEG of quality 95 with a longest side of 512
 PAIRS_A_CORE_SECOND = 130.0  # films decoded and drawn as two 512² views, on one core of a 2023 AMD EPYC
 STATE_NUMBERS = {"sgd": 1, "adamw": 2}  # of the optimiser per weight
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU according to the vendor's data sheet, without sparsity.
-
-    half_tflops: bfloat16 (V100: float16) with float32 accumulation.  single_tflops: float32, as TF32 if the GPU has it
-    (torch's default for convolutions).  link_gb_s: GB/s to the other GPUs of a node, in one direction.
-    """
-
-    name: str
-    half_tflops: float
-    single_tflops: float
-    memory_gb: float
-    memory_gb_s: float
-    link_gb_s: float
-    source: str
-
-
-GPUS = (
-    Gpu("V100-SXM2-32GB", 125, 15.7, 32, 900, 150, "NVIDIA V100 data sheet"),
-    Gpu("A100-SXM4-40GB", 312, 156, 40, 1555, 300, "NVIDIA A100 data sheet"),
-    Gpu("A100-SXM4-80GB", 312, 156, 80, 2039, 300, "NVIDIA A100 data sheet"),
-    Gpu("H100-SXM5-80GB", 989, 494, 80, 3350, 450, "NVIDIA H100 data sheet"),
-    Gpu("H100-PCIe-80GB", 756, 378, 80, 2000, 64, "NVIDIA H100 data sheet"),
-    Gpu("H200-SXM-141GB", 989, 494, 141, 4800, 450, "NVIDIA H200 data sheet"),
-    Gpu("L4-24GB", 121, 60, 24, 300, 32, "NVIDIA L4 data sheet"),
-    Gpu("L40S-48GB", 362, 183, 48, 864, 32, "NVIDIA L40S data sheet"),
-    Gpu("A10-24GB", 125, 62.5, 24, 600, 32, "NVIDIA A10 data sheet"),
-    Gpu("RTX4090-24GB", 165, 82.6, 24, 1008, 32, "NVIDIA Ada architecture white paper"),
-    Gpu("RTX3090-24GB", 71, 35.6, 24, 936, 32, "NVIDIA GA102 white paper"),
-)
-SHORT_NAMES = {
-    "v100": "V100-SXM2-32GB", "a100": "A100-SXM4-80GB", "h100": "H100-SXM5-80GB", "h200": "H200-SXM-141GB",
-    "l4": "L4-24GB", "l40s": "L40S-48GB", "a10": "A10-24GB", "rtx4090": "RTX4090-24GB", "rtx3090": "RTX3090-24GB",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """A number of nodes with equal GPUs."""
-
-    nodes: int
-    gpus_a_node: int
-    gpu: Gpu
-
-    @property
-    def ranks(self) -> int:
-        """Number of GPUs on all nodes."""
-        return self.nodes * self.gpus_a_node
-
-
-def parse_gpus(text: str) -> Fleet:
-    """Parse "H100", "8xH100" or "4x8xH100" (nodes x GPUs per node x name); raises UsageError that lists known GPUs."""
-    found = re.fullmatch(r"(?:(?:(\d{1,5})x)?(\d{1,3})x)?([A-Za-z][\w-]*)", text.strip())
-    name = found[3].lower() if found else ""
-    gpu = next((gpu for gpu in GPUS if gpu.name.lower() == SHORT_NAMES.get(name, name).lower()), None)
-    if not found or gpu is None:
-        known = ", ".join(short.upper() for short in SHORT_NAMES)
-        raise UsageError(f"--gpus {text[:40]!r} is not known; name GPUs such as 8xH100 or 4x8xA100; known: {known}")
-    nodes, each = int(found[1] or 1), int(found[2] or 1)
-    if nodes < 1 or each < 1:
-        raise UsageError(f"--gpus {text[:40]!r} should have 1 or more nodes and GPUs")
-    return Fleet(nodes, each, gpu)
 
 
 @dataclass(frozen=True)
@@ -119,7 +58,7 @@ class StepMemory:
 def estimate_step_memory(
     method: Method, shape: tuple[int, ...], training: TrainingConfig, cost: StepCost | None = None
 ) -> StepMemory:
-    """Estimate the peak memory of one rank's step on a float32 batch of `shape` ([2, B, 1, H, W]).
+    """Estimate the peak memory of one rank's step on a batch of `shape` ([2, B, 1, H, W]), float32 and its bytes.
 
     followers: weights without gradient, such as a momentum encoder.  buffers: queue, running statistics.
     activations: tensors that autograd keeps, counted on a copy without memory.  working: what the backward pass needs
@@ -138,7 +77,7 @@ def estimate_step_memory(
         gradients=learning,
         optimizer=state * learning,
         buffers=sum(buffer.numel() * buffer.element_size() for buffer in method.buffers()),
-        batch=4 * int(np.prod(shape)),
+        batch=5 * int(np.prod(shape)),
         activations=cost.activation_bytes,
         working=WORKING_TENSORS * cost.largest_activation_bytes,
     )
@@ -148,8 +87,9 @@ def estimate_step_memory(
 class Plan:
     """The estimate of a run; bytes, seconds and FLOPs are per rank (one GPU) unless stated otherwise.
 
-    step_seconds: on GPUs the sum of compute_seconds, memory_seconds and traffic_seconds.  gradient_bytes,
-    gathered_bytes: sent to other ranks per step.  cost: in the currency of the price.  notes: the basis of the numbers.
+    step_seconds: on GPUs the sum of compute_seconds, memory_seconds and traffic_seconds (the wait for what is sent).
+    gradient_bytes, gathered_bytes: sent to other ranks per step.  cost: in the currency of the price.  notes: the basis
+    of the numbers.
     """
 
     preset: str
@@ -250,11 +190,12 @@ def plan(
     method, shape = build_weightless(_take_rank(config, ranks)), get_batch_shape(config, ranks)
     cost = count_step_cost(method, shape, config.training.precision)
     memory = estimate_step_memory(method, shape, config.training, cost)
-    gradients, gathered = count_sent_bytes(config, memory.gradients, ranks)
+    sent = count_sent_bytes(config, memory.gradients, ranks, fleet.gpus_a_node if fleet else None)
     if fleet:
         weights = memory.parameters + memory.followers
-        compute, moving = estimate_gpu_seconds(cost, weights, fleet.gpu, config.training.precision)
-        sending = (gradients + gathered) / (LINK_SHARE * get_link_bytes(fleet, network_gbit))
+        kept = weights + memory.optimizer + memory.buffers
+        compute, moving = estimate_gpu_seconds(cost, weights, fleet.gpu, config.training.precision, kept)
+        sending = estimate_sending_seconds(sent, fleet, network_gbit, compute + moving)
         step_seconds = compute + moving + sending
         seconds, notes = steps * step_seconds, tell_gpu_notes(fleet, network_gbit)
         machine = f"{gpus} ({fleet.gpu.name})"
@@ -274,7 +215,7 @@ def plan(
         traffic_seconds=sending, hours=seconds / 3600, images_per_second=batch / step_seconds,
         memory=asdict(memory), memory_bytes=memory.total + (GPU_OVERHEAD_BYTES if fleet else 0),
         memory_limit_bytes=fleet.gpu.memory_gb * 1e9 if fleet else 0.0,
-        gradient_bytes=gradients, gathered_bytes=gathered,
+        gradient_bytes=sent.gradients, gathered_bytes=sent.within_node + sent.embeddings,
         loader_cores=batch / step_seconds / get_pairs_a_core(config, calibration),
         gpu_hours=gpu_hours, price_per_gpu_hour=price, cost=gpu_hours * price, notes=notes,
     )  # fmt: skip
@@ -295,10 +236,15 @@ def check_plan_numbers(images: int, price: float, network_gbit: float, film_byte
         raise UsageError("--price, --film-kilobytes and --epochs must be 0 or more, --network-gbit above 0")
 
 
-def estimate_gpu_seconds(cost: StepCost, weight_bytes: float, gpu: Gpu, precision: str) -> tuple[float, float]:
-    """Return the seconds of a step's arithmetic, and of its memory traffic, on one GPU."""
+def estimate_gpu_seconds(
+    cost: StepCost, weight_bytes: float, gpu: Gpu, precision: str, kept_bytes: float = 0.0
+) -> tuple[float, float]:
+    """Return the seconds of a step's arithmetic, and of its memory traffic, on one GPU.
+
+    kept_bytes: of the state that is copied, to be restored if the step is not finite.
+    """
     peak = gpu.single_tflops if precision == "float32" else gpu.half_tflops
-    moved = cost.traffic_bytes + OPTIMISER_PASSES * weight_bytes
+    moved = cost.traffic_bytes + OPTIMISER_PASSES * weight_bytes + KEEP_PASSES * kept_bytes
     return cost.flops / (COMPUTE_SHARE * peak * 1e12), moved / (MEMORY_SHARE * gpu.memory_gb_s * 1e9)
 
 
@@ -312,24 +258,46 @@ def estimate_machine_seconds(
     return calibration.start_seconds + steps * step_seconds + beside
 
 
-def count_sent_bytes(config: PretrainConfig, gradient_bytes: int, ranks: int) -> tuple[float, float]:
-    """Return the bytes that each rank sends per step: for gradients, and for views and embeddings.
+@dataclass(frozen=True)
+class SentBytes:
+    """What each rank sends per step: gradients, views and keys within its node (ShuffleBN), embeddings to all ranks."""
 
-    Assumes ring algorithms: an all-reduce of n bytes sends 2 n (ranks - 1) / ranks, an all-gather sends its own part
-    ranks - 1 times.  MoCo v2 gathers one view of every film (ShuffleBN) and its keys twice, and twice as much if it is
-    symmetric; the other methods gather only embeddings.
+    gradients: float
+    within_node: float
+    embeddings: float
+
+
+def count_sent_bytes(config: PretrainConfig, gradient_bytes: int, ranks: int, a_node: int | None = None) -> SentBytes:
+    """Return the bytes that each rank sends per step.
+
+    a_node: ranks of a node, all by default.  Assumes ring algorithms: an all-reduce of n bytes sends
+    2 n (ranks - 1) / ranks, an all-gather sends its own part ranks - 1 times.  MoCo v2 gathers one view of every film,
+    a byte a pixel, and its key within the node, twice if it is symmetric; then the keys over all ranks.  The other
+    methods gather embeddings twice.
     """
     own = config.training.batch / ranks
-    embeddings = 2 * own * 4 * getattr(config.method, "embedding", 0)
-    views = own * 4 * config.views.size**2 if config.method.name == "moco_v2" else 0.0
-    times = 2 if getattr(config.method, "symmetric", False) else 1
-    return 2 * gradient_bytes * (ranks - 1) / ranks, (views + embeddings) * times * (ranks - 1)
+    embeddings = own * 4 * getattr(config.method, "embedding", 0)
+    gradients = 2 * gradient_bytes * (ranks - 1) / ranks
+    if not isinstance(config.method, MoCoConfig):
+        return SentBytes(gradients, 0.0, 2 * embeddings * (ranks - 1))
+    together = a_node or ranks
+    if together * count_own_groups(config.method, ranks) == 1:  # as in `MoCo._find_company`
+        together = ranks
+    shuffled = (own * config.views.size**2 + embeddings) * (2 if config.method.symmetric else 1)
+    return SentBytes(gradients, shuffled * (together - 1), embeddings * (ranks - 1))
 
 
-def get_link_bytes(fleet: Fleet, network_gbit: float) -> float:
-    """Return the bandwidth of the ring's slowest link in bytes per second, in one direction."""
-    link = fleet.gpu.link_gb_s * 1e9
-    return min(link, network_gbit / 8 * 1e9) if fleet.nodes > 1 else link
+def estimate_sending_seconds(sent: SentBytes, fleet: Fleet, network_gbit: float, computing: float) -> float:
+    """Return the seconds per step that the GPUs wait for what they send.
+
+    computing: seconds of arithmetic and memory traffic.  Gradients are sent during the backward pass, but for the last
+    bucket.
+    """
+    between = LINK_SHARE * get_link_bytes(fleet, network_gbit)
+    gradients = sent.gradients / between
+    last_bucket = gradients * min(1.0, BUCKET_BYTES / max(sent.gradients / 2, 1.0))
+    waiting = max(last_bucket, gradients - BACKWARD_SHARE * computing)
+    return waiting + sent.within_node / (LINK_SHARE * fleet.gpu.link_gb_s * 1e9) + sent.embeddings / between
 
 
 def get_pairs_a_core(config: PretrainConfig, calibration: Calibration | None) -> float:

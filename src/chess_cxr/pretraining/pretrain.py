@@ -15,7 +15,7 @@ from chess_cxr.encoders.folder import read_heads
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.encoders.names import locate_encoder
 from chess_cxr.methods import build_method
-from chess_cxr.methods.batch import ViewBatch, take_views
+from chess_cxr.methods.batch import RawViews, ViewBatch, take_views
 from chess_cxr.methods.guides import Guide, Guided
 from chess_cxr.methods.moco import MoCoConfig, check_norm_groups
 from chess_cxr.pretraining.crops import Crops, Sizes
@@ -207,9 +207,9 @@ def pretrain_run(
         views = read_view_batches(
             pool, plan.views, batch=training.batch, seed=training.seed, first_step=first_step, steps=training.steps,
             rank=rank.number, world=rank.world, threads=training.loader_threads, positives=plan.positives,
-            crops=plan.crops, guides=columns, balance=plan.balance, sizes=plan.sizes,
+            crops=plan.crops, guides=columns, balance=plan.balance, sizes=plan.sizes, device=rank.device,
         )  # fmt: skip
-        return _normalise(views, plan.pixels, rank.device)
+        return _normalise(views, plan.pixels)
 
     def open_watch(log: RunLog, rank: Rank) -> Watch:
         films_per_rank = training.batch // rank.world
@@ -239,15 +239,15 @@ def normalise_views(batch: Tensor | ViewBatch, pixels: PixelScale) -> ViewBatch:
 
     views = take_views(batch)
     local = None if views.local_LB1ss is None else scale(views.local_LB1ss)
-    return ViewBatch(scale(views.global_GB1SS), local, views.guides)
+    return ViewBatch(scale(views.global_GB1SS), local, views.guides, RawViews(views.global_GB1SS, scale))
 
 
 def _normalise(
-    views: Generator[Tensor | ViewBatch, None, None], pixels: PixelScale, device: torch.device
+    views: Generator[Tensor | ViewBatch, None, None], pixels: PixelScale
 ) -> Generator[ViewBatch, None, None]:
     try:
         for batch in views:
-            yield normalise_views(take_views(batch).to(device), pixels)
+            yield normalise_views(batch, pixels)
     finally:
         views.close()
 

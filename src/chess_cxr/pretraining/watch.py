@@ -55,7 +55,7 @@ class Watch(RunWatch):
             probed = probe_encoder(method.encoder, labelled, pixels.mean, pixels.std)
             return {f"probe/{name}": value for name, value in probed.items()}
 
-        super().__init__(log, method, training, measure, scale=scale)
+        super().__init__(log, training, measure, scale=scale)
         self._alarm = CollapseAlarm(first_step=find_first_judged_step(training))
 
     @property

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol, Self, TypeVar
-
-import torch
+from typing import TypeVar
 
 from chess_cxr.training.ahead import prepare_ahead
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.order import compute_batch, share_batch
 from chess_cxr.training.run import Rank
 
-
-class Movable(Protocol):
-    """A batch of tensors."""
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch on a device."""
-
-
 Example = TypeVar("Example")
-Batch = TypeVar("Batch", bound=Movable)
+Batch = TypeVar("Batch")
 
 
 def read_task_batches(
@@ -41,6 +31,6 @@ def read_task_batches(
     def prepare(step: int) -> Batch:
         chosen_B, position_B = compute_batch(len(examples), training.batch, step, training.seed)
         chosen = [examples[int(number)] for number in chosen_B[share]]
-        return draw(chosen, position_B[share].tolist()).to(rank.device)
+        return draw(chosen, position_B[share].tolist())
 
-    return prepare_ahead(prepare, range(first_step, training.steps), training.loader_threads)
+    return prepare_ahead(prepare, range(first_step, training.steps), training.loader_threads, rank.device)

@@ -6,11 +6,13 @@ import atexit
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch._C._distributed_c10d import TCPStore
 from chess_cxr.records import ChessError, UsageError
 
 LONGEST_WAIT_SECONDS = 300
+BUCKET_BYTES = 25 * 2**20  # of gradients: large enough for the bandwidth of links, small enough to be sent early
 Result = TypeVar("Result")
 
 
@@ -34,7 +37,8 @@ def join_ranks(device: str = "auto") -> tuple[int, int]:
     if world > 1 and not dist.is_initialized():
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "nccl" if on_gpu else "gloo"
+        # through gloo, numbers on the host are shared without waiting for the GPU
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             dist.init_process_group(backend, store=_open_store(), rank=int(os.environ["RANK"]), world_size=world)
         else:
@@ -108,15 +112,6 @@ def let_first_rank(work: Callable[[], Result]) -> Result:
     return cast(Result, done[0])
 
 
-def agree_on_mean(value: float, device: torch.device) -> float:
-    """Return the mean of a number over the ranks; if it is not finite on one rank, the mean is not finite either."""
-    if not dist.is_initialized():
-        return value
-    shared = torch.tensor(value, device=device)
-    dist.all_reduce(shared)
-    return float(shared) / dist.get_world_size()
-
-
 def average_over_ranks(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor over the ranks, without gradient."""
     if not dist.is_initialized():
@@ -126,13 +121,13 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
     return shared / dist.get_world_size()
 
 
-def agree_on_largest(value: int, device: torch.device) -> int:
+def agree_on_largest(value: int) -> int:
     """Return the maximum of an integer over the ranks."""
     if not dist.is_initialized():
         return value
-    shared = torch.tensor(value, device=device)
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return int(shared)
+    shared = np.array([value])  # on the host: no GPU is asked
+    dist.all_reduce(torch.from_numpy(shared), dist.ReduceOp.MAX)
+    return int(shared[0])
 
 
 def copy_from_first_rank(module: nn.Module) -> None:
@@ -142,14 +137,74 @@ def copy_from_first_rank(module: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average all gradients over the ranks, in one collective."""
+@contextmanager
+def average_gradients(parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> Iterator[None]:
+    """Average the gradients of the backward pass within over the ranks, in buckets that are sent while it still runs.
+
+    A bucket is sent once all its gradients are there and the buckets before it are sent, so all ranks send them in the
+    same order.  Parameters without gradient are left out; they must be the same on all ranks.
+    """
     if not dist.is_initialized():
+        yield
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    means = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    # a backward pass begins with the last layers
+    buckets = _fill_buckets([each for each in parameters if each.requires_grad][::-1], bucket_bytes)
+    bucket_of: dict[Tensor, _Bucket] = {parameter: bucket for bucket in buckets for parameter in bucket.parameters}
+    waiting = deque(buckets)
+
+    def note(parameter: Tensor) -> None:
+        bucket_of[parameter].missing -= 1
+        while waiting and not waiting[0].missing:
+            waiting.popleft().send()
+
+    hooks: list[Any] = [cast(Any, parameter).register_post_accumulate_grad_hook(note) for parameter in bucket_of]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for bucket in waiting:
+        bucket.send()
+    for bucket in buckets:
+        bucket.receive()
+
+
+class _Bucket:
+    """Parameters whose gradients are averaged in one collective."""
+
+    def __init__(self) -> None:
+        self.parameters: list[nn.Parameter] = []
+        self.bytes = self.missing = 0
+        self._gradients: list[Tensor] = []
+
+    def add(self, parameter: nn.Parameter) -> None:
+        self.parameters.append(parameter)
+        self.bytes += parameter.numel() * parameter.element_size()
+        self.missing += 1
+
+    def send(self) -> None:
+        """Begin to sum the gradients over the ranks."""
+        self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self._gradients:
+            self._flat = torch.cat([gradient.flatten() for gradient in self._gradients])
+            self._work = dist.all_reduce(self._flat, async_op=True)
+
+    def receive(self) -> None:
+        """Wait for the sums and make the means the parameters' gradients."""
+        if not self._gradients:
+            return
+        assert self._work
+        self._work.wait()
+        self._flat /= dist.get_world_size()
+        means = torch.split(self._flat, [gradient.numel() for gradient in self._gradients])
+        for gradient, mean in zip(self._gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _fill_buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int) -> list[_Bucket]:
+    buckets: list[_Bucket] = []
+    for parameter in parameters:
+        if not buckets or buckets[-1].bytes >= bucket_bytes:
+            buckets.append(_Bucket())
+        buckets[-1].add(parameter)
+    return buckets

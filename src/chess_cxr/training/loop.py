@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -15,9 +16,10 @@ from torch.optim import Optimizer
 
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.decay import spare_norms
-from chess_cxr.training.distributed import agree_on_mean, average_gradients
+from chess_cxr.training.distributed import average_gradients, average_over_ranks
+from chess_cxr.training.late import forget_counts, is_late, read_numbers, update_if
 from chess_cxr.training.precision import LossScaling, Precision, compute_losses
-from chess_cxr.training.skipped import NormStatistics, SkippedSteps, keep_frozen
+from chess_cxr.training.skipped import NormStatistics, SkippedSteps, Verdict, explain_problem, keep_frozen
 
 MOST_STEPS = 10**12  # more is a typing error
 
@@ -33,6 +35,7 @@ class TrainingConfig:
     frozen_steps: number of first steps that train the heads only and keep the encoder frozen.
     sync_batch_norm: compute BatchNorm statistics over all ranks; for methods other than MoCo.
     max_skipped: end the run after this many steps in a row with a non-finite loss or gradient.
+    compile: compile the networks with `torch.compile`, which takes minutes and rounds differently.
     stop_on_collapse: end the run, with a checkpoint, when its representation collapses (`collapse.CollapseAlarm`).
     """
 
@@ -50,6 +53,7 @@ class TrainingConfig:
     sync_batch_norm: bool = False
     max_skipped: int = 10
     stop_on_collapse: bool = False
+    compile: bool = False
     seed: int = 0
     loader_threads: int = 1
     log_every: int = 20
@@ -59,7 +63,10 @@ class TrainingConfig:
 
 
 class Method(Protocol):
-    """The interface between the loop and a pre-training method or downstream task, which is also an `nn.Module`."""
+    """The interface between the loop and a pre-training method or downstream task, which is also an `nn.Module`.
+
+    A method may also have `measured`, its signals as scalar tensors: the loop then reads them together with the losses.
+    """
 
     @property
     def signals(self) -> Mapping[str, float]:
@@ -75,7 +82,7 @@ class Method(Protocol):
         """
 
     def after_step(self) -> None:
-        """Update the state that has no gradient, such as a momentum encoder or a queue."""
+        """Update the state that has no gradient, such as a momentum encoder or a queue, in place."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,10 @@ class StepReport:
     losses, gradient_norms: finite values only, unscaled and before clipping.
     problem: why the step was skipped, "" if it was not.  skipped_steps, overflowed_steps: number of the run's steps so
     far that were skipped for a non-finite loss or gradient, and for too large a float16 scale.
+    newest_skipped: the newest step that was skipped for a non-finite value, and why; (0, "") for none.
+    signals: the method's numbers, every `log_every` steps and at the last.
+    is_read: whether these numbers are of this step; a GPU's are read every `log_every` steps, and before probes and
+    checkpoints, and steps in between report the ones read last.
     """
 
     step: int
@@ -96,20 +107,34 @@ class StepReport:
     problem: str = ""
     skipped_steps: int = 0
     overflowed_steps: int = 0
+    newest_skipped: tuple[int, str] = (0, "")
+    signals: Mapping[str, float] = field(default_factory=dict)
+    is_read: bool = True
 
 
 class LoopState:
     """The loop's own state, besides the method and its optimisers: loss scales and counts of skipped steps.
 
-    is_over: whether training is finished, be it before its last step.
+    is_over: whether training is finished, be it before its last step.  is_late: whether numbers are read late.
     """
 
     def __init__(self, method: Method, config: TrainingConfig) -> None:
         parameters = method.get_parameters()
         self.device = next(iter(parameters.values()))[0].device
         self.scaling = LossScaling(parameters, config.precision, self.device)
-        self.skipped = SkippedSteps()
-        self.is_over = False
+        self.skipped = SkippedSteps(self.device)
+        self.is_over, self.is_late = False, is_late(self.device)
+
+    def goes_on(self, verdict: Verdict) -> bool:
+        """Return whether a step is to be continued: as long as it is fine, or not known not to be."""
+        return self.is_late or bool(verdict.fine)
+
+    def update(self, fine: Tensor, update: Callable[[], object], list_tensors: Callable[[], list[Tensor]]) -> None:
+        """Call `update`, which changes the listed tensors, unless a step is not fine."""
+        if self.is_late:
+            update_if(fine, update, list_tensors)
+        else:
+            update()  # where nothing is late, a step that is not fine does not come so far
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors, for a checkpoint."""
@@ -134,6 +159,8 @@ def build_optimizers(
     default, multiplies the learning rate.
     """
     optimizers: dict[str, Optimizer] = {}
+    # a fused AdamW counts its steps on the device, where they can be taken back
+    fused = True if is_late(next(iter(method.get_parameters().values()))[0].device) else None
     for name, given in (groups or method.get_parameters()).items():
         parameters = given if config.decay_norms else spare_norms(given)
         if config.optimizer == "sgd":
@@ -141,7 +168,9 @@ def build_optimizers(
                 parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
             )
         else:
-            optimizers[name] = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+            optimizers[name] = torch.optim.AdamW(
+                parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            )
     return optimizers
 
 
@@ -165,14 +194,18 @@ def train(
     """Run one optimisation step per batch and yield its report.
 
     Losses are means over the ranks.  If a loss or gradient is not finite on any rank, all ranks skip the rest of the
-    step: weights, optimiser and running statistics keep their values and `after_step` is not called.  Losses of the
-    same step that were stepped earlier remain stepped.  state: the loop's state to continue from.
-    Raises `ChessError`, on every rank, after `config.max_skipped` such steps in a row.
+    step: weights, optimiser and running statistics keep their values and `after_step` is not called (on a GPU, which
+    nobody waits for, it is called and what it changed is restored).  Losses of the same step that were stepped earlier
+    remain stepped.  state: the loop's state to continue from.
+    Raises `ChessError`, on every rank, after `config.max_skipped` such steps in a row; on a GPU, where the steps after
+    them change nothing, when the numbers are read.
     """
     if not isinstance(method, nn.Module):
         raise TypeError(f"a method is an nn.Module, not {type(method).__name__}")
     state = state or LoopState(method, config)
     statistics = NormStatistics(method)
+    forget_counts(method)
+    report = StepReport(first_step, {}, {}, 0.0, 0.0, 0.0)
     for step in range(first_step, config.steps):
         started = time.perf_counter()
         batch = next(batches)
@@ -181,24 +214,30 @@ def train(
         statistics.keep()
         with keep_frozen(get_trunk(method)) if step < config.frozen_steps else nullcontext():
             made = _make_step(method, batch, optimizers, config, rate, state)
-        state.skipped.count(made.problem, made.overflowed)
-        if made.problem:
-            statistics.put_back()
-            _check_patience(made.problem, step + 1, state.skipped.in_a_row, config.max_skipped)
-        yield StepReport(
-            step + 1, made.losses, made.norms, rate, waited, time.perf_counter() - started,
-            made.problem, state.skipped.total, state.skipped.overflowed,
-        )  # fmt: skip
+        state.skipped.count(made.verdict, step + 1)
+        if state.is_late or not state.goes_on(made.verdict):
+            statistics.put_back(made.verdict.fine)
+        if is_read := not state.is_late or is_due(config, step + 1):
+            before, report = report, _read_step(made, method, list(optimizers), config, state.skipped, step + 1)
+            if (report.skipped_steps, report.overflowed_steps) != (before.skipped_steps, before.overflowed_steps):
+                forget_counts(method)
+        seconds = time.perf_counter() - started
+        yield replace(report, step=step + 1, learning_rate=rate, wait_seconds=waited, seconds=seconds, is_read=is_read)
+
+
+def is_due(config: TrainingConfig, step: int) -> bool:
+    """Return whether anybody needs a step's numbers: it is logged, probed or saved, or the last."""
+    everies = (config.log_every, config.probe_every, config.checkpoint_every)
+    return step == config.steps or any(step % every == 0 for every in everies)
 
 
 @dataclass
 class _Step:
-    """The results of a step so far."""
+    """The results of a step, on its device."""
 
-    losses: dict[str, float] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
-    problem: str = ""
-    overflowed: bool = False
+    verdict: Verdict
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _make_step(
@@ -209,44 +248,81 @@ def _make_step(
     rate: float,
     state: LoopState,
 ) -> _Step:
-    """Step each loss, then call `after_step`; stop at the first non-finite loss or gradient."""
-    made = _Step()
+    """Step each loss, then call `after_step`; after a non-finite loss or gradient, do neither or undo it."""
+    verdict, names, scaling = state.skipped.begin(config.max_skipped), list(optimizers), state.scaling
+    made = _Step(verdict)
     for name, loss in compute_losses(method.losses(batch), config.precision, state.device):
-        value = agree_on_mean(float(loss.detach()), loss.device)
-        if not math.isfinite(value):
-            made.problem = f"the {name} loss became {value}"
+        number, optimizer = 2 * names.index(name), optimizers[name]
+        made.losses[name] = average_over_ranks(loss.detach().float())
+        verdict.judge(number, made.losses[name])
+        if not state.goes_on(verdict):
             return made
-        made.losses[name] = value
-        optimizer = optimizers[name]
-        norm = _compute_gradients(name, optimizer, loss, config.clip_norm, state.scaling)
-        if not math.isfinite(norm):
-            made.problem = f"the gradient of the {name} loss became {norm}"
-            made.overflowed = state.scaling.may_overflow(name)
-        state.scaling.update(name)
-        if made.problem:
+        fine_so_far = verdict.fine
+        made.norms[name] = _compute_gradients(name, optimizer, loss, config.clip_norm, scaling)
+        verdict.judge(number + 1, made.norms[name], scaling.may_overflow(name))
+        state.update(fine_so_far, partial(scaling.update, name), partial(scaling.list_tensors, name))
+        if not state.goes_on(verdict):
             return made
-        made.norms[name] = norm
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
-        optimizer.step()
-    method.after_step()
+        state.update(verdict.fine, optimizer.step, partial(_list_stepped, optimizer))
+    state.update(verdict.fine, method.after_step, partial(_list_followers, method))
     return made
 
 
-def _compute_gradients(name: str, optimizer: Optimizer, loss: Tensor, clip: float, scaling: LossScaling) -> float:
+def _compute_gradients(name: str, optimizer: Optimizer, loss: Tensor, clip: float, scaling: LossScaling) -> Tensor:
     """Compute the gradients, averaged over the ranks and clipped; return their norm before clipping."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _list_parameters(optimizer)
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(scaling.scale(name, loss))
-    average_gradients(parameters)
+    with average_gradients(parameters):
+        torch.autograd.backward(scaling.scale(name, loss))
     scaling.unscale(name, optimizer)
-    return float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+    return nn.utils.clip_grad_norm_(parameters, clip or math.inf)
 
 
-def _check_patience(problem: str, step: int, in_a_row: int, most: int) -> None:
-    if in_a_row >= most:
-        skipped = f", after {in_a_row - 1} skipped before it" if in_a_row > 1 else ""
-        raise ChessError(f"{problem} at step {step}{skipped}; try a lower learning rate")
+def _list_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _list_stepped(optimizer: Optimizer) -> list[Tensor]:
+    """List what an optimiser's step changes."""
+    state = [value for fields in optimizer.state.values() for value in fields.values() if isinstance(value, Tensor)]
+    return [*_list_parameters(optimizer), *state]
+
+
+def _list_followers(method: Method) -> list[Tensor]:
+    """List what `after_step` may change."""
+    assert isinstance(method, nn.Module)
+    return [*(parameter for parameter in method.parameters() if not parameter.requires_grad), *method.buffers()]
+
+
+def _read_step(
+    made: _Step, method: Method, names: list[str], config: TrainingConfig, skipped: SkippedSteps, step: int
+) -> StepReport:
+    """Read a step's numbers, and the method's where they are logged, in one transfer.
+
+    names: of all losses.  Raises `ChessError` after too many skipped steps in a row.
+    """
+    measured: Mapping[str, Any] = {}
+    if step == config.steps or step % config.log_every == 0:
+        measured = method.measured if hasattr(method, "measured") else method.signals
+    counts = skipped.list_numbers() | {"problem": made.verdict.problem, "value": made.verdict.value}
+    parts: tuple[Mapping[str, Any], ...] = (counts, made.losses, made.norms, measured)
+    read = read_numbers({f"{place} {name}": part[name] for place, part in enumerate(parts) for name in part})
+    found, losses, norms, signals = (
+        {name: read[f"{place} {name}"] for name in part} for place, part in enumerate(parts)
+    )
+    newest = (int(found["newest_step"]), explain_problem(found["newest_problem"], found["newest_value"], names))
+    if found["in_a_row"] >= config.max_skipped:
+        before = f", after {found['in_a_row'] - 1:.0f} skipped before it" if found["in_a_row"] > 1 else ""
+        raise ChessError(f"{newest[1]} at step {newest[0]}{before}; try a lower learning rate")
+    return StepReport(
+        step,
+        {name: loss for name, loss in losses.items() if math.isfinite(loss)},
+        {name: norm for name, norm in norms.items() if math.isfinite(norm)},
+        0.0, 0.0, 0.0, explain_problem(found["problem"], found["value"], names),
+        int(found["total"]), int(found["overflowed"]), newest, signals,
+    )  # fmt: skip
 
 
 def get_trunk(method: Method) -> nn.Module:

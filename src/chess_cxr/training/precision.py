@@ -39,6 +39,7 @@ class LossScaling:
 
     def __init__(self, names: Iterable[str], precision: Precision, device: torch.device) -> None:
         self._scalers = {name: GradScaler(device.type) for name in names} if precision == "float16" else {}
+        self._device = device
 
     def scale(self, name: str, loss: Tensor) -> Tensor:
         """Return the scaled loss, for the backward pass."""
@@ -50,9 +51,14 @@ class LossScaling:
         if name in self._scalers:
             self._scalers[name].unscale_(optimizer)
 
-    def may_overflow(self, name: str) -> bool:
+    def may_overflow(self, name: str) -> Tensor | None:
         """Return whether the scale may have caused a non-finite gradient: it can if it is above 1."""
-        return name in self._scalers and self._scalers[name].get_scale() > 1
+        return self.scale(name, torch.ones((), device=self._device)) > 1 if name in self._scalers else None
+
+    def list_tensors(self, name: str) -> list[Tensor]:
+        """List what `update` changes."""
+        scaler = self._scalers.get(name)
+        return [tensor for tensor in (scaler._scale, scaler._growth_tracker) if tensor is not None] if scaler else []
 
     def update(self, name: str) -> None:
         """Halve the scale after an overflow, double it after many steps without one."""

@@ -24,6 +24,7 @@ from chess_cxr.training.checkpoint import (
     restore_checkpoint,
     write_checkpoint,
 )
+from chess_cxr.training.compiled import compile_networks
 from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import (
     agree_on_largest,
@@ -125,6 +126,8 @@ def train_in_folder(
     copy_from_first_rank(method)
     if training.sync_batch_norm:
         synchronise_batch_norm(method)
+    if training.compile:
+        compile_networks(method, rank.device)
     optimizers = build_optimizers(method, training, inputs.groups)
     loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
@@ -157,7 +160,7 @@ def train_in_folder(
                 collapsed = COLLAPSED if watch and training.stop_on_collapse and watch.has_collapsed else 0
                 over = OVER if step == training.steps or (watch and watch.is_over) else 0
                 # one rank may get the signal a step earlier, and only the first rank has a watcher
-                stopped = agree_on_largest(over or get_stop_signal() or collapsed, rank.device)
+                stopped = agree_on_largest(over or get_stop_signal() or collapsed) if report.is_read else 0
                 loop.is_over = stopped == OVER
                 if watch:
                     if on_step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,19 @@ class RunLog:
         """Measure the images per second from now on."""
         self._started = time.perf_counter()
 
-    def summarise(
-        self, report: StepReport, signals: Mapping[str, float], batch: int, scale: SpeedScale | None = None
-    ) -> dict[str, float]:
-        """Return the newest step's numbers by name, with the speed since the last summary."""
+    def summarise(self, reports: Sequence[StepReport], batch: int, scale: SpeedScale | None = None) -> dict[str, float]:
+        """Return the newest step's numbers by name, with the speed of all steps since the last summary."""
+        report = reports[-1]
+        busy, waited = (sum(times) for times in zip(*((it.seconds, it.wait_seconds) for it in reports), strict=True))
         steps, seconds = report.step - self._clock_step, max(time.perf_counter() - self._started, 1e-9)
         self._started, self._clock_step = time.perf_counter(), report.step
         values = {f"loss/{name}": loss for name, loss in report.losses.items()}
         values |= {f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items()}
-        values |= {} if report.problem else signals  # those of a skipped step may be NaN, which JSON cannot hold
+        values |= {} if report.problem else report.signals  # those of a skipped step may be NaN, which JSON cannot hold
         values |= {"skipped_steps": report.skipped_steps, "overflowed_steps": report.overflowed_steps}
         values |= {"learning_rate": report.learning_rate, "images_per_second": batch * steps / seconds}
-        values |= {"data_wait_share": report.wait_seconds / max(report.seconds, 1e-9)}
-        return values | (scale.describe(report.seconds) if scale else {})
+        values |= {"data_wait_share": waited / max(busy, 1e-9)}
+        return values | (scale.describe(busy / len(reports)) if scale else {})
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write named numbers of one step to `metrics.jsonl` and the trackers."""

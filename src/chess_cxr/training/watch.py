@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from chess_cxr.training.loop import Method, StepReport, TrainingConfig
+from chess_cxr.training.loop import StepReport, TrainingConfig
 from chess_cxr.training.run_log import RunLog
 from chess_cxr.training.speed import SpeedScale
 
@@ -21,20 +21,20 @@ class RunWatch:
     def __init__(
         self,
         log: RunLog,
-        method: Method,
         training: TrainingConfig,
         measure: Callable[[int], Mapping[str, float]],
         is_over: Callable[[], bool] = lambda: False,
         scale: SpeedScale | None = None,
     ) -> None:
         self.log, self.probe = log, dict[str, float]()
-        self._method, self._training, self._measure, self._is_over = method, training, measure, is_over
-        self._scale, self._told_skipped = scale, 0
+        self._training, self._measure, self._is_over = training, measure, is_over
+        self._scale, self._told_skipped, self._over = scale, 0, False
+        self._reports: list[StepReport] = []
 
     @property
     def is_over(self) -> bool:
         """Whether the numbers of held-out films end the run."""
-        return self._is_over()
+        return self._over
 
     @property
     def has_collapsed(self) -> bool:
@@ -45,14 +45,18 @@ class RunWatch:
         """Measure and log what is due after a step."""
         training, step, last = self._training, report.step, report.step == self._training.steps
         values = dict[str, float]()
-        if report.problem and report.skipped_steps > self._told_skipped:  # an overflow in float16 is normal
-            self._told_skipped = report.skipped_steps
-            self.log.say(f"step {step} was skipped: {report.problem}; {report.skipped_steps} so far")
+        skipped_step, problem = report.newest_skipped
+        if skipped_step > self._told_skipped:
+            self._told_skipped = skipped_step
+            self.log.say(f"step {skipped_step} was skipped: {problem}; {report.skipped_steps} so far")
+        self._reports.append(report)
         if last or step % training.log_every == 0:
-            values = self.log.summarise(report, self._method.signals, training.batch, self._scale)
+            values = self.log.summarise(self._reports, training.batch, self._scale)
+            self._reports.clear()
         if last or step % training.probe_every == 0:
             self.probe = {name: value for name, value in self._measure(step).items() if math.isfinite(value)}
             values |= self.probe
+            self._over = self._is_over()
         if values:
             self.log.write(step, values)
             self.judge(step, values)

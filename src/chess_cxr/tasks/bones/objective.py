@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chess_cxr.evaluation.image_metrics import K1, K2, SCALE_WEIGHTS, SIGMA, WINDOW, count_scales
 from chess_cxr.tasks.bones.network import BoneNetwork
+from chess_cxr.training.late import read_numbers
 
 SMALLEST_SIDE = WINDOW  # of pictures with at least one scale
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -24,10 +25,6 @@ class PairBatch:
     film_B1HW: Tensor
     bone_free_B1HW: Tensor
 
-    def to(self, device: torch.device) -> PairBatch:
-        """Move to a device."""
-        return PairBatch(self.film_B1HW.to(device), self.bone_free_B1HW.to(device))
-
 
 class SuppressBones(nn.Module):
     """A bone network trained by the one loss "suppression": L1 + (1 - MS-SSIM) + a perceptual loss.
@@ -38,7 +35,12 @@ class SuppressBones(nn.Module):
     def __init__(self, network: BoneNetwork, perceptual: Perceptual | None = None, weight: float = 1.0) -> None:
         super().__init__()
         self.network, self.perceptual, self.weight = network, perceptual, weight
-        self.signals: dict[str, float] = {}
+        self.measured: dict[str, Tensor] = {}  # the signals as tensors
+
+    @property
+    def signals(self) -> dict[str, float]:
+        """The parts of the newest loss."""
+        return read_numbers(self.measured)
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that each named loss trains."""
@@ -53,7 +55,7 @@ class SuppressBones(nn.Module):
         }
         if self.perceptual and self.weight:
             parts["perceptual"] = self.weight * self.perceptual(result_B1HW, batch.bone_free_B1HW)
-        self.signals = {f"part/{name}": float(part.detach()) for name, part in parts.items()}
+        self.measured = {f"part/{name}": part.detach() for name, part in parts.items()}
         yield "suppression", torch.stack(list(parts.values())).sum()
 
     def after_step(self) -> None:
@@ -66,7 +68,7 @@ def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
     Small pictures have fewer scales, whose weights are scaled to a sum of 1.
     """
     scales = count_scales(min(picture_B1HW.shape[-2:]))
-    weight_S = torch.tensor(SCALE_WEIGHTS[:scales], device=picture_B1HW.device)
+    weight_S = torch.tensor(SCALE_WEIGHTS[:scales]).to(picture_B1HW.device, non_blocking=True)
     parts = []
     for scale in range(scales):
         if scale:

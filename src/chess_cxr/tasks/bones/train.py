@@ -255,7 +255,7 @@ def train_bone_network(
     inputs = RunInputs(
         [p.name for p in train],
         lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
-        lambda log, rank: RunWatch(log, method, training, measure),
+        lambda log, rank: RunWatch(log, training, measure),
         {"suppression": groups},
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)

@@ -45,10 +45,6 @@ class LabelledBatch:
     film_BCSS: Tensor
     label_BL: Tensor
 
-    def to(self, device: torch.device) -> LabelledBatch:
-        """Move to a device."""
-        return LabelledBatch(self.film_BCSS.to(device), self.label_BL.to(device))
-
 
 class Classify(nn.Module):
     """An encoder and a head, trained by the one loss "classifier".

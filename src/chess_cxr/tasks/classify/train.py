@@ -213,7 +213,7 @@ class Learner:
 
     def open_watch(self, log: RunLog, _rank: Rank) -> RunWatch:
         """Return the watcher that logs the run and ends it early."""
-        return RunWatch(log, self.method, self.plan, self.look, lambda: self.method.is_over)
+        return RunWatch(log, self.plan, self.look, lambda: self.method.is_over)
 
     def look(self, step: int) -> dict[str, float]:
         """Compute the loss on held-out films, if there are any, and keep the weights if it is the smallest."""

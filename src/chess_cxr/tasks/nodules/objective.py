@@ -30,6 +30,7 @@ from chess_cxr.tasks.nodules.losses import (
 from chess_cxr.tasks.nodules.masks import check_mask
 from chess_cxr.tasks.nodules.region import compute_blend, compute_region, find_window
 from chess_cxr.tasks.nodules.spade import SIZES, StyledGenerator
+from chess_cxr.training.late import advance_count, read_count, read_numbers
 
 Mode = Literal["film", "inpaint"]
 Perceptual = Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +116,7 @@ class GenerateNodules(nn.Module):
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._perceptual = (perceptual,)  # in a tuple, so that torch does not register it as a submodule
-        self._measured: dict[str, Tensor] = {}
+        self.measured: dict[str, Tensor] = {}
 
     @property
     def signals(self) -> dict[str, float]:
@@ -125,7 +126,7 @@ class GenerateNodules(nn.Module):
         real_score, fake_score: mean score of patches; real_accuracy, fake_accuracy: share of patches on the right side
         of 0.
         """
-        return {name: float(value) for name, value in self._measured.items()}
+        return read_numbers(self.measured)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; the averaged generator stays in evaluation mode."""
@@ -171,30 +172,31 @@ class GenerateNodules(nn.Module):
         }
         if perceptual is not None and config.perceptual:
             parts["perceptual"] = (config.perceptual, perceptual(made_B1SS, batch.film_B1SS))
-        self._measured = {name: value.detach() for name, (_, value) in parts.items()}
+        self.measured = {name: value.detach() for name, (_, value) in parts.items()}
         return torch.stack([weight * value for weight, value in parts.values()]).sum()
 
     def _compute_discriminator_loss(self, made_B1SS: Tensor, real_B1SS: Tensor, canvas: _Canvas) -> Tensor:
         config, count = self.config, len(real_B1SS)
-        penalised = config.r1 > 0 and int(self.steps) % config.r1_every == 0
+        penalised = config.r1 > 0 and read_count(self, "steps") % config.r1_every == 0
         real_B1SS = real_B1SS.detach().requires_grad_(penalised)
         both = self.discriminator(torch.cat([made_B1SS, real_B1SS]), canvas.layout_BKSS.repeat(2, 1, 1, 1))
         made = [[layer[:count] for layer in layers] for layers in both]
         real = [[layer[count:] for layer in layers] for layers in both]
         loss = compute_discriminator_hinge(made, real)
-        self._measured |= _measure_scores(made, real)
+        self.measured |= _measure_scores(made, real)
         if penalised:
             penalty = compute_gradient_penalty(real_B1SS, real)
-            self._measured["r1"] = penalty.detach()
+            self.measured["r1"] = penalty.detach()
             loss = loss + config.r1 * config.r1_every * penalty
         return loss
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Count the step and update the averaged generator."""
-        self.steps += 1
+        advance_count(self, "steps")
         # With a long average a short run would keep its first weights, so the average starts short
-        keep = torch.clamp(self.steps / (self.steps + 10), max=self.config.ema)
+        steps = torch.tensor(read_count(self, "steps"))
+        keep = torch.clamp(steps / (steps + 10), max=self.config.ema)
         moving: list[Tensor] = list(self.averaged.parameters())
         target: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(moving, target, 1 - float(keep))

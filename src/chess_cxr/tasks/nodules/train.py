@@ -330,7 +330,7 @@ def train_nodule_generator(
     inputs = RunInputs(
         [film.name for film in train],
         lambda first_step, rank: read_task_batches(windows, draw, training, first_step, rank),
-        lambda log, rank: RunWatch(log, method, training, measure),
+        lambda log, rank: RunWatch(log, training, measure),
         build_groups(method),
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
