@@ -13,10 +13,12 @@ import statistics
 import time
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from chess_cxr.evaluation.intervals import paired_bootstrap_draws_by_patient
 from chess_cxr.evaluation.metrics import build_multilabel_statistic
+from peers import import_peer
+
+roc_auc_score = import_peer("sklearn.metrics").roc_auc_score
 
 FILMS, PATIENTS, FINDINGS, REPLICATES = 25_000, 10_000, 14, 1000
 NAMES = tuple(f"finding {number}" for number in range(FINDINGS))

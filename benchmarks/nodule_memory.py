@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
 
 from ingest_memory import read_peak_megabytes
+from peers import import_peer
+
+SimpleITK = import_peer("SimpleITK")
 
 PICTURES, SIDE = 32, 1024
 

@@ -12,6 +12,7 @@ seconds are of wall time, and CPU seconds are written beside them.
 plain: lightly's `examples/pytorch/moco.py` (memory bank 2,048, temperature 0.1, key momentum 0.99, SGD 0.06 without
 schedule, batch 128, one constant resolution) with its MoCo v2 views (crop from 20 %, colour jitter, grey, blur, flip)
 of films that lie decoded in memory.  ours: a preset or configuration, films decoded from the store at every step.
+`plain` needs the extra `bench`.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from chess_cxr.pretraining.probe import embed_films
 from chess_cxr.store import Store, open_store
 from chess_cxr.training.loop import build_optimizers, train
 from chess_cxr.views import resize_film
+from peers import import_peer
 
 CLASSES = ["bacteria", "normal", "virus"]
 BACKBONE, SIZE, BATCH = "regnetx_002", 64, 128
@@ -222,6 +224,8 @@ def main() -> None:
     if chosen.read:
         say_ratios(chosen.read[0], chosen.read[1:])
         return
+    if chosen.side == "plain":
+        import_peer("lightly.loss")
     store = open_store(chosen.store)
     said: dict[str, object] = {"side": chosen.side, "threads": torch.get_num_threads()}
     if chosen.side == "plain":

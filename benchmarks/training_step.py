@@ -4,11 +4,11 @@ usage: OMP_NUM_THREADS=1 python benchmarks/training_step.py [--rounds 7] [--batc
        python benchmarks/training_step.py --device cuda [--batch 256] [--steps 50] [resnet50@224/8 …]
 
 A setting is NETWORK@SIZE/GROUPS, P is float32 or bfloat16; on the CPU lightly's side is always float32, as its example
-is, and on a GPU both sides use P and channels_last.  Times end when the device has finished.  Needs `pip install
-lightly`.  Each side is a process of its own that builds its networks, gets the same random images and waits while the
-other works; they take turns, and who goes first changes with every round.  Prints the medians of the rounds in images a
-second of wall time and of CPU time (the fairer one on a busy machine), the ratios of the rounds, and what share of the
-machine's float32 GEMM peak, measured in every round too, each side reaches.
+is, and on a GPU both sides use P and channels_last.  Times end when the device has finished.  Needs the extra `bench`.
+Each side is a process of its own that builds its networks, gets the same random images and waits while the other works;
+they take turns, and who goes first changes with every round.  Prints the medians of the rounds in images a second of
+wall time and of CPU time (the fairer one on a busy machine), the ratios of the rounds, and what share of the machine's
+float32 GEMM peak, measured in every round too, each side reaches.
 
 lightly's side is its `examples/pytorch/moco.py` step by step: SGD 0.06 without momentum, a memory bank of 4,096, the
 momentum update before the forward pass.  It has no groups for BatchNorm and no shuffling; ours shuffles the keys, and
@@ -35,6 +35,7 @@ from chess_cxr.records import UsageError
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 from chess_cxr.training.precision import Precision
 from chess_cxr.training.speed import count_flops, measure_gemm_peak, wait_for
+from peers import import_peer
 
 SETTINGS = ("regnetx_002@64/1", "regnetx_002@64/4", "resnet18@64/1")
 QUEUE, RATE, KEPT, TEMPERATURE = 4096, 0.06, 0.99, 0.5
@@ -201,6 +202,7 @@ def main() -> None:
         device = choose_device(chosen.device)
     except UsageError as error:
         raise SystemExit(str(error)) from None
+    import_peer("lightly.loss")
     if chosen.side:
         run_side(chosen.side, chosen.settings[0], chosen.batch, chosen.precision[0], device)
         return

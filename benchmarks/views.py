@@ -2,11 +2,11 @@
 
 usage: OMP_NUM_THREADS=1 python benchmarks/views.py DATA [--films 64] [--rounds 7] [--picture FILE.png]
 
-DATA holds jsrt/images.  `pip install albumentations==1.0.3` is what the reference code's list was written for (2021);
-2.x has other names for the same operations, is much faster, and is known to this script too.  Both sides get the same
-8-bit films of 512 x 512 pixels, run in one process on one thread, in turn in every round; medians of the rounds, by the
-processor's clock and by the wall's.  Neither side decodes or normalises.  The last lines time every operation alone,
-always drawn.
+DATA holds jsrt/images.  Needs albumentations: the extra `bench` brings 2.x; the reference code's list was written for
+1.0.3 (2021), which has other names for the same operations, is much slower, and is known to this script too.
+Both sides get the same 8-bit films of 512 x 512 pixels, run in one process on one thread, in turn in every round;
+medians of the rounds, by the processor's clock and by the wall's.  Neither side decodes or normalises.  The last lines
+time every operation alone, always drawn.
 
 --picture writes every operation at the upper end of its range, ours above albumentations, on one SYNTHETIC film.
 """
@@ -26,11 +26,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 warnings.filterwarnings("ignore")  # of albumentations, about its age
-import albumentations as A  # noqa: E402
-
 from chess_cxr.pretraining.presets import chess_paper  # noqa: E402
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film  # noqa: E402
 from chess_cxr.views import BORDERS, ViewConfig, draw_view  # noqa: E402
+from peers import import_peer  # noqa: E402
+
+A: Any = import_peer("albumentations")
 
 MODERN = int(A.__version__.split(".")[0]) >= 2
 STILL = ViewConfig(size=512)

@@ -59,6 +59,20 @@ def store(small_store: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
+def two_sites(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small store, its films all PA and from two sites, a third from b."""
+    path = tmp_path_factory.mktemp("sites") / "two.lance"
+
+    def list_films() -> Iterator[StoredFilm]:
+        for number, row in enumerate(store.films.itertuples()):
+            record = ImageRecord(row.uid, row.patient, split=row.split, site="ab"[number % 3 == 0], view="PA")
+            yield StoredFilm(record, store.read_jpegs([number])[0], row.height, row.width)
+
+    write_store(path, list_films(), [], "two sites (SYNTHETIC)")
+    return path
+
+
+@pytest.fixture(scope="session")
 def encoder() -> "Encoder":
     """An untrained RegNet for films of 64 pixels."""
     from chess_cxr.encoders.load import load_encoder

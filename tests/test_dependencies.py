@@ -1,4 +1,4 @@
-"""What the package imports is what it declares: in the core, or in an extra that the error names."""
+"""What package and benchmarks import is what is declared: in the core, or in an extra that the error names."""
 
 import ast
 import re
@@ -88,7 +88,7 @@ def test_what_an_extra_brings_is_declared_in_that_extra(found: Import) -> None:
 def test_nothing_is_declared_that_is_not_used() -> None:
     used = {name for found in IMPORTS for name in DISTRIBUTIONS[found.module]}
     assert used >= CORE
-    optional = {name for extra, names in EXTRAS.items() if extra not in ("dev", "docs") for name in names}
+    optional = {name for extra, names in EXTRAS.items() if extra not in ("bench", "dev", "docs") for name in names}
     assert used >= optional
 
 
@@ -129,3 +129,72 @@ except UsageError as error:
 def test_a_missing_extra_is_one_line_that_says_how_to_get_it(module: str, extra: str) -> None:
     done = subprocess.run([sys.executable, "-c", HIDE, module, extra], capture_output=True, text=True, timeout=60)
     assert done.stdout == f"this needs the package {module}: pip install 'chess-cxr[{extra}]'\n", done.stderr
+
+
+# Benchmarks, and the packages that they compare with
+
+BENCHMARKS = sorted((CHECKOUT / "benchmarks").glob("*.py"))
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "lance": "pylance", "sklearn": "scikit-learn"}
+RUN_WITHOUT = """
+import runpy
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+class Hidden(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hidden())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def list_benchmark_imports(path: Path) -> tuple[set[str], set[str]]:
+    """Return the modules that a script imports plainly and those that it asks `import_peer` for."""
+    plain, peers = set[str](), set[str]()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            plain |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            plain.add(node.module)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_peer":
+            peers |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    own = {*sys.stdlib_module_names, "chess_cxr", *(script.stem for script in BENCHMARKS)}
+    return ({module.split(".")[0] for module in found} - own for found in (plain, peers))  # type: ignore[return-value]
+
+
+def name_package(module: str) -> str:
+    return normalise(PACKAGES.get(module, module))
+
+
+PEERS = {path.name: sorted(peers) for path in BENCHMARKS if (peers := list(list_benchmark_imports(path))[1])}
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
+def test_a_benchmark_imports_core_packages_plainly_and_others_as_peers(path: Path) -> None:
+    plain, peers = list_benchmark_imports(path)
+    assert {name_package(module) for module in plain - peers} <= CORE
+    assert {name_package(module) for module in peers} <= EXTRAS["bench"]
+
+
+def test_the_extra_holds_nothing_that_no_benchmark_uses() -> None:
+    assert EXTRAS["bench"] == {name_package(module) for peers in PEERS.values() for module in peers}
+    [albumentations] = [one for one in PROJECT["optional-dependencies"]["bench"] if "albumentations" in one]
+    assert albumentations == "albumentations>=2.0.8" and list_names([albumentations]) <= EXTRAS["bench"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_benchmark_without_its_peer_is_one_line_that_says_how_to_get_it(name: str, tmp_path: Path) -> None:
+    words = [str(tmp_path), "--side", "plain"] if name == "time_to_quality.py" else []
+    words = [str(tmp_path)] if name == "views.py" else words
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT.format(hidden=PEERS[name]), str(CHECKOUT / "benchmarks" / name), *words],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    [package] = PEERS[name]
+    line = f"{name} needs the package {package}: pip install 'chess-cxr[bench]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)

@@ -105,7 +105,8 @@ def count_values(pool: FilmPool, guides: Sequence[Guide]) -> dict[str, int]:
     values = {guide.column: read_codes(pool, guide.column)[1] for guide in guides}
     for column, count in values.items():
         if count < 2:
-            raise UsageError(f"guides: the column {column!r} has the same value for all films, so it can guide nothing")
+            what = "has the same value" if count else "is unknown"
+            raise UsageError(f"guides: the column {column!r} {what} for all films, so it can guide nothing")
     return values
 
 
