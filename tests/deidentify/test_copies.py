@@ -13,8 +13,9 @@ import pydicom
 import pytest
 
 from chess_cxr.deidentify import copies as dicom_copies
-from chess_cxr.deidentify.copies import DeidentifyOptions, check_apart
+from chess_cxr.deidentify.copies import check_apart
 from chess_cxr.deidentify.identity import hash_id, hash_uid
+from chess_cxr.deidentify.options import DeidentifyOptions
 from chess_cxr.files.listing import list_location
 from chess_cxr.records import ChessError, SourceFilm, UsageError
 from chess_cxr.workers.child import Limits
@@ -196,7 +197,8 @@ def test_a_torn_row_and_a_lost_copy_are_done_again(tmp_path: Path) -> None:
 KILL = """
 import sys, time
 from pathlib import Path
-from chess_cxr.deidentify.copies import DeidentifyOptions, deidentify_files
+from chess_cxr.deidentify.copies import deidentify_files
+from chess_cxr.deidentify.options import DeidentifyOptions
 from chess_cxr.records import SourceFilm
 films = [SourceFilm(path, path.name) for path in sorted(Path(sys.argv[1]).iterdir())]
 deidentify_files(films, Path(sys.argv[2]), DeidentifyOptions(sys.argv[3].encode()), on_film=lambda: time.sleep(0.05))

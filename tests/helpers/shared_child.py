@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from chess_cxr.deidentify import copies as dicom_copies
-from chess_cxr.deidentify.copies import DeidentifyOptions, DeidentifySummary
+from chess_cxr.deidentify.copies import DeidentifySummary
+from chess_cxr.deidentify.options import DeidentifyOptions
 from chess_cxr.ingest import pipeline
 from chess_cxr.ingest.options import IngestOptions
 from chess_cxr.ingest.pipeline import IngestSummary

@@ -20,12 +20,12 @@ from chess_cxr.arguments import (
     print_result,
     refuse_existing,
 )
-from chess_cxr.audit.options import AuditConfig
+from chess_cxr.audit.options import AuditConfig, AuditOptions
+from chess_cxr.deidentify.options import DeidentifyConfig, DeidentifyOptions
 from chess_cxr.encoders.names import locate_encoder
-from chess_cxr.ingest.options import IngestConfig
+from chess_cxr.ingest.options import IngestConfig, IngestOptions
 from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, FilmListing, UsageError
-from chess_cxr.workers.child import Limits
 from chess_cxr.workers.cores import count_usable_cores
 
 
@@ -85,7 +85,6 @@ study_date, manufacturer, site.
 
         check_address(cluster)
     from chess_cxr.deidentify.identity import check_key_place, read_id_key
-    from chess_cxr.ingest.options import IngestOptions
     from chess_cxr.ingest.pipeline import ingest_films
     from chess_cxr.ingest.side_files import find_quarantine
     from chess_cxr.store import check_place
@@ -146,9 +145,8 @@ def deidentify(
     sources: Sources,
     out: Path,
     key_file: Path | None = None,
-    allow_burned_in: bool = False,
+    config: Flat[DeidentifyConfig] = DeidentifyConfig(),  # noqa: B008
     workers: int | None = None,
-    limits: Limits = Limits(),  # noqa: B008
     id_map: Path | None = None,
     json: bool = False,
     quiet: bool = False,
@@ -165,15 +163,14 @@ def deidentify(
         sources: folders, files or URLs such as s3://bucket/films.
         out: folder for the copies, as patient/study/film.dcm with hashed names.
         key_file: secret key of the hashes; by default CHESS_CXR_ID_KEY, or a file made once for you.
-        allow_burned_in: also copy films whose pixels may contain text: declared ones, colour, secondary captures.
+        config: films and limits.
         workers: number of processes; by default one per core.
-        limits: limits of time and memory per film.
         id_map: a file to write with uid and original path of every film; keep it private.
         json: print the summary as JSON.
         quiet: show no progress.
     """
     check_workers(workers)
-    from chess_cxr.deidentify.copies import REPORT, DeidentifyOptions, check_apart, deidentify_files
+    from chess_cxr.deidentify.copies import REPORT, check_apart, deidentify_files
     from chess_cxr.deidentify.identity import check_key_place, read_id_key
     from chess_cxr.sources.folder import read_folder
     from chess_cxr.workers.pool import build_ingest_pool
@@ -183,7 +180,7 @@ def deidentify(
     check_key_place(key_file, [*places, out])
     films = read_folder(places)
     in_flight = 32 * (workers or count_usable_cores())
-    options = DeidentifyOptions(read_id_key(key_file), allow_burned_in, limits, in_flight, id_map)
+    options = DeidentifyOptions(read_id_key(key_file), id_map, in_flight, **vars(config))
     with build_ingest_pool(workers) as pool, ProgressBar("deidentify", films.count(), "films", quiet) as bar:
         summary = deidentify_files(films, out, options, pool, bar.advance)
     print_result(vars(summary) if json else summary.as_text(), json)
@@ -224,7 +221,6 @@ def audit(
     opened = [open_store(store) for store in stores]
     lists = [Path(locate_encoder(place)) for place in training_list]
     from chess_cxr.audit.audit import audit_stores
-    from chess_cxr.audit.options import AuditOptions
     from chess_cxr.audit.page import write_audit
 
     with StageBars(quiet) as bars:

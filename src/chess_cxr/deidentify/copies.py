@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -24,32 +24,17 @@ from chess_cxr.decode.film import read_film_content
 from chess_cxr.deidentify.film import DeidentifiedFilm, deidentify_dicom
 from chess_cxr.deidentify.id_map import check_id_map, open_id_map
 from chess_cxr.deidentify.identity import hash_id
+from chess_cxr.deidentify.options import DeidentifyOptions
 from chess_cxr.files.locations import is_url
 from chess_cxr.files.whole import flush_file, flush_folder, hold, place_new, write_atomically, write_flushed
 from chess_cxr.records import ChessError, SourceFilm, Undecodable, UsageError, list_counts
-from chess_cxr.workers.child import Limits, check_limits
+from chess_cxr.workers.child import check_limits
 from chess_cxr.workers.pool import call_in_child, run_in_order
 
 COPIED, REFUSED = "copied", "refused"
 REPORT = "report.csv"
 COLUMNS = ("uid", "status", "reason", "copy")
 _PARTIAL = ".partial"
-
-
-@dataclass(frozen=True)
-class DeidentifyOptions:
-    """Options of a de-identification.
-
-    id_key: result of `read_id_key`.  allow_burned_in: also copy films that may hold text in their pixels.
-    limits: time and memory for one film.  in_flight: films submitted ahead of the report.
-    id_map: file that will tie hashed uids to paths, the only one that does.
-    """
-
-    id_key: bytes
-    allow_burned_in: bool = False
-    limits: Limits = field(default_factory=Limits)
-    in_flight: int = 64
-    id_map: Path | None = None
 
 
 @dataclass(frozen=True)

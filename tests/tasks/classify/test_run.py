@@ -25,6 +25,7 @@ from chess_cxr.tasks.classify.model import load_classifier
 from chess_cxr.tasks.classify.train import finetune_classifier, fit_classifier, train_classifier
 from chess_cxr.training.config import TrackingConfig
 from children import die_in_child, run_ranks
+from states import list_changed
 
 HEAD = FinetuneConfig("mlp", steps=80, batch=16, learning_rate=1e-2, checkpoint_every=5)
 CONFIGS = {
@@ -58,10 +59,8 @@ def read_looks(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["val/loss"]) for line in read_lines(folder / "metrics.jsonl") if "val/loss" in line]
 
 
-def list_changed(one: Path, other: Path) -> list[str]:
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
-    assert ours.keys() == theirs.keys()
-    return [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+def compare_models(*folders: Path) -> list[str]:
+    return list_changed(*(load_file(folder / "model.safetensors") for folder in folders))
 
 
 @pytest.mark.parametrize("mode", ["mlp", *LONG])
@@ -79,7 +78,7 @@ def test_a_killed_training_goes_on_to_the_same_end_and_the_same_weights(
     [moments] = run_ranks(finetune, 1, small_store, cut, config)
     first = (kill - 1) // config.checkpoint_every * config.checkpoint_every + 1
     assert moments == [("finetune", step) for step in range(first, end + 1)]
-    assert list_changed(whole, cut) == []
+    assert compare_models(whole, cut) == []
     assert (whole / "result.json").read_text() == (cut / "result.json").read_text()
     assert read_looks(whole) == read_looks(cut)
     assert {path.name for path in cut.iterdir()} == {
@@ -99,7 +98,7 @@ def test_features_that_a_killed_command_has_computed_are_found_again(
     assert {path.name for path in (cut / "run" / "features").iterdir()} == {"000000000.npy", ".000000064.npy.partial"}
     [moments] = run_ranks(finetune, 1, small_store, cut, config)
     assert [moment for moment in moments if moment[0] == "embed"] == [("embed", 90)]
-    assert list_changed(whole, cut) == []
+    assert compare_models(whole, cut) == []
 
 
 def test_a_training_that_ended_early_is_not_taken_up_again(
@@ -185,7 +184,7 @@ def test_half_precision_trains_nearly_the_same_classifier(
         finetune_classifier(tiny_encoder, store, tmp_path / name, config=one, device="cpu")
     described = json.loads((tmp_path / "half" / "config.json").read_text())
     assert described["finetune"]["precision"] == precision
-    assert list_changed(tmp_path / "whole", tmp_path / "half") != []
+    assert compare_models(tmp_path / "whole", tmp_path / "half") != []
     pictures = [film.astype(np.float32) / 255 for film in store.read_films(range(20))]
     whole, half = (load_classifier(tmp_path / name).predict(pictures) for name in ("whole", "half"))
     np.testing.assert_allclose(whole, half, atol=0.05)
@@ -198,7 +197,7 @@ def test_batches_prepared_ahead_are_the_same_however_many_threads_there_are(
 ) -> None:
     for threads in (1, 3):
         finetune_classifier(tiny_encoder, store, tmp_path / str(threads), config=replace(SHORT, threads=threads))
-    assert list_changed(tmp_path / "1", tmp_path / "3") == []
+    assert compare_models(tmp_path / "1", tmp_path / "3") == []
 
 
 @pytest.mark.parametrize("mode", CONFIGS)
