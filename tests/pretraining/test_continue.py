@@ -1,6 +1,8 @@
 """Runs with local views, guides, balance, sizes and new methods: resumed to the bit, exported, continued by others."""
 
 import json
+import random
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,69 +20,50 @@ from chess_cxr.pretraining.crops import Crops
 from chess_cxr.pretraining.export import export
 from chess_cxr.pretraining.presets import PretrainConfig, read_pretrain_config
 from chess_cxr.pretraining.pretrain import continue_from, pretrain
-from chess_cxr.records import ImageRecord, UsageError
-from chess_cxr.store import Store, StoredFilm, open_store, write_store
+from chess_cxr.pretraining.runs import read_metrics
+from chess_cxr.records import UsageError
+from chess_cxr.store import open_store
 from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
+from children import train_in_child
+from same_end import check_same_end
 from tiny_runs import build_tiny_config
 
 LOCAL = Crops(local_views=2, local_size=16)
 
 
-@pytest.fixture(scope="module")
-def two_sites(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small store, its films from two sites."""
-    path = tmp_path_factory.mktemp("sites") / "two.lance"
-    films = [
-        StoredFilm(
-            ImageRecord(uid=row.uid, patient=row.patient, split=row.split, site="ab"[number % 3 == 0], labels={}),
-            store.read_jpegs([number])[0],
-            row.height,
-            row.width,
-        )  # fmt: skip
-        for number, row in enumerate(store.films.itertuples())
-    ]
-    write_store(path, films, [], "two sites (SYNTHETIC)")
-    return path
-
-
-def build(**changed: Any) -> PretrainConfig:
-    return replace(build_tiny_config(steps=6), **changed)
+def build(training: dict[str, Any] | None = None, **changed: Any) -> PretrainConfig:
+    tiny = build_tiny_config(steps=12)
+    training = replace(tiny.training, log_every=1, probe_every=6, checkpoint_every=4, **training or {})
+    return replace(tiny, training=training, **changed)
 
 
 CONFIGS = {
     "local": build(crops=LOCAL),
     "sizes": build(sizes=((0.5, 16), (1.0, 32))),
-    "guided": build(guides=(Guide("site", "adversary"),), balance="site"),
+    "guided": build(guides=(Guide("site", "adversary"),)),
+    "balanced": build(balance="site"),
     "lejepa": build(method=LeJEPAConfig("test_resnet", 8, hidden=16, directions=8), crops=LOCAL),
     "dino": build(method=DINOConfig("test_resnet", 8, hidden=16, prototypes=8), crops=LOCAL),
     "vit": build(method=DINOConfig("test_vit", 8, hidden=16, prototypes=8), crops=LOCAL),
+    "decay of weights": build({"decay_norms": False}),
 }
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(name: str, two_sites: Path, tmp_path: Path) -> None:
-    def stop(report: Any, _probe: object) -> None:
-        if report.step == 5:  # one step after the newest checkpoint
-            raise Stop
-
-    config = CONFIGS[name]
-    whole = pretrain(two_sites, tmp_path / "whole", config)
-    with pytest.raises(Stop):
-        pretrain(two_sites, tmp_path / "begun", config, stop)
-    begun = pretrain(two_sites, tmp_path / "begun", config)
-    states = []
-    for run in (whole, begun):
-        newest = find_checkpoint(run / "checkpoints")
-        assert newest is not None
-        states.append(read_checkpoint(newest)[2])
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "vit" else name for name in CONFIGS]
+)
+def test_a_run_killed_at_random_steps_ends_as_one_that_was_not(name: str, two_sites: Path, tmp_path: Path) -> None:
+    """Killed before and after the step at which the size of the views changes."""
+    config, rng = CONFIGS[name], random.Random(name)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train_in_child(two_sites, whole, config) == (0, "")
+    for step in (rng.randint(2, 6), rng.randint(7, 11)):
+        code, _ = train_in_child(two_sites, killed, config, signal_at=(step, signal.SIGKILL))
+        assert code == -signal.SIGKILL and read_metrics(killed)[-1]["step"] == step
+    assert train_in_child(two_sites, killed, config) == (0, "")
+    check_same_end(killed, whole)
     described = json.loads((whole / "config.json").read_text())
-    assert read_pretrain_config({key: value for key, value in described.items() if key != "data"}) == config
+    assert read_pretrain_config(described) == config
     exported = load_encoder(export(whole, tmp_path / "encoder"))
     assert exported.contract.size == config.views.size
 
@@ -121,7 +104,7 @@ def test_what_cannot_guide_or_be_patched_is_refused_before_anything_is_trained(
     two_sites: Path, small_store: Path, tmp_path: Path
 ) -> None:
     for place, config, said in (
-        (small_store, CONFIGS["guided"], "'site' has the same value for all films"),
+        (small_store, CONFIGS["guided"], "'site' is unknown for all films"),
         (two_sites, build(guides=(Guide("weather"),)), "no column 'weather' can guide"),
         (
             two_sites,

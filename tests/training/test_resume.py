@@ -28,10 +28,10 @@ from chess_cxr.store import StoredFilm, open_store, write_store
 from chess_cxr.training.checkpoint import find_checkpoint
 from chess_cxr.training.precision import Precision
 from children import TINY, TINY_SGD, TINY_WARM, start_training, train_in_child, wait_for_lines
+from same_end import check_same_end, read_repeatable
 
 CONFIGS = {"adamw": TINY, "sgd": TINY_SGD, "warm": TINY_WARM}
 FINAL = "checkpoints/step_00000030.safetensors"
-NOT_REPEATABLE = ("time", "images_per_second", "data_wait_share", "gflop_per_second", "gemm_peak_share")
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +45,6 @@ def uninterrupted(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -
             return run
 
     return Runs()
-
-
-def check_same_end(run: Path, expected: Path) -> None:
-    ours, theirs = load_file(run / FINAL), load_file(expected / FINAL)
-    assert ours.keys() == theirs.keys()
-    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
-    assert read_repeatable(run) == read_repeatable(expected)
-
-
-def read_repeatable(run: Path) -> list[dict[str, float]]:
-    lines = [{k: v for k, v in line.items() if k not in NOT_REPEATABLE} for line in read_metrics(run)]
-    assert [line["step"] for line in lines] == list(range(1, 31))
-    return lines
 
 
 def read_folder_bytes(folder: Path) -> dict[Path, tuple[bytes, int]]:
