@@ -54,6 +54,7 @@ def test_an_error_comes_at_the_batch_that_has_it() -> None:
         next(batches)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_gets_what_a_cpu_gets() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
