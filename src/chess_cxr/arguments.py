@@ -74,11 +74,19 @@ def print_films(columns: Sequence[str], records: Iterable[Mapping[str, Any]], as
         if as_json:
             kept.append(record)
         else:
-            cells = (record.get(column, "") for column in columns)
-            writer.writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells])
+            writer.writerow([_format_cell(record.get(column, "")) for column in columns])
     if as_json:
         print_result(kept, as_json)
     return failed
+
+
+def _format_cell(value: object) -> object:
+    """Return a cell of CSV: six digits of a number, yes or no, texts joined by semicolons; empty for None."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(value)
+    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 def parse_pairs(texts: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,8 @@ def export(
 ) -> None:
     """Export a run's encoder as a folder that timm alone can load.
 
+    Writes model.onnx beside the weights if the extra onnx is installed.
+
     Example: chess-cxr export runs/first --out encoders/first --licence Apache-2.0 --data "5,000 films of hospital A"
 
     Args:
@@ -42,9 +45,12 @@ def export(
     refuse_existing(out)
     if not (run / "config.json").is_file():
         raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
+    from chess_cxr.encoders.onnx_network import ONNX_FILE, tell_missing
     from chess_cxr.pretraining.export import export as write
 
     print(write(run, out, licence, data, which))
+    if not (out / ONNX_FILE).exists():
+        print(tell_missing() or f"no {ONNX_FILE}: torch cannot write this network as ONNX", file=sys.stderr)
 
 
 def import_weights(file: Positional[Path], out: Path) -> None:

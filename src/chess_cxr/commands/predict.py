@@ -23,8 +23,10 @@ def predict(
 ) -> None:
     """Apply a model to film files.
 
-    For a classifier, prints probabilities as CSV.  For a bone model, writes films without bone to OUT, as derived DICOM
-    for DICOM and as PNG for other files, and prints their names: chess-cxr predict models/bones new/ --out suppressed
+    For a classifier, prints as CSV each label's probability (calibrated if the model is), threshold, and yes or no, and
+    the flags of the film, such as inverted, lateral, not_chest, collimated.  For a bone model, writes films without
+    bone to OUT, as derived DICOM for DICOM and as PNG for other files, and prints their names: chess-cxr predict
+    models/bones new/ --out suppressed
 
     Decodes files like ingest.  If a film fails, its row gives the reason, and the exit code is 1.  Research software,
     not a medical device.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import cv2
@@ -84,6 +86,11 @@ def parse_contract(block: object) -> PixelContract:
         raise UsageError(f"pixel contract: needs size, mean and std, and knows only {', '.join(sorted(names))}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
     return PixelContract(**values)
+
+
+def compute_contract_sha256(contract: PixelContract) -> str:
+    """Return the SHA-256 of a contract's values as JSON with sorted keys and no spaces."""
+    return hashlib.sha256(json.dumps(asdict(contract), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def draw_golden_film(size: int) -> np.ndarray:

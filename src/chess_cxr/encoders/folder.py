@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from chess_cxr.encoders.encoder import (
     list_network_options,
     place_encoder,
 )
+from chess_cxr.encoders.onnx_network import ONNX_FILE, TOLERANCE, OnnxNetwork, pack_onnx, refuse_large_onnx
 from chess_cxr.encoders.processor import describe_for_timm, describe_for_transformers
 from chess_cxr.encoders.published import compute_sha256, find_layout_problem
 from chess_cxr.files.whole import write_atomically, write_whole_folder
@@ -44,6 +46,7 @@ HEADS_FILE = "heads.safetensors"
 CONFIG_FILE, CARD_FILE, UIDS_FILE = "config.json", "README.md", "training_uids.txt"
 PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE, GOLDEN_FILE = "model.safetensors", "golden.safetensors"
+OPTIONAL_FILES = (HEADS_FILE, ONNX_FILE)
 MOST_CONFIG_BYTES = 8 << 20
 LATER_FACTS = {"seconds", "machine"}  # of a training summary; the first folders lack them
 
@@ -63,12 +66,14 @@ def write_encoder(
     training_uids: Iterable[str] = (),
     evaluation: str = "",
     heads: Mapping[str, Tensor] | None = None,
+    onnx: bool = False,
 ) -> Path:
     """Write an encoder folder, whole or not at all; return its path.
 
     module_state_dict: exactly the tensors of timm's `architecture` without a classifier.
     training_uids: keyed hashes (lower-case hexadecimal), never original identifiers.
     evaluation: Markdown for the card.  heads: the method's heads, to continue its pre-training.
+    onnx: also write `model.onnx`, if the extra `onnx` is installed and ONNX can express the network.
     Raises UsageError if `out` exists, ChessError if a tensor or uid does not fit.
     """
     out = Path(out)
@@ -90,6 +95,9 @@ def write_encoder(
             (draft / UIDS_FILE).write_text("".join(f"{uid}\n" for uid in uids), "ascii")
             if heads:
                 _save_tensors(heads, draft / HEADS_FILE)
+            if onnx:
+                with suppress(ChessError):  # the extra is missing, or ONNX cannot express the network
+                    (draft / ONNX_FILE).write_bytes(pack_onnx(encoder))
             config = _describe(encoder, len(uids), draft)
             (draft / CONFIG_FILE).write_text(_dump(config), "utf-8")
             (draft / PROCESSOR_FILE).write_text(_dump(describe_for_transformers(contract)), "utf-8")
@@ -167,6 +175,27 @@ def load_folder(folder: Path, device: torch.device, check: bool = True) -> Encod
     return encoder
 
 
+def load_onnx_encoder(folder: Path, threads: int = 0) -> Encoder:
+    """Load an encoder folder's `model.onnx` as an encoder on the CPU, with the checks of `load_encoder`.
+
+    threads: of one call; 0 for one per core.  Raises ChessError if the folder has none, or if it is damaged.
+    """
+    config = _read_config(folder)
+    contract, licence, training = _parse_facts(config, folder)
+    sums, architecture = _parse_sha256(config, folder), config["architecture"]
+    if ONNX_FILE not in sums:
+        raise ChessError(f"{folder} has no {ONNX_FILE}: export it again with the extra onnx installed")
+    refuse_large_onnx(folder / ONNX_FILE, folder / WEIGHTS_FILE)
+    for name in (ONNX_FILE, GOLDEN_FILE):
+        _check_sha256(folder, name, sums)
+    module = OnnxNetwork((folder / ONNX_FILE).read_bytes(), str(folder / ONNX_FILE), threads)
+    count, cpu = config["chess_cxr"]["feature_count"], torch.device("cpu")
+    encoder = Encoder(module, contract, folder.name, architecture, licence, training, count, cpu)
+    encoder.read_uids = partial(_read_training_uids, folder)
+    _check_golden(encoder, folder, TOLERANCE)
+    return encoder
+
+
 def _read_training_uids(folder: Path) -> frozenset[str]:
     _check_sha256(folder, UIDS_FILE, _parse_sha256(_read_config(folder), folder))
     return frozenset((folder / UIDS_FILE).read_text("ascii", "replace").split())
@@ -201,7 +230,7 @@ def _describe(encoder: Encoder, uid_count: int, folder: Path) -> dict[str, Any]:
             "training_uids": uid_count,
             "sha256": {
                 name: compute_sha256(folder / name)
-                for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE, HEADS_FILE)
+                for name in (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE, *OPTIONAL_FILES)
                 if (folder / name).exists()
             },
             "written_with": {name: version(name) for name in ("chess-cxr", "timm", "torch")},
@@ -272,7 +301,7 @@ def _parse_sha256(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     names = (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)
     if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in names):
         raise ChessError(f"{folder / CONFIG_FILE}: sha256 does not list {', '.join(names)}")
-    return {name: sums[name] for name in (*names, HEADS_FILE) if name in sums}
+    return {name: sums[name] for name in (*names, *OPTIONAL_FILES) if name in sums}
 
 
 def _check_sha256(folder: Path, name: str, sums: Mapping[str, str]) -> None:

@@ -30,6 +30,8 @@ def export(
 ) -> Path:
     """Export the encoder of a run's newest checkpoint as an encoder folder, with pixel contract, heads and card.
 
+    Writes `model.onnx` too where the extra `onnx` is installed.
+
     licence: of the weights.  data: description of the films, for the card (Markdown).
     which: "trained", or "averaged" for the momentum encoder, if the method has one.  Returns `out`.
     Raises `UsageError` if `run` is not a run with a checkpoint, or if `out` exists.
@@ -62,7 +64,7 @@ def export(
         machine=_name_machine(run),
     )
     return write_encoder(
-        Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads
+        Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads, onnx=True
     )
 
 

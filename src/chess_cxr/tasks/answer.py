@@ -11,12 +11,14 @@ class FindingAnswer:
 
     probability: 0 … 1, calibrated if the film's answer says so.  threshold: of the operating point; None without one.
     positive: whether the probability reaches the threshold; None without one.
+    calibrated: whether this probability was scaled on val films.
     """
 
     label: str
     probability: float
     threshold: float | None = None
     positive: bool | None = None
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class FilmAnswer:
     model: name of the model folder.  model_sha256: of its weights.  contract_sha256: of the pixels it expects.
     reason: why the film is refused, "" if it is not; then there are no findings.
     flags: doubts about the film, such as "lateral", as the ingest judges them.
-    findings: one per label, in the model's order.  calibrated: whether probabilities were scaled on val films.
+    findings: one per label, in the model's order.  calibrated: whether all their probabilities were scaled on val
+    films.
     operating_point: name of the point whose thresholds the findings give, "" for none.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,12 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from chess_cxr.encoders.published import find_layout_problem
+from chess_cxr.encoders.published import compute_sha256, find_layout_problem
 from chess_cxr.files.whole import write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
+
+WEIGHTS_FILE = "model.safetensors"
+MOST_BYTES = 8 << 30  # of a file that is read whole
 
 
 def refuse_foreign_folder(out: Path) -> None:
@@ -46,28 +50,62 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
     return tensors
 
 
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as the content of a safetensors file."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content: bytes = safetensors.torch.save(whole, {"format": "pt"})
+    return content
+
+
+def describe_files(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Return the size and SHA-256 of files, for the config.json of their folder."""
+    return {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+
+
+def check_described(folder: Path, name: str, described: object, most_bytes: int = MOST_BYTES) -> str:
+    """Return the SHA-256 of a file that its folder's config.json describes, "" if it describes none of this name.
+
+    Compares the size first, so that a huge file is not read.  Raises ChessError, in one line, if the file is absent or
+    differs.
+    """
+    facts, file = described.get(name) if isinstance(described, Mapping) else None, folder / name
+    if facts is None:
+        return ""
+    if not isinstance(facts, Mapping) or type(facts.get("bytes")) is not int:
+        raise ChessError(f"{folder / 'config.json'} does not give the size and sha256 of {name}")
+    if not file.is_file():
+        raise ChessError(f"{folder}: {name} is missing")
+    fits = file.stat().st_size == facts["bytes"] <= most_bytes
+    found = compute_sha256(file) if fits else ""
+    if not found or found != facts.get("sha256"):
+        raise ChessError(f"{file} is not the file its config.json describes (size or sha256 differs)")
+    return found
+
+
 def write_model(
     out: Path,
     tensors: Mapping[str, Tensor],
     described: Mapping[str, Any],
     result: Mapping[str, Any],
     keep: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a finished model, with the configuration last so that an interruption leaves no model; delete its run.
 
     A model that was made without a run is written as a whole folder.
-    keep: folders of the run to keep, such as those of trackers.
+    keep: folders of the run to keep, such as those of trackers.  files: what else the folder holds, by name.
     """
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    weights = safetensors.torch.save(whole, {"format": "pt"})
     scores, config = ((json.dumps(part, indent=1, allow_nan=False) + "\n").encode() for part in (result, described))
+    contents = {**(files or {}), WEIGHTS_FILE: pack_tensors(tensors), "result.json": scores}
     if not (out / "run").exists():
         with write_whole_folder(out) as growing:
-            for name, content in {"model.safetensors": weights, "result.json": scores, "config.json": config}.items():
+            for name, content in {**contents, "config.json": config}.items():
                 (growing / name).write_bytes(content)
         return
-    write_atomically(out / "model.safetensors", weights)
-    write_atomically(out / "result.json", scores)
+    for name, content in contents.items():
+        write_atomically(out / name, content)
     metrics = out / "run" / "metrics.jsonl"
     if metrics.exists():  # an earlier call may have stopped after it was moved
         write_atomically(out / "metrics.jsonl", metrics.read_bytes())

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 from chess_cxr.arguments import Device
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
 from chess_cxr.workers.child import Limits
+
+Runtime = Literal["torch", "onnx", "auto"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class PredictOptions:
         burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of these films.
         sheets: also write a picture of film, result and removed bone.
         saliency: folder for pictures of a classifier's saliency for each film and label (Grad-CAM).
+        point: operating point of a classifier: youden (default), sensitivity_90 or specificity_90.
+        runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx if the model and this machine have it.
         device: auto, cpu, cuda, cuda:N or mps.
         workers: number of decoding processes; by default one per core.
         limits: limits of time and memory per film.
@@ -32,6 +36,8 @@ class PredictOptions:
     burn_in: bool = False
     sheets: bool = False
     saliency: Path | None = None
+    point: str = ""
+    runtime: Runtime = "torch"
     device: Device = "auto"
     workers: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -68,7 +74,7 @@ TASKS = {
         "chess_cxr.tasks.classify.command:finetune_classify",
         "chess_cxr.tasks.classify.model:load_classifier",
         "chess_cxr.tasks.classify.model:describe_classifier",
-        "chess_cxr.tasks.classify.model:predict_films",
+        "chess_cxr.tasks.classify.answer:predict_films",
     ),
     "bones": Task(
         "chess_cxr.tasks.bones.command:finetune_bones",
@@ -131,15 +137,19 @@ def predict(
     device: str = "auto",
     workers: int | None = None,
     limits: Limits | None = None,
+    point: str = "",
+    runtime: Runtime = "torch",
 ) -> list[dict[str, Any]]:
     """Apply a model to film files; return one record per film.
 
     model: a folder from `finetune_classifier` or `finetune_bones`.  films: files (DICOM, PNG, JPEG, …) or URLs.
-    out: folder for the films that a bone model makes.  burn_in, sheets, saliency: as in `chess-cxr predict`.
-    A classifier's record holds `film`, a probability for each label and `reason`; a bone model's `film`, `out` and
-    `reason`.  A failed film has a reason and no result.
+    out: folder for the films that a bone model makes.  burn_in, sheets, saliency, point, runtime: as in `chess-cxr
+    predict`.
+    A classifier's record holds the columns of the command, such as `film`, a probability for each label, `reason` and
+    `flags`, and the hashes of the model; a bone model's `film`, `out` and `reason`.  A failed film has a reason and no
+    result.
     Raises `UsageError` if `model` is not a model, or if an option does not apply to its task.
     """
     made, seen = (Path(folder) if folder else None for folder in (out, saliency))
-    options = PredictOptions(made, burn_in, sheets, seen, device, workers, limits or Limits())
+    options = PredictOptions(made, burn_in, sheets, seen, point, runtime, device, workers, limits or Limits())
     return [dict(record) for record in predict_films(Path(model), films, options).records]

@@ -45,6 +45,7 @@ def model(trained: tuple[Path, BonesResult]) -> BoneSuppressor:
 def test_a_model_folder_holds_the_model_its_results_and_a_picture(trained: tuple[Path, BonesResult]) -> None:
     out, result = trained
     names = {"model.safetensors", "config.json", "result.json", "test_pairs.png", "metrics.jsonl"}
+    names |= {"golden.safetensors", "model.onnx"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result.as_json()))
     assert result.pairs == {"train": 5, "val": 1, "test": 2} and result.kinds == ("phantom",)

@@ -82,7 +82,8 @@ def test_a_killed_training_goes_on_to_the_same_end_and_the_same_weights(
     assert (whole / "result.json").read_text() == (cut / "result.json").read_text()
     assert read_looks(whole) == read_looks(cut)
     assert {path.name for path in cut.iterdir()} == {
-        "config.json", "model.safetensors", "result.json", "metrics.jsonl",
+        "README.md", "config.json", "golden.safetensors", "metrics.jsonl", "model.onnx", "model.safetensors",
+        "result.json",
     }  # fmt: skip
 
 

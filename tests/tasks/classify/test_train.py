@@ -16,9 +16,10 @@ from chess_cxr.ingest.options import IngestOptions
 from chess_cxr.ingest.pipeline import ingest_films
 from chess_cxr.records import UNCERTAIN, ChessError, ImageRecord, SourceFilm, UsageError
 from chess_cxr.store import Store, open_store, write_store
+from chess_cxr.tasks.classify.answer import answer_films
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.labels import select_labelled
-from chess_cxr.tasks.classify.model import load_classifier, predict_files
+from chess_cxr.tasks.classify.model import load_classifier
 from chess_cxr.tasks.classify.train import finetune_classifier
 from grey_films import draw_grey_films, list_stored
 
@@ -74,7 +75,9 @@ def test_a_result_says_what_it_was_measured_on(tiny_encoder: Encoder, store: Sto
     assert all(interval.replicates == 1000 and interval.low <= interval.high for interval in result.metrics.values())
     assert json.loads((tmp_path / "model" / "result.json").read_text()) == json.loads(json.dumps(result.as_json()))
     assert text.count("ece") and result.test_units == f"{counts['test']} films"
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", "result.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "README.md", "config.json", "golden.safetensors", "model.onnx", "model.safetensors", "result.json",
+    }  # fmt: skip
 
 
 def test_validation_films_are_not_needed_and_not_used_by_the_probe(tiny_encoder: Encoder, tmp_path: Path) -> None:
@@ -391,13 +394,13 @@ def test_files_are_answered_as_the_ingested_films_are(
     paths = sorted((real_films / "jsrt" / "images").iterdir())[:2]
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    first, second, third = predict_files(model, [*paths, broken])
+    first, second, third = answer_films(model, [*paths, broken])
     ingest_films([SourceFilm(path, path.name) for path in paths], tmp_path / "two.lance", IngestOptions(bytes(16)))
     films = [film.astype(np.float32) / 255 for film in open_store(tmp_path / "two.lance").read_films([0, 1])]
     expected = model.predict(films)
-    found = np.array([list(first.probabilities.values()), list(second.probabilities.values())])
+    found = np.array([[it.probability for it in answer.findings] for answer in (first, second)])
     np.testing.assert_allclose(np.sort(found, axis=0), np.sort(expected, axis=0), atol=1e-6)
-    assert third.probabilities == {} and third.reason
+    assert third.findings == () and third.reason
 
 
 @pytest.mark.parametrize(

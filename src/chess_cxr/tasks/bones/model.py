@@ -11,16 +11,17 @@ import torch
 
 from chess_cxr.decode.film import decode_film
 from chess_cxr.derive.film import write_new_file
-from chess_cxr.device import choose_device
+from chess_cxr.encoders.onnx_network import OnnxNetwork
 from chess_cxr.encoders.published import compute_sha256
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import ChessError, Undecodable, UsageError
-from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape, predict_bone
+from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape, predict_bone, prepare_film
 from chess_cxr.tasks.bones.objective import SMALLEST_SIDE
 from chess_cxr.tasks.bones.sheet import render_suppression_sheet
 from chess_cxr.tasks.bones.written import write_suppressed_film
-from chess_cxr.tasks.model_folder import read_tensors
-from chess_cxr.tasks.table import Predictions, PredictOptions
+from chess_cxr.tasks.model_folder import WEIGHTS_FILE, check_described, read_tensors
+from chess_cxr.tasks.runtime import choose_runtime_device, load_runtime
+from chess_cxr.tasks.table import Predictions, PredictOptions, Runtime
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
@@ -36,16 +37,19 @@ class BoneSuppressor:
     """A bone network and the scale at which it works.
 
     size: longest side of its films in pixels.  tile: side of the squares it sees.  sha256: hash of its file.
+    onnx: computes instead of the network, if given.
     """
 
     network: BoneNetwork
     size: int
     tile: int
     sha256: str = ""
+    onnx: OnnxNetwork | None = None
 
     def predict_bone(self, film_HW: np.ndarray) -> np.ndarray:
         """Return the grey that bone adds to a film, float32 [H, W], at most the film itself."""
-        bone_HW: np.ndarray = np.minimum(predict_bone(self.network, film_HW, self.size, self.tile), film_HW)
+        whole_HW = predict_bone(self.onnx or self.network, film_HW, self.size, self.tile)
+        bone_HW: np.ndarray = np.minimum(whole_HW, film_HW)
         return bone_HW
 
     def suppress(self, film_HW: np.ndarray) -> np.ndarray:
@@ -54,12 +58,13 @@ class BoneSuppressor:
         return suppressed
 
 
-def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppressor:
-    """Load a model folder of `finetune_bones`.
+def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runtime = "torch") -> BoneSuppressor:
+    """Load a model folder of `finetune_bones`, and check its bone images of the golden films.
 
+    runtime: as in `load_classifier`.  A model of version 0.1 has no golden films and no `model.onnx`.
     Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
-    folder, target = Path(folder), choose_device(device)
+    folder, target = Path(folder), choose_runtime_device(device, runtime)
     config = read_json(folder / "config.json")
     if config.get("task") != "bones":
         raise UsageError(f"{folder} is no bone model; make one with: chess-cxr finetune bones")
@@ -79,11 +84,14 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu") -> BoneSuppres
     except (UsageError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ChessError(f"{folder}: {first[:200]}") from None
-    tensors = read_tensors(folder / "model.safetensors", expected)
+    described = config.get("files")
+    sha256 = check_described(folder, WEIGHTS_FILE, described)
+    tensors = read_tensors(folder / WEIGHTS_FILE, expected)
     network = BoneNetwork(BoneNetworkShape(**shape))
     network.load_state_dict(tensors)
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return BoneSuppressor(network, size, tile, compute_sha256(folder / "model.safetensors"))
+    onnx = load_runtime(folder, described, network, prepare_film, target, runtime)
+    return BoneSuppressor(network, size, tile, sha256 or compute_sha256(folder / WEIGHTS_FILE), onnx)
 
 
 def _shrink_for_sheet(film_HW: np.ndarray) -> np.ndarray:
@@ -147,7 +155,9 @@ def predict_films(folder: Path, locations: Sequence[Path | str], options: Predic
     """Write film files without their bones, and return the names of the new files."""
     if options.out is None:
         raise UsageError("a bone model writes films; name a folder for them with --out")
-    model = load_bone_suppressor(folder, options.device)
+    if options.point:
+        raise UsageError("--point is for classifiers; a bone model has no operating point")
+    model = load_bone_suppressor(folder, options.device, options.runtime)
     done = suppress_files(
         model, locations, options.out, burn_in=options.burn_in, sheets=options.sheets, limits=options.limits
     )

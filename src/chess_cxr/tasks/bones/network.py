@@ -91,16 +91,20 @@ def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -
     return network
 
 
+def prepare_film(film_HW: np.ndarray) -> Tensor:
+    """Return a film, float32 [H, W] in [0, 1] with bone bright, as the network takes it, [1, H, W]."""
+    return torch.from_numpy(film_HW)[None]
+
+
 @torch.inference_mode()
-def predict_bone(network: BoneNetwork, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
+def predict_bone(network: nn.Module, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
     """Return the bone image of a film at the film's size, float32 [H, W].
 
     size: longest side at which the network works; the bone image is resized to the film, which keeps the film's own
     detail.  tile: side of the squares that the network sees; they overlap by half and fade into each other, which
     leaves no seams.
     """
-    network.eval()
-    device = next(network.parameters()).device
+    device = next((tensor.device for tensor in network.eval().parameters()), torch.device("cpu"))
     small_HW = resize_longest(film_HW, size)
     bone_HW = np.zeros_like(small_HW)
     weight_HW = np.zeros_like(small_HW)
@@ -109,7 +113,7 @@ def predict_bone(network: BoneNetwork, film_HW: np.ndarray, size: int, tile: int
         for left in _place_tiles(small_HW.shape[1], tile):
             here = slice(top, top + tile), slice(left, left + tile)
             part_HW = np.ascontiguousarray(small_HW[here])
-            part = torch.from_numpy(part_HW)[None, None].to(device, memory_format=torch.channels_last)
+            part = prepare_film(part_HW)[None].to(device, memory_format=torch.channels_last)
             found_HW = network(part)[0, 0].float().cpu().numpy()
             if not np.isfinite(found_HW).all():
                 raise ChessError("the bone network gives numbers that are not finite; its weights are broken")

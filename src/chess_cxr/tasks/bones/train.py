@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,23 @@ from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
-from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone
+from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone, prepare_film
 from chess_cxr.tasks.bones.objective import SMALLEST_SIDE, PairBatch, SuppressBones
 from chess_cxr.tasks.bones.pairs import FilmPair, read_pairs, split_pairs
 from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
-from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.tasks.model_folder import (
+    WEIGHTS_FILE,
+    describe_files,
+    pack_tensors,
+    refuse_foreign_folder,
+    write_model,
+)
 from chess_cxr.tasks.perceptual import build_perceptual
 from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
+from chess_cxr.tasks.runtime import build_runtime_files
 from chess_cxr.training.distributed import join_ranks, let_first_rank
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
@@ -134,8 +142,7 @@ def finetune_bones(
             seed=config.seed,
             notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
         )
-        _write_model(out, suppressor, config, result, split["test"])
-        return result
+        return _write_model(out, suppressor, config, result, split["test"])
 
     return let_first_rank(finish)
 
@@ -153,9 +160,9 @@ def _read_place(
 
 def _write_model(
     out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
-) -> None:
-    """Write the model, with a sheet of test pairs."""
-    described = {
+) -> BonesResult:
+    """Write the model, with a sheet of test pairs; return its result, with a note if there is no `model.onnx`."""
+    described: dict[str, Any] = {
         "task": "bones",
         "network": asdict(suppressor.network.shape),
         "size": suppressor.size,
@@ -175,7 +182,14 @@ def _write_model(
         for pair in test[:SHOWN]
     ]
     draw_suppression_sheet(rows, out / "test_pairs.png", synthetic=None if mixed else True in generated)
-    write_model(out, suppressor.network.state_dict(), described, result.as_json())
+    network = copy.deepcopy(suppressor.network).cpu().eval()
+    files, missing = build_runtime_files(network, prepare_film, any_size=True)
+    if missing:
+        result = replace(result, notes=(*result.notes, missing))
+    tensors = network.state_dict()
+    described["files"] = describe_files({WEIGHTS_FILE: pack_tensors(tensors), **files})
+    write_model(out, tensors, described, result.as_json(), files=files)
+    return result
 
 
 def check_bones_config(config: BonesConfig) -> None:

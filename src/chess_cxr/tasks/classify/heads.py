@@ -79,7 +79,7 @@ class AttentivePooling(nn.Module):
     def forward(self, map_BTD: Tensor) -> Tensor:
         """Pool [B, T, D] to [B, D]."""
         normed_BTD = self.norm(map_BTD)
-        pooled_B1D: Tensor = self.attention(self.query.expand(len(map_BTD), -1, -1), normed_BTD, normed_BTD)[0]
+        pooled_B1D: Tensor = self.attention(self.query.expand(map_BTD.shape[0], -1, -1), normed_BTD, normed_BTD)[0]
         return pooled_B1D[:, 0]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,67 +11,90 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract, parse_contract
 from chess_cxr.encoders.encoder import build_network
+from chess_cxr.encoders.onnx_network import OnnxNetwork
+from chess_cxr.encoders.published import compute_sha256
 from chess_cxr.files.whole import read_json
-from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
-from chess_cxr.records import ChessError, UsageError, import_extra
+from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.classify.heads import HeadName
 from chess_cxr.tasks.classify.losses import Task
-from chess_cxr.tasks.classify.objective import Classify, HeadShape
-from chess_cxr.tasks.table import Predictions, PredictOptions
-from chess_cxr.workers.child import Limits
-from chess_cxr.workers.pool import build_ingest_pool, run_in_order
+from chess_cxr.tasks.classify.objective import Classify, HeadShape, compute_probabilities
+from chess_cxr.tasks.classify.operating import Operating, parse_operating
+from chess_cxr.tasks.model_folder import WEIGHTS_FILE, check_described
+from chess_cxr.tasks.runtime import choose_runtime_device, load_runtime
+from chess_cxr.tasks.table import Runtime
 
 MOST_LABELS, MOST_FEATURES = 1000, 100_000  # a foreign model must not build a huge network
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier and its pixel contract.  labels: names of its columns."""
+    """A classifier and its pixel contract.
+
+    labels: names of its columns.  operating: its calibration and thresholds.  name: of its folder.
+    sha256: of its weights.  onnx: what computes the scores, if it is not the network itself.
+    """
 
     network: Classify
     contract: PixelContract
     labels: tuple[str, ...]
     device: torch.device
+    operating: Operating
+    name: str = ""
+    sha256: str = ""
+    onnx: OnnxNetwork | None = None
 
     def predict(self, films: Sequence[np.ndarray], batch: int = 16) -> np.ndarray:
         """Return probabilities, float32 [N, L], of films of any size, each float [H, W] in [0, 1] with bone bright.
 
-        Probabilities of classes sum to 1; those of findings are independent.  Raises ChessError for an array that is no
-        film.
+        They are calibrated if the model is.  Probabilities of classes sum to 1; those of findings are independent.
+        Raises ChessError for an array that is no film.
         """
         parts = [np.empty((0, len(self.labels)), np.float32)]
         for start in range(0, len(films), batch):
             film_BCSS = torch.stack([self.contract.prepare(film) for film in films[start : start + batch]])
-            parts.append(self.network.predict(film_BCSS.to(self.device, memory_format=torch.channels_last)))
-        return np.concatenate(parts)
+            score = self.compute_scores(film_BCSS)
+            parts.append(compute_probabilities(score, self.network.shape).float().cpu().numpy())
+        return self.operating.calibrate(np.concatenate(parts))
+
+    @torch.no_grad()
+    def compute_scores(self, film_BCSS: Tensor) -> Tensor:
+        """Return the scores of prepared films, before softmax or sigmoid."""
+        network = self.onnx or self.network.eval()
+        score: Tensor = network(film_BCSS.to(self.device, memory_format=torch.channels_last))
+        return score
 
 
-def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
-    """Load a model folder of `finetune_classifier`.
+def load_classifier(folder: Path | str, device: str = "cpu", runtime: Runtime = "torch") -> Classifier:
+    """Load a model folder of `finetune_classifier`, and check its scores of the golden films.
 
+    runtime: what computes scores: torch; onnx, on the CPU, for which the folder needs `model.onnx`; or auto, which
+    takes onnx on the CPU where the folder and this machine have it.  A model of version 0.1 has no golden films.
     Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
-    folder, target = Path(folder), choose_device(device)
+    folder, target = Path(folder), choose_runtime_device(device, runtime)
     config = read_json(folder / "config.json")
     if config.get("task") != "classify":
         raise UsageError(f"{folder} is no classifier; make one with: chess-cxr finetune classify")
-    contract, shape, labels = _parse(config, folder)
+    contract, shape, labels, operating = _parse(config, folder)
+    described = config.get("files")
+    sha256 = check_described(folder, WEIGHTS_FILE, described)
     network = Classify(build_network(str(config.get("architecture")), contract.channels), shape)
     try:
-        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ChessError(f"{folder / 'model.safetensors'} does not hold this model: {first[:200]}") from None
+        raise ChessError(f"{folder / WEIGHTS_FILE} does not hold this model: {first[:200]}") from None
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Classifier(network, contract, labels, target)
+    onnx = load_runtime(folder, described, network, contract.prepare, target, runtime)
+    sha256 = sha256 or compute_sha256(folder / WEIGHTS_FILE)
+    return Classifier(network, contract, labels, target, operating, folder.resolve().name, sha256, onnx)
 
 
-def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, HeadShape, tuple[str, ...]]:
+def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, HeadShape, tuple[str, ...], Operating]:
     """Read the parts of a model's configuration; raises ChessError that names what is wrong."""
     head, labels = config.get("head"), config.get("labels")
     known = {item.name for item in fields(HeadShape)}
@@ -93,82 +114,12 @@ def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, Head
     )
     if not right:
         raise ChessError(f"{folder}: the head of this classifier is not valid")
-    return parse_contract(config.get("contract")), shape, tuple(labels)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Probabilities of a film file by label, or the reason why there are none.
-
-    film_HW: the film as the classifier saw it, float32 in [0, 1].
-    """
-
-    location: Path | str
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    reason: str = ""
-    film_HW: np.ndarray | None = field(default=None, repr=False)
-
-
-def predict_files(
-    model: Classifier,
-    locations: Iterable[Path | str],
-    executor: Executor | None = None,
-    limits: Limits | None = None,
-    in_flight: int = 64,
-) -> Generator[Prediction, None, None]:
-    """Yield the predictions for film files, in their order.
-
-    Films are decoded, judged and encoded as by ingest, so that they give the same numbers as from a store.
-    executor: from `build_ingest_pool`; its processes read the files within `limits`.
-    """
-    encode = partial(encode_in_child, options=EncodeOptions(), limits=limits or Limits())
-
-    def read(location: Path | str) -> tuple[Path | str, str, bytes]:
-        film = encode(location)
-        return location, film.reason, film.jpeg
-
-    for location, reason, jpeg in run_in_order(locations, read, executor, in_flight):
-        if reason:
-            yield Prediction(location, reason=reason)
-            continue
-        film_HW = decode_stored(jpeg).astype(np.float32) / 255
-        [probability_L] = model.predict([film_HW]).tolist()
-        yield Prediction(location, dict(zip(model.labels, probability_L, strict=True)), film_HW=film_HW)
-
-
-def predict_films(folder: Path, locations: Sequence[Path | str], options: PredictOptions) -> Predictions:
-    """Return a classifier's probabilities for film files."""
-    if options.out is not None or options.burn_in or options.sheets:
-        raise UsageError("--out, --burn-in and --sheets are for bone models; a classifier prints its table")
-    if options.saliency:
-        import_extra("captum.attr", "saliency", "--saliency")
-    model = load_classifier(folder, options.device)
-
-    def list_records() -> Iterator[dict[str, Any]]:
-        with build_ingest_pool(options.workers) as pool:
-            for found in predict_files(model, locations, pool, options.limits):
-                if options.saliency and found.film_HW is not None:
-                    _write_saliency(model, found, options.saliency)
-                yield {"film": str(found.location), "reason": found.reason, **found.probabilities}
-
-    return Predictions(("film", *model.labels, "reason"), list_records())
-
-
-def _write_saliency(model: Classifier, found: Prediction, out: Path) -> None:
-    """Draw a film with the saliency map of each label."""
-    from chess_cxr.derive.film import write_new_file
-    from chess_cxr.tasks.classify.saliency import choose_method, compute_saliency
-    from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_saliency_sheet
-
-    film_HW, how = found.film_HW, choose_method(model.network, model.contract)
-    assert film_HW is not None
-    maps = {
-        f"{label} {probability:.2f}": compute_saliency(model.network, model.contract, [film_HW], number, how)[0]
-        for number, (label, probability) in enumerate(found.probabilities.items())
-    }
-    stem = Path(str(found.location)).stem
-    sheet = draw_saliency_sheet([SaliencyRow(np.rint(255 * film_HW).astype(np.uint8), maps, None, stem)], how)
-    write_new_file(out, stem, "_saliency.png", sheet)
+    kind = "multilabel" if shape.task == "multilabel" else "multiclass"
+    try:
+        operating = parse_operating(config.get("operating"), labels, kind)  # type: ignore[arg-type]
+    except ChessError as error:
+        raise ChessError(f"{folder}: {error}") from None
+    return parse_contract(config.get("contract")), shape, tuple(labels), operating
 
 
 def describe_classifier(model: Classifier) -> str:

@@ -1,9 +1,10 @@
-"""Saliency maps of a classifier: Grad-CAM and occlusion by captum, mapped back onto the film.
+"""Saliency maps of a classifier: Grad-CAM and occlusion, mapped back onto the film.
 
 A saliency map shows what moved a score, not what is ill.  `chess_cxr.tasks.classify.pointing` measures how often its
 brightest point lies in a known finding, against chance.
 
-Shape suffixes: B films, C channels, S side of the network's input, L classes or findings, H, W pixels of the film.
+Shape suffixes: B films, C channels, S side of the network's input, L classes or findings, T those to explain, H, W
+pixels of the film.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.linear_probe import LinearProbe
-from chess_cxr.records import UsageError, import_extra
+from chess_cxr.records import UsageError
 from chess_cxr.tasks.classify.losses import Task
-from chess_cxr.tasks.classify.objective import Classify, HeadShape
+from chess_cxr.tasks.classify.objective import Classify, HeadShape, compute_probabilities
 
 HowToLook = Literal["grad_cam", "occlusion"]
 LEAST_SIDE = 4  # a layer of fewer cells a side can hardly point at anything
@@ -57,18 +59,52 @@ def compute_saliency(
     target: number of the class or finding.  layer, window: see `compute_grad_cam` and `compute_occlusion`.
     Each map is divided by its largest value; a map of zeros stays unchanged.
     """
+    return [explain_film(network, contract, film_HW, [target], how, layer=layer, window=window)[0] for film_HW in films]
+
+
+class LabelScores(nn.Module):
+    """A classifier whose scores [B, L] each speak for one label, whatever its task."""
+
+    def __init__(self, network: Classify) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, film_BCSS: Tensor) -> Tensor:
+        """Score films: of an order the log-probability of each class, of a third class present against absent."""
+        score: Tensor = self.network(film_BCSS)
+        if self.network.shape.task == "ordinal":
+            return compute_probabilities(score, self.network.shape).clamp_min(1e-12).log()
+        return score[..., 1] - score[..., 0] if self.network.shape.third_class else score
+
+
+def compute_label_maps(network: Classify, contract: PixelContract, film_HW: np.ndarray) -> np.ndarray:
+    """Return a map for each label of a classifier, float32 [L, H, W] as in `compute_saliency`.
+
+    Grad-CAM, or occlusion for a network without feature maps, see `choose_method`.
+    """
+    scores = LabelScores(network)
+    return explain_film(scores, contract, film_HW, range(network.shape.labels), choose_method(scores, contract))
+
+
+def explain_film(
+    network: nn.Module,
+    contract: PixelContract,
+    film_HW: np.ndarray,
+    targets: Sequence[int],
+    how: HowToLook = "grad_cam",
+    *,
+    layer: nn.Module | None = None,
+    window: int = 0,
+) -> np.ndarray:
+    """Return a map for each of some classes of one film, float32 [T, H, W]; arguments as in `compute_saliency`."""
     network.eval()
-    chosen = find_spatial_layer(network, contract) if how == "grad_cam" and layer is None else layer
-    device = next(network.parameters()).device
-    maps = []
-    for film_HW in films:
-        input_1CSS = contract.prepare(film_HW)[None].to(device)
-        if how == "grad_cam":
-            map_BSS = compute_grad_cam(network, chosen, input_1CSS, target)
-        else:
-            map_BSS = compute_occlusion(network, input_1CSS, target, window)
-        maps.append(_scale(lay_on_film(map_BSS[0], contract, *film_HW.shape)))
-    return maps
+    input_1CSS = contract.prepare(film_HW)[None].to(next(network.parameters()).device)
+    if how == "grad_cam":
+        chosen = layer or find_spatial_layer(network, contract)
+        map_TSS = compute_grad_cam(network, chosen, input_1CSS, targets)
+    else:
+        map_TSS = compute_occlusion(network, input_1CSS, targets, window)
+    return np.stack([_scale(lay_on_film(map_SS, contract, *film_HW.shape)) for map_SS in map_TSS])
 
 
 def choose_method(network: nn.Module, contract: PixelContract) -> HowToLook:
@@ -81,11 +117,11 @@ def choose_method(network: nn.Module, contract: PixelContract) -> HowToLook:
 
 
 def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: int = LEAST_SIDE) -> nn.Module:
-    """Return the last part of a network whose maps [B, channels, h, w] have at least this many cells a side.
+    """Return the last part of a network that still gives maps [B, channels, h, w] of at least this many cells a side.
 
-    It is the default of Grad-CAM: deep enough to know classes, fine enough to tell places apart.  Layers inside a part
-    with coarser maps are its side branches, whose gradient may vanish, and are skipped.
-    Raises UsageError for networks without such maps (transformers); occlusion works with any network.
+    Grad-CAM looks there by default: deep enough to know classes, fine enough to tell places.  Layers inside a part that
+    itself gives coarser maps are side branches of it, whose gradient may be nothing, and are passed over.
+    Raises UsageError for networks without such maps (transformers): occlusion takes any network.
     """
     cells: dict[str, int] = {}  # in the order in which the parts end; a side of each map
 
@@ -112,51 +148,61 @@ def find_spatial_layer(network: nn.Module, contract: PixelContract, least_side: 
     return network.get_submodule((trunk or fine)[-1])
 
 
-def compute_grad_cam(network: nn.Module, layer: nn.Module | None, input_BCSS: Tensor, target: int) -> np.ndarray:
-    """Return Grad-CAM (Selvaraju et al. 2017) of a class at `layer`, float32 [B, S, S], enlarged bilinearly.
+def compute_grad_cam(network: nn.Module, layer: nn.Module, input_1CSS: Tensor, targets: Sequence[int]) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017): float32 [T, S, S], what speaks for each class at `layer`, enlarged bilinearly.
 
-    Works also if all weights are frozen.
+    Runs the network once, and back to the layer for each class.  Works also where all weights are frozen.
     """
-    if layer is None:
-        raise UsageError("Grad-CAM needs the layer to look at: see find_spatial_layer")
-    captum = import_extra("captum.attr", "saliency", "saliency")
-    with torch.enable_grad():
-        looked_at = input_BCSS.detach().requires_grad_(True)
-        coarse_B1hw = captum.LayerGradCam(network, layer).attribute(looked_at, target=target, relu_attributions=True)
-    size = tuple(input_BCSS.shape[-2:])
-    fine_B1SS = captum.LayerAttribution.interpolate(coarse_B1hw.detach().float(), size, "bilinear")
-    map_BSS: np.ndarray = fine_B1SS[:, 0].cpu().numpy()
-    return map_BSS
+    seen = list[Tensor]()
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        with torch.enable_grad():
+            score_1L = network(input_1CSS.detach().requires_grad_(True))
+    finally:
+        hook.remove()
+    map_1Dhw, maps = seen[-1], []
+    for target in targets:
+        [slope_1Dhw] = torch.autograd.grad(score_1L[0, target], map_1Dhw, retain_graph=True, allow_unused=True)
+        weight_1D11 = torch.zeros(()) if slope_1Dhw is None else slope_1Dhw.mean((2, 3), keepdim=True)
+        maps.append((weight_1D11 * map_1Dhw.detach()).sum(1, keepdim=True).relu())
+    fine_T1SS = F.interpolate(torch.cat(maps).float(), input_1CSS.shape[-2:], mode="bilinear")
+    map_TSS: np.ndarray = fine_T1SS[:, 0].cpu().numpy()
+    return map_TSS
 
 
-def compute_occlusion(network: nn.Module, input_BCSS: Tensor, target: int, window: int = 0) -> np.ndarray:
-    """Return by how much the score falls when a square is covered (Zeiler & Fergus 2014), float32 [B, S, S].
+@torch.no_grad()
+def compute_occlusion(
+    network: nn.Module, input_1CSS: Tensor, targets: Sequence[int], window: int = 0, batch: int = 32
+) -> np.ndarray:
+    """Occlusion (Zeiler & Fergus 2014): float32 [T, S, S], the mean fall of a score over squares that cover a pixel.
 
     window: side of the square in pixels of the network's input, an eighth of it by default, moved by half its side.
-    The cover is 0 in the network's input, the mean grey of its training films.  The map is 0 where covering raises the
-    score.
+    The cover is 0 in the network's input, the mean grey of its training films.  Where covering raises the score, 0.
     """
-    side = input_BCSS.shape[-1]
+    side = input_1CSS.shape[-1]
     window = window or max(2, side // 8)
     if not 0 < window <= side:
         raise UsageError(f"a window of {window} pixels does not fit an input of {side}")
-    captum = import_extra("captum.attr", "saliency", "saliency")
-    channels, step = input_BCSS.shape[1], max(1, window // 2)
-    with torch.no_grad():
-        drop_BCSS = captum.Occlusion(network).attribute(
-            input_BCSS,
-            sliding_window_shapes=(channels, window, window),
-            strides=(channels, step, step),
-            target=target,
-            baselines=0.0,
-            perturbations_per_eval=32,
-        )
-    map_BSS: np.ndarray = drop_BCSS.mean(1).clamp(min=0).float().cpu().numpy()
-    return map_BSS
+    step = max(1, window // 2)
+    starts = range(0, side - window + step, step)  # the last square may reach over the edge
+    squares = [(..., slice(top, top + window), slice(left, left + window)) for top in starts for left in starts]
+    whole_1L = network(input_1CSS)
+    fall_TSS, covers_SS = np.zeros((len(targets), side, side), np.float32), np.zeros((side, side), np.float32)
+    for begin in range(0, len(squares), batch):
+        part = squares[begin : begin + batch]
+        covered_BCSS = input_1CSS.repeat(len(part), 1, 1, 1)
+        for film_CSS, square in zip(covered_BCSS, part, strict=True):
+            film_CSS[square] = 0
+        fall_BT = (whole_1L - network(covered_BCSS))[:, list(targets)].float().cpu().numpy()
+        for fall_T, square in zip(fall_BT, part, strict=True):
+            fall_TSS[square] += fall_T[:, None, None]
+            covers_SS[square[1:]] += 1
+    mean_TSS: np.ndarray = np.maximum(fall_TSS / covers_SS, 0)
+    return mean_TSS
 
 
 def lay_on_film(map_SS: np.ndarray, contract: PixelContract, height: int, width: int) -> np.ndarray:
-    """Map a saliency map back to the film's shape: float32 [height, width]; 0 in parts that the contract crops off."""
+    """Undo what the contract did to a film's shape: float32 [height, width]; 0 where a crop had cut the film off."""
     short, long = min(height, width), max(height, width)
     if contract.fit == "crop":
         top, left = (height - short) // 2, (width - short) // 2

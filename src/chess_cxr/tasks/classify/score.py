@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from chess_cxr.evaluation.aggregation import aggregate_studies
 from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
 from chess_cxr.evaluation.metrics import build_multiclass_statistic, build_multilabel_statistic, build_ordinal_statistic
+from chess_cxr.evaluation.subgroups import compute_age_bands, compute_subgroups
+from chess_cxr.store import Store
 from chess_cxr.tasks.classify.labels import LabelledRows
+from chess_cxr.tasks.classify.operating import Operating, clean_row, measure_operating
 from chess_cxr.tasks.result import TaskResult
 
 _STATISTICS = {
@@ -27,6 +30,9 @@ class ClassifierResult(TaskResult):
 
     task: "binary" for a single finding.  films: number of labelled films by split.  test_units: number and kind of what
     was scored, such as "22 films".  notes: what a reader of the numbers should know.
+    calibration: log-loss of val and test films, and calibration metrics of scaled test films; {} without scaling.
+    operating_points, subgroups: rows of tables, see `tasks.classify.operating` and `evaluation.subgroups`.
+    prevalence: by label and split, films with and without it.  deployment: what is missing for use at work.
     """
 
     labels: tuple[str, ...]
@@ -36,6 +42,11 @@ class ClassifierResult(TaskResult):
     test_patients: int
     test_units: str = "films"
     notes: tuple[str, ...] = ()
+    calibration: dict[str, Any] = field(default_factory=dict)
+    operating_points: list[dict[str, Any]] = field(default_factory=list)
+    subgroups: list[dict[str, Any]] = field(default_factory=list)
+    prevalence: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    deployment: tuple[str, ...] = ()
 
     def list_metrics(self) -> list[str]:
         """Return a line for each metric."""
@@ -47,8 +58,8 @@ class ClassifierResult(TaskResult):
         return f"{test}; trained on {self.films['train']} films, val {self.films['val']}"
 
     def list_notes(self) -> Sequence[str]:
-        """Return the notes."""
-        return self.notes
+        """Return the notes, and what is missing for use at work."""
+        return *self.notes, *self.deployment
 
 
 @dataclass(frozen=True)
@@ -72,3 +83,81 @@ def score_test(
         score_ML, label, patient = joined.score_SC, joined.label, joined.patient_S
     statistic = _STATISTICS[chosen.task](label, score_ML, chosen.names, probabilities=True)
     return TestScores(bootstrap_draws_by_patient(patient, [statistic], seed=seed), len(np.unique(patient)), units)
+
+
+def measure_deployment(
+    store: Store, chosen: LabelledRows, operating: Operating, scores: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Any]:
+    """Return what a result says of calibration, operating points, subgroups and prevalence.
+
+    scores: uncalibrated probabilities [M, L] of val and test films.
+    """
+    return {
+        "calibration": _measure_calibration(operating, chosen, scores, seed),
+        "operating_points": measure_operating(operating, chosen, scores),
+        "subgroups": measure_subgroups(store, chosen, scores["test"], seed),
+        "prevalence": _count_labels(chosen),
+        "deployment": operating.notes,
+    }
+
+
+def _measure_calibration(
+    operating: Operating, chosen: LabelledRows, scores: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Any]:
+    if not any(operating.calibrated):
+        return {}
+    val, test = chosen.split == "val", chosen.split == "test"
+    after = score_test(chosen, operating.calibrate(scores["test"]), "none", seed).metrics
+    return {
+        "method": "temperature" if operating.kind == "multiclass" else "platt",
+        "labels": [name for name, known in zip(chosen.names, operating.calibrated, strict=True) if known],
+        "val_films": int(val.sum()),
+        "val_log_loss": _compare_loss(operating, chosen, val, scores["val"]),
+        "test_films": int(test.sum()),
+        "test_log_loss": _compare_loss(operating, chosen, test, scores["test"]),
+        "test_metrics": {k: v for k, v in after.items() if k.startswith(("brier", "ece"))},
+    }
+
+
+def _compare_loss(
+    operating: Operating, chosen: LabelledRows, films_N: np.ndarray, score_ML: np.ndarray
+) -> dict[str, float]:
+    label_ML = chosen.label_NL[films_N]
+    pairs = (("before", score_ML), ("after", operating.calibrate(score_ML)))
+    return {name: compute_log_loss(label_ML, probability, operating.kind) for name, probability in pairs}
+
+
+def compute_log_loss(
+    label_ML: np.ndarray, probability_ML: np.ndarray, kind: Literal["multiclass", "multilabel"]
+) -> float:
+    """Return the mean log-loss in nats: of films for classes, of all known pairs of film and label for findings."""
+    clipped_ML = np.clip(np.asarray(probability_ML, np.float64), 1e-7, 1 - 1e-7)
+    if kind == "multiclass":
+        return float(-np.log(clipped_ML[label_ML == 1]).mean())
+    known_ML = ~np.isnan(label_ML)
+    return float(-np.log(np.where(label_ML == 1, clipped_ML, 1 - clipped_ML)[known_ML]).mean())
+
+
+def measure_subgroups(store: Store, chosen: LabelledRows, score_ML: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """Return the AUROC of subgroups of the test films by sex, age band and view, where the store knows two or more."""
+    films = store.films.iloc[chosen.rows[chosen.split == "test"]]
+    texts = {
+        "sex": films["sex"].to_numpy(str),
+        "age": compute_age_bands(films["age_years"].to_numpy(np.float64)),
+        "view": films["view"].to_numpy(str),
+    }
+    groups = {name: text_M for name, text_M in texts.items() if len(set(text_M) - {""}) > 1}
+    test = chosen.split == "test"
+    table = compute_subgroups(
+        chosen.label[test], [score_ML], chosen.names, chosen.kind, chosen.patient[test], groups, seed=seed
+    )
+    return [clean_row(row) for row in table.to_dict("records")]
+
+
+def _count_labels(chosen: LabelledRows) -> dict[str, dict[str, dict[str, int]]]:
+    counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in chosen.names}
+    for split in ("train", "val", "test"):
+        label_ML = chosen.label_NL[chosen.split == split]
+        for name, label_M in zip(chosen.names, label_ML.T, strict=True):
+            counts[name][split] = {"with": int((label_M == 1).sum()), "without": int((label_M == 0).sum())}
+    return counts

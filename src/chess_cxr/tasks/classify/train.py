@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,12 +35,14 @@ from chess_cxr.tasks.classify.fit import (
     score_splits,
     tell_rare,
 )
+from chess_cxr.tasks.classify.folder import write_classifier
 from chess_cxr.tasks.classify.heads import Standardise
 from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
 from chess_cxr.tasks.classify.losses import build_balance
 from chess_cxr.tasks.classify.objective import BestMoment, Classify, LabelledBatch
-from chess_cxr.tasks.classify.score import ClassifierResult, score_test
-from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.tasks.classify.operating import fit_operating
+from chess_cxr.tasks.classify.score import ClassifierResult, measure_deployment, score_test
+from chess_cxr.tasks.model_folder import refuse_foreign_folder
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.distributed import join_ranks, let_first_rank
@@ -71,8 +72,8 @@ def finetune_classifier(
     store.
     on_progress: called with the stage, the finished pieces and the total.  tracking: trackers of the numbers in
     `metrics.jsonl`; not in linear mode.
-    The folder holds `model.safetensors` (encoder and head), `config.json` and `result.json`.  Modes that train by steps
-    add `metrics.jsonl` and the trackers' folders, and the same call continues an interrupted training.
+    docs/finetuning.md describes the folder.  Modes that train by steps add `metrics.jsonl` and the trackers' folders,
+    and the same call continues an interrupted training.
     Raises `UsageError` if `out` exists and is no interrupted training of this kind, the train or test split has no
     labelled film, or the configuration is invalid.
     """
@@ -97,6 +98,7 @@ def finetune_classifier(
 
     def finish() -> ClassifierResult:
         fitted = learner.score() if by_steps else fit_linear(loaded, opened, chosen, config, show)
+        operating = fit_operating(chosen, fitted.scores["val"])
         scored = score_test(chosen, fitted.scores["test"], config.aggregate, config.seed)
         seen = tell_seen(loaded.name, loaded, opened.films["uid"].to_numpy()[chosen.rows[chosen.split == "test"]])
         result = ClassifierResult(
@@ -110,9 +112,9 @@ def finetune_classifier(
             seed=config.seed,
             test_units=scored.units,
             notes=(*fitted.notes, *_tell_uncertain(chosen), *((seen,) if seen else ())),
+            **measure_deployment(opened, chosen, operating, fitted.scores, config.seed),
         )
-        _write_model(out, loaded, fitted, config, result)
-        return result
+        return write_classifier(out, loaded, fitted, operating, config, result)
 
     return let_first_rank(finish)
 
@@ -278,16 +280,3 @@ def _tell_uncertain(chosen: LabelledRows) -> tuple[str, ...]:
     if not chosen.uncertain_L.any():
         return ()
     return (f"{int(chosen.uncertain_L.sum())} labels are uncertain; those of the test split are not scored",)
-
-
-def _write_model(out: Path, encoder: Encoder, fitted: Fitted, config: FinetuneConfig, result: ClassifierResult) -> None:
-    described = {
-        "task": "classify",
-        "head": asdict(fitted.shape),
-        "labels": list(result.labels),
-        "architecture": encoder.architecture,
-        "encoder": encoder.name,
-        "contract": asdict(encoder.contract),
-        "finetune": asdict(config),
-    }
-    write_model(out, fitted.tensors, described, result.as_json(), keep=("tensorboard", "wandb"))
