@@ -1,6 +1,5 @@
 """DICOM results: what others' checkers say of them, and that they hold the very numbers of the answer."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from chess_cxr.serve.codes import FINDINGS, build_private_code, find_code
 from chess_cxr.serve.results import BoneChange, ModelAnswer, build_results
 from chess_cxr.serve.source import check_film
 from chess_cxr.tasks.answer import FilmAnswer, FindingAnswer
-from pacs_node import find_errors, run_tool, write_radiograph
+from pacs_node import find_errors, is_absent, run_tool, write_radiograph
 
 SHA, OTHER = "a" * 64, "b" * 64
 ANSWER = FilmAnswer(
@@ -34,8 +33,8 @@ ANSWER = FilmAnswer(
     calibrated=True,
     operating_point="sensitivity 0.9",
 )
-needs_checkers = pytest.mark.skipif(not shutil.which("dcentvfy"), reason="no dciodvfy (Debian: dicom3tools)")
-needs_dcmtk = pytest.mark.skipif(not shutil.which("dsrdump"), reason="no dsrdump (Debian: dcmtk)")
+needs_checkers = pytest.mark.skipif(is_absent("dcentvfy"), reason="no dciodvfy (Debian: dicom3tools)")
+needs_dcmtk = pytest.mark.skipif(is_absent("dsrdump"), reason="no dsrdump (Debian: dcmtk)")
 
 
 def build(film: Path, out: Path, answer: FilmAnswer = ANSWER) -> list[Path]:

@@ -160,13 +160,14 @@ def _answer(node: Node, claim: Claim, child: Executor) -> None:
     if not child.submit(call_in_child, read_in_child, node.options.limits, "check", claim.path).result():
         node.queue.finish_answer(claim, [])  # a result of our own that a router sent back
         return
-    answers, bones = [], None
+    answers, bones, refused = [], None, False
     for model in node.findings:
         film = model.answer(claim.path)
-        draws = model.draw_heat_map if not film.reason else None
+        refused |= bool(film.reason)
+        draws = None if film.reason else model.draw_heat_map
         if not film.reason or node.options.report_refusals:
             answers.append(ModelAnswer(film, draws(claim.path) if draws else None))
-    if node.bones is not None and all(not answer.film.reason for answer in answers):
+    if node.bones is not None and not refused:
         change_HW = node.bones.find_change(claim.path)
         bones = BoneChange(node.bones.name, node.bones.sha256, change_HW)
     results = []
