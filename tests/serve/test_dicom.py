@@ -241,6 +241,7 @@ GOOD = PacsOptions(Path("spool"), "STORE@pacs:104", 11112, calling=("ORTHANC",))
         ({"tls_key": Path("key")}, "TLS needs"),
         ({"pull": "file:///etc/passwd"}, "pull"),
         ({"workers": 0}, "at least 1"),
+        ({"token_file": Path("nowhere")}, "token file"),
         ({"first_wait": 9.0, "longest_wait": 1.0}, "waits"),
     ],
 )

@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_classifier_says_in_dicom_what_predict_says(models: Path, tmp_path: Path) -> None:
-    film, folder = write_radiograph(tmp_path / "film.dcm"), models / "CLASSIFIER"
+    film, folder = write_radiograph(tmp_path / "film.dcm"), models / "classifier_linear"
     answer = load_findings_model(folder).answer(film)
     [expected] = predict_files(load_classifier(folder), [film])
     assert {finding.label: finding.probability for finding in answer.findings} == dict(expected.probabilities)
@@ -44,14 +44,14 @@ def test_a_classifier_says_in_dicom_what_predict_says(models: Path, tmp_path: Pa
 
 
 def test_a_film_that_cannot_be_read_is_refused_with_the_reason_of_predict(models: Path, tmp_path: Path) -> None:
-    film, folder = write_radiograph(tmp_path / "film.dcm", PixelData=b"\0" * 100), models / "CLASSIFIER"
+    film, folder = write_radiograph(tmp_path / "film.dcm", PixelData=b"\0" * 100), models / "classifier_linear"
     answer = load_findings_model(folder).answer(film)
     [expected] = predict_files(load_classifier(folder), [film])
     assert answer.reason == expected.reason != "" and answer.findings == ()
 
 
 def test_a_film_without_bone_is_the_one_of_predict(models: Path, tmp_path: Path) -> None:
-    film, folder = write_radiograph(tmp_path / "film.dcm"), models / "BONES"
+    film, folder = write_radiograph(tmp_path / "film.dcm"), models / "bones"
     model = load_bones_model(folder)
     [made] = build_results(film, [], BoneChange(model.name, model.sha256, model.find_change(film)))
     (tmp_path / "made.dcm").write_bytes(made)

@@ -3,13 +3,14 @@
 import json
 import re
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pydicom
 import pytest
 from tests.serve.test_results import read_findings
 
-from chess_cxr.records import ChessError
 from chess_cxr.serve.options import PacsOptions
 from chess_cxr.serve.pull import pull_films, take_part
 from chess_cxr.serve.queue import Queue
@@ -134,6 +135,41 @@ def test_a_server_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
             list(send_results(target, [(0, film)], "CHESS"))
 
 
+@pytest.mark.parametrize("status", [302, 307, 401, 503, 400])
+def test_no_redirect_is_followed_and_the_token_goes_to_the_server_alone(status: int, tmp_path: Path) -> None:
+    elsewhere: list[str] = []
+    asked: list[str] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.headers.get("Authorization", ""))
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/other")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            elsewhere.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "token").write_text("secret\n")
+    film = write_radiograph(tmp_path / "film.dcm")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(Refused if status == 400 else Unreachable) as caught:
+                url = f"http://127.0.0.1:{server.server_port}"
+                list(send_results(url, [(0, film)], "CHESS", tmp_path / "token"))
+        finally:
+            server.shutdown()
+    assert asked == ["Bearer secret"] and elsewhere == [] and "1.2.826" not in str(caught.value)
+
+
 def test_a_wrong_path_waits_and_a_refusal_does_not(tmp_path: Path) -> None:
     film = write_radiograph(tmp_path / "film.dcm")
     with run_orthanc(tmp_path / "orthanc", 1) as orthanc:
@@ -179,6 +215,5 @@ def test_the_film_is_taken_out_of_its_envelope(body: bytes, kind: str, part: byt
     ("body", "kind"),
     [(b"<html>", "text/html"), (b"FILM", "multipart/related"), (b"--B\r\n\r\nFI", "multipart/related; boundary=B")],
 )
-def test_an_answer_that_is_no_film_is_an_error(body: bytes, kind: str) -> None:
-    with pytest.raises(ChessError):
-        take_part(body, kind)
+def test_an_answer_that_is_no_film_is_none(body: bytes, kind: str) -> None:
+    assert take_part(body, kind) is None

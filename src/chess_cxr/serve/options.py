@@ -88,6 +88,8 @@ def check_options(options: PacsOptions) -> None:
         raise UsageError("--aet is an AE title: 1 to 16 printable ASCII characters without backslash")
     if not all(_is_title(title) for title in options.calling):
         raise UsageError("--calling takes AE titles: 1 to 16 printable ASCII characters without backslash")
+    if options.token_file is not None and not options.token_file.is_file():
+        raise UsageError(f"there is no token file {options.token_file}")
     if options.pull and not _is_url(options.pull):
         raise UsageError("--pull is the URL of a DICOMweb server, http:// or https://")
     if not options.dicom_port and not options.pull:

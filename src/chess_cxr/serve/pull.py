@@ -5,20 +5,22 @@ What was seen is noted in the queue, so that a restart goes on where it stopped.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from email.message import Message
 from typing import Any
 
-from chess_cxr.records import ChessError
 from chess_cxr.serve.dicom import FILM_CLASSES
 from chess_cxr.serve.options import MIB, PacsOptions
 from chess_cxr.serve.queue import Queue
-from chess_cxr.serve.send import SECONDS, Unreachable, explain_failure, open_client, open_session
+from chess_cxr.serve.send import SECONDS, explain_failure, open_client, open_session
 
+LOG = logging.getLogger("chess_cxr.serve")
 MODALITIES = ("CR", "DX")
 PAGE = 200
+NOT_NOW = (401, 403, 408, 429, 503)  # concerns the server, not one film
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _STUDY, _SERIES, _CLASS, _INSTANCE, _COUNT = "0020000D", "0020000E", "00080016", "00080018", "00201208"
 
@@ -36,17 +38,21 @@ def pull_films(options: PacsOptions, queue: Queue, models: str, on_film: Callabl
             seen = f"{models} {url} {study}"
             if count and queue.recall(seen) == count:
                 continue
+            whole = bool(count)
             for series, instance in _list_films(client, study):
                 if queue.count_waiting() >= options.most_waiting:
                     return added
                 key = f"{models} {instance}"
-                if not queue.is_known(key):
-                    address = f"{url}/studies/{study}/series/{series}/instances/{instance}"
-                    content = _retrieve(session, address, options.film_mib * MIB)
-                    if content and queue.add(key, content):
-                        added += 1
-                        on_film()
-            if count:
+                if queue.is_known(key):
+                    continue
+                address = f"{url}/studies/{study}/series/{series}/instances/{instance}"
+                content = _retrieve(session, address, options.film_mib * MIB)
+                if content is None:
+                    whole = False
+                elif queue.add(key, content):
+                    added += 1
+                    on_film()
+            if whole:
                 queue.note(seen, count)
     return added
 
@@ -95,27 +101,31 @@ def _read(item: dict[str, Any], tag: str) -> str:
     return str(values[0])
 
 
-def _retrieve(session: Any, address: str, most_bytes: int) -> bytes:
-    """Retrieve one object as it is stored; returns nothing if it is too large."""
+def _retrieve(session: Any, address: str, most_bytes: int) -> bytes | None:
+    """Retrieve one object as it is stored, or None if the server cannot give this one or it is too large."""
     accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
     body = bytearray()
     try:
         with session.get(address, headers={"Accept": accept}, timeout=SECONDS, stream=True) as response:
+            if not response.ok and response.status_code not in NOT_NOW:
+                LOG.warning("a film cannot be pulled (HTTP %d)", response.status_code)
+                return None
             response.raise_for_status()
             for part in response.iter_content(MIB):
                 body += part
                 if len(body) > most_bytes:
-                    return b""
+                    LOG.warning("a film cannot be pulled: it is larger than is received")
+                    return None
             kind = response.headers.get("Content-Type", "")
     except Exception as error:
         raise explain_failure(error) from None
     return take_part(bytes(body), kind)
 
 
-def take_part(body: bytes, kind: str) -> bytes:
-    """Return the first part of a multipart body (RFC 2046 5.1), or the body itself if it is a DICOM file.
+def take_part(body: bytes, kind: str) -> bytes | None:
+    """Return the first part of a multipart body (RFC 2046 5.1), or the body itself if it is a DICOM file, else None.
 
-    kind: the header Content-Type.  Raises `ChessError` for anything else.
+    kind: the header Content-Type.
     """
     header = Message()
     header["Content-Type"] = kind
@@ -123,11 +133,9 @@ def take_part(body: bytes, kind: str) -> bytes:
         return body
     boundary = header.get_param("boundary")
     if header.get_content_maintype() != "multipart" or not isinstance(boundary, str):
-        raise Unreachable("the DICOMweb server answers with something else than DICOM")
+        return None
     mark = b"--" + boundary.encode("latin-1", "replace")
     _, found, rest = body.partition(mark)
     _, blank, content = rest.partition(b"\r\n\r\n")
     end = content.find(b"\r\n" + mark)
-    if not (found and blank and end >= 0):
-        raise ChessError("the DICOMweb server sent a film that ends early")
-    return content[:end]
+    return content[:end] if found and blank and end >= 0 else None

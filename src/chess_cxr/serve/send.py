@@ -8,7 +8,7 @@ from typing import Any
 
 import pydicom
 
-from chess_cxr.records import ChessError, UsageError, import_extra
+from chess_cxr.records import ChessError, import_extra
 from chess_cxr.serve.options import Peer
 
 SECONDS = 30.0
@@ -89,7 +89,7 @@ def open_session(token_file: Path | None) -> Any:
         try:
             token = token_file.read_text("utf-8").strip()
         except (OSError, ValueError):
-            raise UsageError(f"cannot read the token file {token_file}") from None
+            raise Unreachable("cannot be asked: the token file cannot be read") from None
         session.headers["Authorization"] = f"Bearer {token}"
     return session
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from chess_cxr.records import ChessError, Undecodable, UsageError
+from chess_cxr.records import ChessError, Undecodable, UsageError, import_extra
 from chess_cxr.serve.dicom import start_receiver
 from chess_cxr.serve.options import PacsOptions, Peer, check_options, find_wait, parse_target
 from chess_cxr.serve.pull import pull_films
@@ -109,6 +109,7 @@ def start(options: PacsOptions, findings: Sequence[FindingsModel] = (), bones: B
     check_options(options)
     if not findings and bones is None:
         raise UsageError("no model is given")
+    import_extra("highdicom.sr", "serve", "the PACS node")  # now, and not at the first film
     silence_libraries()
     hashes = [model.sha256 for model in findings] + ([bones.sha256] if bones else [])
     node = Node(
