@@ -50,7 +50,7 @@ from pathlib import Path
 from block_material import RECIPES
 
 SHELL, PYTHON, CONSOLE = ("sh", "bash", "shell"), ("python",), ("console",)
-NOT_RUN = ("text", "json", "toml", "csv", "yaml", "bibtex")
+NOT_RUN = ("text", "json", "toml", "csv", "yaml", "bibtex", "lua")
 MARKERS = ("with", "before", "run with", "file", "within", "in", "needs extra", "not run")
 RECORDS = "docs/proof/*/**/*.md"  # tables and model cards as commands wrote them
 LIMIT_SECONDS = 1200

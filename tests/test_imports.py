@@ -61,6 +61,7 @@ NEVER_TORCH = set(
         "cli",
         "arguments",
         "commands",
+        "serve",
         "encoders.names",
         "judges.crops",
         "tasks.table",

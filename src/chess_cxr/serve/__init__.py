@@ -1,0 +1,1 @@
+"""Serve models: a PACS node that answers chest films with DICOM results."""

@@ -1,0 +1,136 @@
+"""Send results: C-STORE to a DICOM node, or STOW-RS to a DICOMweb server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from chess_cxr.records import ChessError, import_extra
+from chess_cxr.serve.options import Peer
+
+SECONDS = 30.0
+_DUPLICATE = 0x0111  # PS3.7 C.4.14: the object is there already
+_SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
+_TEMPORARY = (401, 403, 404, 408, 429)  # a wrong token or path is set right by the operator, and then all go through
+_ONE_PIECE = 1 << 31  # bytes of a body that is not sent in chunks, which not every server takes
+
+
+class Unreachable(ChessError):
+    """The server is down, full or does not let us in: no fault of a result, so all wait."""
+
+
+class Refused(ChessError):
+    """The server does not take this result."""
+
+
+def send_results(
+    target: Peer | str, files: Sequence[tuple[int, Path]], aet: str, token_file: Path | None = None
+) -> Iterator[int]:
+    """Send result files and yield the number of each as soon as the server has it.
+
+    Raises `Unreachable` or `Refused`, whose texts name no patient.
+    """
+    if isinstance(target, Peer):
+        yield from _store(target, files, aet)
+    else:
+        yield from _post(target, files, token_file)
+
+
+# ---------------------------------------------------------------- C-STORE
+
+
+def _store(peer: Peer, files: Sequence[tuple[int, Path]], aet: str) -> Iterator[int]:
+    pynetdicom = import_extra("pynetdicom", "serve", "--results-to")
+    entity = pynetdicom.AE(ae_title=aet)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
+    results = [(number, pydicom.dcmread(path)) for number, path in files]
+    for kind in sorted({str(result.SOPClassUID) for _, result in results}):
+        entity.add_requested_context(kind, _SYNTAXES)
+    association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
+    if not association.is_established:
+        rejected = association.is_rejected
+        raise Unreachable(f"{peer.aet} {'rejects the association' if rejected else 'cannot be reached'}")
+    try:
+        for number, result in results:
+            _store_one(association, peer, result)
+            yield number
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _store_one(association: Any, peer: Peer, result: pydicom.Dataset) -> None:
+    accepted = {context.abstract_syntax for context in association.accepted_contexts}
+    if result.SOPClassUID not in accepted:
+        raise Refused(f"{peer.aet} does not take {result.SOPClassUID.name}")
+    try:
+        status = association.send_c_store(result).get("Status")
+    except (RuntimeError, OSError):  # the association ended
+        status = None
+    if status is None:
+        raise Unreachable(f"{peer.aet} broke the association off")
+    if status >> 8 == 0xA7:
+        raise Unreachable(f"{peer.aet} is out of resources (status {status:04X})")
+    if status not in (0, _DUPLICATE) and status >> 12 != 0xB:
+        raise Refused(f"{peer.aet} refused a result (status {status:04X})")
+
+
+# ---------------------------------------------------------------- STOW-RS
+
+
+def open_session(token_file: Path | None) -> Any:
+    """Return a session for DICOMweb that follows no redirect, with the bearer token of the file, if there is one."""
+    session = import_extra("dicomweb_client.session_utils", "serve", "DICOMweb").create_session()
+    session.max_redirects = 0
+    if token_file is not None:
+        try:
+            token = token_file.read_text("utf-8").strip()
+        except (OSError, ValueError):
+            raise Unreachable("cannot be asked: the token file cannot be read") from None
+        session.headers["Authorization"] = f"Bearer {token}"
+    return session
+
+
+def open_client(url: str, session: Any) -> Any:
+    """Return a DICOMweb client that does not retry by itself."""
+    web = import_extra("dicomweb_client.web", "serve", "DICOMweb")
+    client = web.DICOMwebClient(url, session=session, timeout=SECONDS, chunk_size=_ONE_PIECE, permissive_uid=True)
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def _post(url: str, files: Sequence[tuple[int, Path]], token_file: Path | None) -> Iterator[int]:
+    with open_session(token_file) as session:
+        session.headers["Accept"] = "application/dicom+json"
+        client = open_client(url, session)
+        for number, path in files:
+            failed = _post_one(client, pydicom.dcmread(path))
+            if failed is not None:
+                raise Refused(f"the DICOMweb server refused a result (reason {failed:04X})")
+            yield number
+
+
+def _post_one(client: Any, result: pydicom.Dataset) -> int | None:
+    """Post one result; return the Failure Reason (0008,1197) if the server refused it, None if it has it."""
+    try:
+        answer = client.store_instances([result])
+    except Exception as error:
+        raise explain_failure(error) from None
+    for item in answer.get("FailedSOPSequence") or ():
+        reason = int(item.get("FailureReason") or 0)
+        if reason != _DUPLICATE:
+            return reason
+    return None
+
+
+def explain_failure(error: Exception) -> ChessError:
+    """Return what a failed request means, without its text, which may quote UIDs."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return Unreachable(f"the DICOMweb server cannot be reached ({type(error).__name__})")
+    if status in _TEMPORARY or status >= 500:
+        return Unreachable(f"the DICOMweb server answers HTTP {status}")
+    return Refused(f"the DICOMweb server refused a request (HTTP {status})")

@@ -1,0 +1,263 @@
+"""The PACS node at work: receive or pull films, answer them, send the results.
+
+Threads share the queue on disk, and so do other processes with the same spool.  Foreign bytes are read in child
+processes with limits alone.  Log lines name a film by its number in the queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chess_cxr.records import ChessError, Undecodable, UsageError, import_extra
+from chess_cxr.serve.dicom import start_receiver
+from chess_cxr.serve.options import PacsOptions, Peer, check_options, find_wait, parse_target
+from chess_cxr.serve.pull import pull_films
+from chess_cxr.serve.queue import Claim, Queue, Worker
+from chess_cxr.serve.results import BoneChange, ModelAnswer, build_results
+from chess_cxr.serve.send import Unreachable, send_results
+from chess_cxr.serve.source import check_film
+from chess_cxr.tasks.answer import FilmAnswer
+from chess_cxr.workers.pool import build_ingest_pool, call_in_child
+
+LOG = logging.getLogger("chess_cxr.serve")
+LOOK_SECONDS = 0.5  # between looks for what another process put into the queue
+TIDY_SECONDS = 3600.0
+_QUOTING = ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3", "PIL", "imagecodecs")
+
+
+@dataclass(frozen=True)
+class FindingsModel:
+    """A classifier.  sha256: of its weights.
+
+    answer: returns the answer to the DICOM file of a film; raises `Undecodable` if the film is at fault, any other
+    `ChessError` to be asked again later.  draw_heat_map: returns uint8 RGB [H, W, 3], or None where there is nothing to
+    show.  Several threads call both.
+    """
+
+    sha256: str
+    answer: Callable[[Path], FilmAnswer]
+    draw_heat_map: Callable[[Path], np.ndarray | None] | None = None
+
+
+@dataclass(frozen=True)
+class BonesModel:
+    """A bone model.  sha256: of its weights.
+
+    find_change: returns what removes the bone from a film, float32 of the size of the whole decoded film; raises as
+    `FindingsModel.answer`.
+    """
+
+    name: str
+    sha256: str
+    find_change: Callable[[Path], np.ndarray]
+
+
+@dataclass
+class Node:
+    """A running PACS node; `stop` ends it."""
+
+    options: PacsOptions
+    queue: Queue
+    findings: Sequence[FindingsModel]
+    bones: BonesModel | None
+    target: Peer | str
+    models: str
+    receiver: Any = None
+    threads: list[threading.Thread] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    news: threading.Condition = field(default_factory=threading.Condition)
+
+    def stop(self) -> None:
+        """Close the port, finish the films at hand and end; what is left stays in the queue."""
+        self.stopping.set()
+        self.tell()
+        if self.receiver is not None:
+            self.receiver.shutdown()
+        for thread in self.threads:
+            thread.join()
+
+    def tell(self) -> None:
+        """Wake the threads that wait for work."""
+        with self.news:
+            self.news.notify_all()
+
+    def wait(self, seconds: float = LOOK_SECONDS) -> None:
+        """Wait for news, so many seconds at most."""
+        with self.news:
+            if not self.stopping.is_set():
+                self.news.wait(seconds)
+
+
+def start(options: PacsOptions, findings: Sequence[FindingsModel] = (), bones: BonesModel | None = None) -> Node:
+    """Start the node and return it.
+
+    It silences libraries that quote headers in warnings and log lines, for the whole process.
+    Raises `UsageError` for options that do not work.
+    """
+    check_options(options)
+    if not findings and bones is None:
+        raise UsageError("no model is given")
+    import_extra("highdicom.sr", "serve", "the PACS node")  # now, and not at the first film
+    silence_libraries()
+    hashes = [model.sha256 for model in findings] + ([bones.sha256] if bones else [])
+    node = Node(
+        options,
+        Queue(options.spool),
+        findings,
+        bones,
+        parse_target(options.results_to),
+        hashlib.sha256(" ".join(sorted(hashes)).encode()).hexdigest(),
+    )
+    if options.dicom_port:
+        node.receiver = start_receiver(options, node.queue, node.models, node.tell)
+    for loop in (*[answer_films] * options.workers, send_films, *([ask_server] if options.pull else [])):
+        node.threads.append(threading.Thread(target=loop, args=(node,), name=loop.__name__))
+        node.threads[-1].start()
+    return node
+
+
+def silence_libraries() -> None:
+    """Keep libraries and dying threads from writing what they read to logs and stderr."""
+    for name in _QUOTING:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    warnings.simplefilter("ignore")
+    threading.excepthook = lambda what: LOG.error("a thread ended (%s)", what.exc_type.__name__)
+
+
+# ---------------------------------------------------------------- answering
+
+
+def answer_films(node: Node) -> None:
+    """Answer films until the node stops."""
+    worker = Worker(node.queue)
+    with build_ingest_pool(1) as child:
+        while not node.stopping.is_set():
+            try:
+                claim = node.queue.claim("received", worker)
+                if claim is None:
+                    node.wait()
+                else:
+                    _handle(node, claim, partial(_answer, node, claim, child))
+                    node.tell()
+            except Exception as error:
+                _report_queue(node, error)
+    worker.close()
+
+
+def _answer(node: Node, claim: Claim, child: Executor) -> None:
+    """Answer one film and keep its results."""
+    if not child.submit(call_in_child, read_in_child, node.options.limits, "check", claim.path).result():
+        node.queue.finish_answer(claim, [])  # a result of our own that a router sent back
+        return
+    answers, bones, refused = [], None, False
+    for model in node.findings:
+        film = model.answer(claim.path)
+        refused |= bool(film.reason)
+        draws = None if film.reason else model.draw_heat_map
+        if not film.reason or node.options.report_refusals:
+            answers.append(ModelAnswer(film, draws(claim.path) if draws else None))
+    if node.bones is not None and not refused:
+        change_HW = node.bones.find_change(claim.path)
+        bones = BoneChange(node.bones.name, node.bones.sha256, change_HW)
+    results = []
+    if answers or bones:
+        building = child.submit(call_in_child, read_in_child, node.options.limits, "build", claim.path, answers, bones)
+        results = building.result()
+    node.queue.finish_answer(claim, results)
+    LOG.info("film %d: answered, %d results", claim.number, len(results))
+
+
+def read_in_child(step: str, *request: Any) -> Any:
+    """Check a film or build its results: the one task of a worker's child, which thus serves both."""
+    return check_film(*request) if step == "check" else build_results(*request)
+
+
+def _handle(node: Node, claim: Claim, act: Callable[[], None]) -> None:
+    """Do something with a film; if it fails, try again later, or end the film with the reason."""
+    try:
+        if claim.tries > node.options.tries:  # each time, it took the process with it
+            _fail(node, claim, f"the process ended {node.options.tries} times while it had this film")
+        else:
+            act()
+    except Unreachable:
+        node.queue.put_back(claim, 0, count=False)
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ChessError) else f"error in the program ({type(error).__name__})"
+        if isinstance(error, Undecodable) or claim.tries >= node.options.tries:
+            _fail(node, claim, reason)
+        else:
+            LOG.warning("film %d: try %d: %s", claim.number, claim.tries, reason)
+            node.queue.put_back(claim, find_wait(node.options, claim.tries))
+
+
+def _fail(node: Node, claim: Claim, reason: str) -> None:
+    LOG.error("film %d: failed: %s", claim.number, reason)
+    node.queue.fail(claim, reason)
+
+
+def _report_queue(node: Node, error: Exception) -> None:
+    LOG.error("the queue cannot be used (%s); trying again", type(error).__name__)
+    node.stopping.wait(LOOK_SECONDS)
+
+
+# ---------------------------------------------------------------- sending and asking
+
+
+def send_films(node: Node) -> None:
+    """Send results until the node stops; while the server is down, wait ever longer."""
+    worker, failures, tidied = Worker(node.queue), 0, 0.0
+    while not node.stopping.is_set():
+        try:
+            if time.monotonic() - tidied > TIDY_SECONDS:
+                node.queue.tidy()
+                tidied = time.monotonic()
+            claim = node.queue.claim("answered", worker)
+            if claim is None:
+                node.wait()
+            else:
+                _handle(node, claim, partial(_send, node, claim))
+                failures = 0
+        except Unreachable as error:
+            failures += 1
+            seconds = find_wait(node.options, failures)
+            LOG.warning("results wait: %s; next try in %.0f seconds", error, seconds)
+            node.stopping.wait(seconds)
+        except Exception as error:
+            _report_queue(node, error)
+    worker.close()
+
+
+def _send(node: Node, claim: Claim) -> None:
+    files = node.queue.list_unsent(claim)
+    for place in send_results(node.target, files, node.options.aet, node.options.token_file):
+        node.queue.mark_sent(claim, place)
+    node.queue.finish_sending(claim)
+    LOG.info("film %d: sent", claim.number)
+
+
+def ask_server(node: Node) -> None:
+    """Pull films until the node stops; while the server is down, wait ever longer."""
+    failures = 0
+    while not node.stopping.is_set():
+        try:
+            pull_films(node.options, node.queue, node.models, node.tell)
+            failures, seconds = 0, node.options.pull_seconds
+        except Exception as error:
+            failures += 1
+            seconds = max(node.options.pull_seconds, find_wait(node.options, failures))
+            reason = str(error) if isinstance(error, ChessError) else type(error).__name__
+            LOG.warning("nothing can be pulled: %s; next try in %.0f seconds", reason, seconds)
+        node.stopping.wait(seconds)
