@@ -3,7 +3,7 @@
 usage: OMP_NUM_THREADS=1 python benchmarks/onnx_speed.py [NETWORK@SIZE …] [--rounds N]
 
 maps: Grad-CAM of all 14 findings in torch; by captum, if it is installed, finding by finding; as second output of the
-ONNX graph, for which the head must be linear on the mean of the last feature map, and the map is that of the last layer.
+ONNX graph, for which the head must be linear on the mean of the last feature map, whose map it is.
 """
 
 import argparse
@@ -115,9 +115,8 @@ def tell_agreement(network: Classify, contract: PixelContract, layer: nn.Module,
         f"  maps of torch and of the graph ({cells} cells) differ by up to {float((both[0] - both[1]).abs().max()):.2g}"
     )
     if find_spec("captum"):
-        print(
-            f"  maps of torch and of captum differ by up to {float((use_captum(network, layer, film) - ours_LSS).abs().max()):.2g}"
-        )
+        apart = float((use_captum(network, layer, film) - ours_LSS).abs().max())
+        print(f"  maps of torch and of captum differ by up to {apart:.2g}")
 
 
 def main() -> None:
