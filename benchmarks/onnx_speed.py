@@ -2,8 +2,8 @@
 
 usage: OMP_NUM_THREADS=1 python benchmarks/onnx_speed.py [NETWORK@SIZE …] [--rounds N]
 
-maps: Grad-CAM of all 14 findings in torch; by captum, if it is installed, finding by finding; as second output of the
-ONNX graph, for which the head must be linear on the mean of the last feature map, whose map it is.
+maps: Grad-CAM of all 14 findings in torch; by captum, finding by finding; as second output of the ONNX graph, for
+which the head must be linear on the mean of the last feature map, and the map is that of the last layer.
 """
 
 import argparse
@@ -12,20 +12,21 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import build_network
-from chess_cxr.encoders.onnx import OPSET, OnnxNetwork, export_onnx
+from chess_cxr.encoders.onnx_network import OPSET, OnnxNetwork, export_onnx
+from chess_cxr.records import import_extra
 from chess_cxr.tasks.classify.objective import Classify, HeadShape
 from chess_cxr.tasks.classify.saliency import compute_grad_cam, find_spatial_layer
+from peers import import_peer
 
+captum = import_peer("captum.attr")
 LABELS = 14
 
 
@@ -53,6 +54,7 @@ def build(architecture: str) -> Classify:
 
 
 def open_with_maps(network: Classify, film: Tensor) -> Callable[[Tensor], list[np.ndarray]]:
+    onnxruntime = import_extra("onnxruntime", "onnx", "this benchmark")
     written, options = io.BytesIO(), onnxruntime.SessionOptions()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -64,10 +66,10 @@ def open_with_maps(network: Classify, film: Tensor) -> Callable[[Tensor], list[n
 
 
 def use_captum(network: Classify, layer: nn.Module, film: Tensor) -> Tensor:
-    from captum.attr import LayerAttribution, LayerGradCam
-
-    found = [LayerGradCam(network, layer).attribute(film, target=n, relu_attributions=True) for n in range(LABELS)]
-    return LayerAttribution.interpolate(torch.cat(found).detach(), tuple(film.shape[-2:]), "bilinear")[:, 0]
+    found = [
+        captum.LayerGradCam(network, layer).attribute(film, target=n, relu_attributions=True) for n in range(LABELS)
+    ]
+    return captum.LayerAttribution.interpolate(torch.cat(found).detach(), tuple(film.shape[-2:]), "bilinear")[:, 0]
 
 
 def time_all(name: str, rounds: int) -> None:
@@ -86,9 +88,8 @@ def time_all(name: str, rounds: int) -> None:
         "onnx": lambda: onnx(film),
         "maps torch": lambda: compute_grad_cam(network, layer, film, range(LABELS)),
         "maps onnx": lambda: with_maps(film),
+        "maps captum": lambda: use_captum(network, layer, film),
     }
-    if find_spec("captum"):
-        ways["maps captum"] = lambda: use_captum(network, layer, film)
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):  # the first round warms up
         for way, call in ways.items():
@@ -114,9 +115,8 @@ def tell_agreement(network: Classify, contract: PixelContract, layer: nn.Module,
     print(
         f"  maps of torch and of the graph ({cells} cells) differ by up to {float((both[0] - both[1]).abs().max()):.2g}"
     )
-    if find_spec("captum"):
-        apart = float((use_captum(network, layer, film) - ours_LSS).abs().max())
-        print(f"  maps of torch and of captum differ by up to {apart:.2g}")
+    miss = float((use_captum(network, layer, film) - ours_LSS).abs().max())
+    print(f"  maps of torch and of captum differ by up to {miss:.2g}")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from chess_cxr.encoders.contract import compute_contract_sha256
 from chess_cxr.film_jpeg import decode_stored
-from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_in_child
+from chess_cxr.ingest.encoding import EncodeOptions, encode_in_child
 from chess_cxr.records import FLAGS, UsageError
 from chess_cxr.tasks.answer import FilmAnswer, FindingAnswer
 from chess_cxr.tasks.classify.model import Classifier, load_classifier
@@ -45,17 +45,16 @@ def read_films(
     So they give the same numbers as from a store.  executor: of `build_ingest_pool`, whose processes read the files
     within `limits`.
     """
-    encode = partial(encode_in_child, options=EncodeOptions(), limits=limits or Limits())
+    yield from run_in_order(locations, partial(read_in_child, limits=limits or Limits()), executor, in_flight)
 
-    def read(location: Path | str) -> tuple[Path | str, EncodedFilm]:
-        return location, encode(location)
 
-    for location, film in run_in_order(locations, read, executor, in_flight):
-        if film.reason:
-            yield ReadFilm(location, film.reason)
-        else:
-            flags = tuple(name for name in FLAGS if name in film.flags)
-            yield ReadFilm(location, "", flags, decode_stored(film.jpeg).astype(np.float32) / 255)
+def read_in_child(location: Path | str, limits: Limits) -> ReadFilm:
+    """Read one film file in this thread's child, see `workers.pool`; a film that cannot be read has a reason."""
+    film = encode_in_child(location, EncodeOptions(), limits)
+    if film.reason:
+        return ReadFilm(location, film.reason)
+    flags = tuple(name for name in FLAGS if name in film.flags)
+    return ReadFilm(location, "", flags, decode_stored(film.jpeg).astype(np.float32) / 255)
 
 
 def answer_film(model: Classifier, film: ReadFilm, point: str = DEFAULT_POINT) -> FilmAnswer:
