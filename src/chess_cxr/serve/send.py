@@ -131,6 +131,6 @@ def explain_failure(error: Exception) -> ChessError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         return Unreachable(f"the DICOMweb server cannot be reached ({type(error).__name__})")
-    if status in _TEMPORARY or status >= 500:
+    if status in _TEMPORARY or not 400 <= status < 500:
         return Unreachable(f"the DICOMweb server answers HTTP {status}")
     return Refused(f"the DICOMweb server refused a request (HTTP {status})")
