@@ -58,7 +58,7 @@ def test_splits_stay_as_they_were_drawn_by_earlier_versions() -> None:
 
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.2), (0.5, 0.5), (0.1, 1.0), (float("nan"), 0.1)])
 def test_fractions_that_leave_nothing_to_train_on_are_wrong_use(val: float, test: float) -> None:
-    with pytest.raises(UsageError, match="fractions"):
+    with pytest.raises(UsageError, match="together below 1"):
         assign_split("p", 0, val, test)
 
 
@@ -206,7 +206,7 @@ def test_patients_without_labels_are_left_to_the_plain_split() -> None:
     films += [make_labelled("c", 4, unknown, "val"), make_labelled("d", 5, unknown), make_labelled("d", 6, {"mass": 0})]
     assert assign_stratified_splits(films, 0, 0.0, 0.0) == {"b": "train", "c": "val", "d": "train"}
     assert assign_stratified_splits([], 0, 0.1, 0.2) == {}
-    with pytest.raises(UsageError, match="fractions"):
+    with pytest.raises(UsageError, match="together below 1"):
         assign_stratified_splits(films, 0, 0.6, 0.6)
 
 
