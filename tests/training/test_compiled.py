@@ -54,6 +54,14 @@ def test_the_networks_of_a_method_are_compiled_and_what_holds_them_is_not() -> N
     assert list(method.state_dict()) == names
 
 
+@needs_compiler
+def test_heads_that_talk_to_other_ranks_are_compiled_for_one_rank_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    method: Any = build_tiny("byol")
+    compile_networks(method, torch.device("cpu"))
+    assert list_compiled(method) == {"encoder", "target_encoder"}
+
+
 def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match="training.compile needs the C.. compiler no-such-compiler; install it or set"):

@@ -184,6 +184,7 @@ def test_both_optimisers_get_their_numbers() -> None:
         ({"max_skipped": 0}, "training.max_skipped must be at least 1"),
         ({"seed": -1}, "training.seed must be 0 or more"),
         ({"clip_norm": math.nan}, "training.clip_norm must be 0 or more"),
+        ({"compile": True, "sync_batch_norm": True}, "training.compile cannot compile layers that talk to other ranks"),
         ({"frozen_steps": -1}, "training.frozen_steps must be 0 or more"),
         ({"precision": "float8"}, "training.precision must be one of float32, bfloat16, float16"),
     ],

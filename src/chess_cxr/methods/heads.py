@@ -34,6 +34,8 @@ def build_normed_head(widths: Sequence[int], norm_last: bool = False) -> nn.Sequ
 class BatchNormOverRanks(nn.BatchNorm1d):
     """Batch normalisation with the statistics of all ranks; a single process gets plain batch normalisation."""
 
+    over_ranks = True  # talks to other ranks
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, D]; B must be the same on every rank."""
         alone = not (self.training and torch.distributed.is_initialized())

@@ -11,18 +11,20 @@ import torch
 from torch import nn
 
 from chess_cxr.records import UsageError
+from chess_cxr.training.distributed import count_ranks
 
 
 def compile_networks(method: nn.Module, device: torch.device) -> None:
     """Compile the networks of a method in place; each is compiled when it is called for the first time.
 
+    Networks whose layers talk to other ranks (`over_ranks`) are left as they are.
     Raises `UsageError` if this machine has no compiler for the device.
     """
     check_compiler(device)
     for child in method.children():
         if type(child).forward is nn.Module.forward:  # a list of networks, or a method within a method
             compile_networks(child, device)
-        else:
+        elif count_ranks() == 1 or not any(getattr(layer, "over_ranks", False) for layer in child.modules()):
             child.compile()
 
 

@@ -351,5 +351,9 @@ def check_training_config(config: TrainingConfig) -> None:
     for name in ("seed", "clip_norm", "frozen_steps"):
         if not getattr(config, name) >= 0:
             raise UsageError(f"training.{name} must be 0 or more")
+    if config.compile and config.sync_batch_norm:
+        raise UsageError(
+            "training.compile cannot compile layers that talk to other ranks; set sync_batch_norm to false"
+        )
     if config.precision not in get_args(Precision):
         raise UsageError(f"training.precision must be one of {', '.join(get_args(Precision))}")
