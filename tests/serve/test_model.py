@@ -12,7 +12,8 @@ from chess_cxr.encoders.published import compute_sha256
 from chess_cxr.serve.model import load_bones_model, load_findings_model
 from chess_cxr.serve.results import BoneChange, ModelAnswer, build_results
 from chess_cxr.tasks.bones.model import load_bone_suppressor, suppress_files
-from chess_cxr.tasks.classify.model import load_classifier, predict_files
+from chess_cxr.tasks.classify.answer import answer_films
+from chess_cxr.tasks.classify.model import load_classifier
 from pacs_node import write_radiograph
 
 ARCHIVE = Path(__file__).parents[1] / "earlier" / "v0.1.tar.xz"
@@ -29,8 +30,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_classifier_says_in_dicom_what_predict_says(models: Path, tmp_path: Path) -> None:
     film, folder = write_radiograph(tmp_path / "film.dcm"), models / "classifier_linear"
     answer = load_findings_model(folder).answer(film)
-    [expected] = predict_files(load_classifier(folder), [film])
-    assert {finding.label: finding.probability for finding in answer.findings} == dict(expected.probabilities)
+    [expected] = answer_films(load_classifier(folder), [film])
+    assert answer == expected and answer.findings
     assert answer.model_sha256 == compute_sha256(folder / "model.safetensors") and not answer.calibrated
     [report] = build_results(film, [ModelAnswer(answer)], None)
     (tmp_path / "report.dcm").write_bytes(report)
@@ -40,13 +41,13 @@ def test_a_classifier_says_in_dicom_what_predict_says(models: Path, tmp_path: Pa
         for item in group.ContentSequence
         if item.ValueType == "NUM"
     ]
-    assert numbers == list(expected.probabilities.values())
+    assert numbers == [finding.probability for finding in expected.findings]
 
 
 def test_a_film_that_cannot_be_read_is_refused_with_the_reason_of_predict(models: Path, tmp_path: Path) -> None:
     film, folder = write_radiograph(tmp_path / "film.dcm", PixelData=b"\0" * 100), models / "classifier_linear"
     answer = load_findings_model(folder).answer(film)
-    [expected] = predict_files(load_classifier(folder), [film])
+    [expected] = answer_films(load_classifier(folder), [film])
     assert answer.reason == expected.reason != "" and answer.findings == ()
 
 
