@@ -18,7 +18,12 @@ PATIENCE_S = 120.0
 
 
 class Browser:
-    """One page of a browser; `complaints` are what its console and its loading of files complained of."""
+    """One page of a browser; `complaints` are what its console and its loading of files complained of.
+
+    own: start of the addresses that the page may ask.
+    """
+
+    own: tuple[str, ...] = ("data:", "file:", "about:")
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read, self._write, self._number, self._buffer = read_fd, write_fd, 0, b""
@@ -44,12 +49,12 @@ class Browser:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def open(self, file: Path, width: int, height: int = 900) -> None:
-        """Load a file in a window of that width, in CSS pixels, and wait until all of it is there."""
+    def open(self, file: Path | str, width: int, height: int = 900) -> None:
+        """Load a file or address in a window of that width, in CSS pixels, and wait until all of it is there."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self._events.clear()
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=file if isinstance(file, str) else file.as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive()
         self.evaluate("document.fonts.ready.then(() => 1)")
@@ -96,7 +101,7 @@ class Browser:
             self.complaints.append(params["errorText"])
         elif method == "Network.requestWillBeSent":
             url = params["request"]["url"]
-            if not url.startswith(("data:", "file:", "about:")):
+            if not url.startswith(self.own):
                 self.complaints.append(f"asked for {url[:80]}")
 
 

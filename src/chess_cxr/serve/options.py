@@ -6,7 +6,10 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+import tyro
 
 from chess_cxr.records import UsageError
 from chess_cxr.workers.child import Limits, check_limits
@@ -59,7 +62,7 @@ class PacsOptions:
     pull: str = ""
     pull_days: int = 2
     pull_seconds: float = 30.0
-    token_file: Path | None = None
+    token_file: Annotated[Path | None, tyro.conf.arg(name="dicomweb-token-file")] = None
     workers: int = 1
     limits: Limits = Limits()  # noqa: RUF009
     film_mib: int = 256

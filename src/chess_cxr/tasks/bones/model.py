@@ -94,6 +94,12 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runti
     return BoneSuppressor(network, size, tile, sha256 or compute_sha256(folder / WEIGHTS_FILE), onnx)
 
 
+def find_change(model: BoneSuppressor, film_HW: np.ndarray) -> np.ndarray:
+    """Return what removes the bone from a film when it is added, float32 [H, W]: 0 where there is hardly any."""
+    bone_HW = model.predict_bone(film_HW)
+    return np.where(bone_HW < FAINTEST, 0, -bone_HW).astype(np.float32)
+
+
 def _shrink_for_sheet(film_HW: np.ndarray) -> np.ndarray:
     return resize_longest(film_HW, SHEET_SIDE) if max(film_HW.shape) > SHEET_SIDE else film_HW
 
@@ -130,8 +136,7 @@ def suppress_files(
         for location in locations:
             try:
                 film = readers.submit(call_in_child, decode_film, limits, location).result()
-                bone_HW = model.predict_bone(film.pixels)
-                change_HW = np.where(bone_HW < FAINTEST, 0, -bone_HW).astype(np.float32)
+                change_HW = find_change(model, film.pixels)
                 written = writers.submit(
                     call_in_child,
                     write_suppressed_film,

@@ -40,6 +40,14 @@ def draw_overlay(film_HW: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
     return laid
 
 
+def colour_map(map_HW: np.ndarray) -> np.ndarray:
+    """Return a map in [0, 1] in colour, uint8 [H, W, 4], as opaque as it is strong."""
+    coloured_HW4 = colormaps[COLOURS_OF_MAP](np.clip(map_HW, 0.0, 1.0))
+    coloured_HW4[..., 3] = np.clip(map_HW, 0.0, 1.0)
+    laid: np.ndarray = np.rint(255 * coloured_HW4).astype(np.uint8)
+    return laid
+
+
 def draw_saliency_sheet(rows: Sequence[SaliencyRow], title: str, dots_per_inch: int = 80) -> bytes:
     """Draw a sheet as PNG: one row per film, with the film, the outline of its finding, and each map over the film.
 

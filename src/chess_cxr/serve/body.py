@@ -1,0 +1,127 @@
+"""Receive the films of a request: raw, as multipart/form-data, or by address from a DICOMweb server.
+
+A body goes to the disk as it comes.  Names of files are neither used nor kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from chess_cxr.records import import_extra
+from chess_cxr.serve.desk import Desk
+from chess_cxr.serve.fetch import fetch_film
+from chess_cxr.serve.options import MIB, PacsOptions
+from chess_cxr.serve.problem import Problem
+from chess_cxr.serve.rest_options import RestOptions
+
+MOST_JSON = 1 << 16
+RAW = ("application/dicom", "application/octet-stream", "image/")
+SILENCE_SECONDS = 20.0  # after which a client that sends nothing is given up
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+def limit_body(receive: Receive, most_bytes: int, seconds: float) -> Receive:
+    """Return an ASGI `receive` that raises `Problem` for a body that is too large or comes too slowly."""
+    came, end = 0, asyncio.get_running_loop().time() + seconds
+
+    async def receive_part() -> MutableMapping[str, Any]:
+        nonlocal came
+        left = end - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(max(0.0, min(left, SILENCE_SECONDS))):
+                message = await receive()
+        except TimeoutError:
+            raise Problem(408, "the body did not arrive in time", {"Connection": "close"}) from None
+        came += len(message.get("body", b""))
+        if came > most_bytes:
+            raise Problem(413, f"a body has at most {most_bytes // MIB} MiB", {"Connection": "close"})
+        return message
+
+    return receive_part
+
+
+async def receive_films(request: Any, place: Path, desk: Desk, pacs: PacsOptions, options: RestOptions) -> list[Path]:
+    """Write the films of a request into a folder; return their files in the request's order.
+
+    Raises `Problem` for a body of another kind, without a film or with too many.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == "multipart/form-data":
+            return await _receive_parts(request, place, desk, options.most_films)
+        if kind == "application/json":
+            address = await _read_address(request)
+            content = await asyncio.to_thread(
+                fetch_film, address, options.dicomweb_hosts, pacs.token_file, pacs.film_mib * MIB
+            )
+            (place / "0").write_bytes(content)
+            return [place / "0"]
+        if kind.startswith(RAW):
+            return [await _receive_raw(request, place / "0", desk)]
+    except OSError:
+        raise Problem(507, "there is no room on the disk for this body") from None
+    raise Problem(415, "send a film as application/dicom, image/… or multipart/form-data, or an address as JSON")
+
+
+async def _receive_raw(request: Any, file: Path, desk: Desk) -> Path:
+    taken = 0
+    try:
+        with file.open("wb") as out:
+            async for part in request.stream():
+                taken += len(part)
+                desk.bytes += len(part)
+                if desk.bytes > desk.most_bytes:
+                    raise desk.send_away()
+                out.write(part)
+    finally:
+        desk.bytes -= taken  # whole bodies are bounded by the number of requests
+    if not taken:
+        raise Problem(400, "the body is empty")
+    return file
+
+
+async def _receive_parts(request: Any, place: Path, desk: Desk, most_films: int) -> list[Path]:
+    import_extra("python_multipart", "serve", "multipart/form-data")
+    files = list[Path]()
+    try:
+        async with request.form(max_files=most_films, max_fields=8, max_part_size=1 << 12) as form:
+            for _, part in form.multi_items():
+                if not isinstance(part, str):
+                    file = place / str(len(files))
+                    await asyncio.to_thread(_copy, part.file, file)
+                    files.append(file)
+    except (Problem, OSError):
+        raise
+    except Exception as error:  # of Starlette and of the parser, whose texts may quote the body
+        if getattr(error, "status_code", 400) != 400:
+            raise
+        raise Problem(400, f"the multipart body is damaged or has more than {most_films} films") from None
+    if not files:
+        raise Problem(400, "the body holds no file")
+    return files
+
+
+def _copy(source: Any, target: Path) -> None:
+    with target.open("wb") as out:
+        shutil.copyfileobj(source, out, MIB)
+
+
+async def _read_address(request: Any) -> str:
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > MOST_JSON:
+            raise Problem(413, f"JSON has at most {MOST_JSON} bytes", {"Connection": "close"})
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Problem(400, "the body is no JSON") from None
+    address = told.get("dicomweb") if isinstance(told, dict) else None
+    if not isinstance(address, str) or set(told) != {"dicomweb"}:
+        raise Problem(422, 'JSON should be {"dicomweb": "https://HOST/…/studies/…/series/…/instances/…"}')
+    return address
