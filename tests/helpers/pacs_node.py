@@ -100,10 +100,15 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def find_tool(name: str) -> str:
+    """Return the path of a program of the system; pynetdicom installs others by dcmtk's names beside Python."""
+    own, path = Path(sys.executable).parent, f"{os.environ.get('PATH', '')}:/usr/sbin"
+    return shutil.which(name, path=":".join(part for part in path.split(":") if Path(part) != own)) or name
+
+
 def is_absent(*tools: str) -> bool:
     """Whether one of these programs or files is missing; in CI none may be, so that the tests run and fail."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    return not os.environ.get("CI") and not all(shutil.which(tool, path=path) or Path(tool).exists() for tool in tools)
+    return not os.environ.get("CI") and not all(Path(find_tool(tool)).exists() for tool in tools)
 
 
 def run_tool(*command: object) -> str:
@@ -218,7 +223,7 @@ def run_store(folder: Path, port: int) -> Iterator[Path]:
     """Run dcmtk's storescp, which keeps what it receives in a folder."""
     folder.mkdir(exist_ok=True)
     with subprocess.Popen(
-        ["storescp", "-od", str(folder), "-aet", "STORE", "+uf", str(port)],
+        [find_tool("storescp"), "-od", str(folder), "-aet", "STORE", "+uf", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as store:

@@ -21,7 +21,7 @@ from chess_cxr.serve import dicom
 from chess_cxr.serve.dicom import FILM_CLASSES, SYNTAXES, start_receiver
 from chess_cxr.serve.options import PacsOptions, check_options, find_wait, parse_target
 from chess_cxr.serve.queue import Queue, Worker
-from pacs_node import NODE, find_port, is_absent, write_radiograph
+from pacs_node import NODE, find_port, find_tool, is_absent, write_radiograph
 
 pytestmark = pytest.mark.skipif(is_absent("storescu"), reason="no storescu (Debian: dcmtk)")
 
@@ -40,7 +40,7 @@ class Receiver:
     def send(self, *films: Path, calling: str = "STORESCU", called: str = NODE, more: tuple[str, ...] = ()) -> bool:
         """Send films with dcmtk's storescu; return whether all were taken."""
         only = () if "-xf" in more else ("--required",)  # offers no more presentation contexts than these films need
-        command = ["storescu", "-aet", calling, "-aec", called, *only, *more, "127.0.0.1", str(self.port)]
+        command = [find_tool("storescu"), "-aet", calling, "-aec", called, *only, *more, "127.0.0.1", str(self.port)]
         done = subprocess.run([*command, *map(str, films)], capture_output=True, text=True, timeout=120)
         return done.returncode == 0
 
@@ -80,7 +80,7 @@ def test_a_film_sent_twice_is_kept_once(receiver: Receiver, tmp_path: Path) -> N
 
 def test_echo_is_answered_and_strangers_are_not(receiver: Receiver, tmp_path: Path) -> None:
     def echo(calling: str, called: str) -> int:
-        command = ["echoscu", "-aet", calling, "-aec", called, "127.0.0.1", str(receiver.port)]
+        command = [find_tool("echoscu"), "-aet", calling, "-aec", called, "127.0.0.1", str(receiver.port)]
         return subprocess.run(command, capture_output=True, timeout=60).returncode
 
     assert echo("STORESCU", NODE) == 0

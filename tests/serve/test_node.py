@@ -28,6 +28,7 @@ from pacs_node import (
     count,
     end,
     find_port,
+    find_tool,
     is_absent,
     listens,
     read_film,
@@ -42,7 +43,17 @@ pytestmark = pytest.mark.skipif(is_absent("storescp"), reason="no storescp (Debi
 
 
 def send(port: int, *films: Path) -> bool:
-    command = ["storescu", "-aet", "STORESCU", "-aec", NODE, "--required", "127.0.0.1", str(port), *map(str, films)]
+    command = [
+        find_tool("storescu"),
+        "-aet",
+        "STORESCU",
+        "-aec",
+        NODE,
+        "--required",
+        "127.0.0.1",
+        str(port),
+        *map(str, films),
+    ]
     return subprocess.run(command, capture_output=True, timeout=120).returncode == 0
 
 
