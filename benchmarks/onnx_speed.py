@@ -59,7 +59,7 @@ def open_with_maps(network: Classify, film: Tensor) -> Callable[[Tensor], list[n
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         names = {"input_names": ["pixels"], "output_names": ["score", "map"]}
-        torch.onnx.export(WithMaps(network), (film,), written, dynamo=False, opset_version=OPSET, **names)
+        torch.onnx.export(WithMaps(network).eval(), (film,), written, dynamo=False, opset_version=OPSET, **names)
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"pixels": pixels.numpy()})
@@ -110,11 +110,9 @@ def tell_agreement(network: Classify, contract: PixelContract, layer: nn.Module,
     size = film.shape[-2:]
     ours_LSS = torch.from_numpy(compute_grad_cam(network, layer, film, range(LABELS)))
     graph_LSS = nn.functional.interpolate(torch.from_numpy(map_1Lhw), size, mode="bilinear")[0]
-    both = [one / one.amax((1, 2), keepdim=True).clamp_min(1e-12) for one in (ours_LSS, graph_LSS)]
+    ours, graph = ours_LSS / ours_LSS.max(), graph_LSS / graph_LSS.max()
     cells = "x".join(map(str, map_1Lhw.shape[2:]))
-    print(
-        f"  maps of torch and of the graph ({cells} cells) differ by up to {float((both[0] - both[1]).abs().max()):.2g}"
-    )
+    print(f"  maps of torch and of the graph ({cells} cells) differ by up to {float((ours - graph).abs().max()):.2g}")
     miss = float((use_captum(network, layer, film) - ours_LSS).abs().max())
     print(f"  maps of torch and of captum differ by up to {miss:.2g}")
 
