@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captum import attr as captum
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import Fit, PixelContract
+from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.linear_probe import fit_linear_probe
 from chess_cxr.records import UsageError
@@ -13,8 +15,17 @@ from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposur
 from chess_cxr.store import open_store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.model import load_classifier
+from chess_cxr.tasks.classify.objective import Classify, HeadShape
 from chess_cxr.tasks.classify.pointing import compute_pointing_score, draw_disc
-from chess_cxr.tasks.classify.saliency import build_probe_network, compute_saliency, find_spatial_layer, lay_on_film
+from chess_cxr.tasks.classify.saliency import (
+    build_probe_network,
+    compute_grad_cam,
+    compute_label_maps,
+    compute_occlusion,
+    compute_saliency,
+    find_spatial_layer,
+    lay_on_film,
+)
 from chess_cxr.tasks.classify.saliency_sheet import SaliencyRow, draw_overlay, draw_saliency_sheet
 from chess_cxr.tasks.classify.train import finetune_classifier
 
@@ -120,6 +131,46 @@ def test_a_network_that_looks_at_the_finding_of_a_phantom_wins_the_pointing_game
     seeing = compute_pointing_score(maps, regions, patients, tolerance_px=3)
     assert seeing.hit.value == 1 and seeing.above_chance.low > 0.4
     assert compute_pointing_score(blind, regions, patients, tolerance_px=3).hit.value == 0
+
+
+@pytest.mark.parametrize("window", [8, 13])
+def test_maps_are_those_of_captum(encoder: Encoder, window: int) -> None:
+    film = np.random.default_rng(0).random((90, 70)).astype(np.float32)
+    input_1CSS, module = encoder.contract.prepare(film)[None], encoder.module
+    layer, targets = find_spatial_layer(module, encoder.contract), (0, 3, 5)
+    ours = compute_grad_cam(module, layer, input_1CSS, targets)
+    covered = compute_occlusion(module, input_1CSS, targets, window)
+    for target, mine_SS, fall_SS in zip(targets, ours, covered, strict=True):
+        coarse = captum.LayerGradCam(module, layer).attribute(input_1CSS, target=target, relu_attributions=True)
+        theirs = captum.LayerAttribution.interpolate(coarse.detach(), tuple(input_1CSS.shape[-2:]), "bilinear")
+        assert mine_SS == pytest.approx(theirs[0, 0].numpy(), abs=1e-6)
+        shape, strides = (1, window, window), (1, window // 2, window // 2)
+        falls = captum.Occlusion(module).attribute(
+            input_1CSS, sliding_window_shapes=shape, strides=strides, target=target, baselines=0.0
+        )
+        assert fall_SS == pytest.approx(falls[0, 0].clamp_min(0).numpy(), abs=1e-5)
+    assert ours.max() > 0 and covered.max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        HeadShape("linear", "multiclass", 368, 3),
+        HeadShape("mlp", "multilabel", 368, 3, third_class=True),
+        HeadShape("attentive", "ordinal", 368, 3),
+    ],
+    ids=lambda shape: shape.task,
+)
+def test_every_label_of_every_kind_of_classifier_has_a_map(encoder: Encoder, shape: HeadShape) -> None:
+    torch.manual_seed(0)
+    network = Classify(encoder.module, shape)
+    for weight in network.head.parameters():
+        nn.init.normal_(weight, std=0.3)
+    film = np.random.default_rng(0).random((90, 70)).astype(np.float32)
+    maps_LHW = compute_label_maps(network, encoder.contract, film)
+    assert maps_LHW.shape == (3, 90, 70) and np.isfinite(maps_LHW).all()
+    assert sorted(set(maps_LHW.max((1, 2)).tolist())) in ([0.0, 1.0], [1.0])
+    assert not np.array_equal(maps_LHW[0], maps_LHW[2])
 
 
 def test_a_blank_film_has_a_map_of_zeros() -> None:

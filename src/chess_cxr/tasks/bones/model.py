@@ -84,9 +84,9 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runti
     except (UsageError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ChessError(f"{folder}: {first[:200]}") from None
+    tensors = read_tensors(folder / WEIGHTS_FILE, expected)
     described = config.get("files")
     sha256 = check_described(folder, WEIGHTS_FILE, described)
-    tensors = read_tensors(folder / WEIGHTS_FILE, expected)
     network = BoneNetwork(BoneNetworkShape(**shape))
     network.load_state_dict(tensors)
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

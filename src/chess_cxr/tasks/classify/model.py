@@ -80,8 +80,6 @@ def load_classifier(folder: Path | str, device: str = "cpu", runtime: Runtime = 
     if config.get("task") != "classify":
         raise UsageError(f"{folder} is no classifier; make one with: chess-cxr finetune classify")
     contract, shape, labels, operating = _parse(config, folder)
-    described = config.get("files")
-    sha256 = check_described(folder, WEIGHTS_FILE, described)
     network = Classify(build_network(str(config.get("architecture")), contract.channels), shape)
     try:
         network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
@@ -89,6 +87,8 @@ def load_classifier(folder: Path | str, device: str = "cpu", runtime: Runtime = 
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ChessError(f"{folder / WEIGHTS_FILE} does not hold this model: {first[:200]}") from None
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    described = config.get("files")
+    sha256 = check_described(folder, WEIGHTS_FILE, described)
     onnx = load_runtime(folder, described, network, contract.prepare, target, runtime)
     sha256 = sha256 or compute_sha256(folder / WEIGHTS_FILE)
     return Classifier(network, contract, labels, target, operating, folder.resolve().name, sha256, onnx)
