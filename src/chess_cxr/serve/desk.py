@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -35,7 +36,7 @@ class Desk:
     limits: Limits
     most_requests: int
     most_bytes: int
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="chess-cxr-")))
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix=f"chess-cxr-{os.getpid()}-")))
     requests: int = 0
     bytes: int = 0
     seconds: float = 1.0

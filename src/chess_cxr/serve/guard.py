@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -14,6 +15,7 @@ from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import is_loopback
 
 LOG = logging.getLogger("chess_cxr.serve")
+LINGER_SECONDS, MOST_SECONDS = 1.0, 20.0  # for what a refused client still sends: of silence, in all
 OPEN = ("/", "/health", "/ready")  # and the parts of the page: they hold nothing of anybody
 HEADERS = [
     (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -69,16 +71,28 @@ class Guard:
             return
         begun, status = time.monotonic(), 0
 
+        headers = dict(scope["headers"])
+        ended = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+
+        async def receive_part() -> MutableMapping[str, Any]:
+            nonlocal ended
+            message: MutableMapping[str, Any] = await receive()
+            ended = not message.get("more_body")
+            return message
+
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                while status >= 400 and not ended:  # many clients read no answer before they have sent all
+                    if not await _drop_part(receive_part, begun):
+                        break
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
         try:
             self._check(scope)
-            await self.app(scope, limit_body(receive, self.most_bytes, self.body_seconds), send_guarded)
+            await self.app(scope, limit_body(receive_part, self.most_bytes, self.body_seconds), send_guarded)
         except Exception as error:
             problem = explain(error)
             if not status:
@@ -105,6 +119,16 @@ class Guard:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self.token):
                 raise Problem(401, "this server needs a token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+
+
+async def _drop_part(receive: Callable[[], Awaitable[Any]], begun: float) -> bool:
+    """Receive a part of a body and forget it; False if none comes soon."""
+    try:
+        async with asyncio.timeout(LINGER_SECONDS if time.monotonic() < begun + MOST_SECONDS else 0):
+            await receive()
+        return True
+    except TimeoutError:
+        return False
 
 
 def explain(error: Exception) -> Problem:

@@ -1,0 +1,129 @@
+"""The page in a real browser: drop a DICOM film, see the answer, move the sliders, read why a file is refused."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from browser import CHROMIUM, Browser, open_browser
+from pacs_node import write_radiograph
+from served import Served, serve, unpack_earlier, write_findings_model
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+SET = """(() => {
+  const control = document.getElementById(ID);
+  if (control.type == "checkbox") control.checked = VALUE; else control.value = VALUE;
+  for (const kind of ["input", "change"]) control.dispatchEvent(new Event(kind, {bubbles: true}));
+})()"""
+UNNAMED = """[...document.querySelectorAll("input, select, button, canvas, nav, section")]
+  .filter(e => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).map(e => e.id)"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("page")
+    write_radiograph(folder / "film.dcm")
+    (folder / "bad.dcm").write_bytes(b"no film")
+    unpack_earlier(folder)
+    with serve(folder, write_findings_model(folder / "findings"), folder / "bones") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("browser")) as browser:
+        own = f"http://127.0.0.1:{served.port}/"
+        browser.own = (own, f"blob:{own}")
+        browser.open(own, 1280)
+        yield browser
+
+
+def drop(page: Browser, file: Path) -> None:
+    data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.call("Input.dispatchDragEvent", type=kind, x=200, y=110, data=data)
+
+
+def wait(page: Browser, expression: str) -> None:
+    deadline = time.monotonic() + 90
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, page.evaluate("document.body.innerText")
+        time.sleep(0.05)
+
+
+def turn(page: Browser, control: str, value: int | bool) -> None:
+    page.evaluate(SET.replace("ID", json.dumps(control)).replace("VALUE", json.dumps(value)))
+
+
+def read_status(page: Browser) -> str:
+    return str(page.evaluate("document.getElementById('status').textContent"))
+
+
+def test_a_film_that_is_dropped_is_shown_and_answered(page: Browser, served: Served) -> None:
+    film = served.log.parent / "film.dcm"
+    drop(page, film)
+    wait(page, "document.getElementById('status').textContent == '1 film answered.'")
+    [answer] = served.post("/v1/predict", film.read_bytes()).json()["answers"]
+    shown = page.evaluate("[...document.querySelectorAll('td.number')].map(cell => [cell.title, cell.textContent])")
+    assert [float(title) for title, _ in shown] == [finding["probability"] for finding in answer["findings"]]
+    said = page.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.lastChild.textContent)")
+    yes = [finding["positive"] for finding in answer["findings"]]
+    assert [text.startswith("yes") for text in said] == yes
+    assert page.evaluate("document.querySelectorAll('.mark').length") == len(yes)
+    assert page.evaluate("document.getElementById('film').width") > 100
+
+
+def test_sliders_change_the_picture(page: Browser) -> None:
+    grey = "document.getElementById('film').toDataURL()"
+    first = page.evaluate(grey)
+    turn(page, "centre", 20)
+    windowed = page.evaluate(grey)
+    assert windowed != first
+    turn(page, "centre", 50)
+    assert page.evaluate(grey) == first
+    turn(page, "strength", 60)
+    wait(page, "!document.getElementById('heat').hidden && document.getElementById('heat').naturalWidth > 0")
+    assert page.evaluate("document.getElementById('heat').style.opacity") == "0.6"
+    turn(page, "side", True)
+    wait(page, "!document.getElementById('beside').hidden && document.getElementById('boneless').width > 100")
+    narrow = page.evaluate("document.querySelector('.stage').clientWidth")
+    turn(page, "zoom", 200)
+    assert page.evaluate("document.querySelector('.stage').clientWidth") == 2 * narrow
+    page.evaluate("document.getElementById('reset').click()")
+    assert page.evaluate("document.getElementById('zoom-told').value") == "100 %"
+
+
+@pytest.mark.parametrize("width", [400, 800, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_and_says_always_what_it_is_not(page: Browser, width: int, scheme: str) -> None:
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    notice = page.evaluate("document.querySelector('.notice').getBoundingClientRect().toJSON()")
+    assert 0 <= notice["top"] < 100 and notice["right"] <= width
+    assert "Not a medical device" in page.evaluate("document.querySelector('.notice').textContent")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 24, 29)"
+    assert dark == (scheme == "dark")
+    assert len(page.take_screenshot()) > 10_000
+
+
+def test_controls_have_names_and_take_the_keyboard(page: Browser) -> None:
+    assert page.evaluate(UNNAMED) == []
+    page.evaluate("document.getElementById('zoom').focus()")
+    for kind in ("rawKeyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    wait(page, "document.getElementById('zoom-told').value == '125 %'")
+
+
+def test_nothing_was_asked_of_others_and_the_console_is_clean(page: Browser) -> None:
+    assert page.complaints == []
+
+
+def test_a_file_that_is_no_film_is_refused_in_words(page: Browser, served: Served) -> None:
+    drop(page, served.log.parent / "bad.dcm")
+    wait(page, "document.getElementById('status').classList.contains('bad')")
+    assert "bad.dcm: not a DICOM, PNG" in read_status(page)
+    assert all("422" in complaint for complaint in page.complaints)  # the browser notes the status itself
