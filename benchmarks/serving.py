@@ -23,12 +23,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 
 from chess_cxr.encoders.contract import PixelContract, draw_golden_film
 from chess_cxr.encoders.encoder import build_network
+from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.tasks.classify.model import load_classifier
 from chess_cxr.tasks.classify.objective import Classify, HeadShape
 from chess_cxr.tasks.model_folder import describe_files, pack_tensors
@@ -51,17 +51,16 @@ def write_model(folder: Path, architecture: str, side: int) -> None:
         "contract": asdict(contract), "files": describe_files({"model.safetensors": weights, **files}),
     }  # fmt: skip
     folder.mkdir()
-    for name, content in files.items():
+    for name, content in {"model.safetensors": weights, **files}.items():
         (folder / name).write_bytes(content)
-    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
 
 
 def draw_film() -> bytes:
-    noise = np.random.default_rng(0).normal(0, 0.02, (512, 512))
-    film = np.resize(draw_golden_film(512)[:512, :512], (512, 512)) + noise
+    """Draw a phantom film (SYNTHETIC)."""
+    film_HW = render_film(draw_anatomy(3), draw_exposure(3), "normal", 512).pixels / MAX_PIXEL
     written = io.BytesIO()
-    Image.fromarray(np.rint(255 * np.clip(film, 0, 1)).astype(np.uint8)).save(written, "PNG")
+    Image.fromarray(np.rint(255 * film_HW).astype(np.uint8)).save(written, "PNG")
     return written.getvalue()
 
 

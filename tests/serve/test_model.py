@@ -15,6 +15,7 @@ from chess_cxr.tasks.bones.model import load_bone_suppressor, suppress_files
 from chess_cxr.tasks.classify.answer import answer_films
 from chess_cxr.tasks.classify.model import load_classifier
 from pacs_node import write_radiograph
+from served import write_findings_model
 
 ARCHIVE = Path(__file__).parents[1] / "earlier" / "v0.1.tar.xz"
 
@@ -42,6 +43,18 @@ def test_a_classifier_says_in_dicom_what_predict_says(models: Path, tmp_path: Pa
         if item.ValueType == "NUM"
     ]
     assert numbers == [finding.probability for finding in expected.findings]
+
+
+def test_the_heat_map_lies_over_the_film_and_names_its_finding(tmp_path: Path) -> None:
+    film, folder = write_radiograph(tmp_path / "film.dcm"), write_findings_model(tmp_path / "findings")
+    model = load_findings_model(folder)
+    assert model.draw_heat_map is not None
+    drawn_HW3 = model.draw_heat_map(film)
+    assert drawn_HW3 is not None and drawn_HW3.dtype == np.uint8 and drawn_HW3.shape[2] == 3
+    assert (drawn_HW3[..., 0] != drawn_HW3[..., 2]).any()
+    [_, picture] = build_results(film, [ModelAnswer(model.answer(film), drawn_HW3)], None)
+    (tmp_path / "map.dcm").write_bytes(picture)
+    assert pydicom.dcmread(tmp_path / "map.dcm").PhotometricInterpretation == "RGB"
 
 
 def test_a_film_that_cannot_be_read_is_refused_with_the_reason_of_predict(models: Path, tmp_path: Path) -> None:

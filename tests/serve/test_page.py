@@ -27,7 +27,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_radiograph(folder / "film.dcm")
     (folder / "bad.dcm").write_bytes(b"no film")
     unpack_earlier(folder)
-    with serve(folder, write_findings_model(folder / "findings"), folder / "bones") as running:
+    with serve(
+        folder,
+        write_findings_model(folder / "findings"),
+        folder / "bones",
+        folder / "encoder",
+        "--store",
+        folder / "films.lance",
+    ) as running:
         yield running
 
 
@@ -73,6 +80,11 @@ def test_a_film_that_is_dropped_is_shown_and_answered(page: Browser, served: Ser
     assert [text.startswith("yes") for text in said] == yes
     assert page.evaluate("document.querySelectorAll('.mark').length") == len(yes)
     assert page.evaluate("document.getElementById('film').width") > 100
+
+
+def test_the_nearest_known_films_are_shown(page: Browser) -> None:
+    wait(page, "document.querySelectorAll('.alike img').length == 6")
+    wait(page, "[...document.querySelectorAll('.alike img')].every(picture => picture.naturalWidth > 0)")
 
 
 def test_sliders_change_the_picture(page: Browser) -> None:

@@ -28,6 +28,7 @@ from chess_cxr.serve.fetch import fetch_film
 from chess_cxr.serve.options import PacsOptions
 from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions, check_rest_options
+from chess_cxr.store import open_store
 from chess_cxr.tasks.bones.model import load_bone_suppressor, suppress_files
 from chess_cxr.tasks.classify.answer import read_films
 from pacs_node import write_radiograph
@@ -90,7 +91,7 @@ def served(folder: Path, pacs: int) -> Iterator[Served]:
     models = [folder / name for name in ("findings", "bones", "encoder")]
     small = ["--film-mib", "8", "--limits.film-gib", "1", "--limits.film-seconds", "20", "--body-seconds", "4"]
     hosts = ["--dicomweb-hosts", f"127.0.0.1:{pacs}", "--dicomweb-token-file", str(folder / "token")]
-    with serve(folder, *models, *small, *hosts) as running:
+    with serve(folder, *models, *small, *hosts, "--store", folder / "films.lance") as running:
         yield running
 
 
@@ -177,10 +178,22 @@ def test_embeddings_are_those_of_the_encoder_as_json_and_arrow(served: Served, f
     assert table.schema.metadata[b"model_sha256"].decode() == told["model_sha256"]
 
 
+def test_a_film_of_the_store_is_its_own_nearest_neighbour(served: Served, folder: Path) -> None:
+    store = open_store(folder / "films.lance")
+    number = len(store) // 2
+    [jpeg] = store.read_jpegs([number])
+    assert served.ask("GET", f"/v1/known/{number}").body == jpeg
+    first, second, third = served.post("/v1/neighbours?count=3", jpeg, "image/jpeg").json()["neighbours"]
+    assert first["uid"] == store.films["uid"][number] or first["cosine"] >= second["cosine"]
+    assert first["cosine"] > 0.98 and first["cosine"] >= second["cosine"] >= third["cosine"]
+    assert set(first["labels"]) == set(store.label_names)
+    check_problem(served.ask("GET", f"/v1/known/{len(store)}"), 422)
+
+
 def test_models_and_openapi_tell_what_is_served(served: Served, folder: Path) -> None:
     models = {model["name"]: model for model in served.ask("GET", "/v1/models").json()["models"]}
     assert {name: model["task"] for name, model in models.items()} == {
-        "findings": "classify", "bones": "bones", "encoder": "embed",
+        "findings": "classify", "bones": "bones", "encoder": "embed", "films.lance": "neighbours",
     }  # fmt: skip
     described = served.ask("GET", "/openapi.json").json()
     predict = described["paths"]["/v1/predict"]["post"]

@@ -17,6 +17,7 @@ from chess_cxr.tasks.answer import FilmAnswer
 
 if TYPE_CHECKING:
     from chess_cxr.encoders.encoder import Encoder
+    from chess_cxr.serve.known import KnownFilms
     from chess_cxr.serve.rest_options import RestOptions
     from chess_cxr.tasks.bones.model import BoneSuppressor
     from chess_cxr.tasks.classify.answer import ReadFilm
@@ -36,12 +37,14 @@ class ServedEncoder:
 class Models:
     """Classifiers, bone models and encoders by name.
 
+    known: films of a store, embedded by the first encoder.
     lock: Grad-CAM hangs hooks on a network, so nothing else may run through the network meanwhile.
     """
 
     classifiers: Mapping[str, Classifier] = field(default_factory=dict)
     bones: Mapping[str, BoneSuppressor] = field(default_factory=dict)
     encoders: Mapping[str, ServedEncoder] = field(default_factory=dict)
+    known: KnownFilms | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, name: str, film: ReadFilm, point: str) -> FilmAnswer:
@@ -79,6 +82,8 @@ class Models:
             told.append({"name": name, "task": "embed", "sha256": served.sha256,
                          "contract_sha256": served.contract_sha256, "features": served.encoder.feature_count,
                          "runtime": "torch"})  # fmt: skip
+        if self.known is not None:
+            told.append({"name": self.known.store.path.name, "task": "neighbours", "films": len(self.known.unit_ND)})
         return told
 
 
@@ -108,7 +113,14 @@ def load_models(names: Sequence[str], options: RestOptions) -> Models:
             raise UsageError(f"{location} cannot be served: classifiers, bone models and encoders can")
         else:
             encoders[name] = _load_encoder(location, options.device)
-    return Models(classifiers, bones, encoders)
+    known = None
+    if options.store is not None:
+        if not encoders:
+            raise UsageError("--store needs an encoder among the models, which says what films are alike")
+        from chess_cxr.serve.known import embed_known
+
+        known = embed_known(options.store, next(iter(encoders.values())).encoder)
+    return Models(classifiers, bones, encoders, known)
 
 
 def _find_name(location: str) -> str:

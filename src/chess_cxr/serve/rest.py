@@ -22,6 +22,7 @@ from chess_cxr.serve.body import receive_films
 from chess_cxr.serve.child import SHOWN_SIDE
 from chess_cxr.serve.desk import Desk
 from chess_cxr.serve.guard import Guard, Metrics, explain
+from chess_cxr.serve.known import KnownFilms
 from chess_cxr.serve.models import Models
 from chess_cxr.serve.openapi import BODY, PROBLEMS, add_examples
 from chess_cxr.serve.options import MIB, PacsOptions
@@ -203,6 +204,22 @@ class Rest:
     def _embed(self, films: list[Path], name: str) -> np.ndarray:
         return self.models.encoders[name].encoder.embed([self._read(film) for film in films])
 
+    async def find_neighbours(self, films: Films, count: int = 6) -> dict[str, Any]:
+        """Return the films of the store that the first encoder finds most like a film, with their labels."""
+        known, film = self._get_known(), _take_one(films)
+        feature_ND = await self.desk.run(self._embed, [film], next(iter(self.models.encoders)))
+        return {"neighbours": known.find_nearest(feature_ND[0], max(1, count))}
+
+    async def show_known(self, number: int) -> Any:
+        """Return a film of the store, as it is stored."""
+        content = await self.desk.run(self._get_known().read_jpeg, number)
+        return fastapi.Response(content, media_type="image/jpeg")
+
+    def _get_known(self) -> KnownFilms:
+        if self.models.known is None:
+            raise Problem(404, "no store is served; --store names one")
+        return self.models.known
+
 
 def _choose(models: Any, name: str, kind: str) -> str:
     """Return the name of one of several models; the first, if none is named."""
@@ -248,10 +265,12 @@ def build_app(models: Models, pacs: PacsOptions, options: RestOptions) -> Any:
         ("/v1/saliency", rest.explain, png),
         ("/v1/suppress-bones", rest.suppress_bones, bones),
         ("/v1/embed", rest.embed, vectors),
+        ("/v1/neighbours", rest.find_neighbours, {}),
         ("/v1/film", rest.show_film, png),
     ):
         described = {"openapi_extra": BODY, "responses": PROBLEMS | responses}
         app.post(path, response_model=Answers if path == "/v1/predict" else None, **described)(route)
+    app.get("/v1/known/{number}", response_model=None)(rest.show_known)
     app.get("/health")(rest.tell_health)
     app.get("/ready")(rest.tell_ready)
     app.get("/metrics", response_model=None)(rest.tell_metrics)

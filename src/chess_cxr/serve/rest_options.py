@@ -21,6 +21,7 @@ class RestOptions:
     Args:
         port: port of REST and page.
         token_file: file with the token that clients must send; needed with another host than loopback.
+        store: store whose films nearest to a new one are shown; needs an encoder among the models.
         point: operating point of classifiers: youden, sensitivity_90 or specificity_90.
         runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx if a model and this machine have it.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -33,6 +34,7 @@ class RestOptions:
 
     port: int = 8000
     token_file: Path | None = None
+    store: Path | None = None
     point: str = "youden"
     runtime: Runtime = "auto"
     device: Device = "cpu"

@@ -38,6 +38,8 @@ export const listModels = async () => (await ask("/v1/models")).json();
 export const predict = async (film) => (await (await post("/v1/predict", film, "application/json")).json()).answers;
 export const getFilm = (film) => getPicture(post("/v1/film", film, "image/png"));
 export const getBoneless = (film, side) => getPicture(post(`/v1/suppress-bones?side=${side}`, film, "image/png"));
+export const getNeighbours = async (film) => (await (await post("/v1/neighbours", film, "application/json")).json()).neighbours;
+export const getKnown = async (number) => (await ask(`/v1/known/${number}`)).blob();
 export async function getHeatMap(film, model, label) {
   const query = new URLSearchParams({ model, label, style: "map" });
   return (await post(`/v1/saliency?${query}`, film, "image/png")).blob();

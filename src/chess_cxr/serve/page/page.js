@@ -1,5 +1,5 @@
 // The page: films in, answers out.  It asks nobody but its own server.
-import { getBoneless, getFilm, getHeatMap, listModels, predict, useToken } from "./api.js";
+import { getBoneless, getFilm, getHeatMap, getKnown, getNeighbours, listModels, predict, useToken } from "./api.js";
 import { Viewer } from "./viewer.js";
 import { FLAGS, explainNumbers, explainPoint } from "./words.js";
 
@@ -44,7 +44,8 @@ async function take(files) {
     try {
       const classifies = models.some((model) => model.task === "classify");
       const answers = classifies ? await predict(file) : [];
-      const film = { file, answers, bitmap: await getFilm(file), heat: new Map() };
+      const alike = models.some((model) => model.task === "neighbours") ? await getNeighbours(file) : [];
+      const film = { file, answers, alike, bitmap: await getFilm(file), heat: new Map() };
       films.push(film);
       show(film);
     } catch (problem) {
@@ -70,7 +71,7 @@ function show(film) {
   const best = film.answers.flatMap((answer) => answer.findings.map((finding) => [answer.model, finding]))
     .sort((one, two) => rank(two[1]) - rank(one[1]))[0];
   if (best) element("label").value = JSON.stringify([best[0], best[1].label]);
-  element("findings").replaceChildren(...listFlags(film), ...film.answers.map(buildAnswer));
+  element("findings").replaceChildren(...listFlags(film), ...film.answers.map(buildAnswer), ...buildAlike(film.alike));
 }
 
 const rank = (finding) => finding.probability / (finding.threshold || 1);
@@ -129,6 +130,26 @@ function buildRow(finding, answer) {
     build("td", number, { class: "number", title: String(finding.probability) }), bar,
     build("td", said, { class: finding.positive ? "yes" : "" }));
   return row;
+}
+
+function buildAlike(alike) {
+  if (!alike.length) return [];
+  const box = build("section");
+  const list = build("ul", "", { class: "alike" });
+  list.append(...alike.map((known) => {
+    const item = build("li");
+    const named = Object.entries(known.labels).filter(([, value]) => value === 1).map(([name]) => name.replaceAll("_", " "));
+    const picture = build("img", "", { alt: `Known film ${known.number}` });
+    getKnown(known.number).then((blob) => {
+      picture.src = URL.createObjectURL(blob);
+      picture.addEventListener("load", () => URL.revokeObjectURL(picture.src));
+    }).catch(() => picture.remove());
+    item.append(picture, build("div", named.join(", ") || "no finding known"), build("div", `cosine ${known.cosine.toFixed(2)}`));
+    return item;
+  }));
+  box.append(build("h2", "Nearest known films"), list,
+    build("p", "Films of the store that the encoder finds most alike, with the labels that the store gives them.", { class: "note" }));
+  return [box];
 }
 
 async function showHeat() {
