@@ -274,14 +274,19 @@ def test_films_are_made_while_they_are_listed(tmp_path: Path) -> None:
     write_csv(root / "train.csv", rows[0], many)
     listing = read_dataset("chexpert", root)
     tracemalloc.start()
-    for _ in listing:
-        pass
-    peak = tracemalloc.get_traced_memory()[1]
+    peaks = []
+    for _ in range(3):  # threads that other tests have left behind may allocate meanwhile
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in listing:
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    before = tracemalloc.get_traced_memory()[0]
     films = list(listing)
-    held = tracemalloc.get_traced_memory()[0]
+    held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert len(films) > 6000
-    assert peak < held / 2  # of all films at once, no more than a part was ever held
+    assert min(peaks) < held / 2  # of all films at once, no more than a part was ever held
 
 
 # ---------------------------------------------------------------- splits
