@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -67,8 +68,7 @@ def build_steps(config: PretrainConfig, batches: Iterator[ViewBatch]) -> tuple[I
     torch.manual_seed(0)
     method = build_method(config.method, None, config.training.steps)
     method.to(memory_format=torch.channels_last)
-    empty = lambda: config.crops.build_batch(config.views, config.training.batch)  # noqa: E731
-    flops = count_step_cost(method, empty).flops
+    flops = count_step_cost(method, partial(config.crops.build_batch, config.views, config.training.batch)).flops
     return train(method, batches, build_optimizers(method, config.training), config.training), flops
 
 

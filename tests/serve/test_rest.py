@@ -318,6 +318,12 @@ def test_not_even_an_allowed_name_leads_to_link_local_addresses(host: str) -> No
     assert caught.value.status == 403
 
 
+def test_a_token_file_that_cannot_be_read_is_no_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="token file cannot be read") as raised:
+        fetch_film(f"http://127.0.0.1:1{INSTANCE}", ["127.0.0.1:1"], tmp_path / "absent", 1 << 20)
+    assert raised.value.status == 502
+
+
 # ---------------------------------------------------------------- who may ask, and what is told
 
 

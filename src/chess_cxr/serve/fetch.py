@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from chess_cxr.serve.options import MIB
 from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.pull import take_part
+from chess_cxr.serve.send import Unreachable, read_bearer
 
 SECONDS, MOST_SECONDS = 10.0, 60.0  # of silence, in all
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -34,9 +35,9 @@ def fetch_film(address: str, hosts: Sequence[str], token_file: Path | None, most
     parts, port = _check_address(address, hosts)
     deadline = time.monotonic() + MOST_SECONDS
     headers = {"Accept": ACCEPT, "Connection": "close"}
-    if token_file is not None:
-        headers["Authorization"] = f"Bearer {token_file.read_text('ascii').strip()}"
     try:
+        if token_file is not None:
+            headers["Authorization"] = read_bearer(token_file)
         connection = _connect(parts, port)
         try:
             connection.request("GET", parts.path, headers=headers)
@@ -53,6 +54,8 @@ def fetch_film(address: str, hosts: Sequence[str], token_file: Path | None, most
             kind = response.headers.get("Content-Type", "")
         finally:
             connection.close()
+    except Unreachable as error:
+        raise Problem(502, f"the DICOMweb server {error}") from None
     except TimeoutError:
         raise Problem(504, "the DICOMweb server did not answer in time") from None
     except (OSError, http.client.HTTPException):

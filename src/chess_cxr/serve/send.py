@@ -86,12 +86,16 @@ def open_session(token_file: Path | None) -> Any:
     session = import_extra("dicomweb_client.session_utils", "serve", "DICOMweb").create_session()
     session.max_redirects = 0
     if token_file is not None:
-        try:
-            token = token_file.read_text("utf-8").strip()
-        except (OSError, ValueError):
-            raise Unreachable("cannot be asked: the token file cannot be read") from None
-        session.headers["Authorization"] = f"Bearer {token}"
+        session.headers["Authorization"] = read_bearer(token_file)
     return session
+
+
+def read_bearer(token_file: Path) -> str:
+    """Return the header Authorization with the token in a file; raises `Unreachable` if it cannot be read."""
+    try:
+        return f"Bearer {token_file.read_text('utf-8').strip()}"
+    except (OSError, ValueError):
+        raise Unreachable("cannot be asked: the token file cannot be read") from None
 
 
 def open_client(url: str, session: Any) -> Any:
