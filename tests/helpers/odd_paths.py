@@ -1,6 +1,7 @@
-"""Paths that do to their reader what a broken decoder does; importable in decoding processes through PYTHONPATH."""
+"""Paths that do to their reader what a broken decoder does; decoding processes import them through PYTHONPATH."""
 
 import os
+import threading
 import time
 
 
@@ -17,3 +18,8 @@ class PathThatNeverAnswers:
     def __fspath__(self) -> str:
         time.sleep(600)
         return ""
+
+
+def leave_thread() -> None:
+    """A task that leaves a thread which does not end with the main one."""
+    threading.Thread(target=time.sleep, args=(600,)).start()

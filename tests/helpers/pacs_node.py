@@ -3,6 +3,7 @@
 python pacs_node.py '{"spool": …, "results_to": …, …}' [SECONDS_A_FILM]
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -87,12 +89,25 @@ def find_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_until(true: Callable[[], Any], seconds: float = 60, spool: Path | None = None) -> Any:
+    """Wait until it is true; if it does not happen, tell what is in the spool and in its log."""
     until = time.monotonic() + seconds
     while not (found := true()):
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < until, f"it did not happen in {seconds} seconds\n{tell_spool(spool)}"
         time.sleep(0.05)
     return found
+
+
+def tell_spool(spool: Path | None) -> str:
+    """What a node has done: its films, why some failed, the end of its log."""
+    if spool is None:
+        return ""
+    with contextlib.closing(sqlite3.connect(spool / "queue.sqlite")) as database:
+        database.row_factory = sqlite3.Row
+        rows = [dict(row) for row in database.execute("SELECT * FROM films WHERE state != 'sent'")]
+    log = spool.parent / f"{spool.name}.log"
+    lines = log.read_text().splitlines()[-80:] if log.exists() else []
+    return "\n".join([f"{time.time():.1f} {count(spool)}", *map(str, rows), *lines])
 
 
 def listens(port: int) -> bool:

@@ -144,7 +144,7 @@ def test_killed_at_random_moments_every_film_gets_its_results_once(tmp_path: Pat
             kills += node.wait() == -signal.SIGKILL
             wait_until(lambda: not listens(port))
         with run_node(spool, f"STORE@127.0.0.1:{store}", **told):
-            wait_until(lambda: count(spool)["sent"] == len(films), 300)
+            wait_until(lambda: count(spool)["sent"] == len(films), 300, spool)
         results = read_all(out)
     assert count(spool) == {"received": 0, "answered": 0, "sent": len(films), "failed": 0}
     assert len({result.SOPInstanceUID for result in results}) == 3 * len(films)

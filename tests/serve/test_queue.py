@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chess_cxr.records import UsageError
-from chess_cxr.serve.queue import ORPHAN_SECONDS, Queue, Worker
+from chess_cxr.serve.queue import ORPHAN_SECONDS, Queue, QueueError, Worker
 
 WORK = """
 import sys, time
@@ -51,7 +51,7 @@ def test_a_film_goes_through_and_leaves_nothing_but_its_hash(tmp_path: Path) -> 
     assert queue.add("model 1.2.3", b"film") and not queue.add("model 1.2.3", b"film")
     worker = Worker(queue)
     claim = queue.claim("received", worker)
-    assert claim and claim.path.read_bytes() == b"film" and claim.tries == 1
+    assert claim and claim.path.read_bytes() == b"film" and (claim.failures, claim.lost) == (0, 0)
     assert queue.claim("answered", worker) is None
     claim = queue.claim("received", worker)
     assert claim is not None
@@ -83,7 +83,7 @@ def test_a_living_worker_keeps_its_film_and_a_dead_one_loses_it(tmp_path: Path) 
     assert queue.claim("received", second) is None
     first.close()
     claim = queue.claim("received", second)
-    assert claim and claim.tries == 2
+    assert claim and claim.lost == 1
 
 
 def test_a_film_put_back_waits_until_it_is_due(tmp_path: Path) -> None:
@@ -92,11 +92,68 @@ def test_a_film_put_back_waits_until_it_is_due(tmp_path: Path) -> None:
     worker = Worker(queue)
     claim = queue.claim("received", worker)
     assert claim
-    queue.put_back(claim, 3600)
-    assert queue.claim("received", worker) is None
-    queue.put_back(claim, 0, count=False)
+    queue.put_back(claim, 0)
     again = queue.claim("received", worker)
-    assert again and again.tries == 1
+    assert again and (again.failures, again.lost) == (1, 0)
+    queue.put_back(again, 0, count=False)
+    again = queue.claim("received", worker)
+    assert again and (again.failures, again.lost) == (1, 0)
+    queue.put_back(again, 3600)
+    assert queue.claim("received", worker) is None
+
+
+def test_a_clock_that_goes_back_holds_no_film_up(tmp_path: Path) -> None:
+    queue, worker = Queue(tmp_path), Worker(Queue(tmp_path))
+    queue.add("1", b"film")
+    with sqlite3.connect(tmp_path / "queue.sqlite") as database:  # as if it were an hour later when the film came
+        database.execute("UPDATE films SET due = due + 3600, since = since + 3600")
+    claim = queue.claim("received", worker)
+    assert claim
+    queue.finish_answer(claim, [b"report"])
+    with sqlite3.connect(tmp_path / "queue.sqlite") as database:
+        database.execute("UPDATE films SET due = due + 3900, since = since + 3600")  # put back for five minutes
+    assert queue.claim("answered", worker)
+
+
+def test_a_film_with_which_processes_ended_lets_the_others_go_first(tmp_path: Path) -> None:
+    queue = Queue(tmp_path)
+    for key in ("1", "2", "3"):
+        queue.add(key, b"film")
+    seen = []
+    for _ in range(6):
+        killed = Worker(queue)
+        claim = queue.claim("received", killed)
+        assert claim
+        seen.append((claim.number, claim.lost))
+        killed.close()
+    assert seen == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)]
+
+
+def test_what_a_worker_gave_up_itself_is_no_loss(tmp_path: Path) -> None:
+    queue = Queue(tmp_path)
+    queue.add("1", b"film")
+    worker = Worker(queue)
+    claims = [queue.claim("received", worker) for _ in range(3)]  # as if it could not be put back: the disk was full
+    assert [(claim.failures, claim.lost) for claim in claims if claim] == [(0, 0)] * 3
+
+
+def test_a_spool_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    queue = Queue(tmp_path)
+    queue.add("1", b"film")
+    with sqlite3.connect(tmp_path / "queue.sqlite") as database:
+        database.execute("ALTER TABLE films DROP COLUMN failures")
+        database.execute("UPDATE films SET tries = 2")
+    queue = Queue(tmp_path)
+    claim = queue.claim("received", Worker(queue))
+    assert claim and claim.path.read_bytes() == b"film" and (claim.failures, claim.lost) == (0, 2)
+
+
+def test_a_database_that_cannot_be_used_is_told_as_such(tmp_path: Path) -> None:
+    queue = Queue(tmp_path)
+    (tmp_path / "queue.sqlite").unlink()
+    (tmp_path / "queue.sqlite").mkdir()
+    with pytest.raises(QueueError, match=r"the queue cannot be used \(OperationalError\)"):
+        queue.count()
 
 
 def test_a_failed_film_is_seen_with_its_reason_and_can_be_tried_again(tmp_path: Path) -> None:

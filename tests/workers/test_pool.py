@@ -150,6 +150,31 @@ def test_a_decoding_process_outlives_a_killed_owner_by_seconds_only(odd_paths) -
     assert not is_running(child)
 
 
+IDLE_OWNER = """
+import threading, time
+from chess_cxr.workers.child import get_child, Limits
+from odd_paths import leave_thread
+child = get_child(leave_thread, Limits())
+child.ask()
+print(child._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_does_not_outlive_its_owner_because_of_a_thread_that_its_task_left(odd_paths) -> None:
+    """Such as that of an association, which would keep a DICOM node busy."""
+    owner = subprocess.Popen([sys.executable, "-c", IDLE_OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    until = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not is_running(child)
+
+
 def test_an_executor_that_loses_its_workers_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
     films = write_films(tmp_path, 40)
     with build_pool(1) as pool:

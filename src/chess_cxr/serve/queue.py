@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS films (
     number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, state TEXT NOT NULL, file TEXT NOT NULL,
     owner TEXT NOT NULL DEFAULT '', tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL, since REAL NOT NULL,
-    reason TEXT NOT NULL DEFAULT ''
+    reason TEXT NOT NULL DEFAULT '', failures INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS results (
     film INTEGER NOT NULL REFERENCES films, place INTEGER NOT NULL, file TEXT NOT NULL, sent INTEGER NOT NULL DEFAULT 0,
@@ -44,11 +44,23 @@ CREATE INDEX IF NOT EXISTS films_by_state ON films (state, due);
 
 @dataclass(frozen=True)
 class Claim:
-    """A film that this worker alone has.  tries: how often it was claimed in this state, this time included."""
+    """A film that this worker alone has.
+
+    failures: how often it failed in this state.  lost: how often a process ended while it had the film.
+    """
 
     number: int
     path: Path
-    tries: int
+    failures: int = 0
+    lost: int = 0
+
+
+class QueueError(ChessError):
+    """The disk is full or the database cannot be used: no fault of a film."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = type(cause).__name__
+        super().__init__(f"the queue cannot be used ({self.cause})")
 
 
 @dataclass(frozen=True)
@@ -74,9 +86,10 @@ class Queue:
             for name in ("", "films", "results", "workers"):
                 (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
             self._create_tables()
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"cannot use {folder} as spool ({type(error).__name__})") from None
-        self._drop_orphans()
+            self._drop_orphans()
+        except (OSError, QueueError) as error:
+            cause = error.cause if isinstance(error, QueueError) else type(error).__name__
+            raise UsageError(f"cannot use {folder} as spool ({cause})") from None
 
     def _create_tables(self) -> None:
         """Create the tables once; of processes that start together the others wait."""
@@ -86,6 +99,8 @@ class Queue:
             with self._read() as database:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.executescript(_TABLES)
+                if "failures" not in {row[1] for row in database.execute("PRAGMA table_info(films)")}:  # version 0.2
+                    database.execute("ALTER TABLE films ADD COLUMN failures INTEGER NOT NULL DEFAULT 0")
         finally:
             os.close(descriptor)
 
@@ -95,7 +110,7 @@ class Queue:
         """Keep a film on the disk; return False if it is known already.
 
         key: identifies the film and the models that will answer it; only its hash is stored.
-        Raises `OSError` if the disk is full.
+        Raises `QueueError` if the disk is full.
         """
         hashed = hash_key(key)
         if self._is_known(hashed):
@@ -104,8 +119,7 @@ class Queue:
         path = self.folder / "films" / name
         now = time.time()
         try:
-            write_flushed(path, bytes(content), 0o600)
-            flush_folder(path.parent)
+            self._write_files({path: bytes(content)})
             with self._write() as database:
                 added = database.execute(
                     "INSERT OR IGNORE INTO films (key, state, file, due, since) VALUES (?, 'received', ?, ?, ?)",
@@ -129,35 +143,34 @@ class Queue:
     # ------------------------------------------------------------ working
 
     def claim(self, state: State, worker: Worker) -> Claim | None:
-        """Return a film in this state that is due and that no living worker has, the longest due first.
+        """Return a film in this state that is due and that no living worker has.
 
-        Whatever this worker had claimed before is free again.
+        Films with which no process ended come first, then the longest due.  Whatever this worker had claimed before is
+        free again.  A film is also due if it was put back later than now: then the clock went back.
         """
         with self._write() as database:
-            database.execute("UPDATE films SET owner = '' WHERE owner = ?", (worker.name,))
+            database.execute("UPDATE films SET owner = '', tries = tries - 1 WHERE owner = ?", (worker.name,))
             owners = [row[0] for row in database.execute("SELECT DISTINCT owner FROM films WHERE owner != ''")]
             for owner in owners:
                 if not self._lives(owner):
                     database.execute("UPDATE films SET owner = '' WHERE owner = ?", (owner,))
             row = database.execute(
-                "SELECT number, file, tries FROM films "
-                "WHERE state = ? AND due <= ? AND owner = '' ORDER BY due LIMIT 1",
-                (state, time.time()),
+                "SELECT number, file, failures, tries - failures FROM films WHERE state = ? AND owner = '' "
+                "AND (due <= ? OR since > ?) ORDER BY tries - failures, due LIMIT 1",
+                (state, now := time.time(), now),
             ).fetchone()
             if row is None:
                 return None
-            number, name, tries = row
+            number, name, failures, lost = row
             database.execute("UPDATE films SET owner = ?, tries = tries + 1 WHERE number = ?", (worker.name, number))
-        return Claim(number, self.folder / "films" / name, tries + 1)
+        return Claim(number, self.folder / "films" / name, failures, lost)
 
     def finish_answer(self, claim: Claim, results: Sequence[bytes]) -> None:
         """Keep the results of a film, which is then answered; without results it is done."""
-        names = []
-        for content in results:
-            name = f"{uuid.uuid4().hex}.dcm"
-            write_flushed(self.folder / "results" / name, content, 0o600)
-            names.append(name)
-        flush_folder(self.folder / "results")
+        names = [f"{uuid.uuid4().hex}.dcm" for _ in results]
+        self._write_files(
+            {self.folder / "results" / name: content for name, content in zip(names, results, strict=True)}
+        )
         state: State = "answered" if names else "sent"
         with self._write() as database:
             database.executemany(
@@ -190,11 +203,13 @@ class Queue:
             path.unlink(missing_ok=True)
 
     def put_back(self, claim: Claim, seconds: float, count: bool = True) -> None:
-        """Give a film back, due again after so many seconds.  count: whether this try counts."""
+        """Give a film back, due again after so many seconds.  count: whether it failed."""
+        now = time.time()
         with self._write() as database:
             database.execute(
-                "UPDATE films SET owner = '', due = ?, tries = tries - ? WHERE number = ?",
-                (time.time() + seconds, int(not count), claim.number),
+                "UPDATE films SET owner = '', due = ?, since = ?, tries = tries - ?, failures = failures + ? "
+                "WHERE number = ?",
+                (now + seconds, now, int(not count), int(count), claim.number),
             )
 
     def fail(self, claim: Claim, reason: str) -> None:
@@ -205,7 +220,8 @@ class Queue:
     def _move(self, database: sqlite3.Connection, claim: Claim, state: State, reason: str = "") -> None:
         now = time.time()
         database.execute(
-            "UPDATE films SET state = ?, owner = '', tries = 0, due = ?, since = ?, reason = ? WHERE number = ?",
+            "UPDATE films SET state = ?, owner = '', tries = 0, failures = 0, due = ?, since = ?, reason = ? "
+            "WHERE number = ?",
             (state, now, now, reason, claim.number),
         )
 
@@ -235,7 +251,7 @@ class Queue:
         """Put all failed films back to work, those with results to be sent; return how many."""
         with self._write() as database:
             return database.execute(
-                "UPDATE films SET reason = '', tries = 0, due = ?, state = CASE "
+                "UPDATE films SET reason = '', tries = 0, failures = 0, due = ?, state = CASE "
                 "WHEN EXISTS (SELECT 1 FROM results WHERE film = number) THEN 'answered' ELSE 'received' END "
                 "WHERE state = 'failed'",
                 (time.time(),),
@@ -300,16 +316,26 @@ class Queue:
         finally:
             os.close(descriptor)
 
+    def _write_files(self, contents: Mapping[Path, bytes]) -> None:
+        """Write files that are on the disk at the end."""
+        with explain_queue():
+            for path, content in contents.items():
+                write_flushed(path, content, 0o600)
+            for folder in {path.parent for path in contents}:
+                flush_folder(folder)
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.folder / "queue.sqlite", timeout=WAIT_SECONDS, isolation_level=None)
+
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with contextlib.closing(sqlite3.connect(self.folder / "queue.sqlite", timeout=WAIT_SECONDS)) as database:
+        with explain_queue(), contextlib.closing(self._connect()) as database:
             yield database
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """Write in one transaction that is on the disk at its end."""
-        path = self.folder / "queue.sqlite"
-        with contextlib.closing(sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)) as database:
+        with explain_queue(), contextlib.closing(self._connect()) as database:
             database.execute("PRAGMA synchronous = FULL")
             database.execute("BEGIN IMMEDIATE")
             try:
@@ -336,6 +362,15 @@ class Worker:
     def close(self) -> None:
         """Give up all claims."""
         os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def explain_queue() -> Iterator[None]:
+    """Raise errors of disk and database as `QueueError`."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise QueueError(error) from None
 
 
 def hash_key(key: str) -> str:

@@ -10,8 +10,10 @@ import pydicom
 
 from chess_cxr.records import ChessError, import_extra
 from chess_cxr.serve.options import Peer
+from chess_cxr.workers.child import ChildDied, ChildGone, ChildLate, Limits, get_child
 
-SECONDS = 30.0
+SECONDS = 30.0  # without a sign of life
+STEP_SECONDS, STEP_GIB = 120.0, 4.0  # for all that it takes to send one result
 _DUPLICATE = 0x0111  # PS3.7 C.4.14: the object is there already
 _SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _TEMPORARY = (401, 403, 404, 408, 429)  # a wrong token or path is set right by the operator, and then all go through
@@ -33,10 +35,47 @@ def send_results(
 
     Raises `Unreachable` or `Refused`, whose texts name no patient.
     """
+    if not files:
+        return
     if isinstance(target, Peer):
         yield from _store(target, files, aet)
     else:
         yield from _post(target, files, token_file)
+
+
+# ---------------------------------------------------------------- limits
+
+
+def send_from_child(*request: Any) -> Iterator[int]:
+    """Call `send_results` in this thread's child, which is killed if it takes `STEP_SECONDS` for one result.
+
+    pynetdicom waits for ever for a peer that stops amid a PDU.
+    """
+    limits, begun = Limits(STEP_SECONDS, STEP_GIB), request
+    try:
+        while (number := get_child(send_in_child, limits).ask(*begun)) is not None:
+            yield number  # type: ignore[misc]  # what the child yields
+            begun = ()
+    except ChildLate:
+        raise Unreachable(f"no result was sent within {STEP_SECONDS:g} seconds") from None
+    except (ChildDied, ChildGone):
+        raise Unreachable("the process that sends ended") from None
+
+
+def send_in_child(*request: Any) -> int | None:
+    """Begin to send results, or without a request go on; return the number of the next that has arrived, or None."""
+    global _sending
+    try:
+        if request:
+            _sending = send_results(*request)
+        return next(_sending, None)
+    except ChessError:
+        raise
+    except Exception as error:  # its text may quote the result
+        raise ChessError(f"error in the program ({type(error).__name__})") from None
+
+
+_sending: Iterator[int] = iter(())  # of a child
 
 
 # ---------------------------------------------------------------- C-STORE

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -24,16 +23,18 @@ from chess_cxr.records import ChessError, Undecodable, UsageError, import_extra
 from chess_cxr.serve.dicom import start_receiver
 from chess_cxr.serve.options import PacsOptions, Peer, check_options, find_wait, parse_target
 from chess_cxr.serve.pull import pull_films
-from chess_cxr.serve.queue import Claim, Queue, Worker
+from chess_cxr.serve.queue import Claim, Queue, QueueError, State, Worker
 from chess_cxr.serve.results import BoneChange, ModelAnswer, build_results
-from chess_cxr.serve.send import Unreachable, send_results
+from chess_cxr.serve.send import Unreachable, send_from_child
 from chess_cxr.serve.source import check_film
 from chess_cxr.tasks.answer import FilmAnswer
-from chess_cxr.workers.pool import build_ingest_pool, call_in_child
+from chess_cxr.workers.child import NoChild
+from chess_cxr.workers.pool import ChildLost, build_ingest_pool, call_in_child, tells_of_loss
 
 LOG = logging.getLogger("chess_cxr.serve")
 LOOK_SECONDS = 0.5  # between looks for what another process put into the queue
 TIDY_SECONDS = 3600.0
+LOST_TRIES = 3  # of a film with which a child died or was late, before the film is blamed
 _QUOTING = ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3", "PIL", "imagecodecs")
 
 
@@ -122,7 +123,7 @@ def start(options: PacsOptions, findings: Sequence[FindingsModel] = (), bones: B
     )
     if options.dicom_port:
         node.receiver = start_receiver(options, node.queue, node.models, node.tell)
-    for loop in (*[answer_films] * options.workers, send_films, *([ask_server] if options.pull else [])):
+    for loop in (*[answer_films] * options.workers, send_films, tidy_queue, *([ask_server] if options.pull else [])):
         node.threads.append(threading.Thread(target=loop, args=(node,), name=loop.__name__))
         node.threads[-1].start()
     return node
@@ -136,27 +137,75 @@ def silence_libraries() -> None:
     threading.excepthook = lambda what: LOG.error("a thread ended (%s)", what.exc_type.__name__)
 
 
+# ---------------------------------------------------------------- film by film
+
+
+def _work_off(node: Node, state: State, waiting: str, act: Callable[[Claim], None]) -> None:
+    """Act on the films in a state until the node stops; while none can be acted on, wait ever longer."""
+    worker: Worker | None = None
+    failures = 0
+    while not node.stopping.is_set():
+        try:
+            worker = worker or Worker(node.queue)
+            claim = node.queue.claim(state, worker)
+            if claim is None:
+                node.wait()
+            else:
+                _handle(node, claim, act)
+                failures = 0
+        except Exception as error:
+            failures += 1
+            seconds = find_wait(node.options, failures)
+            LOG.warning("%s wait: %s; next try in %.0f seconds", waiting, _explain(error), seconds)
+            node.stopping.wait(seconds)
+    if worker is not None:
+        worker.close()
+
+
+def _handle(node: Node, claim: Claim, act: Callable[[Claim], None]) -> None:
+    """Act on a film; if it fails, try again later, or end the film with the reason.
+
+    Raises what is no fault of the film, which is then free again.
+    """
+    try:
+        if claim.lost >= node.options.tries:
+            _fail(node, claim, f"the process ended {claim.lost} times while it had this film")
+        else:
+            act(claim)
+    except (Unreachable, NoChild, QueueError):
+        node.queue.put_back(claim, 0, count=False)
+        raise
+    except Exception as error:
+        failures, tries = claim.failures + 1, node.options.tries
+        if isinstance(error, Undecodable):
+            tries = min(tries, LOST_TRIES) if isinstance(error, ChildLost) else 1
+        if failures >= tries:
+            _fail(node, claim, _explain(error))
+        else:
+            LOG.warning("film %d: try %d: %s", claim.number, failures, _explain(error))
+            node.queue.put_back(claim, find_wait(node.options, failures))
+
+
+def _fail(node: Node, claim: Claim, reason: str) -> None:
+    LOG.error("film %d: failed: %s", claim.number, reason)
+    node.queue.fail(claim, reason)
+
+
+def _explain(error: Exception) -> str:
+    """Return an error as one line that names no patient."""
+    return str(error) if isinstance(error, ChessError) else f"error in the program ({type(error).__name__})"
+
+
 # ---------------------------------------------------------------- answering
 
 
 def answer_films(node: Node) -> None:
     """Answer films until the node stops."""
-    worker = Worker(node.queue)
     with build_ingest_pool(1) as child:
-        while not node.stopping.is_set():
-            try:
-                claim = node.queue.claim("received", worker)
-                if claim is None:
-                    node.wait()
-                else:
-                    _handle(node, claim, partial(_answer, node, claim, child))
-                    node.tell()
-            except Exception as error:
-                _report_queue(node, error)
-    worker.close()
+        _work_off(node, "received", "films", partial(_answer, node, child))
 
 
-def _answer(node: Node, claim: Claim, child: Executor) -> None:
+def _answer(node: Node, child: Executor, claim: Claim) -> None:
     """Answer one film and keep its results."""
     if not child.submit(call_in_child, read_in_child, node.options.limits, "check", claim.path).result():
         node.queue.finish_answer(claim, [])  # a result of our own that a router sent back
@@ -164,6 +213,8 @@ def _answer(node: Node, claim: Claim, child: Executor) -> None:
     answers, bones, refused = [], None, False
     for model in node.findings:
         film = model.answer(claim.path)
+        if tells_of_loss(film.reason) and claim.failures + 1 < min(node.options.tries, LOST_TRIES):
+            raise ChildLost(film.reason)
         refused |= bool(film.reason)
         draws = None if film.reason else model.draw_heat_map
         if not film.reason or node.options.report_refusals:
@@ -176,6 +227,7 @@ def _answer(node: Node, claim: Claim, child: Executor) -> None:
         building = child.submit(call_in_child, read_in_child, node.options.limits, "build", claim.path, answers, bones)
         results = building.result()
     node.queue.finish_answer(claim, results)
+    node.tell()
     LOG.info("film %d: answered, %d results", claim.number, len(results))
 
 
@@ -184,65 +236,16 @@ def read_in_child(step: str, *request: Any) -> Any:
     return check_film(*request) if step == "check" else build_results(*request)
 
 
-def _handle(node: Node, claim: Claim, act: Callable[[], None]) -> None:
-    """Do something with a film; if it fails, try again later, or end the film with the reason."""
-    try:
-        if claim.tries > node.options.tries:  # each time, it took the process with it
-            _fail(node, claim, f"the process ended {node.options.tries} times while it had this film")
-        else:
-            act()
-    except Unreachable:
-        node.queue.put_back(claim, 0, count=False)
-        raise
-    except Exception as error:
-        reason = str(error) if isinstance(error, ChessError) else f"error in the program ({type(error).__name__})"
-        if isinstance(error, Undecodable) or claim.tries >= node.options.tries:
-            _fail(node, claim, reason)
-        else:
-            LOG.warning("film %d: try %d: %s", claim.number, claim.tries, reason)
-            node.queue.put_back(claim, find_wait(node.options, claim.tries))
-
-
-def _fail(node: Node, claim: Claim, reason: str) -> None:
-    LOG.error("film %d: failed: %s", claim.number, reason)
-    node.queue.fail(claim, reason)
-
-
-def _report_queue(node: Node, error: Exception) -> None:
-    LOG.error("the queue cannot be used (%s); trying again", type(error).__name__)
-    node.stopping.wait(LOOK_SECONDS)
-
-
 # ---------------------------------------------------------------- sending and asking
 
 
 def send_films(node: Node) -> None:
-    """Send results until the node stops; while the server is down, wait ever longer."""
-    worker, failures, tidied = Worker(node.queue), 0, 0.0
-    while not node.stopping.is_set():
-        try:
-            if time.monotonic() - tidied > TIDY_SECONDS:
-                node.queue.tidy()
-                tidied = time.monotonic()
-            claim = node.queue.claim("answered", worker)
-            if claim is None:
-                node.wait()
-            else:
-                _handle(node, claim, partial(_send, node, claim))
-                failures = 0
-        except Unreachable as error:
-            failures += 1
-            seconds = find_wait(node.options, failures)
-            LOG.warning("results wait: %s; next try in %.0f seconds", error, seconds)
-            node.stopping.wait(seconds)
-        except Exception as error:
-            _report_queue(node, error)
-    worker.close()
+    """Send results until the node stops."""
+    _work_off(node, "answered", "results", partial(_send, node))
 
 
 def _send(node: Node, claim: Claim) -> None:
-    files = node.queue.list_unsent(claim)
-    for place in send_results(node.target, files, node.options.aet, node.options.token_file):
+    for place in send_from_child(node.target, node.queue.list_unsent(claim), node.options.aet, node.options.token_file):
         node.queue.mark_sent(claim, place)
     node.queue.finish_sending(claim)
     LOG.info("film %d: sent", claim.number)
@@ -261,3 +264,13 @@ def ask_server(node: Node) -> None:
             reason = str(error) if isinstance(error, ChessError) else type(error).__name__
             LOG.warning("nothing can be pulled: %s; next try in %.0f seconds", reason, seconds)
         node.stopping.wait(seconds)
+
+
+def tidy_queue(node: Node) -> None:
+    """Let the queue forget what was done long ago, until the node stops."""
+    while not node.stopping.is_set():
+        try:
+            node.queue.tidy()
+        except ChessError as error:
+            LOG.warning("%s", error)
+        node.stopping.wait(TIDY_SECONDS)

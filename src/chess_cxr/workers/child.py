@@ -71,6 +71,10 @@ class ChildLate(Exception):
     """The child did not answer in time and was killed."""
 
 
+class NoChild(ChessError):
+    """No child can be started, which is no fault of a film."""
+
+
 class Child:
     """Child process that calls `task` for its owner.
 
@@ -179,7 +183,8 @@ class ChildGroup:
 def get_child(task: Callable[..., object], limits: Limits) -> Child:
     """Return this thread's child for the task; start it at the first call and after a loss.
 
-    Raises `ChessError` if no child can be started or the thread's group has ended, `UsageError` for invalid limits.
+    Raises `NoChild` if none can be started, `ChessError` if the thread's group has ended, `UsageError` for invalid
+    limits.
     """
     check_not_ended()
     child: Child | None = getattr(_own, "child", None)
@@ -200,7 +205,7 @@ def _start_child(task: Callable[..., object], limits: Limits) -> Child:
             check_not_ended()
         except ChildLate:
             break
-    raise ChessError("the decoding process cannot be started; is there memory left?")
+    raise NoChild("the decoding process cannot be started; is there memory left?")
 
 
 def check_not_ended() -> None:
@@ -251,3 +256,4 @@ def _serve(task: Callable[..., object], descriptor: int, film_seconds: float, fi
 
 if __name__ == "__main__":
     _serve(resolve_name(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    os._exit(0)  # threads that the task left, such as those of an open DICOM association, would keep the process

@@ -25,10 +25,20 @@ from chess_cxr.workers.child import (
 from chess_cxr.workers.cores import count_usable_cores
 
 WORKER_DIED = "the decoder crashed on it or ran out of memory"
+LATE = "not decoded within"
 FILMS_A_TASK = 8
 ALL_AT_ONCE = 1 << 30  # films in flight, where all results are kept anyway
 Request = TypeVar("Request")
 Done = TypeVar("Done")
+
+
+class ChildLost(Undecodable):
+    """The child died or was too late with a film; on a machine without memory or time, that is no fault of the film."""
+
+
+def tells_of_loss(reason: str) -> bool:
+    """Whether this is the text of a `ChildLost`."""
+    return reason == WORKER_DIED or reason.startswith(LATE)
 
 
 def build_pool(workers: int | None = None) -> ProcessPoolExecutor:
@@ -61,18 +71,18 @@ class _ChildPool(ThreadPoolExecutor):
 def call_in_child(task: Callable[..., Done], limits: Limits, *request: object) -> Done:
     """Return `task(*request)`, called in this thread's child.
 
-    Raises what the task raises, `Undecodable` if the film killed the child or took too long, `ChessError` if no child
-    can be started, the source of the films cannot be reached or the run was ended.
+    Raises what the task raises, `ChildLost` if the film killed the child or took too long, `NoChild` if none can be
+    started, `ChessError` if the source of the films cannot be reached or the run was ended.
     """
     try:
         answer = _ask_child(task, limits, request)
     except (ChildDied, ChildGone):
         drop_child()
         check_not_ended()
-        raise Undecodable(WORKER_DIED) from None
+        raise ChildLost(WORKER_DIED) from None
     except ChildLate:
         drop_child()
-        raise Undecodable(f"not decoded within {limits.film_seconds:g} seconds") from None
+        raise ChildLost(f"{LATE} {limits.film_seconds:g} seconds") from None
     except ConnectionError:
         raise ChessError(
             "the store or server that holds the films cannot be reached or refuses to answer; check network and "
