@@ -31,9 +31,10 @@ from chess_cxr.tasks.nodules.films import NoduleFilm
 from chess_cxr.tasks.nodules.insertion import read_ct_nodules
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
 from chess_cxr.tasks.nodules.model import NoduleGenerator
+from chess_cxr.tasks.nodules.plan import plan_windows
 from chess_cxr.tasks.nodules.score import measure_nodule
 from chess_cxr.tasks.nodules.sheet import draw_films
-from chess_cxr.tasks.nodules.train import plan_windows, train_nodule_generator
+from chess_cxr.tasks.nodules.train import train_nodule_generator
 from chess_cxr.tasks.nodules.windows import take_example
 
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")

@@ -23,11 +23,13 @@ from chess_cxr.judges.frechet import measure_feature_distance
 from chess_cxr.judges.memorisation import measure_memorisation
 from chess_cxr.judges.networks import FeatureNetwork, load_feature_network
 from chess_cxr.tasks.config import PerceptualConfig
+from chess_cxr.tasks.nodules.canvas import NoduleBatch
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, square_film
-from chess_cxr.tasks.nodules.objective import GenerateNodules, NoduleBatch, generate
+from chess_cxr.tasks.nodules.objective import GenerateNodules
+from chess_cxr.tasks.nodules.plan import plan_windows
 from chess_cxr.tasks.nodules.score import measure_nodule
-from chess_cxr.tasks.nodules.train import plan_windows, train_nodule_generator
+from chess_cxr.tasks.nodules.train import train_nodule_generator
 from chess_cxr.tasks.nodules.windows import take_example
 
 WEAK, STRONG = 0.8, 44.0  # strength of the CXR and of the ImageNet network at the weight 10 of CheSS
@@ -153,7 +155,7 @@ def generate_films(method: GenerateNodules, asked: Sequence[NoduleFilm]) -> list
             torch.from_numpy(np.asarray(part, np.float32))[None, None]
             for part in (film.film_HW, film.mask_HW, film.lung_HW)
         ]
-        film_HW = generate(method, NoduleBatch(*parts), [number])[0, 0].numpy()
+        film_HW = method.make(NoduleBatch(*parts), [number])[0, 0].numpy()
         made.append(NoduleFilm(film.name, film_HW, film.mask_HW, film.lung_HW, film.group, None, film.kind))
     return made
 

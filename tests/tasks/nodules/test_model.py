@@ -18,9 +18,10 @@ from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import read_nodule_films
 from chess_cxr.tasks.nodules.model import NoduleGenerator, load_nodule_generator
 from chess_cxr.tasks.nodules.objective import GenerateNodules
+from chess_cxr.tasks.nodules.plan import plan_generation
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.sheet import draw_films
-from chess_cxr.tasks.nodules.train import finetune_nodules, plan_generation
+from chess_cxr.tasks.nodules.train import finetune_nodules
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=2, batch=2)
 ENCODER = "random:regnetx_002@64"

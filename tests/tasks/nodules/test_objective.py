@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodules.canvas import (
+    Mode,
+    NoduleBatch,
+    blend,
+    build_canvas,
+    continue_into,
+    generate_film,
+    lay_ground,
+)
 from chess_cxr.tasks.nodules.losses import (
     compute_discriminator_hinge,
     compute_feature_matching,
@@ -22,19 +31,7 @@ from chess_cxr.tasks.nodules.losses import (
     compute_gradient_penalty,
     compute_kl_divergence,
 )
-from chess_cxr.tasks.nodules.objective import (
-    GenerateConfig,
-    GenerateNodules,
-    Mode,
-    NoduleBatch,
-    blend,
-    build_canvas,
-    check_generate_config,
-    continue_into,
-    generate,
-    generate_film,
-    lay_ground,
-)
+from chess_cxr.tasks.nodules.objective import GenerateConfig, GenerateNodules, check_generate_config
 from chess_cxr.tasks.nodules.region import compute_blend, compute_region, find_window
 from chess_cxr.tasks.nodules.spade import TINY_WIDTH
 from chess_cxr.training.checkpoint import restore_checkpoint, write_checkpoint
@@ -263,7 +260,7 @@ def test_a_new_generator_begins_near_the_ground() -> None:
     torch.manual_seed(0)
     task = GenerateNodules(TINY)
     film, mask = draw_discs(4, seed=3)
-    made = generate(task, NoduleBatch(film, mask), [0, 1, 2, 3])
+    made = task.make(NoduleBatch(film, mask), [0, 1, 2, 3])
     canvas = build_canvas(NoduleBatch(film, mask), task.config)
     assert canvas.ground_B1SS is not None and canvas.share_B1SS is not None
     expected = blend(canvas.ground_B1SS, film, canvas)
@@ -290,9 +287,9 @@ def test_a_seed_always_makes_the_same_film_in_whatever_company(mode: Mode) -> No
     task, _ = build(replace(TINY, mode=mode))
     film, mask = draw_discs(3, seed=1)
     random, mode_before = torch.get_rng_state(), task.training
-    made = generate(task, NoduleBatch(film, mask), [5, 6, 7])
-    assert torch.equal(generate(task, NoduleBatch(film[1:2], mask[1:2]), [6]), made[1:2])
-    assert not torch.equal(generate(task, NoduleBatch(film[1:2], mask[1:2]), [7]), made[1:2])
+    made = task.make(NoduleBatch(film, mask), [5, 6, 7])
+    assert torch.equal(task.make(NoduleBatch(film[1:2], mask[1:2]), [6]), made[1:2])
+    assert not torch.equal(task.make(NoduleBatch(film[1:2], mask[1:2]), [7]), made[1:2])
     assert np.array_equal(generate_film(task, film[2, 0].numpy(), mask[2, 0].numpy() > 0, 7), made[2, 0].numpy())
     assert torch.equal(torch.get_rng_state(), random) and task.training == mode_before
 
@@ -301,19 +298,19 @@ def test_films_are_made_by_the_averaged_generator() -> None:
     task, optimizers = build()
     list(train(task, draw_batches(4, 6), optimizers, TRAINING))
     film, mask = draw_discs(1, seed=1)
-    made = generate(task, NoduleBatch(film, mask), [0])
+    made = task.make(NoduleBatch(film, mask), [0])
     task.generator.requires_grad_(False)
     for parameter in task.generator.parameters():
         parameter.zero_()
-    assert torch.equal(generate(task, NoduleBatch(film, mask), [0]), made)
+    assert torch.equal(task.make(NoduleBatch(film, mask), [0]), made)
 
 
 def test_a_lung_mask_is_part_of_the_layout_where_it_is_asked_for() -> None:
     task, _ = build(replace(TINY, mode="film", lung=True))
     film, mask = draw_discs(1, seed=1)
     with pytest.raises(UsageError, match="built for films with lung masks; give them"):
-        generate(task, NoduleBatch(film, mask), [0])
-    one, other = (generate(task, NoduleBatch(film, mask, value * torch.ones_like(film)), [0]) for value in (0.0, 1.0))
+        task.make(NoduleBatch(film, mask), [0])
+    one, other = (task.make(NoduleBatch(film, mask, value * torch.ones_like(film)), [0]) for value in (0.0, 1.0))
     assert not torch.equal(one, other)
 
 
@@ -346,7 +343,7 @@ def test_films_and_nodules_that_do_not_fit_are_refused_in_one_line_each() -> Non
     with pytest.raises(UsageError, match="takes films and masks of 64 x 64 px, all alike"):
         next(iter(task.losses(NoduleBatch(film, small[:1]))))
     with pytest.raises(UsageError, match="2 films need as many seeds, not 1"):
-        generate(task, NoduleBatch(film, small), [0])
+        task.make(NoduleBatch(film, small), [0])
 
 
 @pytest.mark.parametrize(
@@ -500,12 +497,12 @@ def test_a_tiny_generator_learns_to_put_a_bright_disc_where_the_mask_says(mode: 
     film, mask, elsewhere = film[apart], mask[apart], elsewhere[apart]
     assert len(film) >= 3
     seeds = range(len(film))
-    unlearned = measure_contrast(generate(task, NoduleBatch(film, mask), seeds), mask)
+    unlearned = measure_contrast(task.make(NoduleBatch(film, mask), seeds), mask)
     config = replace(TRAINING, steps=steps, batch=8)
     for report in train(task, draw_batches(8, steps), optimizers, config):
         assert not report.problem
     for here, there in ((mask, elsewhere), (elsewhere, mask)):
-        made = generate(task, NoduleBatch(film, here), seeds)
+        made = task.make(NoduleBatch(film, here), seeds)
         assert min(measure_contrast(made, here)) > 0.12  # 0.3 is what it was shown
         assert np.mean(measure_contrast(made, here)) > np.mean(unlearned) + 0.1
         assert max(np.abs(measure_contrast(made, there))) < 0.08

@@ -13,15 +13,9 @@ from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, resample_nodule_film
 from chess_cxr.tasks.nodules.objective import GenerateNodules
+from chess_cxr.tasks.nodules.plan import build_groups, plan_generation, plan_nodule_training, plan_windows
 from chess_cxr.tasks.nodules.region import compute_region
-from chess_cxr.tasks.nodules.train import (
-    build_groups,
-    draw_nodule_batch,
-    plan_generation,
-    plan_nodule_training,
-    plan_windows,
-    train_nodule_generator,
-)
+from chess_cxr.tasks.nodules.train import draw_nodule_batch, train_nodule_generator
 from chess_cxr.tasks.nodules.windows import NoduleExample, can_make, cut_square, list_windows, take_example
 from chess_cxr.training.loop import build_optimizers
 from states import list_changed

@@ -13,17 +13,18 @@ class NodulesConfig:
     """The configuration of a nodule generator and its training.
 
     Args:
+        network: spade (Park et al. 2019) or flow (flow matching of the lesion alone; mode inpaint).
         mode: inpaint changes only the region around the mask; film makes whole films.
         size: side of the generated image in pixels.
         film_size: longest side of the training films in pixels; at 256, a film of 35 cm has 1.4 mm per pixel.
         width: channels of the networks; 64 in the paper, 8 to 16 for a CPU.
-        latent: length of the style vector.
+        latent: length of the style vector; spade only.
         perceptual: network of the perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
         perceptual_weight: weight of the perceptual loss.
         compare: comparison of features in the perceptual loss.
-        feature_matching: weight of the feature matching loss.
-        kld: weight of the Kullback-Leibler divergence of the style vector.
-        r1: weight of the discriminator's gradient penalty.
+        feature_matching: weight of the feature matching loss; spade only.
+        kld: weight of the Kullback-Leibler divergence of the style vector; spade only.
+        r1: weight of the discriminator's gradient penalty; spade only.
         ema: decay of the averaged generator.
         steps: number of optimisation steps.
         batch: films per step.
@@ -33,6 +34,7 @@ class NodulesConfig:
         seed: random seed.
     """
 
+    network: Literal["spade", "flow"] = "spade"
     mode: Literal["inpaint", "film"] = "inpaint"
     size: Literal[64, 128, 256, 512] = 64
     film_size: int = 256

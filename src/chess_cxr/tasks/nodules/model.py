@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -18,17 +18,11 @@ from chess_cxr.encoders.published import compute_sha256
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.model_folder import read_tensors
+from chess_cxr.tasks.nodules.canvas import Mode, NoduleBatch, generate_film
 from chess_cxr.tasks.nodules.films import NoduleFilm, square_film
-from chess_cxr.tasks.nodules.objective import (
-    GENERATOR_VERSION,
-    GenerateConfig,
-    GenerateNodules,
-    Mode,
-    NoduleBatch,
-    check_generate_config,
-    generate,
-    generate_film,
-)
+from chess_cxr.tasks.nodules.flow import FlowConfig, check_flow_config
+from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateConfig, check_generate_config
+from chess_cxr.tasks.nodules.plan import NoduleMethod, build_generator
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.spade import PAPER_WIDTH
 from chess_cxr.views import resize_longest
@@ -43,7 +37,7 @@ class NoduleGenerator:
     film_size: longest side in pixels of the films at this scale.  sha256: hash of its file.
     """
 
-    task: GenerateNodules
+    task: NoduleMethod
     film_size: int
     sha256: str = ""
 
@@ -105,7 +99,7 @@ class NoduleGenerator:
             torch.from_numpy(np.asarray(part, np.float32))[None, None].to(self.task.steps.device)
             for part in (small.film_HW, small.mask_HW, small.lung_HW)
         )
-        return generate(self.task, NoduleBatch(film, mask, lung), [seed])[0, 0].cpu().numpy()
+        return self.task.make(NoduleBatch(film, mask, lung), [seed])[0, 0].cpu().numpy()
 
 
 def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGenerator:
@@ -119,41 +113,52 @@ def load_nodule_generator(folder: Path | str, device: str = "cpu") -> NoduleGene
         raise UsageError(f"{folder} is no nodule generator; make one with: chess-cxr finetune nodules")
     if config.get("version") != GENERATOR_VERSION:
         raise UsageError(f"{folder} was made by another version of chess-cxr; make it again")
+    planned, film_size = _parse_generator(config, folder), config["film_size"]
+    file = folder / "model.safetensors"
+    tensors = read_tensors(file, _list_expected_tensors(planned))
+    task = build_generator(planned)
+    task.averaged.load_state_dict(tensors)
+    task.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return NoduleGenerator(task, film_size, compute_sha256(file))
+
+
+def _parse_generator(config: Mapping[str, Any], folder: Path) -> GenerateConfig | FlowConfig:
+    """Check a generator's description, which may be anybody's, and return its configuration."""
+    known: dict[str, type[GenerateConfig | FlowConfig]] = {"spade": GenerateConfig, "flow": FlowConfig}
+    kind = known.get(str(config.get("network", "spade")))  # earlier versions knew spade alone
+    if kind is None:
+        raise ChessError(f"{folder}: the network of a generator is {' or '.join(known)}")
     described, film_size = config.get("generator"), config.get("film_size")
-    kinds = {item.name: type(item.default) for item in fields(GenerateConfig)}
+    kinds = {item.name: type(item.default) for item in fields(kind)}
     if not isinstance(described, Mapping) or set(described) != set(kinds):
         raise ChessError(f"{folder}: the generator has {', '.join(kinds)}")
     numbers = {name: value for name, value in described.items() if name != "mode"}
     whole = all(
         type(value) in ((int, float) if kinds[name] is float else (kinds[name],)) for name, value in numbers.items()
     )
-    if not (whole and described["mode"] in get_args(Mode) and type(film_size) is int and 32 <= film_size <= 4096):
+    mode = described.get("mode", "inpaint")
+    if not (whole and mode in get_args(Mode) and type(film_size) is int and 32 <= film_size <= 4096):
         raise ChessError(f"{folder}: the generator is not valid")
-    planned = GenerateConfig(**described)
+    planned = kind(**described)
     try:
-        check_generate_config(planned)
+        check_generate_config(planned) if isinstance(planned, GenerateConfig) else check_flow_config(planned)
     except UsageError as error:
         raise ChessError(f"{folder}: {error}") from None
-    if planned.width > PAPER_WIDTH or planned.latent > MOST_LATENT:
+    if isinstance(planned, GenerateConfig) and (planned.width > PAPER_WIDTH or planned.latent > MOST_LATENT):
         raise ChessError(f"{folder}: a generator has a width of {PAPER_WIDTH} and a latent of {MOST_LATENT} at most")
     if max(planned.margin, planned.margin_px) > film_size:
         raise ChessError(f"{folder}: a generator has margins of {film_size} at most")
-    file = folder / "model.safetensors"
-    tensors = read_tensors(file, _list_expected_tensors(planned))
-    task = GenerateNodules(planned)
-    task.averaged.load_state_dict(tensors)
-    task.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return NoduleGenerator(task, film_size, compute_sha256(file))
+    return planned
 
 
 @functools.lru_cache(8)
-def _list_expected_tensors(planned: GenerateConfig) -> Mapping[str, Tensor]:
+def _list_expected_tensors(planned: GenerateConfig | FlowConfig) -> Mapping[str, Tensor]:
     """Return a generator's tensors without memory, to check a file against.
 
     Cached for models of the same kind: even so, the power iterations of the spectral norms take seconds.
     """
     with torch.device("meta"):
-        return GenerateNodules(planned).averaged.state_dict()
+        return build_generator(planned).averaged.state_dict()
 
 
 def describe_nodule_generator(_model: NoduleGenerator) -> str:

@@ -18,6 +18,7 @@ from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
+from chess_cxr.tasks.nodules.canvas import NoduleBatch
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.distance import NoduleJudgement, Squares, judge_nodules
 from chess_cxr.tasks.nodules.films import (
@@ -29,14 +30,17 @@ from chess_cxr.tasks.nodules.films import (
     split_nodule_films,
     square_film,
 )
+from chess_cxr.tasks.nodules.flow import FlowNodules
 from chess_cxr.tasks.nodules.model import NoduleGenerator
-from chess_cxr.tasks.nodules.objective import (
-    GENERATOR_VERSION,
-    GenerateConfig,
-    GenerateNodules,
-    NoduleBatch,
-    check_generate_config,
-    generate,
+from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION
+from chess_cxr.tasks.nodules.plan import (
+    NoduleMethod,
+    build_generator,
+    build_groups,
+    describe_training,
+    plan_generation,
+    plan_nodule_training,
+    plan_windows,
 )
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.score import measure_background, measure_nodule
@@ -53,13 +57,11 @@ from chess_cxr.tasks.perceptual import build_perceptual
 from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.distributed import join_ranks, let_first_rank
-from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.training.watch import RunWatch
 from chess_cxr.workers.child import Limits
 
 NODULE_STREAM = 1 << 42  # keeps these draws apart from those of other tasks
-ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def _read_place(
 
 def _write_model(
     out: Path,
-    method: GenerateNodules,
+    method: NoduleMethod,
     config: NodulesConfig,
     result: NodulesResult,
     rows: Sequence[tuple[NoduleFilm, np.ndarray]],
@@ -234,6 +236,7 @@ def _write_model(
     described = {
         "task": "nodules",
         "version": GENERATOR_VERSION,
+        "network": config.network,
         "generator": asdict(method.config),
         "film_size": config.film_size,
         "encoder": result.encoder,
@@ -241,49 +244,6 @@ def _write_model(
     }
     write_atomically(out / "test_films.png", draw_films(rows))
     write_model(out, method.averaged.state_dict(), described, result.as_json())
-
-
-def plan_generation(config: NodulesConfig) -> GenerateConfig:
-    """Return the generator's own configuration; raise UsageError if it is invalid."""
-    planned = GenerateConfig(
-        mode=config.mode,
-        size=config.size,
-        width=config.width,
-        latent=config.latent,
-        lung=config.mode == "film",
-        feature_matching=config.feature_matching,
-        perceptual=config.perceptual_weight,
-        kld=config.kld,
-        r1=config.r1,
-        ema=config.ema,
-    )
-    check_generate_config(planned)
-    if config.mode == "inpaint" and not config.size <= config.film_size <= 4096:
-        raise UsageError("a nodule generator needs size <= film_size <= 4096 pixels")
-    return planned
-
-
-def plan_windows(config: NodulesConfig) -> WindowPlan:
-    """Return the configuration of training examples; raise UsageError if it is invalid."""
-    planned = plan_generation(config)
-    return WindowPlan(config.mode, config.size, config.film_size, planned.margin, planned.margin_px)
-
-
-def plan_nodule_training(config: NodulesConfig) -> TrainingConfig:
-    """Return the optimisation of a nodule generator."""
-    return TrainingConfig(
-        steps=config.steps,
-        batch=config.batch,
-        optimizer="adamw",
-        learning_rate=config.learning_rate,
-        weight_decay=0.0,
-        warmup=0.02,
-        log_every=max(1, min(20, config.steps)),
-        probe_every=max(1, config.steps // 10),
-        checkpoint_every=config.checkpoint_every,
-        loader_threads=config.threads,
-        seed=config.seed,
-    )
 
 
 def train_nodule_generator(
@@ -295,7 +255,7 @@ def train_nodule_generator(
     on_step: OnStep | None = None,
     say: Callable[[str], None] | None = None,
     device: str = "auto",
-) -> GenerateNodules:
+) -> NoduleMethod:
     """Train a nodule generator in `folder`, or continue there; return it on `device`.
 
     val: ten times, nodules are made in the places of these films' nodules, and their contrasts are compared.
@@ -307,7 +267,9 @@ def train_nodule_generator(
         raise UsageError("no film for training has a nodule that fits the generator; give films and masks with some")
     torch.manual_seed(config.seed)
     perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
-    method = GenerateNodules(planned, perceptual)
+    method = build_generator(planned, perceptual)
+    if isinstance(method, FlowNodules):
+        method.learn_nodules([draw_nodule_batch([window], None, config) for window in windows])
     training = plan_nodule_training(config)
 
     seen = [window for film in val for window in film.windows][:16]
@@ -322,7 +284,7 @@ def train_nodule_generator(
     described = {
         "task": "nodules",
         "version": GENERATOR_VERSION,
-        "nodules": describe(config),
+        "nodules": describe_training(config),
         "perceptual": about,
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
         "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
@@ -337,14 +299,6 @@ def train_nodule_generator(
     return method.eval()
 
 
-def build_groups(method: GenerateNodules) -> dict[str, list[dict[str, Any]]]:
-    """Return the parameter groups of both optimisers, with their learning rates and the betas of Park et al."""
-    return {
-        name: [group | {"betas": ADAM_BETAS} for group in parts]
-        for name, parts in method.build_parameter_groups().items()
-    }
-
-
 def draw_nodule_batch(
     windows: Sequence[NoduleWindow], positions: Sequence[int] | None, config: NodulesConfig
 ) -> NoduleBatch:
@@ -356,10 +310,11 @@ def draw_nodule_batch(
             rng = np.random.Generator(np.random.Philox(key=[config.seed, NODULE_STREAM + int(positions[number])]))
         drawn.append(cut_square(window, config.size, rng))
     parts = (torch.from_numpy(np.stack(part)[:, None].astype(np.float32)) for part in zip(*drawn, strict=True))
-    return NoduleBatch(*parts)
+    batch = NoduleBatch(*parts)
+    return replace(batch, malignant_B=torch.tensor([window.malignant for window in windows]))
 
 
-def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatch]) -> float:
+def compute_contrast_ratio(method: NoduleMethod, batches: Sequence[NoduleBatch]) -> float:
     """Return the mean contrast of made nodules over that of the real ones in the same places; NaN without any."""
     device = method.steps.device
     made, real = [], []
@@ -367,7 +322,7 @@ def compute_contrast_ratio(method: GenerateNodules, batches: Sequence[NoduleBatc
         mask_HW = batch.mask_B1SS[0, 0].numpy() > 0.5
         if not mask_HW.any():
             continue
-        film_HW = generate(method, batch.to(device), [seed])[0, 0].cpu().numpy()
+        film_HW = method.make(batch.to(device), [seed])[0, 0].cpu().numpy()
         made.append(measure_nodule(film_HW, mask_HW).contrast)
         real.append(measure_nodule(batch.film_B1SS[0, 0].numpy(), mask_HW).contrast)
     return float(np.mean(made) / np.mean(real)) if made and np.mean(real) else float("nan")

@@ -5,6 +5,7 @@ Only these are held in memory while thousands of films are read; a film is read 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,7 @@ class NoduleWindow:
 
     lung_HW: only for whole films.  start: row and column of the square with the nodule in its middle, before it is
     moved into the part; None if the part is the square.  slack: by how much the square may move and still hold the
-    nodule and its region.
+    nodule and its region.  malignant: 1, 0 or NaN.
     """
 
     film_HW: np.ndarray
@@ -47,6 +48,7 @@ class NoduleWindow:
     lung_HW: np.ndarray | None = None
     start: tuple[int, int] | None = None
     slack: tuple[int, int] = (0, 0)
+    malignant: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def list_windows(film: NoduleFilm, plan: WindowPlan) -> list[NoduleWindow]:
 def _take_window(film: NoduleFilm, nodule_HW: np.ndarray, region_HW: np.ndarray, size: int) -> NoduleWindow:
     """Cut the part of a film that squares around a nodule can show."""
     if film.film_HW.shape == (size, size):
-        return NoduleWindow(film.film_HW, film.mask_HW)
+        return NoduleWindow(film.film_HW, film.mask_HW, malignant=film.malignant)
     starts, slacks, here = [], [], []
     for axis, side in enumerate(film.film_HW.shape):
         inner, outer = (np.flatnonzero(part_HW.any(1 - axis)) for part_HW in (nodule_HW, region_HW))
@@ -102,7 +104,7 @@ def _take_window(film: NoduleFilm, nodule_HW: np.ndarray, region_HW: np.ndarray,
         slacks.append(slack)
         here.append(slice(first, last + size))
     film_HW, mask_HW = (part_HW[tuple(here)].copy() for part_HW in (film.film_HW, film.mask_HW))
-    return NoduleWindow(film_HW, mask_HW, None, (starts[0], starts[1]), (slacks[0], slacks[1]))
+    return NoduleWindow(film_HW, mask_HW, None, (starts[0], starts[1]), (slacks[0], slacks[1]), film.malignant)
 
 
 def can_make(film: NoduleFilm, plan: WindowPlan) -> bool:
