@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import build_network
-from chess_cxr.encoders.onnx_network import OPSET, OnnxNetwork, export_onnx
+from chess_cxr.encoders.onnx_network import OPSET, export_onnx
+from chess_cxr.encoders.onnx_session import OnnxSession
 from chess_cxr.records import import_extra
-from chess_cxr.tasks.classify.objective import Classify, HeadShape
+from chess_cxr.tasks.classify.objective import Classify
 from chess_cxr.tasks.classify.saliency import compute_grad_cam, find_spatial_layer
+from chess_cxr.tasks.classify.shape import HeadShape
 from peers import import_peer
 
 captum = import_peer("captum.attr")
@@ -76,7 +78,7 @@ def time_all(name: str, rounds: int) -> None:
     architecture, _, side = name.partition("@")
     network, contract = build(architecture), PixelContract(int(side), (0.5,), (0.25,))
     film = torch.randn(1, 1, contract.size, contract.size)
-    onnx, with_maps = OnnxNetwork(export_onnx(network, film), threads=1), open_with_maps(network, film)
+    onnx, with_maps = OnnxSession(export_onnx(network, film), threads=1), open_with_maps(network, film)
     layer = find_spatial_layer(network, contract)
 
     def run_torch() -> Tensor:
@@ -85,7 +87,7 @@ def time_all(name: str, rounds: int) -> None:
 
     ways: dict[str, Callable[[], Any]] = {
         "torch": run_torch,
-        "onnx": lambda: onnx(film),
+        "onnx": lambda: onnx.run(film.numpy()),
         "maps torch": lambda: compute_grad_cam(network, layer, film, range(LABELS)),
         "maps onnx": lambda: with_maps(film),
         "maps captum": lambda: use_captum(network, layer, film),

@@ -1,6 +1,7 @@
 """Time a served classifier: ONNX Runtime against torch, what a request costs around the network, many clients at once.
 
-usage: python benchmarks/serving.py [NETWORK@SIZE …] [--clients N] [--seconds S] [--requests N] [--threads N]
+usage: python benchmarks/serving.py [NETWORK@SIZE …] [--clients N] [--seconds S] [--soak MINUTES] [--requests N]
+       [--threads N]
 
 Writes a classifier of 14 findings with weights by chance, serves it by `chess-cxr serve` on loopback, once by ONNX
 Runtime and once by torch, and posts a film of 512 x 512 as PNG.
@@ -30,7 +31,8 @@ from chess_cxr.encoders.contract import PixelContract, draw_golden_film
 from chess_cxr.encoders.encoder import build_network
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.tasks.classify.model import load_classifier
-from chess_cxr.tasks.classify.objective import Classify, HeadShape
+from chess_cxr.tasks.classify.objective import Classify
+from chess_cxr.tasks.classify.shape import HeadShape
 from chess_cxr.tasks.model_folder import describe_files, pack_tensors
 from chess_cxr.tasks.runtime import build_runtime_files
 
@@ -43,7 +45,7 @@ def write_model(folder: Path, architecture: str, side: int) -> None:
     encoder = build_network(architecture, 1)
     shape = HeadShape("linear", "multilabel", int(encoder.num_features), len(LABELS))
     network = Classify(encoder, shape).eval()
-    files, missing = build_runtime_files(network, contract.prepare)
+    files, missing = build_runtime_files(network, contract.prepare_array)
     assert not missing, missing
     weights = pack_tensors(network.state_dict())
     config = {
@@ -79,7 +81,7 @@ class Server:
         while not self.is_ready():
             assert self.process.poll() is None, "the server ended"
             time.sleep(0.02)
-        self.seconds = time.perf_counter() - begun
+        self.seconds, self.cpu_seconds = time.perf_counter() - begun, self.get_cpu_seconds()
 
     def is_ready(self) -> bool:
         """Whether it takes requests."""
@@ -99,15 +101,39 @@ class Server:
         finally:
             connection.close()
 
+    def get_cpu_seconds(self) -> float:
+        """Return the seconds of CPU that the server has taken, without its children."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def get_memory_mib(self) -> int:
-        """Return the resident memory of the server, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+        """Return the resident memory of the server and its children, in MiB."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        children = {pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+        return sum(map(read_memory_mib, (str(self.process.pid), *children)))
 
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
         self.process.wait(60)
+
+
+def read_memory_mib(pid: str) -> int:
+    """Return the resident memory of a process, in MiB; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+
+
+def soak(server: Server, film: bytes, minutes: int) -> None:
+    """Let two clients post films for some minutes; tell the memory after each."""
+    memory, kinds = list[int](), Counter[str]()
+    for _ in range(minutes):
+        kinds += crowd(server, film, 2, 60)[1]
+        memory.append(server.get_memory_mib())
+    print(f"  soak of {minutes} minutes: {dict(kinds)}, MiB after each minute {memory}")
 
 
 def time_network(model: Path, runtime: str, rounds: int) -> float:
@@ -170,8 +196,11 @@ def report(name: str, options: argparse.Namespace, folder: Path) -> None:
         around = whole - network[runtime]
         print(
             f"  {runtime:5s} network {network[runtime]:8.1f} ms, request {whole:8.1f} ms: {around:6.1f} ms around it "
-            f"({100 * around / whole:.0f} %); ready after {server.seconds:.1f} s"
+            f"({100 * around / whole:.0f} %); ready after {server.seconds:.1f} s, "
+            f"{server.cpu_seconds:.1f} s of CPU"
         )
+        if runtime == "onnx" and options.soak:
+            soak(server, film, options.soak)
         if runtime == "onnx" and options.clients:
             before = server.get_memory_mib()
             taken, kinds = crowd(server, film, options.clients, options.seconds)
@@ -198,6 +227,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["regnetx_002@96", "resnet50@512"])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--requests", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -234,11 +234,11 @@ def count(spool: Path) -> dict[str, int]:
 
 
 @contextmanager
-def run_store(folder: Path, port: int) -> Iterator[Path]:
+def run_store(folder: Path, port: int, *words: object) -> Iterator[Path]:
     """Run dcmtk's storescp, which keeps what it receives in a folder."""
     folder.mkdir(exist_ok=True)
     with subprocess.Popen(
-        [find_tool("storescp"), "-od", str(folder), "-aet", "STORE", "+uf", str(port)],
+        [find_tool("storescp"), "-od", str(folder), "-aet", "STORE", "+uf", *map(str, words), str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as store:

@@ -19,8 +19,15 @@ import torch
 
 from chess_cxr.encoders.contract import PixelContract
 from chess_cxr.encoders.encoder import build_network
-from chess_cxr.tasks.classify.objective import Classify, HeadShape
+from chess_cxr.encoders.facts import TrainingSummary
+from chess_cxr.encoders.folder import write_encoder
+from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape
+from chess_cxr.tasks.bones.tiles import prepare_film
+from chess_cxr.tasks.classify.objective import Classify
 from chess_cxr.tasks.classify.operating import POINTS
+from chess_cxr.tasks.classify.shape import HeadShape
+from chess_cxr.tasks.model_folder import describe_files
+from chess_cxr.tasks.runtime import build_runtime_files
 
 LABELS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Pleural_Thickening", "Pneumothorax")
 ARCHIVE = Path(__file__).parents[1] / "earlier" / "v0.1.tar.xz"
@@ -46,6 +53,33 @@ def write_findings_model(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_onnx_models(folder: Path) -> list[Path]:
+    """Write a classifier, a bone model and an encoder with weights by chance, each with `model.onnx`."""
+    findings = write_findings_model(folder / "findings")
+    config = json.loads((findings / "config.json").read_text())
+    network = Classify(build_network("test_resnet", 1), HeadShape(**config["head"])).eval()
+    network.load_state_dict(safetensors.torch.load_file(findings / "model.safetensors"))
+    prepare = PixelContract(64, (0.5,), (0.25,)).prepare_array
+    _add_files(findings, config, build_runtime_files(network, prepare)[0])
+    torch.manual_seed(2)
+    bone_network, bones = BoneNetwork(BoneNetworkShape("regnetx_002")).eval(), folder / "bones"
+    bones.mkdir()
+    safetensors.torch.save_file(bone_network.state_dict(), bones / "model.safetensors")
+    config = {"task": "bones", "network": asdict(bone_network.shape), "size": 64, "tile": 64}
+    _add_files(bones, config, build_runtime_files(bone_network, prepare_film, any_size=True)[0])
+    state, contract = build_network("test_resnet", 1, 3).state_dict(), PixelContract(32, (0.5,), (0.25,))
+    summary = TrainingSummary("Drawn.  SYNTHETIC.")
+    encoder = write_encoder(folder / "encoder", state, "test_resnet", contract, "MIT", summary, onnx=True)
+    return [findings, bones, encoder]
+
+
+def _add_files(folder: Path, config: dict[str, object], files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    weights = {"model.safetensors": (folder / "model.safetensors").read_bytes()}
+    (folder / "config.json").write_text(json.dumps(config | {"files": describe_files(files | weights)}))
 
 
 def unpack_earlier(folder: Path) -> Path:
@@ -105,13 +139,13 @@ def find_port() -> int:
 
 
 @contextmanager
-def serve(folder: Path, *words: str | Path) -> Iterator[Served]:
+def serve(folder: Path, *words: str | Path, **environment: str) -> Iterator[Served]:
     """Run `chess-cxr serve` with these words until the block ends."""
     port, log = find_port(), folder / "server.log"
     command = [sys.executable, "-m", "chess_cxr", "serve", *map(str, words), "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=out, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command, stdout=out, stderr=out, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
         )
     served = Served(port, process, log)
     try:

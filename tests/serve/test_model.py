@@ -8,7 +8,7 @@ import pydicom
 import pytest
 
 from chess_cxr.decode.film import decode_film
-from chess_cxr.encoders.published import compute_sha256
+from chess_cxr.files.whole import compute_sha256
 from chess_cxr.serve.model import load_bones_model, load_findings_model
 from chess_cxr.serve.results import BoneChange, ModelAnswer, build_results
 from chess_cxr.tasks.bones.model import load_bone_suppressor, suppress_files

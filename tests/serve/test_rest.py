@@ -24,7 +24,7 @@ from PIL import Image
 
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.records import UsageError
-from chess_cxr.serve.fetch import fetch_film
+from chess_cxr.serve.fetch import fetch_films
 from chess_cxr.serve.options import PacsOptions
 from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions, check_rest_options
@@ -312,15 +312,15 @@ def test_addresses_lead_to_allowed_hosts_alone(served: Served, pacs: int) -> Non
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "0.0.0.0"])
-def test_not_even_an_allowed_name_leads_to_link_local_addresses(host: str) -> None:
+def test_not_even_an_allowed_name_leads_to_link_local_addresses(host: str, tmp_path: Path) -> None:
     with pytest.raises(Problem, match="link-local") as caught:
-        fetch_film(f"http://{host}{INSTANCE}", [host], None, 1 << 20)
+        fetch_films(f"http://{host}{INSTANCE}", tmp_path, [host], None, 1 << 20, 1)
     assert caught.value.status == 403
 
 
 def test_a_token_file_that_cannot_be_read_is_no_full_disk(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="token file cannot be read") as raised:
-        fetch_film(f"http://127.0.0.1:1{INSTANCE}", ["127.0.0.1:1"], tmp_path / "absent", 1 << 20)
+        fetch_films(f"http://127.0.0.1:1{INSTANCE}", tmp_path, ["127.0.0.1:1"], tmp_path / "absent", 1 << 20, 1)
     assert raised.value.status == 502
 
 

@@ -27,6 +27,7 @@ from pacs_node import (
     is_absent,
     run_node,
     run_store,
+    run_tool,
     wait_until,
     write_radiograph,
 )
@@ -104,6 +105,29 @@ def test_children_that_are_killed_cost_no_film(tmp_path: Path) -> None:
         results = [pydicom.dcmread(path) for path in out.iterdir()]
     reports = {str(result.SOPInstanceUID): str(result) for result in results if result.Modality == "SR"}
     assert len(reports) == 3 and not any(WORKER_DIED in report for report in reports.values())
+
+
+@needs_store
+def test_results_go_by_tls_to_a_server_that_proves_who_it_is(tmp_path: Path) -> None:
+    for name, host in (("store", "IP:127.0.0.1"), ("node", "DNS:node"), ("other", "IP:127.0.0.1")):
+        run_tool(
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+            "-addext", f"subjectAltName={host}", "-keyout", tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.pem",
+        )  # fmt: skip
+    node = {"tls_certificate": tmp_path / "node.pem", "tls_key": tmp_path / "node.key", "tls_clients": tmp_path / "x"}
+    (tmp_path / "x").write_bytes((tmp_path / "node.pem").read_bytes())
+    spool, store = tmp_path / "spool", find_port()
+    secured = ("+tls", tmp_path / "store.key", tmp_path / "store.pem", "--add-cert-file", tmp_path / "node.pem")
+    target = f"STORE@127.0.0.1:{store}"
+    with run_store(tmp_path / "out", store, *secured) as out:
+        for told in ({}, {"results_tls": tmp_path / "other.pem"}):  # in plain text, or to a stranger
+            with run_here(spool, Failing(0), target, **node, **told) as queue:
+                wait_until(lambda queue=queue: queue.count()["answered"] == 1, 60, spool)
+                time.sleep(3)
+                assert not list(out.iterdir())
+        with run_here(spool, Failing(0), target, results_tls=tmp_path / "store.pem", **node) as queue:
+            wait_until(lambda: queue.count()["sent"] == 1, 60, spool)
+        assert [pydicom.dcmread(path).Modality for path in out.iterdir()] == ["SR"]
 
 
 @needs_store

@@ -45,7 +45,8 @@ def export(
     refuse_existing(out)
     if not (run / "config.json").is_file():
         raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
-    from chess_cxr.encoders.onnx_network import ONNX_FILE, tell_missing
+    from chess_cxr.encoders.onnx_network import tell_missing
+    from chess_cxr.encoders.onnx_session import ONNX_FILE
     from chess_cxr.pretraining.export import export as write
 
     print(write(run, out, licence, data, which))

@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from chess_cxr.records import ChessError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Polarity = Literal["bone_bright", "bone_dark"]
 Interpolation = Literal["area", "bilinear"]
@@ -49,6 +50,12 @@ class PixelContract:
             raise UsageError(f"pixel contract: {problem}")
 
     def prepare(self, pixels_HW: np.ndarray) -> Tensor:
+        """Return what `prepare_array` does, as a tensor."""
+        import torch  # here, as who runs ONNX files has no need of it
+
+        return torch.from_numpy(self.prepare_array(pixels_HW))
+
+    def prepare_array(self, pixels_HW: np.ndarray) -> np.ndarray:
         """Turn one film, float [H, W] in [0, 1] with bone bright, into the network's input.
 
         Returns float32 [channels, size, size].  A blank film gives a constant input, never NaN.
@@ -61,7 +68,8 @@ class PixelContract:
             film_HW = _stretch(film_HW, self.percentiles)
         film_SS = self._resize(film_HW)
         mean_C11, std_C11 = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        return torch.from_numpy((film_SS[None] - mean_C11) / std_C11)
+        prepared_CSS: np.ndarray = (film_SS[None] - mean_C11) / std_C11
+        return prepared_CSS
 
     def _resize(self, film_HW: np.ndarray) -> np.ndarray:
         height, width = film_HW.shape

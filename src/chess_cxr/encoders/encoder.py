@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -17,33 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import PixelContract
+from chess_cxr.encoders.facts import TrainingSummary
 from chess_cxr.records import ChessError, UsageError
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """How an encoder was trained, for its model card.
-
-    data: which films, from where, under which licence (Markdown).  images, steps: 0 if unknown.
-    method, date: free text, "" if unknown.  config: the resolved run configuration as JSON values.
-    seconds: that the steps took, 0 if unknown.  machine: on what, such as "cpu, 1 thread".
-    """
-
-    data: str
-    images: int = 0
-    steps: int = 0
-    method: str = ""
-    date: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    machine: str = ""
-
-    def __post_init__(self) -> None:
-        kinds: dict[str, type] = {"data": str, "images": int, "steps": int, "method": str, "date": str}
-        kinds |= {"config": Mapping, "seconds": Real, "machine": str}
-        wrong = next((name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)), None)
-        if wrong:
-            raise UsageError(f"training summary: {wrong} must be {kinds[wrong].__name__}")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,30 +25,37 @@ import torch
 from torch import Tensor
 
 from chess_cxr.encoders.card import render_card
-from chess_cxr.encoders.contract import PixelContract, draw_golden_film, parse_contract
+from chess_cxr.encoders.contract import PixelContract, draw_golden_film
 from chess_cxr.encoders.encoder import (
     Encoder,
-    TrainingSummary,
     build_network,
     join_encoder,
     list_expected_tensors,
     list_network_options,
     place_encoder,
 )
-from chess_cxr.encoders.onnx_network import ONNX_FILE, TOLERANCE, OnnxNetwork, pack_onnx, refuse_large_onnx
+from chess_cxr.encoders.facts import (
+    CONFIG_FILE,
+    FORMAT,
+    GOLDEN_FILE,
+    HEADS_FILE,
+    OPTIONAL_FILES,
+    UIDS_FILE,
+    WEIGHTS_FILE,
+    TrainingSummary,
+    check_sha256,
+    parse_facts,
+    parse_sha256,
+    read_config,
+)
+from chess_cxr.encoders.onnx_network import pack_onnx
+from chess_cxr.encoders.onnx_session import ONNX_FILE
 from chess_cxr.encoders.processor import describe_for_timm, describe_for_transformers
-from chess_cxr.encoders.published import compute_sha256, find_layout_problem
-from chess_cxr.files.whole import write_atomically, write_whole_folder
+from chess_cxr.encoders.published import find_layout_problem
+from chess_cxr.files.whole import compute_sha256, write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
 
-FORMAT = 1
-HEADS_FILE = "heads.safetensors"
-CONFIG_FILE, CARD_FILE, UIDS_FILE = "config.json", "README.md", "training_uids.txt"
-PROCESSOR_FILE = "preprocessor_config.json"
-WEIGHTS_FILE, GOLDEN_FILE = "model.safetensors", "golden.safetensors"
-OPTIONAL_FILES = (HEADS_FILE, ONNX_FILE)
-MOST_CONFIG_BYTES = 8 << 20
-LATER_FACTS = {"seconds", "machine"}  # of a training summary; the first folders lack them
+CARD_FILE, PROCESSOR_FILE = "README.md", "preprocessor_config.json"
 
 # Largest distance of an embedding from the golden one, relative to its length.  On the CPU, threads, memory format,
 # convolution library and float64 move a trained network by 1e-6, mean + 0.001 by 1e-3 and std × 1.01 by 6e-3; the
@@ -110,8 +117,8 @@ def write_encoder(
 def write_card(folder: Path, evaluation: str, limits: str = "") -> Path:
     """Rewrite the model card of an encoder folder with an evaluation and known limits (Markdown); return its path."""
     card = Path(folder) / CARD_FILE
-    config = _read_config(Path(folder))
-    _parse_facts(config, Path(folder))
+    config = read_config(Path(folder))
+    parse_facts(config, Path(folder))
     write_atomically(card, render_card(config, evaluation, limits).encode())
     return card
 
@@ -121,11 +128,11 @@ def read_heads(folder: Path) -> tuple[str, dict[str, Tensor]]:
 
     Raises ChessError if they are not the ones that its config.json describes.
     """
-    config = _read_config(folder)
-    sums = _parse_sha256(config, folder)
+    config = read_config(folder)
+    sums = parse_sha256(config, folder)
     if HEADS_FILE not in sums:
         return "", {}
-    _check_sha256(folder, HEADS_FILE, sums)
+    check_sha256(folder, HEADS_FILE, sums)
     try:
         tensors = safetensors.torch.load_file(folder / HEADS_FILE)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -137,8 +144,8 @@ def read_heads(folder: Path) -> tuple[str, dict[str, Tensor]]:
 def show_encoder(path: Path) -> dict[str, Any]:
     """Return the description of an encoder folder as JSON values, without loading the network."""
     folder = Path(path)
-    config = _read_config(folder)
-    contract, licence, training = _parse_facts(config, folder)
+    config = read_config(folder)
+    contract, licence, training = parse_facts(config, folder)
     block = config["chess_cxr"]
     return {
         "architecture": config["architecture"],
@@ -147,19 +154,19 @@ def show_encoder(path: Path) -> dict[str, Any]:
         "licence": licence,
         "training": asdict(training),
         "training_uids": block.get("training_uids"),
-        "sha256": _parse_sha256(config, folder),
+        "sha256": parse_sha256(config, folder),
     }
 
 
 def load_folder(folder: Path, device: torch.device, check: bool = True) -> Encoder:
     """Load an encoder folder; raises the errors of `load_encoder`."""
-    config = _read_config(folder)
-    contract, licence, training = _parse_facts(config, folder)
+    config = read_config(folder)
+    contract, licence, training = parse_facts(config, folder)
     architecture = config["architecture"]
     if check:
-        sums = _parse_sha256(config, folder)
-        _check_sha256(folder, WEIGHTS_FILE, sums)
-        _check_sha256(folder, GOLDEN_FILE, sums)
+        sums = parse_sha256(config, folder)
+        check_sha256(folder, WEIGHTS_FILE, sums)
+        check_sha256(folder, GOLDEN_FILE, sums)
     expected = list_expected_tensors(architecture, contract.channels)
     tensors = _read_safetensors(folder / WEIGHTS_FILE, expected)
     module = build_network(architecture, contract.channels)
@@ -175,29 +182,8 @@ def load_folder(folder: Path, device: torch.device, check: bool = True) -> Encod
     return encoder
 
 
-def load_onnx_encoder(folder: Path, threads: int = 0) -> Encoder:
-    """Load an encoder folder's `model.onnx` as an encoder on the CPU, with the checks of `load_encoder`.
-
-    threads: of one call; 0 for one per core.  Raises ChessError if the folder has none, or if it is damaged.
-    """
-    config = _read_config(folder)
-    contract, licence, training = _parse_facts(config, folder)
-    sums, architecture = _parse_sha256(config, folder), config["architecture"]
-    if ONNX_FILE not in sums:
-        raise ChessError(f"{folder} has no {ONNX_FILE}: export it again with the extra onnx installed")
-    refuse_large_onnx(folder / ONNX_FILE, folder / WEIGHTS_FILE)
-    for name in (ONNX_FILE, GOLDEN_FILE):
-        _check_sha256(folder, name, sums)
-    module = OnnxNetwork((folder / ONNX_FILE).read_bytes(), str(folder / ONNX_FILE), threads)
-    count, cpu = config["chess_cxr"]["feature_count"], torch.device("cpu")
-    encoder = Encoder(module, contract, folder.name, architecture, licence, training, count, cpu)
-    encoder.read_uids = partial(_read_training_uids, folder)
-    _check_golden(encoder, folder, TOLERANCE)
-    return encoder
-
-
 def _read_training_uids(folder: Path) -> frozenset[str]:
-    _check_sha256(folder, UIDS_FILE, _parse_sha256(_read_config(folder), folder))
+    check_sha256(folder, UIDS_FILE, parse_sha256(read_config(folder), folder))
     return frozenset((folder / UIDS_FILE).read_text("ascii", "replace").split())
 
 
@@ -249,66 +235,6 @@ def _dump(config: Mapping[str, Any]) -> str:
         return json.dumps(config, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise UsageError(f"the training summary is not plain JSON: {error}") from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UsageError(f"{folder} is not an encoder folder: it has no {CONFIG_FILE}")
-    if path.stat().st_size > MOST_CONFIG_BYTES:
-        raise ChessError(f"{path} is larger than {MOST_CONFIG_BYTES} bytes: not the config of an encoder")
-    try:
-        config: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ChessError(f"{path} is not valid JSON") from error
-    block = config.get("chess_cxr") if isinstance(config, dict) else None
-    if not isinstance(block, dict):
-        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr have one")
-    if block.get("format") != FORMAT:
-        raise ChessError(f"{path} has another format than {FORMAT}: a newer chess-cxr may read it")
-    if not isinstance(config.get("architecture"), str):
-        raise ChessError(f"{path}: architecture is not a name")
-    if type(block.get("feature_count")) is not int or not 1 <= block["feature_count"] <= 65_536:
-        raise ChessError(f"{path}: feature_count is not a number from 1 to 65536")
-    return cast(dict[str, Any], config)
-
-
-def _parse_facts(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, str, TrainingSummary]:
-    """Read contract, licence and training from a config; timm's own entries must agree with the contract."""
-    path, block = folder / CONFIG_FILE, config["chess_cxr"]
-    try:
-        contract = parse_contract(block.get("contract"))
-    except UsageError as error:
-        raise ChessError(f"{path}: {error}") from error
-    timm_facts = config.get("pretrained_cfg")
-    stated = [timm_facts.get(key) for key in ("input_size", "mean", "std")] if isinstance(timm_facts, dict) else []
-    size = [contract.channels, contract.size, contract.size]
-    if stated != [size, list(contract.mean), list(contract.std)]:
-        raise ChessError(f"{path}: pretrained_cfg and the pixel contract disagree on size, mean or std")
-    training, names = block.get("training"), {item.name for item in fields(TrainingSummary)}
-    if not isinstance(training, dict) or set(training) not in (names, names - LATER_FACTS):
-        raise ChessError(f"{path}: the training summary does not hold exactly {', '.join(sorted(names))}")
-    if not isinstance(block.get("licence"), str):
-        raise ChessError(f"{path}: licence is not text")
-    try:
-        return contract, block["licence"], TrainingSummary(**training)
-    except UsageError as error:
-        raise ChessError(f"{path}: {error}") from error
-
-
-def _parse_sha256(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    sums = config["chess_cxr"].get("sha256")
-    names = (WEIGHTS_FILE, GOLDEN_FILE, UIDS_FILE)
-    if not isinstance(sums, dict) or not all(isinstance(sums.get(name), str) for name in names):
-        raise ChessError(f"{folder / CONFIG_FILE}: sha256 does not list {', '.join(names)}")
-    return {name: sums[name] for name in (*names, *OPTIONAL_FILES) if name in sums}
-
-
-def _check_sha256(folder: Path, name: str, sums: Mapping[str, str]) -> None:
-    if not (folder / name).is_file():
-        raise ChessError(f"{folder}: {name} is missing")
-    if compute_sha256(folder / name) != sums[name]:
-        raise ChessError(f"{folder / name} is not the file its config.json describes (sha256 differs)")
 
 
 def _read_safetensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

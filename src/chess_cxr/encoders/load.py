@@ -16,11 +16,13 @@ from torch import nn
 
 from chess_cxr.device import choose_device
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.encoder import Encoder, TrainingSummary, build_network, join_encoder, place_encoder
+from chess_cxr.encoders.encoder import Encoder, build_network, join_encoder, place_encoder
+from chess_cxr.encoders.facts import TrainingSummary
 from chess_cxr.encoders.folder import load_folder, write_encoder
 from chess_cxr.encoders.names import HUB_OWNER, list_known, locate_encoder
-from chess_cxr.encoders.published import ChessCheckpoint, compute_sha256, read_chess_checkpoint, read_imagenet_lite0
+from chess_cxr.encoders.published import ChessCheckpoint, read_chess_checkpoint, read_imagenet_lite0
 from chess_cxr.encoders.xrv import load_xrv
+from chess_cxr.files.whole import compute_sha256
 from chess_cxr.records import ChessError, UsageError
 
 CHESS_CONTRACT = PixelContract(512, (0.658,), (0.221,), percentiles=(0.0, 99.0))

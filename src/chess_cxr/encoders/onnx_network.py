@@ -1,4 +1,4 @@
-"""Networks as ONNX files: export, check and run them with ONNX Runtime (extra `onnx`)."""
+"""Write torch networks as ONNX files, and check them with ONNX Runtime (extra `onnx`)."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import copy
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import draw_golden_film
 from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.onnx_session import ONNX_FILE, OnnxSession, check_outputs
 from chess_cxr.records import ChessError, UsageError, import_extra
 
-ONNX_FILE = "model.onnx"
-TOLERANCE = 1e-4  # largest difference from torch, relative to outputs above 1
 OPSET = 18
 MOST_BYTES = (1 << 31) - (1 << 20)  # a larger protocol buffer cannot be read
-SPARE_BYTES = 1 << 24  # of an ONNX file, besides twice its weights
 
 
 def tell_missing() -> str:
@@ -35,44 +30,6 @@ def tell_missing() -> str:
     except UsageError as error:
         return f"no {ONNX_FILE}: {error}"
     return ""
-
-
-class OnnxNetwork(nn.Module):
-    """An ONNX file in ONNX Runtime, on the CPU: one float32 tensor in, one out, like the torch network it was made of.
-
-    threads: of one call; 0 for one per core.
-    Raises ChessError for content that is no such network.
-    """
-
-    def __init__(self, content: bytes, name: str = ONNX_FILE, threads: int = 0) -> None:
-        super().__init__()
-        runtime = import_extra("onnxruntime", "onnx", f"running {ONNX_FILE}")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 4  # errors are raised, not printed too
-        self._name = name
-        with _explain(name):
-            self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        if (len(self._session.get_inputs()), len(self._session.get_outputs())) != (1, 1):
-            raise ChessError(f"{name} is no network with one input and one output")
-        self._input = self._session.get_inputs()[0].name
-
-    def forward(self, input_BCHW: Tensor) -> Tensor:
-        """Run the network; raises ChessError if it cannot take this input."""
-        with _explain(self._name):
-            [found] = self._session.run(None, {self._input: np.ascontiguousarray(input_BCHW.cpu().numpy())})
-        if not isinstance(found, np.ndarray):
-            raise ChessError(f"{self._name} gives no tensor")
-        return torch.from_numpy(found)
-
-
-@contextmanager
-def _explain(name: str) -> Iterator[None]:
-    """Turn whatever ONNX Runtime raises into one line."""
-    try:
-        yield
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ChessError(f"{name} cannot be run: {first[:200]}") from None
 
 
 def export_onnx(
@@ -106,9 +63,9 @@ def export_onnx(
         if written.tell() > MOST_BYTES:
             raise ChessError(f"as ONNX this network takes more than {MOST_BYTES} bytes")
         content = _add_properties(onnx, written.getvalue(), about) if about else written.getvalue()
-        made = OnnxNetwork(content)
+        made = OnnxSession(content)
         for films in (input_BCHW[:1], torch.cat([input_BCHW, input_BCHW[:1]])):  # other numbers of films than traced
-            check_outputs(made(films), copied(films), ONNX_FILE)
+            check_outputs(made.run(films.numpy()), copied(films).numpy(), ONNX_FILE)
     return content
 
 
@@ -135,18 +92,3 @@ def try_export(network: nn.Module, input_BCHW: Tensor, *, any_size: bool = False
         return export_onnx(network, input_BCHW, any_size=any_size), ""
     except ChessError as error:
         return b"", f"no {ONNX_FILE}: {error}"
-
-
-def refuse_large_onnx(file: Path, weights: Path) -> None:
-    """Raise ChessError for an ONNX file much larger than the weights that it should hold: it is not read."""
-    if file.exists() and weights.exists() and file.stat().st_size > 2 * weights.stat().st_size + SPARE_BYTES:
-        raise ChessError(f"{file} is much larger than the weights beside it: it was not read")
-
-
-def check_outputs(found: Tensor, expected: Tensor, name: str, tolerance: float = TOLERANCE) -> None:
-    """Raise ChessError if outputs differ by more than the tolerance, relative to outputs above 1."""
-    if found.shape != expected.shape:
-        raise ChessError(f"{name} gives {list(found.shape)} numbers for the golden films, not {list(expected.shape)}")
-    distance = float(((found.double() - expected.double()).abs() / expected.double().abs().clamp_min(1)).max())
-    if not distance <= tolerance:  # NaN too
-        raise ChessError(f"{name} differs by {distance:.2g} from what was written for the golden films: it is damaged")

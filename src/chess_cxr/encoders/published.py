@@ -6,7 +6,6 @@ layout that the file claims to have.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import io
 import pickle
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from chess_cxr.encoders.encoder import build_encoder
+from chess_cxr.files.whole import compute_sha256
 from chess_cxr.records import ChessError, UsageError, import_extra
 
 CHESS_PREFIXES = ("module.encoder_q.", "encoder_q.", "module.", "")
@@ -124,12 +124,6 @@ def find_layout_problem(expected: Mapping[str, Tensor], tensors: Mapping[Any, An
             return f"{key} holds {tensor.dtype}, expected {wanted.dtype}"
     unknown = next((key for key in tensors if key not in expected), None)
     return "" if unknown is None else f"{str(unknown)[:80]!r} is not part of it"
-
-
-def compute_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file as 64 lower-case hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _list_contrast_tensors(state: Mapping[Any, Any], root: str, encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:

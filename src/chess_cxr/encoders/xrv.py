@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.encoder import Encoder, TrainingSummary, join_encoder
+from chess_cxr.encoders.encoder import Encoder, join_encoder
+from chess_cxr.encoders.facts import TrainingSummary
 from chess_cxr.encoders.published import read_tensors_only
 from chess_cxr.records import ChessError, UsageError, import_extra
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from chess_cxr.encoders.published import compute_sha256, read_tensors_only
+from chess_cxr.encoders.published import read_tensors_only
+from chess_cxr.files.whole import compute_sha256
 from chess_cxr.records import ChessError, import_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

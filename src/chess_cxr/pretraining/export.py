@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.encoders.encoder import TrainingSummary
+from chess_cxr.encoders.facts import TrainingSummary
 from chess_cxr.encoders.folder import write_encoder
 from chess_cxr.files.whole import read_json
 from chess_cxr.methods import METHOD_TITLES

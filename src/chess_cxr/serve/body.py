@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from chess_cxr.records import import_extra
+from chess_cxr.records import Undecodable, import_extra
 from chess_cxr.serve.desk import Desk
-from chess_cxr.serve.fetch import fetch_film
+from chess_cxr.serve.fetch import fetch_films
 from chess_cxr.serve.options import MIB, PacsOptions
 from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions
@@ -56,16 +56,33 @@ async def receive_films(request: Any, place: Path, desk: Desk, pacs: PacsOptions
             return await _receive_parts(request, place, desk, options.most_films)
         if kind == "application/json":
             address = await _read_address(request)
-            content = await asyncio.to_thread(
-                fetch_film, address, options.dicomweb_hosts, pacs.token_file, pacs.film_mib * MIB
+            limits = pacs.film_mib * MIB, options.most_films
+            fetched = await asyncio.to_thread(
+                fetch_films, address, place, options.dicomweb_hosts, pacs.token_file, *limits
             )
-            (place / "0").write_bytes(content)
-            return [place / "0"]
+            return fetched if len(fetched) == 1 else await desk.run(_leave_results_out, desk, fetched)
         if kind.startswith(RAW):
             return [await _receive_raw(request, place / "0", desk)]
     except OSError:
         raise Problem(507, "there is no room on the disk for this body") from None
     raise Problem(415, "send a film as application/dicom, image/… or multipart/form-data, or an address as JSON")
+
+
+def find_source(film: Path) -> str:
+    """Return the address of a film within the study or series that was fetched, "" for any other film."""
+    return "/".join(film.parts[-4:]) if film.parent.name == "instances" else ""
+
+
+def _leave_results_out(desk: Desk, films: list[Path]) -> list[Path]:
+    """Return the films of a study that are no results of this package."""
+
+    def is_film(file: Path) -> bool:
+        try:
+            return bool(desk.ask("check", file))
+        except Undecodable:  # is refused later, with the reason
+            return True
+
+    return [film for film in films if is_film(film)]
 
 
 async def _receive_raw(request: Any, file: Path, desk: Desk) -> Path:
@@ -123,5 +140,5 @@ async def _read_address(request: Any) -> str:
         raise Problem(400, "the body is no JSON") from None
     address = told.get("dicomweb") if isinstance(told, dict) else None
     if not isinstance(address, str) or set(told) != {"dicomweb"}:
-        raise Problem(422, 'JSON should be {"dicomweb": "https://HOST/…/studies/…/series/…/instances/…"}')
+        raise Problem(422, 'JSON should be {"dicomweb": "https://HOST/…/studies/…"}')
     return address

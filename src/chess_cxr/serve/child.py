@@ -12,6 +12,7 @@ from PIL import Image
 
 from chess_cxr.decode.film import decode_film, refuse_damage
 from chess_cxr.film_jpeg import shrink_film
+from chess_cxr.serve.source import check_film
 from chess_cxr.tasks.bones.written import write_suppressed_film
 
 SHOWN_SIDE = 1536  # pixels of the longest side of a film on the page
@@ -19,7 +20,9 @@ SHOWN_SIDE = 1536  # pixels of the longest side of a film on the page
 
 def work_in_child(step: str, *request: Any) -> Any:
     """Do one of several things with a film: the one task of a child, which thus serves all of them."""
-    steps: dict[str, Callable[..., Any]] = {"decode": decode_film, "draw": draw_film, "suppress": suppress_film}
+    steps: dict[str, Callable[..., Any]] = {
+        "decode": decode_film, "draw": draw_film, "suppress": suppress_film, "check": check_film
+    }  # fmt: skip
     return steps[step](*request)
 
 

@@ -14,8 +14,10 @@ from chess_cxr.store import Store, open_store
 
 if TYPE_CHECKING:
     from chess_cxr.encoders.encoder import Encoder
+    from chess_cxr.encoders.onnx_encoder import OnnxEncoder
 
 MOST_SHOWN = 50
+FILMS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ class KnownFilms:
         return self.store.read_jpegs([number])[0]
 
 
-def embed_known(location: Path, encoder: Encoder) -> KnownFilms:
+def embed_known(location: Path, encoder: Encoder | OnnxEncoder) -> KnownFilms:
     """Embed all films of a store."""
-    from chess_cxr.encoders.embed import embed
-
     store = open_store(location)
-    feature_ND = embed(encoder, store).astype(np.float64)
+    if not len(store):
+        raise UsageError(f"there is no film of {store.path.name} to embed")
+    parts = []
+    for start in range(0, len(store), FILMS_AT_ONCE):
+        films = store.read_films(np.arange(start, min(start + FILMS_AT_ONCE, len(store))))
+        parts.append(encoder.embed([film.astype(np.float32) / 255 for film in films]))
+    feature_ND = np.concatenate(parts).astype(np.float64)
     mean_D = feature_ND.mean(0)
     return KnownFilms(store, tuple(store.label_names), mean_D, _make_unit(feature_ND - mean_D))
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from chess_cxr.tasks.classify.answer import ReadFilm
 
 
-def load_findings_model(folder: Path, device: str = "cpu", limits: Limits | None = None) -> FindingsModel:
+def load_findings_model(folder: Path, device: str = "auto", limits: Limits | None = None) -> FindingsModel:
     """Load a classifier for the node; its answers are those of `predict`."""
     from chess_cxr.tasks.classify.model import load_classifier
 
-    model = load_classifier(folder, device)
+    model = load_classifier(folder, device, "auto")
     return build_findings_model(Models({model.name: model}), model.name, limits or Limits())
 
 
@@ -63,11 +63,11 @@ def draw_heat_map(models: Models, name: str, film: ReadFilm, point: str) -> np.n
     return drawn_HW3
 
 
-def load_bones_model(folder: Path, device: str = "cpu", limits: Limits | None = None) -> BonesModel:
+def load_bones_model(folder: Path, device: str = "auto", limits: Limits | None = None) -> BonesModel:
     """Load a bone model for the node; its films are those of `predict`."""
     from chess_cxr.tasks.bones.model import load_bone_suppressor
 
-    return build_bones_model(folder.name, load_bone_suppressor(folder, device), limits or Limits())
+    return build_bones_model(folder.name, load_bone_suppressor(folder, device, "auto"), limits or Limits())
 
 
 def build_bones_model(name: str, model: BoneSuppressor, limits: Limits) -> BonesModel:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from chess_cxr.tasks.answer import FilmAnswer
 
 if TYPE_CHECKING:
     from chess_cxr.encoders.encoder import Encoder
+    from chess_cxr.encoders.onnx_encoder import OnnxEncoder
     from chess_cxr.serve.known import KnownFilms
     from chess_cxr.serve.rest_options import RestOptions
     from chess_cxr.tasks.bones.model import BoneSuppressor
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServedEncoder:
-    """An encoder with the hashes of its weights and of its pixel contract."""
+    """An encoder with the hashes of its weights and of its pixel contract, and what computes it."""
 
-    encoder: Encoder
+    encoder: Encoder | OnnxEncoder
     sha256: str
     contract_sha256: str
+    runtime: Literal["torch", "onnx"] = "torch"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Models:
         for name, served in self.encoders.items():
             told.append({"name": name, "task": "embed", "sha256": served.sha256,
                          "contract_sha256": served.contract_sha256, "features": served.encoder.feature_count,
-                         "runtime": "torch"})  # fmt: skip
+                         "runtime": served.runtime})  # fmt: skip
         if self.known is not None:
             told.append({"name": self.known.store.path.name, "task": "neighbours", "films": len(self.known.unit_ND)})
         return told
@@ -112,7 +114,7 @@ def load_models(names: Sequence[str], options: RestOptions) -> Models:
         elif task:
             raise UsageError(f"{location} cannot be served: classifiers, bone models and encoders can")
         else:
-            encoders[name] = _load_encoder(location, options.device)
+            encoders[name] = _load_encoder(location, options)
     known = None
     if options.store is not None:
         if not encoders:
@@ -133,10 +135,20 @@ def _find_task(location: str) -> str:
     return str(read_json(file).get("task") or "") if file.is_file() else ""
 
 
-def _load_encoder(location: str, device: str) -> ServedEncoder:
+def _load_encoder(location: str, options: RestOptions) -> ServedEncoder:
     from chess_cxr.encoders.contract import compute_contract_sha256
+    from chess_cxr.encoders.names import locate_encoder
+    from chess_cxr.encoders.onnx_encoder import load_onnx_encoder
+    from chess_cxr.encoders.onnx_session import ONNX_FILE
+    from chess_cxr.tasks.runtime import choose_runtime
+
+    folder = Path(locate_encoder(location))
+    if choose_runtime(options.device, options.runtime, (folder / ONNX_FILE).is_file()):
+        by_onnx = load_onnx_encoder(folder)
+        contract_sha256 = compute_contract_sha256(by_onnx.contract)
+        return ServedEncoder(by_onnx, by_onnx.compute_state_sha256(), contract_sha256, "onnx")
     from chess_cxr.encoders.encoder import compute_state_sha256
     from chess_cxr.encoders.load import load_encoder
 
-    encoder = load_encoder(location, device=device)
+    encoder = load_encoder(location, device=options.device)
     return ServedEncoder(encoder, compute_state_sha256(encoder.module), compute_contract_sha256(encoder.contract))

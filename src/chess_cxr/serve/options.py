@@ -33,6 +33,8 @@ class PacsOptions:
             whose clients may connect.
         tls_key: key of tls_certificate.
         tls_clients: see tls_certificate.
+        results_tls: certificates of the authorities (PEM) that vouch for the node in results_to; results then go by
+            TLS, with tls_certificate, if given, as own certificate.
         trusted_network: others on this network may be trusted, or a proxy in front checks who connects.
         pull: URL of a DICOMweb server to ask for new studies.
         pull_days: how many days back studies are asked for.
@@ -58,6 +60,7 @@ class PacsOptions:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_clients: Path | None = None
+    results_tls: Path | None = None
     trusted_network: bool = False
     pull: str = ""
     pull_days: int = 2
@@ -85,6 +88,8 @@ class Peer:
 
 def check_options(options: PacsOptions) -> None:
     """Raise `UsageError` for options that contradict each other or open the node to strangers."""
+    if options.results_tls and not isinstance(parse_target(options.results_to), Peer):
+        raise UsageError("--results-tls is for a DICOM node; a DICOMweb server is asked by TLS if its URL is https://")
     parse_target(options.results_to)
     check_limits(options.limits)
     if not _is_title(options.aet):

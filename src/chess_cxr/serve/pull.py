@@ -21,8 +21,8 @@ LOG = logging.getLogger("chess_cxr.serve")
 MODALITIES = ("CR", "DX")
 PAGE = 200
 NOT_NOW = (401, 403, 408, 429, 503)  # concerns the server, not one film
-_UID = re.compile(r"[0-9][0-9.]{0,63}")
-_STUDY, _SERIES, _CLASS, _INSTANCE, _COUNT = "0020000D", "0020000E", "00080016", "00080018", "00201208"
+UID = re.compile(r"[0-9][0-9.]{0,63}")
+STUDY, SERIES, CLASS, INSTANCE, COUNT = "0020000D", "0020000E", "00080016", "00080018", "00201208"
 
 
 def pull_films(options: PacsOptions, queue: Queue, models: str, on_film: Callable[[], None]) -> int:
@@ -64,17 +64,17 @@ def _list_studies(client: Any, days: int) -> Iterator[tuple[str, str]]:
     found = dict[str, str]()
     for modality in MODALITIES:
         filters = {"StudyDate": span, "ModalitiesInStudy": modality}
-        for item in _search(client.search_for_studies, search_filters=filters, fields=[_COUNT]):
-            found[_read(item, _STUDY)] = _read(item, _COUNT)
-    yield from ((study, count) for study, count in found.items() if _UID.fullmatch(study))
+        for item in _search(client.search_for_studies, search_filters=filters, fields=[COUNT]):
+            found[read_value(item, STUDY)] = read_value(item, COUNT)
+    yield from ((study, count) for study, count in found.items() if UID.fullmatch(study))
 
 
 def _list_films(client: Any, study: str) -> list[tuple[str, str]]:
     """Return series and instance of the study's objects that may be films."""
     films = []
-    for item in _search(client.search_for_instances, study_instance_uid=study, fields=[_CLASS]):
-        series, instance = _read(item, _SERIES), _read(item, _INSTANCE)
-        if _read(item, _CLASS) in FILM_CLASSES and _UID.fullmatch(series) and _UID.fullmatch(instance):
+    for item in _search(client.search_for_instances, study_instance_uid=study, fields=[CLASS]):
+        series, instance = read_value(item, SERIES), read_value(item, INSTANCE)
+        if read_value(item, CLASS) in FILM_CLASSES and UID.fullmatch(series) and UID.fullmatch(instance):
             films.append((series, instance))
     return films
 
@@ -95,7 +95,7 @@ def _search(ask: Callable[..., list[dict[str, Any]]], **query: Any) -> Iterator[
             return
 
 
-def _read(item: dict[str, Any], tag: str) -> str:
+def read_value(item: dict[str, Any], tag: str) -> str:
     """Return the first value of an attribute in the DICOM JSON model (PS3.18 F.2), "" without one."""
     values = item.get(tag, {}).get("Value") or [""]
     return str(values[0])

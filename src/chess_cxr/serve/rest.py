@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from chess_cxr.records import ChessError, Undecodable, import_extra
-from chess_cxr.serve.body import receive_films
+from chess_cxr.serve.body import find_source, receive_films
 from chess_cxr.serve.child import SHOWN_SIDE
 from chess_cxr.serve.desk import Desk
 from chess_cxr.serve.guard import Guard, Metrics, explain
@@ -55,9 +55,10 @@ Accept = Annotated[str, fastapi.Header()]
 
 @dataclass(frozen=True)
 class FilmsAnswer(FilmAnswer):
-    """film: number of the film in the request, from 0."""
+    """film: number of the film in the request, from 0.  source: its address within the study or series asked for."""
 
     film: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Rest:
 
         read = read_films(films, self.desk.readers, self.desk.limits)
         return [
-            FilmsAnswer(**vars(self.models.answer(name, film, point)), film=number)
+            FilmsAnswer(**vars(self.models.answer(name, film, point)), film=number, source=find_source(films[number]))
             for number, film in enumerate(read)
             for name in names
         ]

@@ -23,7 +23,7 @@ class RestOptions:
         token_file: file with the token that clients must send; needed with another host than loopback.
         store: store whose films nearest to a new one are shown; needs an encoder among the models.
         point: operating point of classifiers: youden, sensitivity_90 or specificity_90.
-        runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx if a model and this machine have it.
+        runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx on the CPU if a model and this machine have it.
         device: auto, cpu, cuda, cuda:N or mps.
         dicomweb_hosts: HOST or HOST:PORT from which films may be fetched for {"dicomweb": URL}.
         most_requests: requests received, waiting and at work; further ones are answered 503.
@@ -37,7 +37,7 @@ class RestOptions:
     store: Path | None = None
     point: str = "youden"
     runtime: Runtime = "auto"
-    device: Device = "cpu"
+    device: Device = "auto"
     dicomweb_hosts: tuple[str, ...] = ()
     most_requests: int = 128
     most_films: int = 64

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,15 @@ _TEMPORARY = (401, 403, 404, 408, 429)  # a wrong token or path is set right by 
 _ONE_PIECE = 1 << 31  # bytes of a body that is not sent in chunks, which not every server takes
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Files (PEM) for sending by TLS: authorities that vouch for the server, own certificate with its key."""
+
+    authorities: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+
 class Unreachable(ChessError):
     """The server is down, full or does not let us in: no fault of a result, so all wait."""
 
@@ -29,16 +40,21 @@ class Refused(ChessError):
 
 
 def send_results(
-    target: Peer | str, files: Sequence[tuple[int, Path]], aet: str, token_file: Path | None = None
+    target: Peer | str,
+    files: Sequence[tuple[int, Path]],
+    aet: str,
+    token_file: Path | None = None,
+    tls: Tls | None = None,
 ) -> Iterator[int]:
     """Send result files and yield the number of each as soon as the server has it.
 
+    tls: for C-STORE; without it, results go in plain text.
     Raises `Unreachable` or `Refused`, whose texts name no patient.
     """
     if not files:
         return
     if isinstance(target, Peer):
-        yield from _store(target, files, aet)
+        yield from _store(target, files, aet, tls)
     else:
         yield from _post(target, files, token_file)
 
@@ -81,14 +97,27 @@ _sending: Iterator[int] = iter(())  # of a child
 # ---------------------------------------------------------------- C-STORE
 
 
-def _store(peer: Peer, files: Sequence[tuple[int, Path]], aet: str) -> Iterator[int]:
+def _build_tls(tls: Tls) -> ssl.SSLContext:
+    """Build a context in which the server proves who it is, and so do we if we have a certificate (PS3.15 B.9)."""
+    try:
+        context = ssl.create_default_context(cafile=tls.authorities)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as error:
+        raise Unreachable(f"cannot be asked by TLS: a certificate cannot be read ({type(error).__name__})") from None
+    return context
+
+
+def _store(peer: Peer, files: Sequence[tuple[int, Path]], aet: str, tls: Tls | None) -> Iterator[int]:
     pynetdicom = import_extra("pynetdicom", "serve", "--results-to")
     entity = pynetdicom.AE(ae_title=aet)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
     results = [(number, pydicom.dcmread(path)) for number, path in files]
     for kind in sorted({str(result.SOPClassUID) for _, result in results}):
         entity.add_requested_context(kind, _SYNTAXES)
-    association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
+    secured = (_build_tls(tls), peer.host) if tls else None
+    association = entity.associate(peer.host, peer.port, ae_title=peer.aet, tls_args=secured)
     if not association.is_established:
         rejected = association.is_rejected
         raise Unreachable(f"{peer.aet} {'rejects the association' if rejected else 'cannot be reached'}")

@@ -25,7 +25,7 @@ from chess_cxr.serve.options import PacsOptions, Peer, check_options, find_wait,
 from chess_cxr.serve.pull import pull_films
 from chess_cxr.serve.queue import Claim, Queue, QueueError, State, Worker
 from chess_cxr.serve.results import BoneChange, ModelAnswer, build_results
-from chess_cxr.serve.send import Unreachable, send_from_child
+from chess_cxr.serve.send import Tls, Unreachable, send_from_child
 from chess_cxr.serve.source import check_film
 from chess_cxr.tasks.answer import FilmAnswer
 from chess_cxr.workers.child import NoChild
@@ -245,7 +245,9 @@ def send_films(node: Node) -> None:
 
 
 def _send(node: Node, claim: Claim) -> None:
-    for place in send_from_child(node.target, node.queue.list_unsent(claim), node.options.aet, node.options.token_file):
+    told, files = node.options, node.queue.list_unsent(claim)
+    tls = Tls(told.results_tls, told.tls_certificate, told.tls_key) if told.results_tls else None
+    for place in send_from_child(node.target, files, told.aet, told.token_file, tls):
         node.queue.mark_sent(claim, place)
     node.queue.finish_sending(claim)
     LOG.info("film %d: sent", claim.number)

@@ -7,15 +7,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
-from torch import Tensor
-
-from chess_cxr.encoders.published import compute_sha256, find_layout_problem
-from chess_cxr.files.whole import write_atomically, write_whole_folder
+from chess_cxr.files.whole import compute_sha256, write_atomically, write_whole_folder
 from chess_cxr.records import ChessError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS_FILE = "model.safetensors"
 MOST_BYTES = 8 << 30  # of a file that is read whole
@@ -34,6 +32,10 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
     Raises ChessError, in one line, if the file is absent, not safetensors, of another layout, or not finite.
     """
+    import safetensors.torch
+
+    from chess_cxr.encoders.published import find_layout_problem
+
     problem = ""
     try:
         if not file.is_file():  # reading a pipe would wait forever
@@ -52,6 +54,8 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return tensors as the content of a safetensors file."""
+    import safetensors.torch
+
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content: bytes = safetensors.torch.save(whole, {"format": "pt"})
     return content

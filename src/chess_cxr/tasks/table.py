@@ -26,7 +26,7 @@ class PredictOptions:
         sheets: also write a picture of film, result and removed bone.
         saliency: folder for pictures of a classifier's saliency for each film and label (Grad-CAM).
         point: operating point of a classifier: youden (default), sensitivity_90 or specificity_90.
-        runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx if the model and this machine have it.
+        runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx on the CPU if the model and this machine have it.
         device: auto, cpu, cuda, cuda:N or mps.
         workers: number of decoding processes; by default one per core.
         limits: limits of time and memory per film.
@@ -37,7 +37,7 @@ class PredictOptions:
     sheets: bool = False
     saliency: Path | None = None
     point: str = ""
-    runtime: Runtime = "torch"
+    runtime: Runtime = "auto"
     device: Device = "auto"
     workers: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -138,7 +138,7 @@ def predict(
     workers: int | None = None,
     limits: Limits | None = None,
     point: str = "",
-    runtime: Runtime = "torch",
+    runtime: Runtime = "auto",
 ) -> list[dict[str, Any]]:
     """Apply a model to film files; return one record per film.
 

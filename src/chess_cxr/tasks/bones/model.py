@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from chess_cxr.decode.film import decode_film
 from chess_cxr.derive.film import write_new_file
-from chess_cxr.encoders.onnx_network import OnnxNetwork
-from chess_cxr.encoders.published import compute_sha256
-from chess_cxr.files.whole import read_json
+from chess_cxr.encoders.onnx_session import OnnxSession
+from chess_cxr.evaluation.image_metrics import LEAST_SIDE
+from chess_cxr.files.whole import compute_sha256, read_json
 from chess_cxr.records import ChessError, Undecodable, UsageError
-from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape, predict_bone, prepare_film
-from chess_cxr.tasks.bones.objective import SMALLEST_SIDE
-from chess_cxr.tasks.bones.sheet import render_suppression_sheet
+from chess_cxr.tasks.bones.tiles import blend_tiles, prepare_film
 from chess_cxr.tasks.bones.written import write_suppressed_film
 from chess_cxr.tasks.model_folder import WEIGHTS_FILE, check_described, read_tensors
-from chess_cxr.tasks.runtime import choose_runtime_device, load_runtime
+from chess_cxr.tasks.runtime import check_network, choose_runtime, has_onnx, load_onnx
 from chess_cxr.tasks.table import Predictions, PredictOptions, Runtime
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
+if TYPE_CHECKING:
+    from chess_cxr.tasks.bones.network import BoneNetwork
+
 FAINTEST = 1 / 512  # less bone, below half a grey level of 255, leaves stored values unchanged
 BURNED_IN = "BONE-SUPPRESSED, DERIVED"
 SHEET_SIDE = 1024  # a panel has fewer pixels
 LARGEST_SIDE = 4096  # of films at the network's scale
+SHAPE = {"architecture", "mean", "std", "decoder"}  # what `BoneNetworkShape` has
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,24 @@ class BoneSuppressor:
     """A bone network and the scale at which it works.
 
     size: longest side of its films in pixels.  tile: side of the squares it sees.  sha256: hash of its file.
-    onnx: computes instead of the network, if given.
+    network: None if onnx computes in its place.
     """
 
-    network: BoneNetwork
+    network: BoneNetwork | None
     size: int
     tile: int
     sha256: str = ""
-    onnx: OnnxNetwork | None = None
+    onnx: OnnxSession | None = None
 
     def predict_bone(self, film_HW: np.ndarray) -> np.ndarray:
         """Return the grey that bone adds to a film, float32 [H, W], at most the film itself."""
-        whole_HW = predict_bone(self.onnx or self.network, film_HW, self.size, self.tile)
+        if self.network is None:
+            assert self.onnx is not None
+            whole_HW = blend_tiles(self.onnx.run, film_HW, self.size, self.tile)
+        else:
+            from chess_cxr.tasks.bones.network import predict_bone
+
+            whole_HW = predict_bone(self.network, film_HW, self.size, self.tile)
         bone_HW: np.ndarray = np.minimum(whole_HW, film_HW)
         return bone_HW
 
@@ -64,20 +72,36 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runti
     runtime: as in `load_classifier`.  A model of version 0.1 has no golden films and no `model.onnx`.
     Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
-    folder, target = Path(folder), choose_runtime_device(device, runtime)
+    folder = Path(folder)
     config = read_json(folder / "config.json")
+    described = config.get("files")
+    by_onnx = choose_runtime(device, runtime, has_onnx(described))
     if config.get("task") != "bones":
         raise UsageError(f"{folder} is no bone model; make one with: chess-cxr finetune bones")
     shape, sides = config.get("network"), (config.get("size"), config.get("tile"))
-    known = {item.name for item in fields(BoneNetworkShape)}
     size, tile = (side if type(side) is int else 0 for side in sides)
-    whole = SMALLEST_SIDE <= tile <= size <= LARGEST_SIDE
-    if not (isinstance(shape, Mapping) and set(shape) == known and whole):
-        raise ChessError(f"{folder}: the network of a bone model has {', '.join(sorted(known))}, size and tile")
+    whole = LEAST_SIDE <= tile <= size <= LARGEST_SIDE
+    if not (isinstance(shape, Mapping) and set(shape) == SHAPE and whole):
+        raise ChessError(f"{folder}: the network of a bone model has {', '.join(sorted(SHAPE))}, size and tile")
     if not all(type(shape[name]) in (int, float) for name in ("mean", "std")):
         raise ChessError(f"{folder}: mean and std of a bone model are numbers")
     if not all(type(shape[name]) is str for name in ("architecture", "decoder")):
         raise ChessError(f"{folder}: architecture and decoder of a bone model are names")
+    network = None if by_onnx else _load_network(folder, shape, device)
+    sha256 = check_described(folder, WEIGHTS_FILE, described) or compute_sha256(folder / WEIGHTS_FILE)
+    if network is None:
+        return BoneSuppressor(None, size, tile, sha256, load_onnx(folder, described, prepare_film))
+    check_network(folder, described, network, prepare_film, next(network.parameters()).device)
+    return BoneSuppressor(network, size, tile, sha256)
+
+
+def _load_network(folder: Path, shape: Mapping[str, Any], device: str) -> BoneNetwork:
+    import torch
+
+    from chess_cxr.device import choose_device
+    from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape
+
+    target = choose_device(device)
     try:
         with torch.device("meta"):  # without memory, to check the file against
             expected = BoneNetwork(BoneNetworkShape(**shape)).state_dict()
@@ -85,13 +109,10 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runti
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ChessError(f"{folder}: {first[:200]}") from None
     tensors = read_tensors(folder / WEIGHTS_FILE, expected)
-    described = config.get("files")
-    sha256 = check_described(folder, WEIGHTS_FILE, described)
     network = BoneNetwork(BoneNetworkShape(**shape))
     network.load_state_dict(tensors)
     network.to(device=target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    onnx = load_runtime(folder, described, network, prepare_film, target, runtime)
-    return BoneSuppressor(network, size, tile, sha256 or compute_sha256(folder / WEIGHTS_FILE), onnx)
+    return network
 
 
 def find_change(model: BoneSuppressor, film_HW: np.ndarray) -> np.ndarray:
@@ -148,6 +169,8 @@ def suppress_files(
                     name or model.sha256[:16],
                 ).result()
                 if sheets:
+                    from chess_cxr.tasks.bones.sheet import render_suppression_sheet
+
                     before_HW, after_HW = (_shrink_for_sheet(p) for p in (film.pixels, film.pixels + change_HW))
                     sheet = render_suppression_sheet([(written.name, before_HW, after_HW, None)], synthetic=None)
                     write_new_file(out, f"{written.stem}_sheet", ".png", sheet)

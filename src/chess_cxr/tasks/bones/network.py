@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
@@ -13,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chess_cxr.encoders.encoder import Encoder, build_grey_network, parse_architecture
-from chess_cxr.records import ChessError, UsageError
-from chess_cxr.views import resize_longest
+from chess_cxr.records import UsageError
+from chess_cxr.tasks.bones.tiles import blend_tiles
 
 DECODERS = {"tiny": (64, 48, 32, 24, 16), "full": (256, 128, 64, 32, 16)}
 _SHARPNESS = 20.0  # of the softplus, in 1 / grey level: separates a bone of 0.05 from none
@@ -91,50 +90,14 @@ def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -
     return network
 
 
-def prepare_film(film_HW: np.ndarray) -> Tensor:
-    """Return a film, float32 [H, W] in [0, 1] with bone bright, as the network takes it, [1, H, W]."""
-    return torch.from_numpy(film_HW)[None]
-
-
 @torch.inference_mode()
 def predict_bone(network: nn.Module, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
-    """Return the bone image of a film at the film's size, float32 [H, W].
-
-    size: longest side at which the network works; the bone image is resized to the film, which keeps the film's own
-    detail.  tile: side of the squares that the network sees; they overlap by half and fade into each other, which
-    leaves no seams.
-    """
+    """Return the bone image of a film at the film's size, float32 [H, W]; see `blend_tiles`."""
     device = next((tensor.device for tensor in network.eval().parameters()), torch.device("cpu"))
-    small_HW = resize_longest(film_HW, size)
-    bone_HW = np.zeros_like(small_HW)
-    weight_HW = np.zeros_like(small_HW)
-    fade_TT = _draw_fade(tile)
-    for top in _place_tiles(small_HW.shape[0], tile):
-        for left in _place_tiles(small_HW.shape[1], tile):
-            here = slice(top, top + tile), slice(left, left + tile)
-            part_HW = np.ascontiguousarray(small_HW[here])
-            part = prepare_film(part_HW)[None].to(device, memory_format=torch.channels_last)
-            found_HW = network(part)[0, 0].float().cpu().numpy()
-            if not np.isfinite(found_HW).all():
-                raise ChessError("the bone network gives numbers that are not finite; its weights are broken")
-            fade_HW = fade_TT[: part_HW.shape[0], : part_HW.shape[1]]
-            bone_HW[here] += fade_HW * found_HW
-            weight_HW[here] += fade_HW
-    bone_HW /= weight_HW
-    back: np.ndarray = cv2.resize(bone_HW, film_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    clipped: np.ndarray = np.clip(back, 0, None)
-    return clipped
 
+    def run(part_11TT: np.ndarray) -> np.ndarray:
+        on_device = torch.from_numpy(part_11TT).to(device, memory_format=torch.channels_last)
+        found: np.ndarray = network(on_device).float().cpu().numpy()
+        return found
 
-def _place_tiles(side: int, tile: int) -> list[int]:
-    """Return the starts of tiles along a side: evenly spaced, at most half a tile apart."""
-    if side <= tile:
-        return [0]
-    steps = -(-(side - tile) // max(1, tile // 2))
-    return [round(step * (side - tile) / steps) for step in range(steps + 1)]
-
-
-def _draw_fade(tile: int) -> np.ndarray:
-    """Return a weight that falls from the middle of a tile to nearly 0 at its edge, float32 [tile, tile]."""
-    ramp = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2 + 1e-3
-    return np.outer(ramp, ramp).astype(np.float32)
+    return blend_tiles(run, film_HW, size, tile)

@@ -25,11 +25,12 @@ from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
-from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone, prepare_film
+from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone
 from chess_cxr.tasks.bones.objective import SMALLEST_SIDE, PairBatch, SuppressBones
 from chess_cxr.tasks.bones.pairs import FilmPair, read_pairs, split_pairs
 from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
+from chess_cxr.tasks.bones.tiles import prepare_film
 from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
 from chess_cxr.tasks.model_folder import (
     WEIGHTS_FILE,
@@ -162,9 +163,11 @@ def _write_model(
     out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
 ) -> BonesResult:
     """Write the model, with a sheet of test pairs; return its result, with a note if there is no `model.onnx`."""
+    assert suppressor.network is not None
+    network = copy.deepcopy(suppressor.network).cpu().eval()
     described: dict[str, Any] = {
         "task": "bones",
-        "network": asdict(suppressor.network.shape),
+        "network": asdict(network.shape),
         "size": suppressor.size,
         "tile": suppressor.tile,
         "encoder": result.encoder,
@@ -182,7 +185,6 @@ def _write_model(
         for pair in test[:SHOWN]
     ]
     draw_suppression_sheet(rows, out / "test_pairs.png", synthetic=None if mixed else True in generated)
-    network = copy.deepcopy(suppressor.network).cpu().eval()
     files, missing = build_runtime_files(network, prepare_film, any_size=True)
     if missing:
         result = replace(result, notes=(*result.notes, missing))

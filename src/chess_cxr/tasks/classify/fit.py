@@ -22,10 +22,10 @@ from chess_cxr.records import UNCERTAIN, OnProgress, UsageError
 from chess_cxr.store import Store
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.films import FILMS_AT_ONCE
-from chess_cxr.tasks.classify.heads import HeadName
 from chess_cxr.tasks.classify.labels import LabelledRows
 from chess_cxr.tasks.classify.losses import compute_label_loss
-from chess_cxr.tasks.classify.objective import Classify, HeadShape, compute_probabilities
+from chess_cxr.tasks.classify.objective import Classify, compute_probabilities
+from chess_cxr.tasks.classify.shape import HeadName, HeadShape
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 
 CHECKS = 20  # how often held-out films are scored during training

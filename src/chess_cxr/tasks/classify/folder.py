@@ -33,7 +33,7 @@ def write_classifier(
         network = Classify(copy.deepcopy(encoder.module).cpu(), fitted.shape)
     network.load_state_dict({name: tensor.cpu() for name, tensor in fitted.tensors.items()})
     network.eval()
-    files, missing = build_runtime_files(network, encoder.contract.prepare)
+    files, missing = build_runtime_files(network, encoder.contract.prepare_array)
     if missing:
         result = replace(result, deployment=(*result.deployment, missing))
     described = _describe(encoder, fitted, operating, config, result)

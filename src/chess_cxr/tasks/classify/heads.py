@@ -5,13 +5,12 @@ Shapes: B films, D features, T places of a feature map, L labels, K ordered clas
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HeadName = Literal["linear", "mlp", "attentive"]
+from chess_cxr.tasks.classify.shape import HeadName
+
 HIDDEN = 512
 DROPOUT = 0.3
 

@@ -15,27 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from chess_cxr.encoders.contract import PixelContract
-from chess_cxr.tasks.classify.heads import HeadName, OrdinalScores, build_head, build_scores, count_inputs, extract_map
-from chess_cxr.tasks.classify.losses import Balance, Task, sum_label_losses
+from chess_cxr.tasks.classify.heads import OrdinalScores, build_head, build_scores, count_inputs, extract_map
+from chess_cxr.tasks.classify.losses import Balance, sum_label_losses
+from chess_cxr.tasks.classify.shape import HeadShape
 from chess_cxr.training.distributed import average_over_ranks
 from chess_cxr.views import ViewConfig, draw_view
 
 FINETUNE_STREAM = 1 << 40  # keeps the views of fine-tuning apart from those of any pre-training position
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """The shape of a classifier's head.
-
-    features: number of inputs.  labels: L, or the K ordered classes.  third_class: whether findings have scores for
-    absent, present and uncertain.
-    """
-
-    name: HeadName
-    task: Task
-    features: int
-    labels: int
-    third_class: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.evaluation.linear_probe import LinearProbe
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.classify.losses import Task
-from chess_cxr.tasks.classify.objective import Classify, HeadShape, compute_probabilities
+from chess_cxr.tasks.classify.objective import Classify, compute_probabilities
+from chess_cxr.tasks.classify.shape import HeadShape
 
 HowToLook = Literal["grad_cam", "occlusion"]
 LEAST_SIDE = 4  # a layer of fewer cells a side can hardly point at anything

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from chess_cxr.device import choose_device
-from chess_cxr.encoders.published import compute_sha256
-from chess_cxr.files.whole import read_json
+from chess_cxr.files.whole import compute_sha256, read_json
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.model_folder import read_tensors
 from chess_cxr.tasks.nodules.canvas import Mode, NoduleBatch, generate_film
