@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.contract import compute_contract_sha256
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import OnCount, UsageError
-from chess_cxr.store import StoreLike, get_store
+from chess_cxr.store import Store, StoreLike, get_store
 from chess_cxr.views import resize_film
+from chess_cxr.workers.cores import count_usable_cores
 
-FILMS_AT_ONCE = 256
+FILMS_AT_ONCE = 64
+MOST_THREADS = 8
+CPU_BATCH, GPU_BATCH = 16, 64  # films a call of the network
 EncoderLike = Encoder | Path | str
 
 
@@ -36,16 +45,32 @@ def embed(
     """
     opened = get_store(store)
     rows = np.arange(len(opened)) if rows is None else np.asarray(rows)
-    embed_films = _build_embedding(encoder, device)
-    parts = []
-    for start in range(0, len(rows), FILMS_AT_ONCE):
-        part = rows[start : start + FILMS_AT_ONCE]
-        parts.append(embed_films(opened.read_films(part)))
+    parts, done = [], 0
+    for part in iterate_features(open_encoder(encoder, device), opened, rows):
+        parts.append(part)
+        done += len(part)
         if on_films:
-            on_films(start + len(part), len(rows))
+            on_films(done, len(rows))
     if not parts:
         raise UsageError(f"there is no film of {opened.path.name} to embed")
     return np.concatenate(parts)
+
+
+def iterate_features(encoder: FilmEncoder, store: Store, rows: np.ndarray) -> Generator[np.ndarray, None, None]:
+    """Yield the features of some rows of a store, float32 [n, D] part by part; threads prepare films ahead."""
+
+    def prepare(part: np.ndarray) -> Any:
+        return encoder.prepare(store.read_films(part))
+
+    threads = max(1, min(MOST_THREADS, count_usable_cores() - 1))
+    with ThreadPoolExecutor(threads, thread_name_prefix="embed") as pool:
+        prepared: deque[Future[Any]] = deque()
+        for start in range(0, len(rows), FILMS_AT_ONCE):
+            prepared.append(pool.submit(prepare, rows[start : start + FILMS_AT_ONCE]))
+            if len(prepared) > threads:
+                yield encoder.embed(prepared.popleft().result())
+        while prepared:
+            yield encoder.embed(prepared.popleft().result())
 
 
 def write_features(
@@ -69,13 +94,41 @@ def tell_seen(name: str, encoder: EncoderLike, uids: Sequence[str] | np.ndarray)
     return f"{name} was pre-trained, without labels, on {seen} of these {len(uids)} films." if seen else ""
 
 
-def _build_embedding(encoder: EncoderLike, device: str) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """Return a function that embeds uint8 films: float32 [N, D]."""
+@dataclass(frozen=True)
+class FilmEncoder:
+    """An encoder, or bare pixels, for the uint8 films of stores.
+
+    key: 16 hexadecimal digits, equal for equal weights and pixel contracts.
+    prepare: makes the input of uint8 films, in any thread.  embed: makes float32 [N, D] of the input.
+    """
+
+    name: str
+    key: str
+    prepare: Callable[[Sequence[np.ndarray]], Any]
+    embed: Callable[[Any], np.ndarray]
+
+
+def open_encoder(encoder: EncoderLike, device: str = "auto") -> FilmEncoder:
+    """Load an encoder, unless it is loaded, for the films of stores."""
     if isinstance(encoder, str) and encoder.startswith("pixels:"):
         side = _parse_side(encoder)
-        return lambda films: np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
+
+        def shrink(films: Sequence[np.ndarray]) -> np.ndarray:
+            return np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
+
+        return FilmEncoder(encoder, _shorten(f"pixels:{side}"), shrink, lambda pixels_ND: pixels_ND)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
-    return lambda films: loaded.embed([film.astype(np.float32) / 255 for film in films])
+    key = _shorten(compute_state_sha256(loaded.module) + compute_contract_sha256(loaded.contract))
+    batch = CPU_BATCH if loaded.device.type == "cpu" else GPU_BATCH
+    return FilmEncoder(
+        loaded.name, key,
+        lambda films: loaded.prepare([film.astype(np.float32) / 255 for film in films]),
+        lambda input_NCSS: loaded.embed_prepared(input_NCSS, batch),
+    )  # fmt: skip
+
+
+def _shorten(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _parse_side(name: str) -> int:

@@ -35,7 +35,7 @@ class Neighbours:
 
     def predict_scores(self, feature_QD: ArrayLike) -> FloatArray:
         """Return the weighted share of votes [Q, C]; rows of classes sum to 1."""
-        unit_QD = _make_unit(np.asarray(feature_QD, np.float64) - self.mean_D)
+        unit_QD = make_unit(np.asarray(feature_QD, np.float64) - self.mean_D)
         return _vote(unit_QD @ self.unit_ND.T, self.label_NC, (self.count,))[0]
 
 
@@ -58,7 +58,7 @@ def fit_neighbours(
     multilabel = np.ndim(label) == 2
     label_NC = check_findings(label, names) if multilabel else np.eye(len(names))[check_classes(label, names)]
     mean_D = feature.mean(axis=0)
-    unit_ND = _make_unit(feature - mean_D)
+    unit_ND = make_unit(feature - mean_D)
     patient = np.unique(np.asarray(patient_N), return_inverse=True)[1]
     cosine_NN = unit_ND @ unit_ND.T
     cosine_NN[patient[:, None] == patient] = -np.inf
@@ -67,8 +67,9 @@ def fit_neighbours(
     return Neighbours(mean_D, unit_ND, label_NC, tried[int(np.argmin(losses))], multilabel)
 
 
-def _make_unit(feature_ND: FloatArray) -> FloatArray:
-    unit_ND: FloatArray = feature_ND / np.maximum(np.linalg.norm(feature_ND, axis=1, keepdims=True), 1e-12)
+def make_unit(feature_ND: FloatArray) -> FloatArray:
+    """Return vectors at length 1, [N, D] or one [D]; a vector of zeros stays."""
+    unit_ND: FloatArray = feature_ND / np.maximum(np.linalg.norm(feature_ND, axis=-1, keepdims=True), 1e-12)
     return unit_ND
 
 
