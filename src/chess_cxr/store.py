@@ -274,6 +274,7 @@ class Store:
         self.version: int = dataset.version
         self.label_names: list[str] = described["labels"]
         self.dataset_name: str = described["dataset"]
+        self.options: dict[str, Any] = described.get("options", {})
         self._dataset = dataset
 
     def __len__(self) -> int:
