@@ -1,15 +1,16 @@
-"""Commands that look at an archive through an encoder: search."""
+"""Commands that look at an archive through an encoder: search, select."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from chess_cxr.arguments import Device, Location, check_device_name, parse_location, print_result, refuse_existing
 from chess_cxr.encoders.names import check_encoder_name
+from chess_cxr.progress import StageBars
 from chess_cxr.records import ChessError, UsageError
 
 
@@ -89,3 +90,58 @@ def search(
             print(written)
     if failed := sum(bool(answer.query.reason) for answer in answers):
         raise ChessError(f"{failed} of {len(answers)} films could not be read; the output gives the reasons")
+
+
+def select(
+    store: Location,
+    encoder: str,
+    films: int,
+    out: Path,
+    by: Literal["kmeans++", "core-set", "random"] = "kmeans++",
+    balance: str = "",
+    where: str = "split in ('train', '')",
+    duplicates: float = 0.98,
+    seed: int = 0,
+    device: Device = "auto",
+    quiet: bool = False,
+) -> None:
+    """Write a list of films that differ, for pretrain --films and ingest --films.
+
+    Leaves near duplicates out, then spreads the films over the features of an encoder, which must have embedded the
+    store: chess-cxr embed ENCODER STORE.
+
+    Example: chess-cxr select films.lance --encoder encoders/first --films 4000 --balance site --out third.csv
+
+    Args:
+        store: a store, or the URL of one.
+        encoder: the encoder that has embedded the store: a folder, or a name such as cxr-small.
+        films: number of films to select.
+        out: the CSV file to write: one hashed uid a line.
+        by: kmeans++ draws films by their squared distance to those chosen; core-set takes the farthest, outliers \
+first; random is for comparison.
+        balance: a column of whose values as many films each are selected, as far as there are.
+        where: select among the films that meet a condition in SQL; by default val and test films are left out.
+        duplicates: cosine from which the later of two films is left out.
+        seed: random seed.
+        device: auto, cpu, cuda, cuda:N or mps.
+        quiet: show no progress.
+    """
+    refuse_existing(out)
+    if not 0 < duplicates <= 2:
+        raise UsageError("--duplicates is a cosine; films with more than 1 do not exist, so 2 leaves all in")
+    check_encoder_name(encoder)
+    check_device_name(device)
+    from chess_cxr.store import open_store
+
+    opened = open_store(parse_location(store))
+    from chess_cxr.search.where import select_rows
+
+    rows = select_rows(opened.films, where)
+    from chess_cxr.encoders.embed import open_encoder
+    from chess_cxr.search.archive import read_archive
+    from chess_cxr.search.select import select_films, write_selection
+
+    archive = read_archive(opened, open_encoder(encoder, device), encoder)
+    with StageBars(quiet) as bars:
+        chosen = select_films(archive, films, rows, by, balance, duplicates, seed, bars.show)
+    print(write_selection(opened.films["uid"].iloc[chosen].tolist(), out))

@@ -164,8 +164,9 @@ def answer_query(archive: Archive, encoder: FilmEncoder, query: Query, count: in
 
 
 def count_votes(neighbours: Sequence[Neighbour], archive: Archive, rows: np.ndarray | None) -> list[Vote]:
-    """Count the labels of the nearest patients: of each patient the nearest film that knows the label, of the query's
-    own patient none.
+    """Count the labels of the nearest patients: each has one vote, of its nearest film that knows the label.
+
+    The patient of the query has none.
     """
     films = archive.store.films
     searched = films if rows is None else films.iloc[rows]
@@ -176,7 +177,7 @@ def count_votes(neighbours: Sequence[Neighbour], archive: Archive, rows: np.ndar
         for neighbour in voters:
             value = neighbour.labels[label]
             if value in (0, 1):
-                value_of.setdefault(films["patient"].iat[neighbour.number] or neighbour.uid, float(value))
+                value_of.setdefault(str(films["patient"].iat[neighbour.number] or neighbour.uid), float(value))
         if not value_of:
             continue
         hits = np.array(list(value_of.values()))
