@@ -1,4 +1,4 @@
-"""Commands that look at an archive through an encoder: search, select."""
+"""Commands that look at an archive through an encoder: search, map, select."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from chess_cxr.arguments import Device, Location, check_device_name, parse_location, print_result, refuse_existing
+from chess_cxr.arguments import (
+    Device,
+    Location,
+    Stores,
+    check_device_name,
+    parse_location,
+    print_result,
+    refuse_existing,
+)
 from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.progress import StageBars
 from chess_cxr.records import ChessError, UsageError
@@ -145,3 +153,54 @@ first; random is for comparison.
     with StageBars(quiet) as bars:
         chosen = select_films(archive, films, rows, by, balance, duplicates, seed, bars.show)
     print(write_selection(opened.films["uid"].iloc[chosen].tolist(), out))
+
+
+def draw_map(
+    stores: Stores,
+    encoder: str,
+    out: Path,
+    thumbnails: bool = False,
+    layout: Literal["auto", "umap", "pca"] = "auto",
+    seed: int = 0,
+    device: Device = "auto",
+    quiet: bool = False,
+) -> None:
+    """Write a page that shows all films of stores as points, like films near each other.
+
+    Works offline and from file://: colour and filter by any column, zoom, click a film, lasso films and take their
+    uids.  Beside it stands map.parquet, which embedding-atlas opens.  The encoder must have embedded the stores:
+    chess-cxr embed ENCODER STORE.
+
+    Example: chess-cxr map films.lance --encoder encoders/first --out map --thumbnails
+
+    Args:
+        stores: stores whose films to show.
+        encoder: the encoder that has embedded them: a folder, or a name such as cxr-small.
+        out: the folder to write; open its index.html.
+        thumbnails: show the films themselves, small; they then lie in the folder.
+        layout: umap (needs chess-cxr[map]) or pca; by default umap if it is installed.
+        seed: random seed of UMAP.
+        device: auto, cpu, cuda, cuda:N or mps.
+        quiet: show no progress.
+    """
+    refuse_existing(out)
+    if not stores:
+        raise UsageError("name at least one store to map")
+    check_encoder_name(encoder)
+    check_device_name(device)
+    from chess_cxr.search.layout import choose_layout
+    from chess_cxr.store import open_store
+
+    chosen = choose_layout(layout)
+    opened = [open_store(store) for store in stores]
+    from chess_cxr.encoders.embed import open_encoder
+    from chess_cxr.search.archive import read_features
+    from chess_cxr.search.map import build_map, write_map
+
+    loaded = open_encoder(encoder, device)
+    features = [read_features(store, loaded, encoder) for store in opened]
+    with StageBars(quiet) as bars:
+        film_map = build_map(opened, features, chosen, seed, bars.show)
+        how = {"umap": f"UMAP, seed {seed}", "pca": "PCA"}[chosen]
+        about = f"{len(film_map.films)} films by encoder {Path(encoder).name}; {how}"
+        print(write_map(film_map, opened, out, about, thumbnails, bars.show))

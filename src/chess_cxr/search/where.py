@@ -33,10 +33,8 @@ def select_rows(films: pd.DataFrame, where: str) -> np.ndarray:
             base.execute(f"create table films ({', '.join(map(_quote, [*columns, 'row number']))})")
             table = films[columns].astype(object).where(films[columns].notna(), None)
             marks = ", ".join("?" * (len(columns) + 1))
-            rows = (
-                tuple(map(_simplify, values))
-                for values in zip(*map(table.get, columns), range(len(films)), strict=True)
-            )
+            values = zip(*(table[name] for name in columns), range(len(films)), strict=True)
+            rows = (tuple(map(_simplify, row)) for row in values)
             base.executemany(f"insert into films values ({marks})", rows)
             base.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY)
             found = base.execute(f'select "row number" from films where ({where}\n)').fetchall()
