@@ -137,6 +137,7 @@ def embed(
     out: Path | None = None,
     device: Device = "auto",
     cluster: str = "",
+    index: bool = False,
     quiet: bool = False,
 ) -> None:
     """Write the feature vectors of a store's films into the store, or to a Parquet file.
@@ -152,14 +153,15 @@ def embed(
         out: a Parquet file to write instead.
         device: auto, cpu, cuda, cuda:N or mps.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
+        index: also write an index beside the store, for searches among more than a million films.
         quiet: show no progress.
     """
     if out:
         refuse_existing(out)
     check_encoder_name(encoder)
     check_device_name(device)
-    if cluster and out:
-        raise UsageError("a --cluster writes into the store; leave --out out")
+    if out and (cluster or index):
+        raise UsageError("--cluster and --index are for features in the store; leave --out out")
     if cluster:
         from chess_cxr.workers.cluster import check_address
 
@@ -178,10 +180,15 @@ def embed(
         loaded = open_encoder(encoder, "cpu" if cluster else device)
         bar.start_from(len(opened) if loaded.key in opened.embeddings else count_embedded(opened, loaded.key))
         with _connect(cluster) as (executor, threads):
-            write_embedding(
+            opened = write_embedding(
                 encoder, loaded, opened, lambda done, _: bar.advance_to(done), executor, 16 * threads, device
             )
     print(f"{opened.location}: {len(opened)} films embedded by {encoder}, key {loaded.key}")
+    if index:
+        from chess_cxr.search.archive import read_archive
+        from chess_cxr.search.index import write_index
+
+        print(write_index(read_archive(opened, loaded, encoder), loaded.key).tell())
 
 
 @contextlib.contextmanager

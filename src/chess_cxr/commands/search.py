@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ def search(
     encoder: str,
     k: int = 20,
     where: str = "",
+    index: bool = False,
     page: Path | None = None,
     thumbnails: bool = False,
     device: Device = "auto",
@@ -46,6 +48,8 @@ def search(
         encoder: the encoder that has embedded the store: a folder, or a name such as cxr-small.
         k: number of films to find for each.
         where: search only films that meet a condition in SQL, such as "sex = 'F' and Effusion = 1".
+        index: search by the index that embed --index has written, not exactly; the default above a million films, if \
+there is one.
         page: an HTML page to write.
         thumbnails: show the films on the page.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -57,6 +61,8 @@ def search(
         raise UsageError("--thumbnails are for a page; name one with --page")
     if not films:
         raise UsageError("no film is given: name a film file, or the uid of a stored film")
+    if index and where:
+        raise UsageError("an --index knows no columns; leave --index or --where out")
     if k < 1:
         raise UsageError("--k must be 1 or more")
     check_encoder_name(encoder)
@@ -73,16 +79,18 @@ def search(
     if rows is not None and not len(rows):
         raise UsageError(f"no film of {opened.path.name} meets the condition {where!r}")
     from chess_cxr.encoders.embed import open_encoder
-    from chess_cxr.search.archive import read_archive
+    from chess_cxr.search.index import Index, choose_archive
     from chess_cxr.search.query import answer_query, read_queries
     from chess_cxr.workers.child import Limits
     from chess_cxr.workers.pool import build_ingest_pool
 
     loaded = open_encoder(encoder, device)
-    archive = read_archive(opened, loaded, encoder)
+    archive = choose_archive(opened, loaded, encoder, index, bool(where))
     with build_ingest_pool(1) as pool:
-        queries = read_queries(films, archive, pool, Limits())
+        queries = read_queries(films, opened, pool, Limits())
         answers = [answer_query(archive, loaded, query, k, rows) for query in queries]
+    if isinstance(archive, Index):
+        print(archive.tell(), file=sys.stderr)
     searched = len(opened) if rows is None else len(rows)
     if json:
         told: dict[str, Any] = {"store": str(opened.location), "encoder": encoder, "key": loaded.key, "where": where}

@@ -18,6 +18,8 @@ from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.ingest.encoding import EncodedFilm, EncodeOptions, encode_in_child
 from chess_cxr.records import UsageError
 from chess_cxr.search.archive import Archive, read_labels
+from chess_cxr.search.index import Index
+from chess_cxr.store import Store
 from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import run_in_order
 
@@ -124,10 +126,9 @@ def find_queries(names: Sequence[str], films: pd.DataFrame) -> list[int | Path |
 
 
 def read_queries(
-    names: Sequence[str], archive: Archive, executor: Executor | None, limits: Limits
+    names: Sequence[str], store: Store, executor: Executor | None, limits: Limits
 ) -> Generator[Query, None, None]:
     """Yield the films to search by; files are read as the ingest does it, in child processes."""
-    store = archive.store
     found = find_queries(names, store.films)
     files = [place for place in found if not isinstance(place, int)]
     options = EncodeOptions(longest_side=store.options.get("longest_side", EncodeOptions.longest_side))
@@ -145,7 +146,9 @@ def _take_file(name: str, film: EncodedFilm, hashes: np.ndarray) -> Query:
     return Query(name, film.jpeg, int(same[0]) if len(same) else -1, film.reason)
 
 
-def answer_query(archive: Archive, encoder: FilmEncoder, query: Query, count: int, rows: np.ndarray | None) -> Answer:
+def answer_query(
+    archive: Archive | Index, encoder: FilmEncoder, query: Query, count: int, rows: np.ndarray | None
+) -> Answer:
     """Return the films most like a query, other than itself, and their votes.  rows: the films to search."""
     if query.reason:
         return Answer(query)
@@ -160,19 +163,19 @@ def answer_query(archive: Archive, encoder: FilmEncoder, query: Query, count: in
         same = (row == own or film["patient"] == patient) if patient else (True if row == own else None)
         labels = read_labels(film, archive.store.label_names)
         neighbours.append(Neighbour(row, film["uid"], cosine, row == own, same, film["split"] or "", labels))
-    return Answer(query, tuple(neighbours), tuple(count_votes(neighbours, archive, rows)))
+    return Answer(query, tuple(neighbours), tuple(count_votes(neighbours, archive.store, rows)))
 
 
-def count_votes(neighbours: Sequence[Neighbour], archive: Archive, rows: np.ndarray | None) -> list[Vote]:
+def count_votes(neighbours: Sequence[Neighbour], store: Store, rows: np.ndarray | None) -> list[Vote]:
     """Count the labels of the nearest patients: each has one vote, of its nearest film that knows the label.
 
     The patient of the query has none.
     """
-    films = archive.store.films
+    films = store.films
     searched = films if rows is None else films.iloc[rows]
     voters = [neighbour for neighbour in neighbours if not neighbour.same_patient]
     votes = []
-    for label in archive.store.label_names:
+    for label in store.label_names:
         value_of: dict[str, float] = {}
         for neighbour in voters:
             value = neighbour.labels[label]
