@@ -21,6 +21,7 @@ Sources = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC…")
 Stores = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="STORE…")]
 RunPaths = Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN…")]
 StorePath = Annotated[Positional[Path], tyro.conf.arg(metavar="STORE")]
+Location = Annotated[Positional[str], tyro.conf.arg(metavar="STORE")]  # a path or a URL
 Examined = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH…")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
 Config = TypeVar("Config")

@@ -32,6 +32,7 @@ from chess_cxr.commands.films import audit, deidentify, ingest
 from chess_cxr.commands.generate import generate
 from chess_cxr.commands.predict import predict
 from chess_cxr.commands.pretrain import compare_runs, plan_run, pretrain, runs, write_run_page
+from chess_cxr.commands.search import draw_map, search, select
 from chess_cxr.commands.serve import serve
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.table import list_finetune_commands
@@ -55,6 +56,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "weights card": write_weights_card,
     "weights onnx": write_weights_onnx,
     "embed": embed,
+    "search": search,
+    "map": draw_map,
+    "select": select,
     "evaluate": evaluate,
     "benchmark": benchmark,
     **list_finetune_commands(),

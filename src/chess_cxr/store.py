@@ -1,14 +1,13 @@
 """Write and read stores, the data sets on disk.  No other file knows their format.
 
 A store is one Lance table with one row a film: the 8-bit grey JPEG, the fields of `ImageRecord`, two hashes of the
-picture, a boolean column for each flag and a float column for each score and label.  Lance is not fork-safe: read it
-from threads or spawned processes.
+picture, a boolean column for each flag, a float column for each score and label, and a vector column for each encoder
+that has embedded the films.  Lance is not fork-safe: read it from threads or spawned processes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -28,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet
 from lance.fragment import write_fragments
 
+from chess_cxr.files.lance_errors import Writing, explain_damage, explain_errors
 from chess_cxr.files.listing import find_kind
 from chess_cxr.files.locations import is_url, remove_folder
-from chess_cxr.files.whole import FULL_DISK
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.records import FLAGS, SCORES, ChessError, ImageRecord, UsageError
 
@@ -40,6 +39,7 @@ ROWS_A_SCAN = 65_536
 LABEL_PREFIX = "label:"
 FLAG_PREFIX = "flag:"
 SCORE_PREFIX = "score:"
+EMBEDDING_PREFIX = "embedding:"
 COMPLETE = "chess_cxr.complete"  # configuration key of the table; a store without it is still being written
 WRITER = "chess_cxr.writer"  # configuration key that names the newest writer, which holds the store
 LEDGER = "chess_cxr.ledger"  # property of a commit
@@ -47,16 +47,6 @@ HASHES = ("pixel_hash", "perceptual_hash")
 _TEXT_FIELDS = ("uid", "patient", "study", "view", "sex", "site", "split", "manufacturer")
 _NUMBER_FIELDS = ("age_years", "year", "study_day", "spacing_mm")
 _OTHER_COLUMNS = ("height", "width", "jpeg", *HASHES)
-# Meaning of Lance's errors, by words in their texts.
-_WHY = {
-    "status code: 404": "there is no such bucket",
-    "status code: 403": "no permission to write there",
-    "permission denied": "no permission to write there",
-    "read-only file system": "the file system is read-only",
-    "no such file": "another ingest or program removes its files",
-    "conflict": "another ingest writes there too",
-    "error sending request": "it does not answer",
-}
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ class StoreWriter:
         self._schema = schema
         self._dataset = dataset
         self._token = secrets.token_hex(8)
-        with _explain_errors(location):
+        with explain_errors(location):
             dataset.update_config({WRITER: self._token})
 
     def __len__(self) -> int:
@@ -149,9 +139,9 @@ class StoreWriter:
         Raises what `films` raises, OSError ENOSPC on a full disk, `ChessError` if the store cannot be written or
         another writer has taken it over; then none of these films is committed.
         """
-        state = _Writing()
+        state = Writing()
         batches = pa.RecordBatchReader.from_batches(self._schema, _build_batches(films, self._schema, state))
-        with _explain_errors(self.location, state):
+        with explain_errors(self.location, state):
             transaction = write_fragments(
                 batches, self._dataset, self._schema, return_transaction=True, enable_stable_row_ids=False
             )
@@ -162,7 +152,7 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Make the store visible to readers and delete the remains of killed writers; raises as `append`."""
-        with _explain_errors(self.location):
+        with explain_errors(self.location):
             self._check_mine()
             # Remains are deleted first and ledgers, which a continued run needs, last: a kill in between is harmless.
             self._dataset.cleanup_old_versions(older_than=timedelta(days=36_500), delete_unverified=True)
@@ -196,7 +186,7 @@ def begin_store(
         if not is_url(location):
             Path(location).parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _explain_errors(location):
+            with explain_errors(location):
                 empty = pa.RecordBatchReader.from_batches(schema, iter(()))
                 created = lance.write_dataset(empty, _name_for_lance(location), schema=schema, mode="create")
             return StoreWriter(location, schema, created)
@@ -228,12 +218,6 @@ def write_store(location: Path | str, films: Iterable[StoredFilm], label_names: 
     return written
 
 
-@dataclass
-class _Writing:
-    written: int = 0
-    error: BaseException | None = None
-
-
 def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str, Any]) -> pa.Schema:
     described = {"version": STORE_VERSION, "labels": list(label_names), "dataset": dataset, "options": dict(options)}
     fields = [pa.field(name, pa.string()) for name in _TEXT_FIELDS]
@@ -247,7 +231,7 @@ def _build_schema(label_names: Sequence[str], dataset: str, options: Mapping[str
     return pa.schema(fields, metadata={"chess_cxr": json.dumps(described)})
 
 
-def _build_batches(films: Iterable[StoredFilm], schema: pa.Schema, state: _Writing) -> Iterator[pa.RecordBatch]:
+def _build_batches(films: Iterable[StoredFilm], schema: pa.Schema, state: Writing) -> Iterator[pa.RecordBatch]:
     """Turn films into record batches; keep in `state` the exception that Lance would wrap in its own."""
     unknown = {name: float("nan") for name in schema.names if name.startswith(LABEL_PREFIX)}
     rows = (unknown | _build_row(film) for film in films)
@@ -270,32 +254,6 @@ def _build_row(film: StoredFilm) -> dict[str, Any]:
     return row | {"jpeg": film.jpeg, "height": film.height, "width": film.width}
 
 
-@contextlib.contextmanager
-def _explain_errors(location: Path | str, state: _Writing | None = None) -> Iterator[None]:
-    """Replace errors of Lance, which quote its source code: by the error of `films`, a full disk or one line."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if state is not None and state.error:
-            raise state.error from None
-        if _is_full_disk(error):
-            raise OSError(errno.ENOSPC, "no space left", str(location)) from None
-        raise ChessError(
-            f"{location} cannot be written: {_say_why(error)}; run the same command again to continue"
-        ) from None
-
-
-def _say_why(error: Exception) -> str:
-    text = str(error).lower()
-    return next((said for words, said in _WHY.items() if words in text), f"{type(error).__name__} in the store")
-
-
-def _is_full_disk(error: Exception) -> bool:
-    """Whether an error means a full disk, which Lance reports in its text only."""
-    words = ("no space left", "file too large", "quota")
-    return getattr(error, "errno", None) in FULL_DISK or any(word in str(error).lower() for word in words)
-
-
 def _is_free(path: Path) -> bool:
     """Whether a place holds nothing, or only the remains of a writer that was killed before its first version."""
     if path.is_symlink() or not path.is_dir():
@@ -316,6 +274,7 @@ class Store:
         self.version: int = dataset.version
         self.label_names: list[str] = described["labels"]
         self.dataset_name: str = described["dataset"]
+        self.options: dict[str, Any] = described.get("options", {})
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -323,26 +282,51 @@ class Store:
 
     @cached_property
     def films(self) -> pd.DataFrame:
-        """All columns but pixels and hashes, one row a film in table order; labels have no prefix."""
+        """All columns but pixels, hashes and embeddings, one row a film in table order; labels have no prefix."""
         names = [name for name in self._dataset.schema.names if name not in ("jpeg", *HASHES)]
-        with _explain_damage(self.location):
+        names = [name for name in names if not name.startswith(EMBEDDING_PREFIX)]
+        with explain_damage(self.location):
             table: pd.DataFrame = self._dataset.to_table(columns=names).to_pandas()
         return table.rename(columns={name_label_column(name): name for name in self.label_names})
 
     def read_hashes(self) -> pd.DataFrame:
         """Read the columns `HASHES`, one row a film in table order."""
-        with _explain_damage(self.location):
+        with explain_damage(self.location):
             return pd.DataFrame(self._dataset.to_table(columns=list(HASHES)).to_pandas())
 
     def read_jpegs(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
         """Read the encoded films at these row numbers, in this order."""
-        with _explain_damage(self.location):
+        with explain_damage(self.location):
             column = self._dataset.take(np.asarray(rows, dtype=np.int64).tolist(), columns=["jpeg"])["jpeg"]
         return [value.as_py() for value in column]
 
     def read_films(self, rows: Sequence[int] | np.ndarray, shortest_side: int = 0) -> list[np.ndarray]:
         """Read and decode the films at these row numbers to uint8 [H, W], in this order."""
         return [decode_stored(jpeg, shortest_side) for jpeg in self.read_jpegs(rows)]
+
+    @property
+    def embeddings(self) -> dict[str, str]:
+        """Keys of the encoders that have embedded the films, with the names that they were called by."""
+        fields = [field for field in self._dataset.schema if field.name.startswith(EMBEDDING_PREFIX)]
+        return {f.name.removeprefix(EMBEDDING_PREFIX): (f.metadata or {}).get(b"encoder", b"").decode() for f in fields}
+
+    def read_embedding(self, key: str) -> np.ndarray:
+        """Read the features of all films, float32 [N, D] in table order; key: one of `embeddings`."""
+        name = EMBEDDING_PREFIX + key
+        with explain_damage(self.location):
+            column = self._dataset.to_table(columns=[name])[name].combine_chunks()
+        feature_ND: np.ndarray = column.flatten().to_numpy().reshape(len(column), -1)
+        return feature_ND
+
+    def add_embedding(self, key: str, encoder: str, parts_ND: Iterable[np.ndarray], width: int) -> Store:
+        """Add the features of all films, float32 [n, width] part by part, in one commit; return the store with them."""
+        vector = pa.list_(pa.float32(), width)
+        schema = pa.schema([pa.field(EMBEDDING_PREFIX + key, vector, metadata={"encoder": encoder})])
+        columns = (pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), width) for part in parts_ND)
+        batches = (pa.record_batch([column], schema=schema) for column in columns)
+        with explain_errors(self.location):
+            _open_table(self.location).add_columns(pa.RecordBatchReader.from_batches(schema, batches))
+        return open_store(self.location)
 
     def get_rows(self, split: str) -> np.ndarray:
         """Return the row numbers of one split, in table order."""
@@ -377,14 +361,6 @@ StoreLike = Store | Path | str
 def get_store(store: StoreLike) -> Store:
     """Return the store itself, or open the one at this path."""
     return store if isinstance(store, Store) else open_store(store)
-
-
-@contextlib.contextmanager
-def _explain_damage(location: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise ChessError(f"{location} cannot be read ({type(error).__name__}): parts are missing or damaged") from None
 
 
 def _name_for_lance(location: Path | str) -> str:

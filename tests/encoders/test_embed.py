@@ -5,8 +5,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from chess_cxr.encoders.embed import FILMS_AT_ONCE, embed, write_features
+from chess_cxr.encoders.embed import embed, write_features
 from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.film_features import FILMS_AT_ONCE
 from chess_cxr.records import UsageError
 from chess_cxr.store import Store
 

@@ -115,12 +115,12 @@ def open_pipe() -> list[int]:
 
 
 @contextmanager
-def open_browser(profile: Path) -> Iterator[Browser]:
-    """Start a browser with a profile of its own, and end it."""
+def open_browser(profile: Path, *more: str) -> Iterator[Browser]:
+    """Start a browser with a profile of its own and more options, and end it."""
     command_read, command_write = open_pipe()
     answer_read, answer_write = open_pipe()
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
-    options += [f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--no-first-run"]
+    options += [f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--no-first-run", *more]
     # The browser reads commands from descriptor 3 and answers on descriptor 4.
     start = f'exec "$0" "$@" 3<&{command_read} 4>&{answer_write}'
     running = subprocess.Popen(

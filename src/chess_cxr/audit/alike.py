@@ -11,6 +11,7 @@ import numpy as np
 from chess_cxr.audit.matching import FilmDetail, FilmMatch, compute_detail, find_by_points, match_films
 from chess_cxr.audit.near import find_near_hashes, unpack_hashes
 from chess_cxr.audit.options import SearchOptions
+from chess_cxr.evaluation.neighbours import find_nearest_of_all
 from chess_cxr.records import OnProgress
 from chess_cxr.workers.cores import count_usable_cores
 
@@ -28,12 +29,14 @@ def find_alike(
     options: SearchOptions,
     known: Collection[tuple[int, int]],
     on_progress: OnProgress,
+    unit_ND: np.ndarray | None = None,
 ) -> dict[tuple[int, int], FilmMatch]:
     """Find pairs of films, first < second, with the same or nearly the same picture.
 
     hashes: perceptual hash of each film.  read_films: returns the pictures of films by number, uint8 [H, W].
     Hashes find quarter turns, mirror images and inverted films; with `thorough`, points find any turn, scale and crop.
-    known: pairs to skip.
+    known: pairs to skip.  unit_ND: features of an encoder, less their mean and at length 1, whose nearest films are
+    compared too.
     """
     if len(hashes) < 2:
         return {}
@@ -53,8 +56,23 @@ def find_alike(
             every += details.get(some).values()
             on_progress("find points", len(every), len(hashes))
         candidates |= set(find_by_points(every, lambda done, total: on_progress("compare points", done, total)))
+    if unit_ND is not None:
+        candidates |= _find_by_features(unit_ND, options, on_progress)
     pairs = sorted(pair for pair in candidates if pair[:2] not in known)
     return _verify(pairs, details, options, on_progress)
+
+
+def _find_by_features(
+    unit_ND: np.ndarray, options: SearchOptions, on_progress: OnProgress
+) -> set[tuple[int, int, bool, bool]]:
+    """Return the nearest films of each film, upright and mirrored; an encoder tells inverted films apart."""
+    near_NK, cosine_NK = find_nearest_of_all(
+        unit_ND, options.candidates_per_film, lambda done, total: on_progress("compare features", done, total)
+    )
+    first, place = np.nonzero(cosine_NK >= options.feature_similarity)
+    second = near_NK[first, place]
+    pairs = zip(np.minimum(first, second).tolist(), np.maximum(first, second).tolist(), strict=True)
+    return {(a, b, mirrored, False) for a, b in pairs for mirrored in (False, True)}
 
 
 def _verify(

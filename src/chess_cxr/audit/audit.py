@@ -27,6 +27,7 @@ from chess_cxr.audit.result import (
     AuditResult,
     get_row,
 )
+from chess_cxr.evaluation.neighbours import make_unit
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.store import Store
 
@@ -38,12 +39,14 @@ def audit_stores(
     training_lists: Sequence[Path] = (),
     options: AuditOptions | None = None,
     on_progress: OnProgress | None = None,
+    features: Sequence[np.ndarray] = (),
 ) -> AuditResult:
     """Find patients and pictures shared between stores, between splits, within a split, and with training lists.
 
     training_lists: encoder folders (their training_uids.txt), or text or CSV files with hashed uids, hashed patients or
     pixel hashes in any place; a listed film is a leak unless it is in the train split of its store.
     on_progress: called with the stage, the finished pieces and the total.
+    features: of an encoder for the films of each store, float32 [N, D]; films that are near in them are compared too.
     Raises `UsageError` without a store, for a similarity outside (0, 1], an unreadable list, or hashes of another
     version.
     """
@@ -57,7 +60,8 @@ def audit_stores(
     films = _read_films(stores)
     thorough = len(films) <= options.thorough_up_to if options.thorough is None else options.thorough
     seen = _find_equal(films)
-    matched = _find_alike(stores, films, seen, thorough, options, show)
+    unit_ND = _center(features) if features else None
+    matched = _find_alike(stores, films, seen, thorough, options, show, unit_ND)
     pairs = _tabulate_pairs(films, seen, matched, options)
     compared = _compare_lists(films, lists)
     result = AuditResult(
@@ -67,6 +71,7 @@ def audit_stores(
         films={str(name): int(count) for name, count in films["store"].value_counts(sort=False).items()},
         thorough=thorough,
         notes=tuple(_list_notes(films, lists, compared, thorough)),
+        by_features=bool(features),
     )
     return replace(result, page=render_result(result, draw_pairs(stores, pairs.head(options.shown), show)))
 
@@ -109,6 +114,7 @@ def _find_alike(
     thorough: bool,
     options: AuditOptions,
     show: OnProgress,
+    unit_ND: np.ndarray | None,
 ) -> dict[tuple[int, int], FilmMatch]:
     """Find films with the same picture; of equal films, compare one for each store and split."""
     hashed = films[films["perceptual_hash"].map(len) > 0]
@@ -117,8 +123,16 @@ def _find_alike(
     place_of = {film: number for number, film in enumerate(place.tolist())}
     known = {(place_of[a], place_of[b]) for a, b in seen if a in place_of and b in place_of}
     read = _build_reader(stores, films.loc[place])
-    found = find_alike(films["perceptual_hash"][place].tolist(), read, thorough, options, known, show)
+    own_ND = None if unit_ND is None else unit_ND[place]
+    found = find_alike(films["perceptual_hash"][place].tolist(), read, thorough, options, known, show, own_ND)
     return {(int(place[a]), int(place[b])): match for (a, b), match in found.items()}
+
+
+def _center(features: Sequence[np.ndarray]) -> np.ndarray:
+    """Join the features of all stores, less their mean and at length 1, float32 [N, D]."""
+    feature_ND = np.concatenate(features)
+    centred_ND = feature_ND - feature_ND.mean(0, dtype=np.float64).astype(np.float32)
+    return make_unit(centred_ND).astype(np.float32)
 
 
 def _build_reader(stores: Sequence[Store], films: pd.DataFrame) -> Callable[[Sequence[int]], list[np.ndarray]]:

@@ -23,11 +23,13 @@ class SearchOptions:
     """Thresholds of the search.
 
     hash_similarity: cosine of perceptual hashes from which pictures are compared, for at most `candidates_per_film` of
-    each film.  similarity: least correlation of fine detail.  points: least number of common points.  overlap: least
-    part of the second film that the first covers.  threads: 0 for one a core.
+    each film.  feature_similarity: the same for the features of an encoder.  similarity: least correlation of fine
+    detail.  points: least number of common points.  overlap: least part of the second film that the first covers.
+    threads: 0 for one a core.
     """
 
     hash_similarity: float = 0.93
+    feature_similarity: float = 0.5
     candidates_per_film: int = 8
     similarity: float = 0.7
     points: int = 12

@@ -35,6 +35,7 @@ class AuditResult:
 
     pairs: `PAIR_COLUMNS`; `first` and `second` are row numbers in their stores.  patients: `PATIENT_COLUMNS`.
     lists: `LIST_COLUMNS`.  films: number in each store.  notes: limits of the audit.  page: self-contained HTML.
+    by_features: whether films near in an encoder's features were compared.
     """
 
     pairs: pd.DataFrame
@@ -44,6 +45,7 @@ class AuditResult:
     thorough: bool
     notes: tuple[str, ...] = ()
     page: str = field(default="", repr=False)
+    by_features: bool = False
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -64,7 +66,8 @@ class AuditResult:
     def as_text(self) -> str:
         """Return the result in short lines, without any identifier."""
         films = ", ".join(f"{name} {count}" for name, count in self.films.items())
-        lines = [f"films: {films}; turned and cropped copies {'' if self.thorough else 'NOT '}looked for"]
+        near = "; films near in the features of an encoder compared" if self.by_features else ""
+        lines = [f"films: {films}; turned and cropped copies {'' if self.thorough else 'NOT '}looked for{near}"]
         for leak in LEAKS:
             told = [_tell(kind, number) for kind, number in self.counts[leak].items() if number]
             lines.append(f"{leak}: {', '.join(told) or 'nothing'}")

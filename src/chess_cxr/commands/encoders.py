@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +14,9 @@ from tyro.conf import Positional
 from chess_cxr.arguments import (
     Device,
     EncoderName,
-    StorePath,
+    Location,
     check_device_name,
+    parse_location,
     print_result,
     read_text,
     refuse_existing,
@@ -128,25 +132,73 @@ def write_weights_onnx(encoder: EncoderName, out: Path) -> None:
     print(write_onnx(encoder, out))
 
 
-def embed(encoder: EncoderName, store: StorePath, out: Path, device: Device = "auto", quiet: bool = False) -> None:
-    """Write the feature vectors of a store's films to a Parquet file.
+def embed(
+    encoder: EncoderName,
+    store: Location,
+    out: Path | None = None,
+    device: Device = "auto",
+    cluster: str = "",
+    index: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Write the feature vectors of a store's films into the store, or to a Parquet file.
 
-    Example: chess-cxr embed encoders/first films.lance --out features.parquet
+    In the store they are a column of this encoder, which search, map, select, audit and serve read.  If interrupted,
+    the same command continues.
+
+    Example: chess-cxr embed encoders/first films.lance
 
     Args:
         encoder: an encoder folder, or a name such as imagenet:tf_efficientnet_lite0.
-        store: a store.
-        out: the Parquet file to write.
+        store: a store, or the URL of one.
+        out: a Parquet file to write instead.
         device: auto, cpu, cuda, cuda:N or mps.
+        cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
+        index: also write an index beside the store, for searches among more than a million films.
         quiet: show no progress.
     """
-    refuse_existing(out)
+    if out:
+        refuse_existing(out)
     check_encoder_name(encoder)
     check_device_name(device)
+    if out and (cluster or index):
+        raise UsageError("--cluster and --index are for features in the store; leave --out out")
+    if cluster:
+        from chess_cxr.workers.cluster import check_address
+
+        check_address(cluster)
     from chess_cxr.store import open_store
 
-    opened = open_store(store)
-    from chess_cxr.encoders.embed import write_features
+    opened = open_store(parse_location(store))
+    from chess_cxr.encoders.embed import open_encoder, write_features
 
     with ProgressBar("embed", len(opened), "films", quiet) as bar:
-        print(write_features(encoder, opened, out, lambda done, _: bar.advance_to(done), device))
+        if out:
+            print(write_features(encoder, opened, out, lambda done, _: bar.advance_to(done), device))
+            return
+        from chess_cxr.search.column import count_embedded, write_embedding
+
+        loaded = open_encoder(encoder, "cpu" if cluster else device)
+        bar.start_from(len(opened) if loaded.key in opened.embeddings else count_embedded(opened, loaded.key))
+        with _connect(cluster) as (executor, threads):
+            opened = write_embedding(
+                encoder, loaded, opened, lambda done, _: bar.advance_to(done), executor, 16 * threads, device
+            )
+    print(f"{opened.location}: {len(opened)} films embedded by {encoder}, key {loaded.key}")
+    if index:
+        from chess_cxr.search.archive import read_archive
+        from chess_cxr.search.index import write_index
+
+        print(write_index(read_archive(opened, loaded, encoder), loaded.key).tell())
+
+
+@contextlib.contextmanager
+def _connect(cluster: str) -> Iterator[tuple[Executor | None, int]]:
+    """Yield the executor of a cluster and its number of threads, or None and 0."""
+    if not cluster:
+        yield None, 0
+        return
+    from chess_cxr.workers.cluster import connect_cluster
+
+    with connect_cluster(cluster) as connected:
+        yield connected

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chess_cxr.arguments import (
     Flat,
@@ -22,11 +23,16 @@ from chess_cxr.arguments import (
 )
 from chess_cxr.audit.options import AuditConfig, AuditOptions
 from chess_cxr.deidentify.options import DeidentifyConfig, DeidentifyOptions
-from chess_cxr.encoders.names import locate_encoder
+from chess_cxr.encoders.names import check_encoder_name, locate_encoder
 from chess_cxr.ingest.options import IngestConfig, IngestOptions
 from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, FilmListing, UsageError
 from chess_cxr.workers.cores import count_usable_cores
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chess_cxr.store import Store
 
 
 def ingest(
@@ -39,6 +45,7 @@ def ingest(
     config: Flat[IngestConfig] = IngestConfig(),  # noqa: B008
     key_file: Path | None = None,
     id_map: Path | None = None,
+    films: Path | None = None,
     workers: int | None = None,
     cluster: str = "",
     json: bool = False,
@@ -63,6 +70,7 @@ study_date, manufacturer, site.
         config: films, split, quality and limits.
         key_file: secret key of the identifier hashes; by default CHESS_CXR_ID_KEY, or a file made once for you.
         id_map: a file to write with uid and original path of every film; keep it private.
+        films: a file with the hashed uids of the films to take, such as chess-cxr select writes; by default all.
         workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
         json: print the summary as JSON.
@@ -92,14 +100,23 @@ study_date, manufacturer, site.
     check_place(store)
     places = [parse_location(source) for source in sources]
     check_key_place(key_file, [*places, store])
-    films = list_source_films(places, table, pairs, dataset, config.val)
-    for note in () if quiet else films.notes:
+    listing = list_source_films(places, table, pairs, dataset, config.val)
+    for note in () if quiet else listing.notes:
         print(f"note: {note}", file=sys.stderr)
     options = IngestOptions(read_id_key(key_file), id_map, site or dataset, **vars(config))
-    count = films.count()
+    if films:
+        from chess_cxr.files.uid_list import read_uid_list
+        from chess_cxr.ingest.listed import keep_listed
+
+        listing = keep_listed(listing, read_uid_list(films), options.id_key)
+    count = listing.count()
+    if films and not count:
+        raise UsageError(
+            f"no film of {films} is in these sources; uids are equal only with the key of the same --key-file"
+        )
     with open_executor(workers, cluster) as (executor, threads), ProgressBar("ingest", count, "films", quiet) as bar:
         options = replace(options, in_flight=max(options.in_flight, 32 * threads))
-        summary = ingest_films(films, store, options, executor, bar.advance)
+        summary = ingest_films(listing, store, options, executor, bar.advance)
     print_result(vars(summary) if json else summary.as_text(), json)
     if failed := sum(summary.quarantined.values()):
         raise ChessError(f"{failed} of {count} films could not be stored; {find_quarantine(store)} says why")
@@ -192,6 +209,7 @@ def audit(
     stores: Stores,
     training_list: tuple[Path, ...] = (),
     out: Path | None = None,
+    encoder: str = "",
     config: Flat[AuditConfig] = AuditConfig(),  # noqa: B008
     json: bool = False,
     quiet: bool = False,
@@ -207,6 +225,8 @@ def audit(
         stores: stores to compare with each other and within themselves.
         training_list: encoder folders, published encoders, or files with hashed uids, hashed patients or pixel hashes.
         out: folder for pairs.csv, patients.csv, lists.csv and report.html, which shows the pairs side by side.
+        encoder: compare also films that are near in the features of this encoder, which finds crops; the stores must \
+hold them, see chess-cxr embed.
         config: thresholds.
         json: print everything as JSON.
         quiet: show no progress.
@@ -219,12 +239,13 @@ def audit(
     if doubled := [store for store, place in zip(stores, real, strict=True) if real.count(place) > 1]:
         raise UsageError(f"the store {doubled[0]} occurs more than once; name it once")
     opened = [open_store(store) for store in stores]
+    features = _read_features(opened, encoder) if encoder else []
     lists = [Path(locate_encoder(place)) for place in training_list]
     from chess_cxr.audit.audit import audit_stores
     from chess_cxr.audit.page import write_audit
 
     with StageBars(quiet) as bars:
-        result = audit_stores(opened, lists, AuditOptions(**vars(config)), bars.show)
+        result = audit_stores(opened, lists, AuditOptions(**vars(config)), bars.show, features)
     print_result(result.as_json() if json else result.as_text(), json)
     if out:
         page = write_audit(result, out)
@@ -232,3 +253,12 @@ def audit(
             print(page)
     if result.leaks:
         raise ChessError(f"{result.leaks} leaks across splits, stores or training lists were found")
+
+
+def _read_features(stores: Sequence[Store], name: str) -> list[np.ndarray]:
+    check_encoder_name(name)
+    from chess_cxr.encoders.embed import open_encoder
+    from chess_cxr.search.archive import read_features
+
+    encoder = open_encoder(name, "cpu")
+    return [read_features(store, encoder, name) for store in stores]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def pretrain(
     preset: str = "",
     config: Path | None = None,
     begin_from: str = "",
+    films: Path | None = None,
     tracking: Flat[TrackingConfig] = TrackingConfig(),  # noqa: B008
     device: Device = "auto",
     quiet: bool = False,
@@ -48,6 +50,7 @@ def pretrain(
         preset: chess_paper, chess_strong, cpu_small or demo; by default cpu_small.
         config: a JSON file such as a run's config.json, instead of a preset.
         begin_from: an encoder to continue from: a folder, or a name such as imagenet:tf_efficientnet_lite0.
+        films: a file with the uids of the films to train on, such as chess-cxr select writes; by default all.
         tracking: trackers of the run's numbers.
         device: auto, cpu, cuda, cuda:N or mps.
         quiet: show no progress.
@@ -63,6 +66,7 @@ def pretrain(
     from chess_cxr.pretraining.pretrain import pretrain as run_pretrain
 
     chosen = read_config_file(config) if config else build_config(preset or "cpu_small", out)
+    chosen = replace(chosen, films=str(films)) if films else chosen
     is_first = is_first_rank()
     with ProgressBar("pretrain", chosen.training.steps, "steps", quiet or not is_first) as bar:
         run = run_pretrain(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from chess_cxr.encoders.encoder import Encoder
+from chess_cxr.encoders.contract import compute_contract_sha256
+from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
+from chess_cxr.encoders.film_features import FilmEncoder, iterate_features, shorten_key
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import OnCount, UsageError
 from chess_cxr.store import StoreLike, get_store
 from chess_cxr.views import resize_film
 
-FILMS_AT_ONCE = 256
+CPU_BATCH, GPU_BATCH = 16, 64  # films a call of the network
 EncoderLike = Encoder | Path | str
 
 
@@ -36,13 +38,12 @@ def embed(
     """
     opened = get_store(store)
     rows = np.arange(len(opened)) if rows is None else np.asarray(rows)
-    embed_films = _build_embedding(encoder, device)
-    parts = []
-    for start in range(0, len(rows), FILMS_AT_ONCE):
-        part = rows[start : start + FILMS_AT_ONCE]
-        parts.append(embed_films(opened.read_films(part)))
+    parts, done = [], 0
+    for part in iterate_features(open_encoder(encoder, device), opened, rows):
+        parts.append(part)
+        done += len(part)
         if on_films:
-            on_films(start + len(part), len(rows))
+            on_films(done, len(rows))
     if not parts:
         raise UsageError(f"there is no film of {opened.path.name} to embed")
     return np.concatenate(parts)
@@ -69,13 +70,23 @@ def tell_seen(name: str, encoder: EncoderLike, uids: Sequence[str] | np.ndarray)
     return f"{name} was pre-trained, without labels, on {seen} of these {len(uids)} films." if seen else ""
 
 
-def _build_embedding(encoder: EncoderLike, device: str) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """Return a function that embeds uint8 films: float32 [N, D]."""
+def open_encoder(encoder: EncoderLike, device: str = "auto") -> FilmEncoder:
+    """Load an encoder, unless it is loaded, for the films of stores."""
     if isinstance(encoder, str) and encoder.startswith("pixels:"):
         side = _parse_side(encoder)
-        return lambda films: np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
+
+        def shrink(films: Sequence[np.ndarray]) -> np.ndarray:
+            return np.stack([resize_film(film, side).ravel() for film in films]).astype(np.float32) / 255
+
+        return FilmEncoder(encoder, shorten_key(f"pixels:{side}"), shrink, lambda pixels_ND: pixels_ND)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
-    return lambda films: loaded.embed([film.astype(np.float32) / 255 for film in films])
+    key = shorten_key(compute_state_sha256(loaded.module) + compute_contract_sha256(loaded.contract))
+    batch = CPU_BATCH if loaded.device.type == "cpu" else GPU_BATCH
+    return FilmEncoder(
+        loaded.name, key,
+        lambda films: loaded.prepare([film.astype(np.float32) / 255 for film in films]),
+        lambda input_NCSS: loaded.embed_prepared(input_NCSS, batch),
+    )  # fmt: skip
 
 
 def _parse_side(name: str) -> int:

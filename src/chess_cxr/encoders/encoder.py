@@ -47,11 +47,19 @@ class Encoder:
 
         Puts the module in evaluation mode.  Raises ChessError for an array that is not a film.
         """
+        return self.embed_prepared(self.prepare(pixels), batch)
+
+    def prepare(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """Turn films into the network's input, float32 [N, channels, size, size]; threads may do this in parallel."""
+        shape = (0, self.contract.channels, self.contract.size, self.contract.size)
+        return torch.stack([self.contract.prepare(film) for film in pixels]) if len(pixels) else torch.empty(shape)
+
+    def embed_prepared(self, input_NCSS: Tensor, batch: int = 16) -> np.ndarray:
+        """Embed films that `prepare` has prepared."""
         self.module.eval()
-        feature_ND = np.empty((len(pixels), self.feature_count), np.float32)
-        for start in range(0, len(pixels), batch):
-            input_BCSS = torch.stack([self.contract.prepare(film) for film in pixels[start : start + batch]])
-            feature_BD = run_network(self.module, input_BCSS, self.device)
+        feature_ND = np.empty((len(input_NCSS), self.feature_count), np.float32)
+        for start in range(0, len(input_NCSS), batch):
+            feature_BD = run_network(self.module, input_NCSS[start : start + batch], self.device)
             if feature_BD.shape[1] != self.feature_count:
                 raise ChessError(
                     f"{self.name} gives {feature_BD.shape[1]} features, not {self.feature_count} as it says"

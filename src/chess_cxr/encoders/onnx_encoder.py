@@ -11,8 +11,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from chess_cxr.encoders.contract import PixelContract, draw_golden_film
+from chess_cxr.encoders.contract import PixelContract, compute_contract_sha256, draw_golden_film
 from chess_cxr.encoders.facts import GOLDEN_FILE, WEIGHTS_FILE, check_sha256, parse_facts, parse_sha256, read_config
+from chess_cxr.encoders.film_features import FilmEncoder, shorten_key
 from chess_cxr.encoders.onnx_session import ONNX_FILE, TOLERANCE, OnnxSession, refuse_large_onnx
 from chess_cxr.records import ChessError
 
@@ -37,6 +38,15 @@ class OnnxEncoder:
                 raise ChessError(f"{self.name} does not give {self.feature_count} features a film as it says")
             feature_ND[start : start + batch] = feature_BD
         return feature_ND
+
+    def open_for_films(self) -> FilmEncoder:
+        """Open it for the films of stores, under the key of its torch network."""
+        key = shorten_key(self.compute_state_sha256() + compute_contract_sha256(self.contract))
+
+        def prepare(films: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [film.astype(np.float32) / 255 for film in films]
+
+        return FilmEncoder(self.name, key, prepare, self.embed)
 
     def compute_state_sha256(self) -> str:
         """Return the SHA-256 of the weights that `encoder.compute_state_sha256` gives for the torch network."""

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from chess_cxr.evaluation.metrics import check_classes, check_findings
 from chess_cxr.evaluation.ranked_scores import FloatArray
-from chess_cxr.records import UsageError
+from chess_cxr.records import OnCount, UsageError
 
+ROWS_AT_ONCE = 256
 COUNTS = (5, 10, 20, 50, 100)
 TEMPERATURE = 0.1  # a neighbour of cosine c weighs exp(c / TEMPERATURE)
 PRIOR = 1.0  # weight of the bank's own share in every score, that of a neighbour of cosine 0: none is 0 or 1
@@ -35,7 +36,7 @@ class Neighbours:
 
     def predict_scores(self, feature_QD: ArrayLike) -> FloatArray:
         """Return the weighted share of votes [Q, C]; rows of classes sum to 1."""
-        unit_QD = _make_unit(np.asarray(feature_QD, np.float64) - self.mean_D)
+        unit_QD = make_unit(np.asarray(feature_QD, np.float64) - self.mean_D)
         return _vote(unit_QD @ self.unit_ND.T, self.label_NC, (self.count,))[0]
 
 
@@ -58,7 +59,7 @@ def fit_neighbours(
     multilabel = np.ndim(label) == 2
     label_NC = check_findings(label, names) if multilabel else np.eye(len(names))[check_classes(label, names)]
     mean_D = feature.mean(axis=0)
-    unit_ND = _make_unit(feature - mean_D)
+    unit_ND = make_unit(feature - mean_D)
     patient = np.unique(np.asarray(patient_N), return_inverse=True)[1]
     cosine_NN = unit_ND @ unit_ND.T
     cosine_NN[patient[:, None] == patient] = -np.inf
@@ -67,8 +68,35 @@ def fit_neighbours(
     return Neighbours(mean_D, unit_ND, label_NC, tried[int(np.argmin(losses))], multilabel)
 
 
-def _make_unit(feature_ND: FloatArray) -> FloatArray:
-    unit_ND: FloatArray = feature_ND / np.maximum(np.linalg.norm(feature_ND, axis=1, keepdims=True), 1e-12)
+def find_nearest_of_all(
+    unit_ND: NDArray[np.float32], count: int, on_rows: OnCount | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the nearest others of each film and their cosines, [N, K], nearest first; all pairs are compared.
+
+    unit_ND: features less their mean, at length 1.  K is `count`, or N - 1 if that is less.
+    """
+    films = len(unit_ND)
+    kept = max(0, min(count, films - 1))
+    near_NK, cosine_NK = np.empty((films, kept), np.int64), np.empty((films, kept), np.float32)
+    for start in range(0, films if kept else 0, ROWS_AT_ONCE):
+        cosine_BN = unit_ND[start : start + ROWS_AT_ONCE] @ unit_ND.T
+        rows = np.arange(len(cosine_BN))
+        cosine_BN[rows, start + rows] = -np.inf
+        some_BK = np.argpartition(-cosine_BN, kept - 1, axis=1)[:, :kept]
+        some_BK.sort(axis=1)  # of equal cosines the first film comes first
+        cosine_BK = np.take_along_axis(cosine_BN, some_BK, axis=1)
+        order_BK = np.argsort(-cosine_BK, axis=1, kind="stable")
+        part = slice(start, start + len(rows))
+        near_NK[part] = np.take_along_axis(some_BK, order_BK, axis=1)
+        cosine_NK[part] = np.take_along_axis(cosine_BK, order_BK, axis=1)
+        if on_rows:
+            on_rows(start + len(rows), films)
+    return near_NK, cosine_NK
+
+
+def make_unit(feature_ND: FloatArray) -> FloatArray:
+    """Return vectors at length 1, [N, D] or one [D]; a vector of zeros stays."""
+    unit_ND: FloatArray = feature_ND / np.maximum(np.linalg.norm(feature_ND, axis=-1, keepdims=True), 1e-12)
     return unit_ND
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chess_cxr.files.uid_list import read_uid_list
 from chess_cxr.film_jpeg import decode_stored
 from chess_cxr.methods.batch import ViewBatch, take_views
 from chess_cxr.pretraining.crops import Crops, Sizes, add_views, find_size
@@ -57,9 +59,18 @@ class FilmPool:
         return [str(uids[s][r]) for s, r in zip(self.store_of_N, self.row_of_N, strict=True)]
 
 
-def build_film_pool(stores: Sequence[Store], splits: Sequence[str]) -> FilmPool:
-    """Collect the films of `splits` ("" for films without a split) from all stores."""
-    rows = [np.flatnonzero(store.films["split"].isin(list(splits)).to_numpy()) for store in stores]
+def build_film_pool(stores: Sequence[Store], splits: Sequence[str], listed: str = "") -> FilmPool:
+    """Collect the films of `splits` ("" for films without a split) from all stores.
+
+    listed: a file with the uids of the films to take; "" for all.
+    """
+    wanted = [store.films["split"].isin(list(splits)).to_numpy() for store in stores]
+    if listed:
+        uids = read_uid_list(Path(listed))
+        wanted = [own & store.films["uid"].isin(uids).to_numpy() for own, store in zip(wanted, stores, strict=True)]
+        if not any(own.any() for own in wanted):
+            raise UsageError(f"no film of {listed} is in the train split, or without a split, in the given stores")
+    rows = [np.flatnonzero(own) for own in wanted]
     store_of = np.concatenate([np.full(len(row), number) for number, row in enumerate(rows)])
     pool = FilmPool(tuple(stores), store_of, np.concatenate(rows))
     if not len(pool):

@@ -46,6 +46,7 @@ class PretrainConfig:
     crops: number and size of each film's views.  guides: columns that features should keep or forget, see `Guide`.
     balance: the column to balance films by, see `build_groups`; "" for none.
     sizes: side of global views over the course of the run, as (share of the run, size); () for a constant size.
+    films: a file with the uids of the films to train on, such as `chess-cxr select` writes; "" for all.
     """
 
     # for pydantic, nested configurations included: refuse a misspelt entry
@@ -63,6 +64,7 @@ class PretrainConfig:
     guides: tuple[Guide, ...] = ()
     balance: str = ""
     sizes: tuple[tuple[float, int], ...] = ()
+    films: str = ""
 
     def __post_init__(self) -> None:
         check_sizes(self.sizes, self.views.size)

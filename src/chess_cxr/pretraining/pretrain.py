@@ -52,6 +52,7 @@ class RunPlan:
     balance: str = ""
     sizes: Sizes = ()
     begun_from: str = ""
+    films: str = ""
 
 
 def pretrain(
@@ -86,7 +87,7 @@ def pretrain(
     encoder, sha256 = read_beginning(config)
     plan = RunPlan(
         config.training, config.views, config.pixels, config.splits, config.positives, config.crops, config.guides,
-        config.balance, config.sizes, sha256,
+        config.balance, config.sizes, sha256, config.films,
     )  # fmt: skip
     method: Any = build_method(config.method, encoder, config.training.steps)
     if config.begin_from:
@@ -95,7 +96,9 @@ def pretrain(
     if isinstance(config.method, MoCoConfig) and not find_checkpoint(Path(out) / "checkpoints"):
         check_norm_groups(method, config.method, count_ranks())
     if config.guides:
-        method = Guided(method, config.guides, count_values(build_film_pool(opened, config.splits), config.guides))
+        method = Guided(
+            method, config.guides, count_values(build_film_pool(opened, config.splits, config.films), config.guides)
+        )
     pretrain_run(Path(out), method, opened, plan, describe(config), on_step, tracking, say, device)
     return Path(out)
 
@@ -197,7 +200,7 @@ def pretrain_run(
     A run continues only on the same films.  Arguments and errors as in `train_in_folder`.
     """
     training, say = plan.training, say or say_on_stderr
-    pool = build_film_pool(stores, plan.splits)
+    pool = build_film_pool(stores, plan.splits, plan.films)
     if len(pool) < 2:
         raise UsageError("the given stores hold one film to train on; pre-training needs at least two")
     uids, columns = pool.get_uids(), [guide.column for guide in plan.guides]

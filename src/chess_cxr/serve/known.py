@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,34 +13,38 @@ from chess_cxr.store import Store, open_store
 
 if TYPE_CHECKING:
     from chess_cxr.encoders.encoder import Encoder
+    from chess_cxr.encoders.film_features import FilmEncoder
     from chess_cxr.encoders.onnx_encoder import OnnxEncoder
+    from chess_cxr.search.archive import Archive
 
 MOST_SHOWN = 50
-FILMS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class KnownFilms:
-    """A store, and the features of its films: less their mean, at length 1."""
+    """An archive as the server shows it."""
 
-    store: Store
-    labels: tuple[str, ...]
-    mean_D: np.ndarray
-    unit_ND: np.ndarray
+    archive: Archive
+
+    @property
+    def store(self) -> Store:
+        """Return the store of the films."""
+        return self.archive.store
 
     def find_nearest(self, feature_D: np.ndarray, count: int) -> list[dict[str, Any]]:
         """Return the nearest films with their cosine, keyed hash, labels, and number in the store."""
-        cosine_N = self.unit_ND @ _make_unit(feature_D - self.mean_D)
-        rows = np.argsort(-cosine_N, kind="stable")[: min(count, MOST_SHOWN)]
-        films = self.store.films.iloc[rows]
+        from chess_cxr.search.archive import read_labels
+
+        rows, cosines = self.archive.find_nearest(feature_D, min(count, MOST_SHOWN))
+        films = self.store.films.iloc[rows].to_dict("records")
         return [
             {
                 "number": int(row),
                 "uid": str(film["uid"]),
-                "cosine": float(cosine_N[row]),
-                "labels": {name: _read_label(film[name]) for name in self.labels},
+                "cosine": float(cosine),
+                "labels": read_labels(film, self.store.label_names),
             }
-            for row, (_, film) in zip(rows, films.iterrows(), strict=True)
+            for row, cosine, film in zip(rows, cosines, films, strict=True)
         ]
 
     def read_jpeg(self, number: int) -> bytes:
@@ -52,24 +55,18 @@ class KnownFilms:
 
 
 def embed_known(location: Path, encoder: Encoder | OnnxEncoder) -> KnownFilms:
-    """Embed all films of a store."""
-    store = open_store(location)
-    if not len(store):
-        raise UsageError(f"there is no film of {store.path.name} to embed")
-    parts = []
-    for start in range(0, len(store), FILMS_AT_ONCE):
-        films = store.read_films(np.arange(start, min(start + FILMS_AT_ONCE, len(store))))
-        parts.append(encoder.embed([film.astype(np.float32) / 255 for film in films]))
-    feature_ND = np.concatenate(parts).astype(np.float64)
-    mean_D = feature_ND.mean(0)
-    return KnownFilms(store, tuple(store.label_names), mean_D, _make_unit(feature_ND - mean_D))
+    """Take the features of a store's films from the store, or embed the films."""
+    from chess_cxr.search.archive import embed_archive
+
+    return KnownFilms(embed_archive(open_store(location), _open(encoder)))
 
 
-def _make_unit(feature_D: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(feature_D, axis=-1, keepdims=True)
-    unit: np.ndarray = feature_D / np.maximum(length, 1e-12)
-    return unit
+def _open(encoder: Encoder | OnnxEncoder) -> FilmEncoder:
+    """Open an encoder for the films of stores; one of ONNX Runtime without torch."""
+    from chess_cxr.encoders.onnx_encoder import OnnxEncoder
 
+    if isinstance(encoder, OnnxEncoder):
+        return encoder.open_for_films()
+    from chess_cxr.encoders.embed import open_encoder
 
-def _read_label(value: Any) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
+    return open_encoder(encoder)

@@ -85,7 +85,7 @@ class Models:
                          "contract_sha256": served.contract_sha256, "features": served.encoder.feature_count,
                          "runtime": served.runtime})  # fmt: skip
         if self.known is not None:
-            told.append({"name": self.known.store.path.name, "task": "neighbours", "films": len(self.known.unit_ND)})
+            told.append({"name": self.known.store.path.name, "task": "neighbours", "films": len(self.known.store)})
         return told
 
 
