@@ -77,4 +77,4 @@ def _answer_golden_film(rest: Any) -> list[dict[str, Any]]:
 
     film = ReadFilm("", film_HW=draw_golden_films()[0].astype("float32") / 255)
     names = rest.models.classifiers
-    return [asdict(rest.models.answer(name, film, rest.options.point)) | {"film": 0} for name in names]
+    return [asdict(rest.models.answer(name, film, rest.options.point)) | {"film": 0, "source": ""} for name in names]
