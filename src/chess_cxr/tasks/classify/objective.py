@@ -28,7 +28,7 @@ class HeadShape:
     """The shape of a classifier's head.
 
     features: number of inputs.  labels: L, or the K ordered classes.  third_class: whether findings have scores for
-    absent, present and uncertain.
+    absent, present and uncertain.  queries: of attentive pooling.
     """
 
     name: HeadName
@@ -36,6 +36,7 @@ class HeadShape:
     features: int
     labels: int
     third_class: bool = False
+    queries: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Classify(nn.Module):
     def __init__(self, encoder: nn.Module | None, shape: HeadShape, balance: Balance | None = None) -> None:
         super().__init__()
         self.encoder, self.shape, self.balance = encoder, shape, balance
-        inputs = count_inputs(shape.name, shape.features)
+        inputs = count_inputs(shape.name, shape.features, shape.queries)
         output = OrdinalScores(inputs, shape.labels) if shape.task == "ordinal" else None
         scores = output or build_scores(inputs, shape.labels * (3 if shape.third_class else 1))
-        self.head = build_head(shape.name, shape.features, scores)
+        self.head = build_head(shape.name, shape.features, scores, shape.queries)
         self.signals: dict[str, float] = {}
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:
