@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from chess_cxr.commands.compare import benchmark, evaluate
+from chess_cxr.commands.compare import benchmark, evaluate, merge_benchmarks, write_task_cards
 from chess_cxr.commands.demo import demo, doctor
 from chess_cxr.commands.encoders import (
     embed,
@@ -61,6 +61,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "select": select,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "benchmark card": write_task_cards,
+    "benchmark merge": merge_benchmarks,
     **list_finetune_commands(),
     "generate": generate,
     "predict": predict,

@@ -63,6 +63,56 @@ def make_suite(film_store: Path) -> Callable[..., Suite]:
             "draws": 2,
             "replicates": 100,
             "reference": "random",
+            "floors": (),
+        }
+        return Suite(**(settings | changed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quadrant_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose films show a finding, the site and the sex in a quadrant each (SYNTHETIC).
+
+    "seen" has a quadrant of its own; "shortcut" has none, and is nine times out of ten where the site is b.
+    """
+    path = tmp_path_factory.mktemp("quadrants") / "quadrants.lance"
+    write_store(path, _draw_quadrants(), ["seen", "shortcut"], "quadrants (SYNTHETIC)")
+    return path
+
+
+def _draw_quadrants() -> Iterator[StoredFilm]:
+    rng = np.random.default_rng(7)
+    for number in range(420):
+        seen, at_b, female = rng.random(3) < 0.5
+        shortcut = at_b if rng.random() < 0.9 else not at_b
+        grey = 0.5 + np.array([[0.08 * seen, 0.15 * at_b], [0.15 * female, 0.0]])
+        pixels = np.kron(grey, np.ones((16, 16))) + rng.normal(0, 0.05, (2, 2)).repeat(16, 0).repeat(16, 1)
+        record = ImageRecord(
+            uid=hash_text(f"film {number}"),
+            patient=hash_text(f"patient {number}"),
+            split=("train", "val", "test")[0 if number < 220 else 1 if number < 280 else 2],
+            labels={"seen": float(seen), "shortcut": float(shortcut)},
+            sex="F" if female else "M",
+            site="b" if at_b else "a",
+            age_years=float(rng.integers(20, 90)) if number % 9 else float("nan"),
+            view="PA",
+        )
+        yield StoredFilm(record, *encode_film(np.clip(pixels, 0, 1).astype(np.float32), 32))
+
+
+@pytest.fixture
+def make_quadrants(quadrant_store: Path) -> Callable[..., Suite]:
+    """Suites of bare pixels on the quadrants: one task a finding."""
+
+    def make(**changed: object) -> Suite:
+        settings: dict[str, object] = {
+            "encoders": {"pixels": "pixels:4", "coarse": "pixels:1"},
+            "tasks": {name: TaskSpec(str(quadrant_store), (name,), kind="multilabel") for name in ("seen", "shortcut")},
+            "fractions": (0.2, 1.0),
+            "draws": 2,
+            "replicates": 200,
+            "reference": "pixels",
         }
         return Suite(**(settings | changed))
 

@@ -12,8 +12,9 @@ import pytest
 
 from chess_cxr.benchmarking import cache
 from chess_cxr.benchmarking.cache import CellFolder, compute_code_version, compute_key, hash_array, list_sources
-from chess_cxr.benchmarking.cells import EMBED_CODE, FIT_CODE, PROBE_CODE, REPLICATE_CODE, read_features
-from chess_cxr.benchmarking.run import cut_films
+from chess_cxr.benchmarking.cells import EMBED_CODE, PROBE_CODE, REPLICATE_CODE, read_features
+from chess_cxr.benchmarking.fit_cells import FIT_CODE
+from chess_cxr.benchmarking.stages import cut_films
 from chess_cxr.records import ChessError
 
 KEY = compute_key({"some": "cell"})
@@ -123,8 +124,8 @@ def test_a_changed_module_that_a_cell_needs_changes_its_key(tmp_path: Path, monk
     before = compute()
     for module, changed in {
         "encoders/xrv": {"EMBED", "FIT"}, "store": {"EMBED", "FIT"}, "views": {"EMBED", "FIT"},
-        "training/precision": {"FIT"}, "evaluation/logistic": {"FIT", "linear"}, "evaluation/neighbours": {"knn"},
-        "evaluation/delong": {"REPLICATE"},
+        "training/precision": {"FIT"}, "evaluation/logistic": {"FIT", "linear"}, "evaluation/delong": {"REPLICATE"},
+        "evaluation/neighbours": {"knn", "REPLICATE"},
         "sources/folder": set[str](),
     }.items():  # fmt: skip
         source = package / f"{module}.py"

@@ -44,6 +44,7 @@ def finished(film_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         draws=2,
         replicates=100,
         reference="random",
+        floors=(),
     )
     cells = tmp_path_factory.mktemp("cells")
     return suite, cells, run_benchmark(suite, cells)
@@ -188,6 +189,7 @@ def test_the_folder_holds_what_the_documentation_says(
         "predictions",
         "table.md",
         "card_section.md",
+        "leaderboard.json",
         "suite.json",
     }
     sets = pyarrow.parquet.read_table(written.out / "results.parquet").to_pandas()

@@ -19,6 +19,7 @@ draws = 6
 replicates = 50
 reference = "pixels"
 synthetic = true
+floors = []
 [encoders]
 pixels = "pixels:16"
 coarse = "pixels:4"
@@ -133,3 +134,22 @@ def test_wrong_use_is_one_line_and_exit_code_2(folder: Path, words: tuple[str, .
     answer = run(*COMMAND, *words, cwd=folder)
     assert answer.code == 2 and answer.out == "" and said in answer.err and len(answer.err.splitlines()) == 1
     assert not (folder / "out.cells").exists()
+
+
+def test_cards_are_written_checked_and_results_merged(folder: Path) -> None:
+    answer = run("benchmark", "card", "suite.toml", "--out", "cards", cwd=folder)
+    assert answer.code == 0 and answer.out.startswith("cards/shapes.json: ") and (folder / "cards/shapes.md").is_file()
+    changed = SUITE.format(more="").replace("draws = 6", "draws = 2").replace("0.1, 0.5, ", "0.5, ")
+    (folder / "suite.toml").write_text(changed)
+    refused = run(*COMMAND, "--card", "coarse", "cards/shapes.json", cwd=folder)
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1 and not (folder / "out").exists()
+    assert "tasks.shapes is not the task of cards/shapes.json: protocol, fractions: 0.1, 0.5, 1.0 in the" in refused.err
+
+    again = run("benchmark", "card", "suite.toml", "--out", "new", "--json", cwd=folder)
+    assert json.loads(again.out)["shapes"]["protocol"]["draws"] == 2
+    assert run(*COMMAND, "--card", "coarse", "new/shapes.json", "--quiet", cwd=folder).code == 0
+    assert "coarse" in (folder / "out" / "card_section.md").read_text()
+    merged = run("benchmark", "merge", "out", "--out", "board", cwd=folder)
+    assert merged.code == 0 and "| coarse out SYNTHETIC |" in merged.out
+    assert (folder / "board" / "report.html").is_file()
+    assert run("benchmark", "merge", "cards", "--out", "other", cwd=folder).code == 2

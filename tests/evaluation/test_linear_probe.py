@@ -4,7 +4,7 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from chess_cxr.evaluation.linear_probe import DEFAULT_STRENGTH, STRENGTHS, fit_linear_probe
+from chess_cxr.evaluation.linear_probe import DEFAULT_STRENGTH, STRENGTHS, fit_linear_probe, tell_edges
 from chess_cxr.evaluation.logistic import Targets, compute_film_losses, solve_logistic, turn_features
 from chess_cxr.evaluation.metrics import compute_multiclass
 from chess_cxr.records import UsageError
@@ -260,3 +260,17 @@ def test_features_of_another_encoder_are_refused() -> None:
     probe = fit_linear_probe(feature, label, np.arange(9), names=NAMES)
     with pytest.raises(UsageError, match="fitted on 4 features, not on 5"):
         probe.predict_scores(np.zeros((2, 5)))
+
+
+def test_a_strength_at_the_end_of_its_grid_is_warned_of() -> None:
+    feature, label = make_films(90, 12)
+    noise = np.random.default_rng(1).permutation(label)
+    probe = fit_linear_probe(feature, noise, np.arange(90), names=NAMES)
+    assert probe.strength_C[0] == max(STRENGTHS)
+    assert tell_edges(probe, NAMES) == ("all classes: the chosen strength 0.032 lies at the strong end of its grid",)
+    findings = np.column_stack([noise == 0, label == 1]).astype(float)
+    fitted = fit_linear_probe(feature, findings, np.arange(90), names=("a", "b"))
+    wanted = ["a"] + (["b"] if fitted.strength_C[1] in (max(STRENGTHS), min(STRENGTHS)) else [])
+    assert [note.partition(":")[0] for note in tell_edges(fitted, ("a", "b"))] == wanted
+    one = fit_linear_probe(feature[:2], label[:2], np.zeros(2), names=NAMES)
+    assert tell_edges(one, NAMES) == ()  # nothing was chosen

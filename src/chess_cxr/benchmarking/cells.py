@@ -22,9 +22,11 @@ from chess_cxr.benchmarking.predictions import TaskKind
 from chess_cxr.benchmarking.suite import EncoderSource
 from chess_cxr.benchmarking.tables import build_statistic
 from chess_cxr.evaluation.intervals import DrawReplicates, replicate_draws
-from chess_cxr.evaluation.linear_probe import LinearProbe, fit_linear_probe
-from chess_cxr.evaluation.neighbours import Neighbours, fit_neighbours
+from chess_cxr.evaluation.linear_probe import LinearProbe, fit_linear_probe, tell_edges
+from chess_cxr.evaluation.metrics import Statistic
+from chess_cxr.evaluation.neighbours import Neighbours, build_precision_statistic, fit_neighbours, measure_precision
 from chess_cxr.evaluation.ranked_scores import mean_known
+from chess_cxr.evaluation.residuals import fit_residuals
 from chess_cxr.records import ChessError
 
 if TYPE_CHECKING:
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
 # A multiple of the films that `embed` takes at once: a film's neighbours in a batch do not depend on the chunk.
 FILMS_A_CHUNK = 2048
 EMBED_CODE = ("encoders.embed",)
-FIT_CODE = ("tasks.classify.train",)
 PROBE_CODE = {"linear": "evaluation.linear_probe", "knn": "evaluation.neighbours"}
-REPLICATE_CODE = ("benchmarking.tables",)
+RESIDUAL_CODE = "evaluation.residuals"
+REPLICATE_CODE = ("benchmarking.tables", "evaluation.neighbours")
 Computed = tuple[Mapping[str, NDArray[np.generic]], dict[str, Any]]
 
 
@@ -127,13 +129,14 @@ class EmbedCell:
         """Embed the films.  Raises ChessError where this worker loads another encoder than was asked for."""
         from chess_cxr.encoders.embed import embed
 
-        encoder = _load_once(self.source, self.identity, self.device)
+        encoder = load_once(self.source, self.identity, self.device)
         rows = cells.read_array(self.rows)[self.start : self.stop]
-        return {"feature": embed(encoder, _open_once(self.location, self.version), rows)}, {}
+        return {"feature": embed(encoder, open_once(self.location, self.version), rows)}, {}
 
 
 @lru_cache(maxsize=1)
-def _load_once(source: EncoderSource, identity: str, device: str) -> EncoderLike:
+def load_once(source: EncoderSource, identity: str, device: str) -> EncoderLike:
+    """Load an encoder unless it was the last one.  Raises ChessError where it is not the one that was asked for."""
     from chess_cxr.benchmarking.encoders import compute_identity, load_source
 
     encoder = load_source(source, device)
@@ -143,7 +146,8 @@ def _load_once(source: EncoderSource, identity: str, device: str) -> EncoderLike
 
 
 @lru_cache(maxsize=2)
-def _open_once(location: str, version: int) -> Store:
+def open_once(location: str, version: int) -> Store:
+    """Open a store unless it was one of the last two."""
     from chess_cxr.store import open_store
 
     return open_store(location, version)
@@ -168,7 +172,8 @@ class ProbeCell:
     """Probabilities, float32 [M, C], of a head fitted to one label draw; arrays are named by their keys.
 
     features: of the embed cells, in order.  label, patient: of the N films.  films: places of the draw; val, test:
-    places that are scored.
+    places that are scored.  without: columns [N, A] that are regressed out of the features first.
+    Of the head "knn" also `precision`, the retrieval of each test film (`evaluation.neighbours.measure_precision`).
     """
 
     head: str
@@ -180,6 +185,7 @@ class ProbeCell:
     val: str
     test: str
     seed: int
+    without: str = ""
 
     @property
     def size(self) -> int:
@@ -189,101 +195,64 @@ class ProbeCell:
     @property
     def key(self) -> str:
         """The hash of features, labels, draw, settings and code."""
-        described = {name: value for name, value in vars(self).items() if name != "features"}
+        code = [PROBE_CODE[self.head], *([RESIDUAL_CODE] if self.without else [])]
+        described = {name: value for name, value in vars(self).items() if name not in ("features", "without")}
+        described |= {"without": self.without} if self.without else {}
         return compute_key(
-            {"cell": "probe", "features": list(self.features), "code": compute_code_version(PROBE_CODE[self.head])}
+            {"cell": "probe", "features": list(self.features), "code": compute_code_version(*code)}
             | described
             | {"class_names": list(self.class_names)}
         )
 
     def compute(self, cells: CellFolder) -> Computed:
         """Fit the head to the draw and predict the val and the test films."""
-        films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
-        label, patient = cells.read_array(self.label), cells.read_array(self.patient)
-        probe: LinearProbe | Neighbours
-        given = read_features(cells, self.features, films), label[films], patient[films]
-        if self.head == "knn":
-            probe, facts = fit_neighbours(*given, names=self.class_names), {}
-        else:
-            probe = fit_linear_probe(*given, names=self.class_names, seed=self.seed)
-            facts = _describe_probe(probe)
-        scores = {
-            split: probe.predict_scores(read_features(cells, self.features, places)).astype(np.float32)
-            if len(places)
-            else np.empty((0, len(self.class_names)), np.float32)
-            for split, places in (("val", val), ("test", test))
-        }
-        return scores, {"notes": [], **facts}
+        places = {name: cells.read_array(getattr(self, name)) for name in ("films", "val", "test")}
+        label, films = cells.read_array(self.label), places["films"]
+        feature = {name: read_features(cells, self.features, those) for name, those in places.items()}
+        if self.without:
+            feature = self._take_off(cells, feature, places)
+        given = feature["films"], label[films], cells.read_array(self.patient)[films]
+        probe, facts = fit_head(self.head, *given, self.class_names, self.seed, feature["val"], label[places["val"]])
+        scores = {split: score_films(probe, feature[split], len(self.class_names)) for split in ("val", "test")}
+        if isinstance(probe, Neighbours):
+            scores["precision"] = measure_precision(probe, feature["test"], label[places["test"]])
+        return scores, facts
+
+    def _take_off(
+        self, cells: CellFolder, feature: dict[str, NDArray[np.float32]], places: Mapping[str, NDArray[np.intp]]
+    ) -> dict[str, NDArray[np.float32]]:
+        known_NA = cells.read_array(self.without)
+        found = fit_residuals(feature["films"], known_NA[places["films"]])
+        return {name: found.take_off(part, known_NA[places[name]]).astype(np.float32) for name, part in feature.items()}
 
 
-def _describe_probe(probe: LinearProbe) -> dict[str, Any]:
+def fit_head(
+    head: str,
+    feature_ND: NDArray[np.float32],
+    label: NDArray[np.generic],
+    patient_N: NDArray[np.generic],
+    names: Sequence[str],
+    seed: int,
+    val_feature_MD: NDArray[np.float32],
+    val_label: NDArray[np.generic],
+) -> tuple[LinearProbe | Neighbours, dict[str, Any]]:
+    """Fit a head on cached features to labelled films; return it with the facts of its cell."""
+    if head == "knn":
+        bank = fit_neighbours(
+            feature_ND, label, patient_N, names=names, val=(val_feature_MD, val_label) if len(val_label) else None
+        )
+        return bank, {"notes": list(bank.notes), "count": bank.count}
+    probe = fit_linear_probe(feature_ND, label, patient_N, names=names, seed=seed)
     strength = float(np.exp(mean_known(np.log(probe.strength_C), axis=0)))
-    return {"notes": list(probe.notes), "strength": None if math.isnan(strength) else strength}
+    notes = [*probe.notes, *tell_edges(probe, names)]
+    return probe, {"notes": notes, "strength": None if math.isnan(strength) else strength}
 
 
-@dataclass(frozen=True)
-class FitCell:
-    """Probabilities, float32 [M, C], of a head that learns by steps, or of a whole network, from one label draw.
-
-    The films are read from their store: such a head needs more than pooled features.  rows, label, target, patient,
-    films, val, test: keys of arrays as in `ProbeCell`; target: what labels teach.
-    """
-
-    source: EncoderSource
-    identity: str
-    location: str
-    version: int
-    content: str
-    head: str
-    kind: TaskKind
-    class_names: tuple[str, ...]
-    rows: str
-    label: str
-    target: str
-    patient: str
-    films: str
-    val: str
-    test: str
-    seed: int
-    device: str = "cpu"
-
-    @property
-    def size(self) -> int:
-        """One fit, or one table cell."""
-        return 1
-
-    @property
-    def key(self) -> str:
-        """The hash of encoder, films, labels, draw, settings and code."""
-        left_out = ("source", "location", "version", "rows", "device")
-        described = {name: value for name, value in vars(self).items() if name not in left_out}
-        described |= {"device": self.device.partition(":")[0], "code": compute_code_version(*FIT_CODE)}
-        return compute_key({"cell": "fit"} | described | {"class_names": list(self.class_names)})
-
-    def compute(self, cells: CellFolder) -> Computed:
-        """Train on the draw, choose the moment by the val films, and predict the val and the test films."""
-        from chess_cxr.encoders.encoder import Encoder
-        from chess_cxr.tasks.classify.config import FinetuneConfig
-        from chess_cxr.tasks.classify.labels import LabelledRows
-        from chess_cxr.tasks.classify.train import fit_classifier
-
-        encoder = _load_once(self.source, self.identity, self.device)
-        if not isinstance(encoder, Encoder):
-            raise ChessError(f"{self.source.name} has no network; only linear heads fit it")
-        films, val, test = (cells.read_array(key) for key in (self.films, self.val, self.test))
-        places = np.concatenate([films, val, test])
-        rows, label, target, patient = (
-            cells.read_array(key)[places] for key in (self.rows, self.label, self.target, self.patient)
-        )
-        splits = zip(("train", "val", "test"), (films, val, test), strict=True)
-        split = np.concatenate([np.full(len(part), name, "<U5") for name, part in splits])
-        chosen = LabelledRows(
-            rows, label, self.class_names, patient, split, self.kind, np.full(len(rows), ""), target, np.zeros(1, int)
-        )
-        config = FinetuneConfig(self.head, seed=self.seed)  # type: ignore[arg-type]  # a suite's heads are its modes
-        store = _open_once(self.location, self.version)
-        fitted = fit_classifier(encoder, store, chosen, config, lambda *_: None)
-        return {name: it.astype(np.float32) for name, it in fitted.scores.items()}, {"notes": list(fitted.notes)}
+def score_films(probe: LinearProbe | Neighbours, feature_MD: NDArray[np.float32], classes: int) -> NDArray[np.float32]:
+    """Return the probabilities of films, float32 [M, C]; M may be 0."""
+    if not len(feature_MD):
+        return np.empty((0, classes), np.float32)
+    return probe.predict_scores(feature_MD).astype(np.float32)
 
 
 # ---------------------------------------------------------------- resampled metrics
@@ -324,8 +293,7 @@ class ReplicateCell:
         test = cells.read_array(self.test)
         label, patient = cells.read_array(self.label)[test], cells.read_array(self.patient)[test]
         statistics = [
-            build_statistic(self.kind, label, cells.read_arrays(probe)["test"], self.class_names)
-            for probe in self.probes
+            _build_statistic(self.kind, label, cells.read_arrays(probe), self.class_names) for probe in self.probes
         ]
         parts = replicate_draws(patient, statistics, self.replicates, self.seed)
         arrays = {
@@ -333,6 +301,17 @@ class ReplicateCell:
             "value_KDR": np.stack([part.value_DR for part in parts.values()]),
         }
         return arrays, {"metrics": list(parts)}
+
+
+def _build_statistic(
+    kind: TaskKind, label: NDArray[np.generic], arrays: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> Statistic:
+    """Return the statistic of a prediction set: of its probabilities and, where there is one, of its retrieval."""
+    scored = build_statistic(kind, label, arrays["test"], names)
+    if "precision" not in arrays:
+        return scored
+    retrieved = build_precision_statistic(arrays["precision"], names)
+    return lambda weight_RN: scored(weight_RN) | retrieved(weight_RN)
 
 
 def read_replicates(cells: CellFolder, key: str) -> dict[str, DrawReplicates]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from chess_cxr.benchmarking.cache import compute_key, hash_array
 from chess_cxr.benchmarking.suite import RELATIVE, EncoderSource
+from chess_cxr.benchmarking.variants import build_variant, parse_variant
 from chess_cxr.device import choose_device
 from chess_cxr.encoders.embed import EncoderLike, tell_seen
 from chess_cxr.encoders.encoder import (
@@ -37,7 +38,7 @@ class EncoderFacts:
 def check_spec(spec: str) -> None:
     """Raise UsageError for what can be neither found nor a name."""
     if spec not in RELATIVE:
-        check_encoder_name(spec)
+        check_encoder_name(parse_variant(spec).spec)
 
 
 def resolve_sources(encoders: Mapping[str, str], reference: str) -> dict[str, EncoderSource]:
@@ -81,8 +82,8 @@ def settle_source(source: EncoderSource) -> tuple[EncoderSource, tuple[str, ...]
 def load_source(source: EncoderSource, device: str = "cpu") -> EncoderLike:
     """Load an encoder of a suite.
 
-    Takes everything `load_encoder` does, `random`, a network like the reference's, and `pixels:SIDE`, which is its own
-    encoder.  Raises ChessError, in one line, for whatever is missing or broken.
+    Takes everything `load_encoder` does, its variants (see `variants`), `random`, a network like the reference's, and
+    `pixels:SIDE`, which is its own encoder.  Raises ChessError, in one line, for whatever is missing or broken.
     """
     if source.spec.startswith("pixels:"):
         return source.spec
@@ -90,7 +91,8 @@ def load_source(source: EncoderSource, device: str = "cpu") -> EncoderLike:
         like = load_source(EncoderSource("", source.like))
         assert isinstance(like, Encoder)
         return place_encoder(build_random_encoder(like.architecture, like.contract), choose_device(device))
-    return load_encoder(LITE0 if source.spec == "imagenet" else source.spec, device=device)
+    variant = parse_variant(LITE0 if source.spec == "imagenet" else source.spec)
+    return build_variant(load_encoder(variant.spec, device=device), variant)
 
 
 def describe_source(

@@ -14,7 +14,8 @@ from chess_cxr.benchmarking.cache import CellFolder
 from chess_cxr.benchmarking.comparison import Comparison
 from chess_cxr.benchmarking.encoders import EncoderFacts
 from chess_cxr.benchmarking.films import OpenedTask, open_task
-from chess_cxr.benchmarking.run import BenchmarkRun, Ledger, cut_films, finish_run
+from chess_cxr.benchmarking.run import BenchmarkRun, finish_run
+from chess_cxr.benchmarking.stages import Ledger, keep_features
 from chess_cxr.benchmarking.suite import EncoderSource, Suite, TaskSpec
 from chess_cxr.benchmarking.tables import SetKey
 from chess_cxr.benchmarking.workers import open_runner
@@ -73,6 +74,7 @@ def evaluate(
         seed=seed,
         reference=next(iter(named)),
         replicates=replicates,
+        floors=(),
     )
     task = open_task(TASK, spec, suite, opened, evaluate_on)
     loaded = {name: _load(encoder, device) for name, encoder in named.items()}
@@ -90,9 +92,7 @@ def evaluate(
 def _embed(name: str, encoder: EncoderLike, task: OpenedTask, ledger: Ledger) -> tuple[str, ...]:
     """Embed the films of the task; return the keys of the features."""
     feature_ND = embed(encoder, task.store, task.chosen.rows, ledger.watch(f"embed {name}"))
-    return tuple(
-        ledger.folder.keep_array(feature_ND[start:stop], "feature") for start, stop in cut_films(len(feature_ND))
-    )
+    return keep_features(feature_ND, ledger.folder)
 
 
 def _describe(name: str, encoder: EncoderLike, task: OpenedTask) -> EncoderFacts:

@@ -108,8 +108,8 @@ def open_task(
             data_set=", ".join(spec.sites) or store.dataset_name or store.path.stem,
             kind=chosen.kind,
             class_names=chosen.names,
-            val=_describe_films(store, chosen, val),
-            test=_describe_films(store, chosen, test),
+            val=describe_films(store, chosen, val),
+            test=describe_films(store, chosen, test),
             train_total=len(train),
             notes=has_no_val,
             split=scored or "test",
@@ -149,7 +149,8 @@ def _check_uids(task: OpenedTask) -> None:
             raise UsageError(f"{wrong} of {len(uid_M)} uids of {task.store.path.name} are no keyed hashes")
 
 
-def _describe_films(store: Store, chosen: LabelledRows, places: np.ndarray) -> EvaluatedFilms:
+def describe_films(store: Store, chosen: LabelledRows, places: np.ndarray) -> EvaluatedFilms:
+    """Return what is known of some of the chosen films."""
     films = store.films.iloc[chosen.rows[places]]
     groups = {key: _as_text(films[key]) for key in ("sex", "view", "site")}
     groups["age_band"] = compute_age_bands(films["age_years"].to_numpy(np.float64))

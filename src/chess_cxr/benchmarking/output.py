@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from chess_cxr.benchmarking import leaderboard
 from chess_cxr.benchmarking.errors import find_worst_errors
 from chess_cxr.benchmarking.page.page import write_benchmark_page
 from chess_cxr.benchmarking.page.text import render_card_section, render_tables
@@ -37,7 +38,9 @@ class WrittenBenchmark:
     def as_json(self) -> dict[str, Any]:
         """Return the summary, the differences and what failed as plain JSON values; NaN is null."""
         found = {name: getattr(self.tables, name) for name in ("summary", "differences", "failures")}
-        read = {name: json.loads(table.to_json(orient="records")) for name, table in found.items()}
+        read = {
+            name: json.loads(table.to_json(orient="records")) for name, table in {**found, **self.run.extra}.items()
+        }
         cells = {"computed": self.run.computed, "kept": self.run.kept}
         return {"out": str(self.out), "reference": self.run.results.reference, "cells": cells, **read}
 
@@ -63,16 +66,20 @@ def write_benchmark(
         tables.summary.to_csv(growing / "summary.csv", index=False)
         tables.differences.to_csv(growing / "differences.csv", index=False)
         tables.failures.to_csv(growing / "failures.csv", index=False)
+        (growing / leaderboard.FILE).write_text(json.dumps(leaderboard.describe_results(run, tables.summary)), "utf-8")
+        for name, table in run.extra.items():
+            table.to_csv(growing / f"{name}.csv", index=False)
         for name, task in results.tasks.items():
             write_predictions(growing / "predictions" / f"{name}.parquet", results, task)
-        (growing / TABLE_FILE).write_text(render_tables(results, tables, command), "utf-8")
+        (growing / TABLE_FILE).write_text(render_tables(results, tables, command, run.extra), "utf-8")
         there = set(tables.summary["encoder"])
         if card or results.reference in there:
             section = render_card_section(results, tables, card or results.reference)
             (growing / "card_section.md").write_text(section, "utf-8")
         (growing / "suite.json").write_text(json.dumps(describe_suite(run.suite), indent=1) + "\n", "utf-8")
         thumbnails = read_thumbnails(run) if pictures else {}
-        write_benchmark_page(results, vars(tables), growing / PAGE_FILE, command, thumbnails)
+        sheets = run.sheets if pictures else {}
+        write_benchmark_page(results, {**vars(tables), **run.extra}, growing / PAGE_FILE, command, thumbnails, sheets)
     return WrittenBenchmark(out, run, tables)
 
 

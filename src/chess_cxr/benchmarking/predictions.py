@@ -94,7 +94,8 @@ class BenchmarkResults:
     """All that a benchmark predicted.
 
     encoders: name -> what it is, in the order of the tables.  reference: the encoder that differences are taken to.
-    replicates, level: of the bootstrap.  synthetic: whether the films were generated.
+    replicates, level: of the bootstrap.  synthetic: whether the films were generated.  floors: encoders that are none,
+    to compare with; they count in no correction of p-values but their own.
     """
 
     tasks: Mapping[str, TaskFilms]
@@ -106,6 +107,7 @@ class BenchmarkResults:
     replicates: int = 1000
     level: float = 0.95
     synthetic: bool = False
+    floors: tuple[str, ...] = ()
 
     def list_subsets(self, task: str) -> tuple[str, ...]:
         """Return the label subsets of a task, smallest first."""

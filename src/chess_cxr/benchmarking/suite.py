@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from chess_cxr.encoders.names import EXAMPLES, locate_encoder
 from chess_cxr.files.locations import is_url
 from chess_cxr.records import UsageError
+from chess_cxr.sources.phantom.place import is_phantom
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 RELATIVE = ("random", "imagenet")  # named without a network: those of the reference's
-Head = Literal["linear", "knn", "mlp", "attentive", "full"]
+Head = Literal["linear", "knn", "mlp", "attentive", "attentive8", "full"]
+Floor = Literal["metadata", "shuffled", "pixels", "untrained"]
+FLOORS: tuple[Floor, ...] = get_args(Floor)
+PictureKind = Literal["bones", "nodules"]
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 
 
@@ -41,7 +45,8 @@ class TaskSpec:
     sites: of the films, all by default.  kind: by default told from the labels.  uncertain: what an uncertain label
     counts as.  heads: what is fitted to the encoders, "knn" or modes of `FinetuneConfig`.  fractions: instead of the
     suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of
-    the store that marks the first draw of a subset of its own size.
+    the store that marks the first draw of a subset of its own size.  steps, batch, patience: the budget of heads that
+    learn by steps, as in `FinetuneConfig`; every encoder has the same.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -55,6 +60,26 @@ class TaskSpec:
     fractions: tuple[float, ...] | None = None
     film_counts: tuple[int, ...] = ()
     first_draw: str = ""
+    steps: int = 300
+    batch: int = 32
+    patience: int = 5
+
+
+@dataclass(frozen=True)
+class PictureSpec:
+    """One task of a suite whose results are pictures.
+
+    places: folders of pairs or of marked nodules, or phantom:PATIENTS@SIZE#SEED, as in `finetune`.
+    val, test: shares of the patients.  options: fields of `BonesConfig` or `NodulesConfig`; the seed is the suite's.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    kind: PictureKind
+    places: tuple[str, ...]
+    val: float = 0.1
+    test: float = 0.2
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,11 @@ class Suite:
     on: the split that is scored; choose a recipe on val, and report test.
     reference: the encoder that differences are taken to, the first by default.  replicates, level: of the bootstrap.
     device: that embeds films.  synthetic: the films were generated, and every page says so.
+    floors: what encoders have to beat, see `floors`.
+    audit: whether to ask what embeddings know beside the findings, see `audit`.
+    sites: name -> tasks that share labels, each of which is trained on and tested on all of them, see `sites`.
+    recipes: name -> encoders that are runs of one pre-training recipe with different seeds, see `recipes`.
+    pictures: tasks of the kinds bones and nodules; a file has them among its tasks.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -81,17 +111,38 @@ class Suite:
     level: float = 0.95
     device: str = "cpu"
     synthetic: bool = False
+    floors: tuple[Floor, ...] = FLOORS
+    audit: bool = False
+    sites: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    recipes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pictures: dict[str, PictureSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SuitePreset:
-    """A suite without films: the encoders that are known by name, those that have to be given, and the subsets."""
+    """A suite without films: the encoders that are known by name, those that have to be given, and the subsets.
+
+    films: what takes the place of stores that are not given.  heads, film_counts: of every task.  full, steps: label
+    subsets and budget of the head "full", which has a task of its own.  pairs, nodules: places of bones and nodules.
+    """
 
     encoders: dict[str, str]
     given: tuple[str, ...] = field(default=())
     fractions: tuple[float, ...] = FRACTIONS
     draws: int = 10
     reference: str = ""
+    films: dict[str, str] = field(default_factory=dict)
+    heads: tuple[Head, ...] = ("linear",)
+    film_counts: tuple[int, ...] = ()
+    full: tuple[float, ...] = ()
+    steps: int = 300
+    replicates: int = 2000
+    audit: bool = False
+    synthetic: bool = False
+    pairs: tuple[str, ...] = ()
+    nodules: tuple[str, ...] = ()
+    bone_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    nodule_options: dict[str, bool | int | float | str] = field(default_factory=dict)
 
 
 def paper() -> SuitePreset:
@@ -101,10 +152,34 @@ def paper() -> SuitePreset:
         given=("CheSS", "ours"),
         fractions=(0.01, 1.0),
         reference="ours",
+        full=(0.01, 0.1, 1.0),
+        audit=True,
     )
 
 
-SUITES: dict[str, Callable[[], SuitePreset]] = {"paper": paper}
+def paper_small() -> SuitePreset:
+    """Run all of the paper's table on generated films, within 20 minutes on two cores: to see that it works."""
+    return SuitePreset(
+        encoders={"scratch": "random", "ImageNet": "size=96:imagenet:tf_efficientnet_lite0", "ours": "cxr-small"},
+        fractions=(0.1, 1.0),
+        draws=3,
+        reference="ours",
+        films={"six classes": "phantom:150@128#5"},
+        heads=("linear", "knn", "full"),
+        film_counts=(24,),
+        full=(1.0,),
+        steps=40,
+        replicates=500,
+        audit=True,
+        synthetic=True,
+        pairs=("phantom:40@96#6",),
+        nodules=("phantom:40@128#7",),
+        bone_options={"size": 96, "crop": 64, "decoder": "tiny", "steps": 120, "batch": 4},
+        nodule_options={"size": 64, "film_size": 128, "width": 8, "steps": 120, "batch": 4},
+    )
+
+
+SUITES: dict[str, Callable[[], SuitePreset]] = {"paper": paper, "paper-small": paper_small}
 
 
 def read_suite(path: Path) -> Suite:
@@ -113,7 +188,7 @@ def read_suite(path: Path) -> Suite:
     Raises UsageError, naming the first entry that is unknown or does not fit.
     """
     try:
-        described = tomllib.loads(path.read_text("utf-8"))
+        described = _part_pictures(tomllib.loads(path.read_text("utf-8")))
         text = json.dumps(described)
     except OSError as error:
         presets = ", ".join(SUITES)
@@ -124,14 +199,23 @@ def read_suite(path: Path) -> Suite:
         suite = TypeAdapter(Suite).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join("tasks" if part == "pictures" else str(part) for part in first["loc"])
         raise UsageError(f"{path}: {place}: {_say_problem(first)}") from None
     return check_suite(_anchor(suite, path.parent), str(path))
 
 
-def build_suite(preset: str, stores: Mapping[str, str], encoders: Mapping[str, str]) -> Suite:
+def build_suite(
+    preset: str,
+    stores: Mapping[str, str],
+    encoders: Mapping[str, str],
+    pairs: Sequence[str] = (),
+    nodules: Sequence[str] = (),
+    heads: Sequence[Head] = (),
+) -> Suite:
     """Build the suite of a preset for some stores, with all of their labels, and the encoders that it leaves open.
 
+    pairs, nodules: places of bone suppression and nodule generation, which are left out without any.
+    heads: in place of the preset's; "full" trains all weights, on label subsets of its own.
     Raises UsageError for an unknown preset, and where an encoder or any store is missing.
     """
     if preset not in SUITES:
@@ -143,10 +227,28 @@ def build_suite(preset: str, stores: Mapping[str, str], encoders: Mapping[str, s
     if missing:
         example = " ".join("CheSS=chess:chess.pth.tar" if name == "CheSS" else f"{name}=FOLDER" for name in missing)
         raise UsageError(f"the suite {preset!r} also compares {', '.join(missing)}; add --encoders {example}")
-    if not stores:
+    films = stores or plan.films
+    if not films:
         raise UsageError(f"the suite {preset!r} needs films: add --stores films.lance")
-    tasks = {name: TaskSpec(store) for name, store in stores.items()}
-    suite = Suite(named, tasks, plan.fractions, plan.draws, reference=plan.reference)
+    asked = tuple(heads) or plan.heads
+    frozen = tuple(head for head in asked if head != "full")
+    tasks = {
+        name: TaskSpec(store, heads=frozen, film_counts=plan.film_counts) for name, store in films.items() if frozen
+    }
+    if "full" in asked:
+        tasks |= {
+            f"{name} full": TaskSpec(store, heads=("full",), fractions=plan.full, steps=plan.steps)
+            for name, store in films.items()
+        }
+    pictures = {
+        "bone suppression": PictureSpec("bones", tuple(pairs or plan.pairs), options=plan.bone_options),
+        "nodule generation": PictureSpec("nodules", tuple(nodules or plan.nodules), options=plan.nodule_options),
+    }
+    suite = Suite(
+        named, tasks, plan.fractions, plan.draws, reference=plan.reference, replicates=plan.replicates,
+        synthetic=plan.synthetic and not stores, audit=plan.audit,
+        pictures={name: one for name, one in pictures.items() if one.places},
+    )  # fmt: skip
     return check_suite(_anchor(suite, Path()), f"the suite {preset!r}")
 
 
@@ -159,9 +261,10 @@ def describe_suite(suite: Suite) -> dict[str, Any]:
 def check_suite(suite: Suite, place: str) -> Suite:
     """Return the suite with its reference filled in, or raise UsageError that says what in `place` is wrong."""
     suite = replace(suite, reference=suite.reference or next(iter(suite.encoders), ""))
-    for what, names in (("encoders", suite.encoders), ("tasks", suite.tasks)):
-        if not names:
-            raise UsageError(f"{place}: {what}: name at least one")
+    for what, names in (("encoders", suite.encoders), ("tasks", suite.tasks), ("tasks", suite.pictures)):
+        if not names and names is not suite.pictures:
+            films = " that classifies films" if suite.pictures else ""
+            raise UsageError(f"{place}: {what}: name at least one{films}")
         for name in names:
             if not _NAME.fullmatch(name):
                 raise UsageError(f"{place}: {what}: {name!r} should be letters, digits, spaces and . _ + - only")
@@ -173,6 +276,8 @@ def check_suite(suite: Suite, place: str) -> Suite:
 
 def anchor_encoder(spec: str, folder: Path) -> str:
     """Return the spec with its paths, if any, made absolute; they are meant relative to `folder`."""
+    if changed := re.match(r"(?:(?:size|blocks)=\d+:)+", spec):
+        return changed[0] + anchor_encoder(spec[changed.end() :], folder)
     kind, found, rest = spec.partition(":")
     if kind == "chess" and found:
         return f"chess:{folder / rest}"
@@ -191,12 +296,25 @@ def _find_problem(suite: Suite) -> str:
         return "level: lies between 0 and 1"
     if problem := _find_wrong_subset(suite.fractions, ()):
         return problem
+    for name, group in suite.sites.items():
+        if len(set(group)) < 2 or len(set(group)) < len(group) or not set(group) <= set(suite.tasks):
+            return f"sites.{name}: name two or more of the tasks {', '.join(suite.tasks)}, each once"
+    runs = [run for group in suite.recipes.values() for run in group]
+    if len(set(runs)) < len(runs) or not set(runs) <= set(suite.encoders) or not all(suite.recipes.values()):
+        return f"recipes: name encoders of the suite, each once, out of {', '.join(suite.encoders)}"
+    if clash := next((name for name in suite.recipes if name in suite.encoders), ""):
+        return f"recipes.{clash}: an encoder has this name"
+    for name, one in suite.pictures.items():
+        if not one.places or not (one.val >= 0 and one.test > 0 and one.val + one.test < 1):
+            return f"tasks.{name}: name places, and shares val and test that leave something to train on"
     for name, task in suite.tasks.items():
         fractions = suite.fractions if task.fractions is None else task.fractions
         if problem := _find_wrong_subset(fractions, task.film_counts):
             return f"tasks.{name}.{problem}"
         if not (fractions or task.film_counts or task.first_draw):
             return f"tasks.{name}.fractions: there is no label subset"
+        if min(task.steps, task.batch) < 1 or task.patience < 0:
+            return f"tasks.{name}: steps and batch must be 1 or more, patience 0 or more"
         if not task.heads or len(set(task.heads)) < len(task.heads):
             return f"tasks.{name}.heads: name each head once, at least one"
     return ""
@@ -212,6 +330,17 @@ def _find_wrong_subset(fractions: tuple[float, ...], film_counts: tuple[int, ...
     return ""
 
 
+def _part_pictures(described: dict[str, Any]) -> dict[str, Any]:
+    """Take the tasks whose results are pictures out of the tasks of a suite file."""
+    tasks = described.get("tasks", {})
+    if not isinstance(tasks, dict):
+        return described
+    kinds = get_args(PictureKind)
+    found = {name: one for name, one in tasks.items() if isinstance(one, dict) and one.get("kind") in kinds}
+    rest = {name: one for name, one in tasks.items() if name not in found}
+    return described | {"tasks": rest, "pictures": found} if found else described
+
+
 def _say_problem(error: Any) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return "there is no such entry"
@@ -222,8 +351,12 @@ def _anchor(suite: Suite, folder: Path) -> Suite:
     """Make paths absolute that are meant relative to `folder`."""
     here = folder.absolute()
     tasks = {
-        name: task if is_url(task.store) else replace(task, store=str(here / task.store))
+        name: task if is_url(task.store) or is_phantom(task.store) else replace(task, store=str(here / task.store))
         for name, task in suite.tasks.items()
     }
+    pictures = {
+        name: replace(one, places=tuple(place if is_phantom(place) else str(here / place) for place in one.places))
+        for name, one in suite.pictures.items()
+    }
     encoders = {name: anchor_encoder(spec, here) for name, spec in suite.encoders.items()}
-    return replace(suite, encoders=encoders, tasks=tasks)
+    return replace(suite, encoders=encoders, tasks=tasks, pictures=pictures)

@@ -126,8 +126,8 @@ def build_difference_table(results: BenchmarkResults, replicates: Replicates) ->
     """Return every other encoder minus the reference, on the draws and resampled patients that both have, with p.
 
     p is two-sided, of the bootstrap; p_holm is p corrected (Holm 1979) for all encoders, heads and subsets of one task
-    and metric.  p_delong: of DeLong's test, with patients as clusters, for the area of one class or finding where there
-    is a single draw.
+    and metric, and for all floors apart from them.  p_delong: of DeLong's test, with patients as clusters, for the area
+    of one class or finding where there is a single draw.
     """
     rows = []
     for key in list_set_keys(results):
@@ -139,6 +139,7 @@ def build_difference_table(results: BenchmarkResults, replicates: Replicates) ->
         if not shared:
             continue
         about = _describe(results, key) | {"reference": results.reference, "draws": len(shared)}
+        about |= {"floor": key.encoder in results.floors}
         for metric, part in replicates[key].items():
             gap = subtract_draws(
                 _keep_draws(part, mine, shared),
@@ -151,7 +152,7 @@ def build_difference_table(results: BenchmarkResults, replicates: Replicates) ->
             rows.append(row | {"p_delong": _compare_one_area(results, mine, theirs, metric)})
     table = pd.DataFrame(rows)
     if not table.empty:
-        family = table.groupby(["task", "metric"], sort=False)["p"]
+        family = table.groupby(["task", "metric", "floor"], sort=False)["p"]
         table["p_holm"] = family.transform(lambda p: correct_holm(p.to_numpy()))
     return table
 

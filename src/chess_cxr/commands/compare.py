@@ -113,11 +113,14 @@ def benchmark(
     out: Path,
     stores: tuple[str, ...] = (),
     encoders: tuple[str, ...] = (),
+    pairs: tuple[str, ...] = (),
+    nodules: tuple[str, ...] = (),
+    heads: tuple[Literal["linear", "knn", "mlp", "attentive", "attentive8", "full"], ...] = (),
     cells: Path | None = None,
     workers: int | None = None,
     cluster: str = "",
     device: Device = "",
-    card: str = "",
+    card: tuple[str, ...] = (),
     pictures: bool = True,
     json: bool = False,
     quiet: bool = False,
@@ -130,15 +133,19 @@ def benchmark(
     Example: chess-cxr benchmark suite.toml --out result
 
     Args:
-        suite: a TOML file, or the name of a preset: paper.
+        suite: a TOML file, or the name of a preset: paper, or paper-small, which needs nothing else.
         out: folder for results.parquet, summary.csv, differences.csv, predictions/, table.md and report.html.
         stores: for a preset: stores, each a task with all its labels.
         encoders: for a preset: NAME=ENCODER, such as CheSS=chess:chess.pth.tar ours=encoders/first.
+        pairs: for a preset: folders of pairs for bone suppression.
+        nodules: for a preset: folders of films with marked nodules for nodule generation.
+        heads: for a preset: what is fitted to the encoders; full trains all weights.
         cells: folder of finished cells, which suites can share; by default OUT.cells.
         workers: number of processes; by default one per core.
         cluster: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers see the same files.
         device: auto, cpu, cuda, cuda:N or mps; by default as in the suite.
-        card: the encoder that card_section.md describes; by default the reference.
+        card: the encoder that card_section.md describes, by default the reference; and files of task cards: another
+            split, label or protocol than theirs is refused.
         pictures: leave films out of the page, to pass it on where films may not go.
         json: print summary, differences and failures as JSON.
         quiet: show no progress.
@@ -151,7 +158,7 @@ def benchmark(
     from chess_cxr.benchmarking.benchmark import choose_suite
 
     named = parse_encoders(encoders) if encoders else {}
-    chosen = choose_suite(suite, stores, named)  # before anything is connected
+    chosen = choose_suite(suite, stores, named, pairs, nodules, heads)  # before anything is connected
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(quiet))
         executor, count = None, workers
@@ -176,3 +183,57 @@ def benchmark(
         again = f"to try again remove {out}: finished cells are kept"
         parts = "part" if failed == 1 else "parts"
         raise ChessError(f"{failed} {parts} of the benchmark failed, {out / 'failures.csv'} says why; {again}")
+
+
+def write_task_cards(
+    suite: Annotated[Positional[str], tyro.conf.arg(metavar="SUITE")],
+    out: Path,
+    stores: tuple[str, ...] = (),
+    encoders: tuple[str, ...] = (),
+    json: bool = False,
+) -> None:
+    """Write a card of each task of a suite: data, splits as hashes, labels, protocol.
+
+    Two labs whose cards have one identity measure the same; benchmark --card refuses anything else.
+
+    Example: chess-cxr benchmark card suite.toml --out cards
+
+    Args:
+        suite: a TOML file, or the name of a preset.
+        out: folder for TASK.json and TASK.md.
+        stores: for a preset, as in benchmark.
+        encoders: for a preset, as in benchmark.
+        json: print the cards as JSON.
+    """
+    refuse_existing(out)
+    from chess_cxr.benchmarking.benchmark import choose_suite
+    from chess_cxr.benchmarking.cards import identify_card, write_cards
+    from chess_cxr.benchmarking.phantoms import write_phantom_stores
+
+    chosen = choose_suite(suite, stores, parse_encoders(encoders) if encoders else {})
+    cards = write_cards(write_phantom_stores(chosen, out.with_name(f"{out.name}.cells")), out)
+    if json:
+        print_result(cards, json)
+    else:
+        print("\n".join(f"{out / name}.json: {identify_card(card)}" for name, card in cards.items()))
+
+
+def merge_benchmarks(
+    results: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RESULT…")], out: Path, json: bool = False
+) -> None:
+    """Merge results of several benchmarks into one leaderboard page.
+
+    Results stand in one table where their task cards have one identity.
+
+    Example: chess-cxr benchmark merge result theirs/leaderboard.json --out leaderboard
+
+    Args:
+        results: folders of benchmarks, or their files leaderboard.json.
+        out: folder for leaderboard.json, leaderboard.csv, table.md and report.html.
+        json: print tasks and entries as JSON.
+    """
+    refuse_existing(out)
+    from chess_cxr.benchmarking.leaderboard import merge_results
+
+    merged = merge_results(results, out)
+    print_result(merged.as_json() if json else merged.as_text(), json)

@@ -68,7 +68,7 @@ def bootstrap_by_patient(
     Covers only the choice of test patients, for a fixed model.
     """
     return {
-        metric: _summarise(float(value_D[0]), value_DR[0], level)
+        metric: summarise(float(value_D[0]), value_DR[0], level)
         for metric, (value_D, value_DR) in _replicate_indices(patient_N, statistic, replicates, seed).items()
     }
 
@@ -88,7 +88,7 @@ def paired_bootstrap_by_patient(
     one = _replicate_indices(patient_N, first, replicates, seed)
     other = _replicate_indices(patient_N, second, replicates, seed)
     return {
-        metric: _summarise_difference(
+        metric: summarise_difference(
             float(one[metric][0][0] - other[metric][0][0]), one[metric][1][0] - other[metric][1][0], level
         )
         for metric in one
@@ -195,7 +195,7 @@ def average_draws(part: DrawReplicates, seed: int = 0, level: float = 0.95) -> I
     Resampling D draws underestimates their variance by a factor (D - 1) / D, so their deviations are widened by the
     square root of D / (D - 1) (Hesterberg 2015, section 4.3).
     """
-    return _summarise(_mean_of(part.value_D), _resample_draws(part.value_DR, seed), level)
+    return summarise(_mean_of(part.value_D), resample_draws(part.value_DR, seed), level)
 
 
 def subtract_draws(first: DrawReplicates, second: DrawReplicates, seed: int = 0, level: float = 0.95) -> Difference:
@@ -208,14 +208,15 @@ def subtract_draws(first: DrawReplicates, second: DrawReplicates, seed: int = 0,
             f"cannot pair {first.value_DR.shape} with {second.value_DR.shape} draws x replicates: use the same draws"
         )
     gap_DR = first.value_DR - second.value_DR
-    return _summarise_difference(_mean_of(first.value_D - second.value_D), _resample_draws(gap_DR, seed), level)
+    return summarise_difference(_mean_of(first.value_D - second.value_D), resample_draws(gap_DR, seed), level)
 
 
 def _mean_of(value_D: FloatArray) -> float:
     return float(mean_known(value_D[None], axis=1)[0])
 
 
-def _resample_draws(value_DR: FloatArray, seed: int) -> FloatArray:
+def resample_draws(value_DR: FloatArray, seed: int) -> FloatArray:
+    """Return the mean over draws in each replicate, with the draws resampled as well; see `average_draws`."""
     draw_count, replicates = value_DR.shape
     mean_R = mean_known(value_DR, axis=0)
     if draw_count == 1:
@@ -260,12 +261,14 @@ def _replicate_indices(
     return {metric: (np.array([whole[metric]]), values[metric][None]) for metric in whole}
 
 
-def _summarise(value: float, value_R: FloatArray, level: float) -> Interval:
+def summarise(value: float, value_R: FloatArray, level: float) -> Interval:
+    """Return the percentile interval of replicates."""
     low, high = _percentiles(value_R, level)
     return Interval(value, low, high, level, len(value_R), int(np.isnan(value_R).sum()))
 
 
-def _summarise_difference(value: float, value_R: FloatArray, level: float) -> Difference:
+def summarise_difference(value: float, value_R: FloatArray, level: float) -> Difference:
+    """Return the percentile interval of a difference's replicates, and its two-sided p."""
     known = value_R[~np.isnan(value_R)]
     low, high = _percentiles(value_R, level)
     p = math.nan

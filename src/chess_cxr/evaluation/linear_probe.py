@@ -118,6 +118,24 @@ def fit_linear_probe(
     )
 
 
+def tell_edges(probe: LinearProbe, names: Sequence[str], strengths: Sequence[float] = STRENGTHS) -> tuple[str, ...]:
+    """Warn of columns whose strength, chosen by held-out films, is the first or last of those tried: a line each.
+
+    A stronger or weaker penalty might have done better.
+    """
+    if not probe.validation:
+        return ()
+    ends = {max(strengths): "strong", min(strengths): "weak"}
+    columns = zip(names, probe.strength_C.tolist(), strict=True)
+    found = {name: strength for name, strength in columns if strength in ends}
+    if found and not probe.multilabel:
+        found = {"all classes": next(iter(found.values()))}
+    return tuple(
+        f"{name}: the chosen strength {strength:.2g} lies at the {ends[strength]} end of its grid"
+        for name, strength in found.items()
+    )
+
+
 def _encode_labels(label: ArrayLike, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
     """Return labels as 0/1 with unknown ones as 0, and whether they are known as 0/1, both [N, C]."""
     if np.ndim(label) == 2:

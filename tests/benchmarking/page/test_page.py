@@ -221,6 +221,8 @@ MEASURE = """(() => {
   return {
     window: innerWidth, page: document.scrollingElement.scrollWidth,
     outside: every.filter(e => !boxed(e) && tall(e).right > innerWidth + 0.5).map(e => e.tagName),
+    wide: [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1)
+      .map(e => e.getAttribute("aria-label")),
     boxes: [...document.querySelectorAll(".scroll")].filter(e => tall(e).right > innerWidth + 0.5).length,
     missing: [...document.images].filter(e => !e.complete || e.naturalWidth == 0).length,
     images: document.images.length,
@@ -270,6 +272,22 @@ def test_in_a_browser_nothing_is_missing_cut_off_or_complained_of(
     assert told["images"] == 12 and told["missing"] == 0 and told["lost"] == 0
     assert len(told["figures"]) == 9 and min(told["figures"]) >= 200
     assert told["letters"] >= 11
+
+
+def test_tables_of_many_labels_tasks_and_classes_fit_a_page_of_1280_pixels(browser: Browser, tmp_path: Path) -> None:
+    results = make_results({"ours": 1.6, "ImageNet": 1.0, "scratch": 0.1}, replicates=40)
+    subsets = ("1 %", "5 %", "10 %", "25 %", "50 %", "75 %", "100 %")
+    one = [one for one in results.sets if one.subset == "100 %"]
+    sets = tuple(replace(s, subset=name, n_train_films=4 + at) for s in one for at, name in enumerate(subsets))
+    tasks = {f"task {at}": replace(results.tasks["findings"], name=f"task {at}") for at in range(7)}
+    many = [replace(s, task=task) for task in tasks for s in sets if s.task == "findings"]
+    wide = replace(results, tasks=tasks, sets=tuple(many), failures=())
+    out = write_benchmark_page(wide, make_tables(wide), tmp_path / "report.html", COMMAND, {})
+    browser.open(out, 1280)
+    told = browser.evaluate(MEASURE)
+    assert told["wide"] == [] and told["over"] == 0 and told["page"] <= 1280
+    browser.open(out, 400)
+    assert browser.evaluate(MEASURE)["outside"] == []
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -81,3 +81,18 @@ def test_a_head_on_cached_features_says_what_the_whole_network_says() -> None:
         with torch.no_grad():
             cached = extract_map(encoder, film) if name == "attentive" else encoder(film)
         assert alone.predict(cached) == pytest.approx(whole.predict(film), abs=1e-5)
+
+
+def test_several_queries_pool_one_by_one_and_stand_side_by_side() -> None:
+    torch.manual_seed(0)
+    many, places = AttentivePooling(16, queries=3), torch.randn(2, 9, 16)
+    pooled = many(places)
+    assert pooled.shape == (2, 48)
+    for number in range(3):
+        one = AttentivePooling(16)
+        state = dict(many.state_dict()) | {"query": many.query[:, number : number + 1].detach()}
+        one.load_state_dict(state)
+        torch.testing.assert_close(pooled[:, 16 * number : 16 * (number + 1)], one(places))
+    shape = HeadShape("attentive", "multiclass", 16, 3, queries=3)
+    assert Classify(None, shape)(places).shape == (2, 3)
+    assert HeadShape(**{"name": "attentive", "task": "multiclass", "features": 16, "labels": 3}).queries == 1

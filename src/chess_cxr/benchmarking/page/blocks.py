@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_COLUMNS = 7
+"""Of a table, beside the first, that fit a page of 1,280 pixels."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -37,7 +40,7 @@ class Block:
     """A heading ("" for none) and what stands under it, in this order.
 
     warnings: sentences that must not be overlooked.  figures: SVG texts, side by side where there is room;
-    figure_width: of each, in letters (rem).
+    figure_width: of each, in letters (rem).  sheets: pictures as wide as the page.
     """
 
     heading: str = ""
@@ -50,6 +53,7 @@ class Block:
     grid: Grid | None = None
     pictures: tuple[Picture, ...] = ()
     picture_caption: str = ""
+    sheets: tuple[Picture, ...] = ()
     code: str = ""
 
 
@@ -60,3 +64,18 @@ class Part:
     anchor: str
     heading: str
     blocks: tuple[Block, ...]
+
+
+def split_grid(heading: str, grid: Grid) -> list[Block]:
+    """Return a table as blocks, one below the other, each narrow enough for the page; the caption stands last."""
+    columns = len(grid.heads) - 1
+    parts = max(1, -(-columns // MOST_COLUMNS))
+    most = -(-columns // parts)
+    blocks = []
+    for part in range(parts):
+        take = slice(1 + part * most, 1 + (part + 1) * most)
+        rows = tuple((row[0], *row[take]) for row in grid.rows if parts == 1 or any(c.text != "–" for c in row[take]))
+        last = part == parts - 1
+        narrow = Grid((grid.heads[0], *grid.heads[take]), rows, grid.caption if last else "")
+        blocks.append(Block(heading if part == 0 else "", grid=narrow))
+    return blocks

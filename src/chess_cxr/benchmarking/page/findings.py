@@ -77,7 +77,7 @@ def find_weakness(results: BenchmarkResults, differences: pd.DataFrame) -> str:
     """Return a warning where the bootstrap has too few replicates for any corrected p to fall below the limit."""
     if differences.empty:
         return ""
-    chosen = differences[differences["metric"] == FINDING_METRIC]
+    chosen = differences[(differences["metric"] == FINDING_METRIC) & ~differences["floor"]]
     family = int(chosen.groupby("task").size().max()) if len(chosen) else 0
     floor, limit = family * 2 / (results.replicates + 1), compute_limit(results.level)
     if floor < limit:

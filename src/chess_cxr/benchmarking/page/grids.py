@@ -43,8 +43,9 @@ def build_encoder_grid(results: BenchmarkResults) -> Grid:
     rows = []
     for name, about in results.encoders.items():
         sets = sum(one.encoder == name for one in results.sets)
-        mark = ("reference",) if name == results.reference else ()
-        rows.append((Cell(name, mark), Cell(about), Cell(f"{sets:,}", tone="" if sets else "warn")))
+        rows.append(
+            (Cell(name, mark_encoder(results, name)), Cell(about), Cell(f"{sets:,}", tone="" if sets else "warn"))
+        )
     heads = (Cell("encoder"), Cell("what it is"), Cell("prediction sets"))
     return Grid(heads, tuple(rows), "A prediction set is one head, fitted to one draw of labelled films.")
 
@@ -78,8 +79,7 @@ def build_result_grid(
         heads.append(Cell(task, (subset, *films)) if name_tasks else Cell(subset, films))
     rows = []
     for encoder in results.encoders:
-        mark = ("reference",) if encoder == results.reference else ()
-        row = [Cell(encoder, mark)]
+        row = [Cell(encoder, mark_encoder(results, encoder))]
         for task, subset in columns:
             value = select(summary, task=task, subset=subset, encoder=encoder)
             gap = select(differences, task=task, subset=subset, encoder=encoder)
@@ -87,6 +87,11 @@ def build_result_grid(
         if any(cell.text != "–" for cell in row[1:]):
             rows.append(tuple(row))
     return Grid(tuple(heads), tuple(rows), say_caption(results, metric, brief))
+
+
+def mark_encoder(results: BenchmarkResults, name: str) -> tuple[str, ...]:
+    """Say below an encoder's name that the others are compared with it."""
+    return ("reference",) if name == results.reference else ()
 
 
 def say_caption(results: BenchmarkResults, metric: str, brief: bool = False) -> str:

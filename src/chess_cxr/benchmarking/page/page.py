@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chess_cxr.benchmarking.page.blocks import Block, Cell, Grid, Part
+from chess_cxr.benchmarking.page.blocks import Block, Cell, Grid, Part, split_grid
 from chess_cxr.benchmarking.page.details import (
     build_error_block,
     build_operating_block,
@@ -17,6 +17,7 @@ from chess_cxr.benchmarking.page.details import (
     build_roc_block,
     build_subgroup_block,
 )
+from chess_cxr.benchmarking.page.extra import build_extra_parts
 from chess_cxr.benchmarking.page.findings import (
     Tables,
     count,
@@ -46,18 +47,24 @@ def write_benchmark_page(
     out: Path,
     command: str,
     thumbnails: Mapping[str, np.ndarray],
+    sheets: Mapping[tuple[str, str], bytes] | None = None,
 ) -> Path:
     """Write the page of a benchmark, complete in itself, whole or not at all, and return its path.
 
     tables: "summary" and "differences" of `benchmark_tables.build_benchmark_tables`.  out: the file, such as
     `report.html`.  command: what was typed.  thumbnails: small pictures, uint8 [H, W], by the uid of test films; the
-    worst errors (`worst_errors.find_worst_errors`) without one are named without a picture.
+    worst errors (`worst_errors.find_worst_errors`) without one are named without a picture.  sheets: PNG of bones and
+    nodules, by task and encoder.
     """
-    return write_page(out, render_benchmark_page(results, tables, command, thumbnails))
+    return write_page(out, render_benchmark_page(results, tables, command, thumbnails, sheets))
 
 
 def render_benchmark_page(
-    results: BenchmarkResults, tables: Tables, command: str = "", thumbnails: Mapping[str, np.ndarray] | None = None
+    results: BenchmarkResults,
+    tables: Tables,
+    command: str = "",
+    thumbnails: Mapping[str, np.ndarray] | None = None,
+    sheets: Mapping[tuple[str, str], bytes] | None = None,
 ) -> str:
     """Render the page that `write_benchmark_page` writes."""
     parts = [
@@ -67,6 +74,7 @@ def render_benchmark_page(
             _build_task_part(results, tables, task, f"task-{place}", thumbnails or {})
             for place, task in enumerate(results.tasks.values())
         ),
+        *build_extra_parts(results, tables, sheets or {}),
         _build_last_part(results, tables, command),
     ]
     return load_template("chess_cxr.benchmarking.page", "benchmark.html").render(
@@ -111,7 +119,7 @@ def _build_first_part(results: BenchmarkResults, tables: Tables) -> Part:
 
 def _build_comparison_part(results: BenchmarkResults, tables: Tables) -> Part:
     heads = list(dict.fromkeys(one.head for one in results.sets))
-    blocks = [Block(f"{head} head", grid=build_paper_grid(results, tables, head)) for head in heads]
+    blocks = [block for head in heads for block in split_grid(f"{head} head", build_paper_grid(results, tables, head))]
     return Part(
         "comparison", "Fewest and all labels", tuple(block for block in blocks if block.grid and block.grid.rows)
     )
@@ -157,8 +165,8 @@ def _build_result_blocks(results: BenchmarkResults, tables: Tables, task: TaskFi
     by_class = build_class_grid(results, tables, task, head)
     return [
         Block(f"Label efficiency, {head} head", figures=figures, figure_width=25, figure_caption=caption),
-        *(Block(f"{name_metric(metric)}, {head} head", grid=grid) for metric, grid in grids),
-        *([Block(f"AUROC of each {_name_class(task)}, {head} head", grid=by_class)] if by_class else []),
+        *(block for metric, grid in grids for block in split_grid(f"{name_metric(metric)}, {head} head", grid)),
+        *(split_grid(f"AUROC of each {_name_class(task)}, {head} head", by_class) if by_class else []),
     ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
+from chess_cxr.benchmarking.page.blocks import Cell, Part
+from chess_cxr.benchmarking.page.extra import build_extra_parts
 from chess_cxr.benchmarking.predictions import BenchmarkResults, TaskFilms
 from chess_cxr.benchmarking.tables import HEADLINES, BenchmarkTables
 from chess_cxr.records import UsageError
@@ -16,10 +18,12 @@ SYNTHETIC = "**SYNTHETIC: the films were generated. These numbers show that the 
 PAPER_METRIC = "auroc"
 
 
-def render_tables(results: BenchmarkResults, tables: BenchmarkTables, command: str) -> str:
+def render_tables(
+    results: BenchmarkResults, tables: BenchmarkTables, command: str, extra: Mapping[str, pd.DataFrame] | None = None
+) -> str:
     """Render `table.md`: first the paper's form, then every task with all its label subsets, then what failed.
 
-    command: what was typed; it stands below.
+    command: what was typed; it stands below.  extra: tables that only some suites have.
     """
     parts = ["# Encoder benchmark", *([SYNTHETIC] if results.synthetic else [])]
     parts += [f"- {_escape(name)}: {_escape(about)}" for name, about in results.encoders.items()]
@@ -30,6 +34,7 @@ def render_tables(results: BenchmarkResults, tables: BenchmarkTables, command: s
         for head in heads
     ]
     parts += [_render_task(results, tables, task, head) for task in results.tasks for head in heads]
+    parts += [render_parts(build_extra_parts(results, extra or {}, {}))]
     if results.failures:
         rows = [
             [one.task, one.encoder, one.head, one.subset or "all", "all" if one.draw < 0 else one.draw, one.reason]
@@ -38,6 +43,24 @@ def render_tables(results: BenchmarkResults, tables: BenchmarkTables, command: s
         head_row = ["task", "encoder", "head", "subset", "draw", "reason"]
         parts.append(f"## Failures\n\n{_render_grid(head_row, rows)}")
     return "\n\n".join([*(part for part in parts if part), f"    {command}"]) + "\n"
+
+
+def render_parts(parts: Sequence[Part]) -> str:
+    """Render the tables of a page's parts as Markdown, without figures and pictures; "" for none."""
+    lines = []
+    for part in (part for part in parts if part.blocks):
+        lines.append(f"## {part.heading}")
+        for block in part.blocks:
+            lines += [*block.text, *block.warnings]
+            if block.grid:
+                heads, *rows = [[_join_cell(cell) for cell in row] for row in (block.grid.heads, *block.grid.rows)]
+                lines += [*([f"### {block.heading}"] if block.heading else []), _render_grid(heads, rows)]
+                lines += [block.grid.caption] if block.grid.caption else []
+    return "\n\n".join(lines)
+
+
+def _join_cell(cell: Cell) -> str:
+    return " ".join(filter(None, (cell.text, *cell.small)))
 
 
 def render_card_section(results: BenchmarkResults, tables: BenchmarkTables, encoder: str) -> str:

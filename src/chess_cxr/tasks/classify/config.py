@@ -40,6 +40,7 @@ class FinetuneConfig:
         checkpoint_every: steps between checkpoints; not in linear mode.
         threads: number of batches prepared in parallel; not in linear mode.
         seed: random seed.
+        queries: learned queries that pool the feature map; in attentive mode.
     """
 
     mode: Mode = "linear"
@@ -57,6 +58,7 @@ class FinetuneConfig:
     checkpoint_every: int = 100
     threads: int = 1
     seed: int = 0
+    queries: int = 1
 
     def __post_init__(self) -> None:
         """Accept the arguments of version 0.1: no task for auto, one policy or a mapping of policies."""

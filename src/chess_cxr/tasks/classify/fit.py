@@ -31,6 +31,7 @@ from chess_cxr.training.loop import TrainingConfig, check_training_config
 CHECKS = 20  # how often held-out films are scored during training
 FOLDS = 5  # of the training patients; one is held out if there is no val film
 FEWEST_PATIENTS = 10
+MOST_QUERIES = 64
 RATES = {"mlp": 1e-3, "attentive": 1e-3, "full": 3e-4}
 TakeInput = Callable[[np.ndarray], Tensor]  # from places of the chosen rows to inputs of the classifier
 
@@ -53,6 +54,8 @@ def check_finetuning(config: FinetuneConfig, chosen: LabelledRows) -> None:
     if config.mode != "linear":
         if config.patience < 0 or not 0 < config.layer_decay <= 1:
             raise UsageError("fine-tuning needs a patience of 0 or more and a layer_decay above 0, up to 1")
+        if not 1 <= config.queries <= MOST_QUERIES:
+            raise UsageError(f"an attentive head needs 1 to {MOST_QUERIES} queries")
         check_training_config(plan_training(config, int((chosen.split == "train").sum())))
         return
     if config.imbalance != "none" or chosen.task == "ordinal":
@@ -114,7 +117,8 @@ def build_shape(encoder: Encoder, chosen: LabelledRows, config: FinetuneConfig) 
     """Return the shape of the configured head."""
     name: HeadName = config.mode if config.mode in ("mlp", "attentive") else "linear"
     third = chosen.task == "multilabel" and bool((chosen.target_NL == UNCERTAIN).any())
-    return HeadShape(name, chosen.task, encoder.feature_count, len(chosen.names), third)
+    queries = config.queries if name == "attentive" else 1
+    return HeadShape(name, chosen.task, encoder.feature_count, len(chosen.names), third, queries)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ HIDDEN = 512
 DROPOUT = 0.3
 
 
-def build_head(name: HeadName, features: int, output: nn.Module) -> nn.Module:
+def build_head(name: HeadName, features: int, output: nn.Module, queries: int = 1) -> nn.Module:
     """Build a head whose last layer is `output`.
 
     linear, mlp: [B, D] -> scores.  attentive: [B, T, D] -> scores, see `AttentivePooling`.
@@ -25,12 +25,12 @@ def build_head(name: HeadName, features: int, output: nn.Module) -> nn.Module:
     if name == "mlp":
         body = nn.Sequential(Standardise(features), nn.Linear(features, HIDDEN), nn.GELU(), nn.Dropout(DROPOUT))
         return nn.Sequential(body, output)
-    return nn.Sequential(AttentivePooling(features), output)
+    return nn.Sequential(AttentivePooling(features, queries), output)
 
 
-def count_inputs(name: HeadName, features: int) -> int:
+def count_inputs(name: HeadName, features: int, queries: int = 1) -> int:
     """Return the number of inputs of a head's last layer."""
-    return HIDDEN if name == "mlp" else features
+    return HIDDEN if name == "mlp" else features * (queries if name == "attentive" else 1)
 
 
 def build_scores(features: int, count: int) -> nn.Linear:
@@ -65,21 +65,24 @@ class Standardise(nn.Module):
 
 
 class AttentivePooling(nn.Module):
-    """Pool the places of a feature map with one learned query (attentive probe; Bardes et al. 2024, V-JEPA)."""
+    """Pool the places of a feature map with learned queries (attentive probe; Bardes et al. 2024, V-JEPA).
 
-    def __init__(self, features: int) -> None:
+    Each query pools for itself, and the results stand side by side.
+    """
+
+    def __init__(self, features: int, queries: int = 1) -> None:
         super().__init__()
         heads = next(count for count in (8, 4, 2, 1) if features % count == 0)
         self.norm = nn.LayerNorm(features)
-        self.query = nn.Parameter(torch.empty(1, 1, features))
+        self.query = nn.Parameter(torch.empty(1, queries, features))
         nn.init.trunc_normal_(self.query, std=0.02)
         self.attention = nn.MultiheadAttention(features, heads, batch_first=True)
 
     def forward(self, map_BTD: Tensor) -> Tensor:
-        """Pool [B, T, D] to [B, D]."""
+        """Pool [B, T, D] to [B, queries x D]."""
         normed_BTD = self.norm(map_BTD)
-        pooled_B1D: Tensor = self.attention(self.query.expand(map_BTD.shape[0], -1, -1), normed_BTD, normed_BTD)[0]
-        return pooled_B1D[:, 0]
+        pooled_BQD: Tensor = self.attention(self.query.expand(map_BTD.shape[0], -1, -1), normed_BTD, normed_BTD)[0]
+        return pooled_BQD.flatten(1)
 
 
 class OrdinalScores(nn.Module):

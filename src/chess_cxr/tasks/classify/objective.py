@@ -41,10 +41,10 @@ class Classify(nn.Module):
     def __init__(self, encoder: nn.Module | None, shape: HeadShape, balance: Balance | None = None) -> None:
         super().__init__()
         self.encoder, self.shape, self.balance = encoder, shape, balance
-        inputs = count_inputs(shape.name, shape.features)
+        inputs = count_inputs(shape.name, shape.features, shape.queries)
         output = OrdinalScores(inputs, shape.labels) if shape.task == "ordinal" else None
         scores = output or build_scores(inputs, shape.labels * (3 if shape.third_class else 1))
-        self.head = build_head(shape.name, shape.features, scores)
+        self.head = build_head(shape.name, shape.features, scores, shape.queries)
         self.signals: dict[str, float] = {}
 
     def get_parameters(self) -> dict[str, list[nn.Parameter]]:

@@ -18,7 +18,7 @@ class HeadShape:
     """The shape of a classifier's head.
 
     features: number of inputs.  labels: L, or the K ordered classes.  third_class: whether findings have scores for
-    absent, present and uncertain.
+    absent, present and uncertain.  queries: of attentive pooling.
     """
 
     name: HeadName
@@ -26,6 +26,7 @@ class HeadShape:
     features: int
     labels: int
     third_class: bool = False
+    queries: int = 1
 
 
 def find_probabilities(score: np.ndarray, shape: HeadShape) -> np.ndarray:

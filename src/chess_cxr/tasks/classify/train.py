@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ def train_classifier(
     share_batch(plan_training(config, len(divide(chosen, config.seed).train)).batch, *rank)
     described = {
         "task": "classify",
-        "classify": describe(config),
+        "classify": _describe_config(config),
         "encoder_sha256": compute_state_sha256(encoder.module),
         "contract": describe(encoder.contract),
         "labels": list(chosen.names),
@@ -266,6 +267,11 @@ def _cache(
         on_progress("embed", done, total)
 
     cache_features(encoder, store, chosen.rows, folder / FEATURES, config.mode == "attentive", show, *rank)
+
+
+def _describe_config(config: FinetuneConfig) -> dict[str, Any]:
+    """Describe a configuration; one query stays unsaid, so that runs of versions without queries continue."""
+    return {name: value for name, value in describe(config).items() if name != "queries" or value != 1}
 
 
 def _hash_films(uids: np.ndarray, chosen: LabelledRows) -> str:

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The proof of the benchmark: the paper's four kinds of task, floors, audit and sites, on public films.
+# usage: runs/paper.sh DATA FOLDER OUT NAME=ENCODER …        (TINY=1 in the environment: the same, much smaller)
+#   FOLDER: what runs/wide_pool.sh DATA FOLDER has filled; it is only read.  Cells are kept in OUT.cells.
+# The first encoder is the one that the others are compared with; scratch and ImageNet are added.
+# Started again after an interruption, it continues.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(realpath "$1") folder=$(realpath "$2") out=$3
+shift 3
+export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
+suite=$out.suite.toml
+{
+  sed -e "s#store = \"#store = \"$folder/#" -e "s#places = \[\"#places = [\"$data/#" "$here/paper_suite.toml"
+  printf '\n[encoders]\n'
+  for named in "$@"; do
+    name=${named%%=*} spec=${named#*=}
+    [ -e "$spec" ] && spec=$(realpath "$spec")
+    printf '"%s" = "%s"\n' "$name" "$spec"
+  done
+  printf 'scratch = "random"\nImageNet = "imagenet"\n'
+} > "$suite"
+if [ -n "${TINY:-}" ]; then
+  sed -i -e 's/^draws = .*/draws = 2/' -e 's/^replicates = .*/replicates = 50/' -e 's/steps = 600/steps = 3/' \
+    -e 's/^fractions = .*/film_counts = [24]\nfractions = []/' -e '/^first_draw/d' \
+    -e 's/^heads = \["full"\]/heads = ["full"]\nsteps = 2/' "$suite"
+fi
+[ -e "$out" ] || chess-cxr benchmark "$suite" --out "$out" --cells "$out.cells"
+[ -e "$out.cards" ] || chess-cxr benchmark card "$suite" --out "$out.cards"
