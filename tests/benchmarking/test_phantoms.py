@@ -15,14 +15,15 @@ from chess_cxr.store import begin_store, open_store
 def test_a_store_of_generated_films_is_made_once_and_again_after_a_kill(
     make_quadrants: Callable[..., Suite], tmp_path: Path
 ) -> None:
-    suite = make_quadrants(tasks={"phantoms": TaskSpec("phantom:10@64#3")})
+    suite = make_quadrants(tasks={"phantoms": TaskSpec("phantom:20@64#3")})
     made = write_phantom_stores(suite, tmp_path)
     path = Path(made.tasks["phantoms"].store)
     films = open_store(path).films
-    assert len(films) == 20 and "SYNTHETIC" in open_store(path).dataset_name
+    assert len(films) == 40 and "SYNTHETIC" in open_store(path).dataset_name
     assert (films[list(CLASSES)].sum(axis=1) == 1).all() and films[list(CLASSES)].sum().min() >= 3
     assert films.groupby("patient")["split"].nunique().max() == 1
-    assert films["split"].value_counts().to_dict() == {"train": 12, "test": 6, "val": 2}
+    assert films["split"].value_counts().to_dict() == {"train": 24, "test": 12, "val": 4}
+    assert films.groupby("split")["site"].nunique().min() == 2
     stamp, grey = path.stat().st_mtime_ns, open_store(path).read_films([7])[0]
     write_phantom_stores(suite, tmp_path)
     assert path.stat().st_mtime_ns == stamp
@@ -31,7 +32,7 @@ def test_a_store_of_generated_films_is_made_once_and_again_after_a_kill(
     begin_store(path, CLASSES, "phantom films (SYNTHETIC)")  # what a killed writer leaves
     write_phantom_stores(suite, tmp_path)
     again = open_store(path)
-    assert len(again) == 20 and np.array_equal(again.read_films([7])[0], grey)
+    assert len(again) == 40 and np.array_equal(again.read_films([7])[0], grey)
 
 
 def test_the_small_paper_has_all_four_kinds_of_task_and_needs_nothing() -> None:

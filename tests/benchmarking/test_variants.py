@@ -67,6 +67,13 @@ def test_the_blocks_of_a_transformer_have_class_token_and_mean_of_patches() -> N
     np.testing.assert_allclose(plain.module.norm(found).detach().numpy(), tokens[:, 0].numpy(), atol=1e-4)
 
 
+def test_an_untrained_network_is_like_the_reference_in_its_form() -> None:
+    like = "size=96:blocks=2:random:test_resnet@64#3"
+    found = load_source(EncoderSource("scratch", "random", like))
+    assert isinstance(found, Encoder) and found.contract.size == 96
+    assert found.feature_count == load(like).feature_count and compute_identity(found) != compute_identity(load(like))
+
+
 def test_more_blocks_than_there_are_are_refused() -> None:
     with pytest.raises(ChessError, match="fewer than 40 blocks"):
         describe_source(EncoderSource("one", "blocks=40:random:test_resnet@64"))

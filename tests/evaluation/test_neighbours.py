@@ -90,7 +90,9 @@ def test_val_films_choose_how_many_neighbours_vote() -> None:
         score = vote_slowly(feature, np.eye(3)[noise], near, count)
         losses.append(-np.log(score[np.arange(30), noise[:30]]).mean())
     assert int(np.argmin(losses)) == 0
-    assert copies.notes == ("k = 1 lies at the end of its grid, 1 to 80",)
+    assert chance.notes == ("k = 80 lies at the end of its grid, 1 to 80",) and copies.notes == ()
+    whole = fit_neighbours(feature, noise, np.arange(90), names=NAMES, counts=[1, 200], val=(far, noise[:30]))
+    assert whole.count == 90 and whole.notes == ()  # there is no film more
     unknown = np.full((30, 3), np.nan)
     blind = fit_neighbours(
         feature, np.eye(3)[noise], np.arange(90), names=NAMES, counts=[1, 5, 80], val=(near, unknown)

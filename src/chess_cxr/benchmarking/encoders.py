@@ -70,7 +70,7 @@ def settle_source(source: EncoderSource) -> tuple[EncoderSource, tuple[str, ...]
         return source, ()
     network = ""
     if source.like not in ("", "imagenet") and not source.like.startswith(("pixels:", "xrv:")):
-        like = load_source(EncoderSource("", source.like))
+        like = load_source(EncoderSource("", parse_variant(source.like).spec))
         network = like.architecture if isinstance(like, Encoder) else ""
     chosen = choose_imagenet(network)
     if chosen != LITE0:
@@ -88,9 +88,11 @@ def load_source(source: EncoderSource, device: str = "cpu") -> EncoderLike:
     if source.spec.startswith("pixels:"):
         return source.spec
     if source.spec == "random":
-        like = load_source(EncoderSource("", source.like))
+        changed = parse_variant(source.like)
+        like = load_source(EncoderSource("", changed.spec))
         assert isinstance(like, Encoder)
-        return place_encoder(build_random_encoder(like.architecture, like.contract), choose_device(device))
+        untrained = build_random_encoder(like.architecture, like.contract)
+        return build_variant(place_encoder(untrained, choose_device(device)), changed)
     variant = parse_variant(LITE0 if source.spec == "imagenet" else source.spec)
     return build_variant(load_encoder(variant.spec, device=device), variant)
 

@@ -13,6 +13,7 @@ from chess_cxr.benchmarking.suite import EncoderSource
 from chess_cxr.records import ChessError
 
 FIT_CODE = ("tasks.classify.train",)
+LAYER_DECAY = 1.0  # untrained weights have to learn in every layer, and all encoders learn alike
 QUERIES = {"attentive8": ("attentive", 8)}  # heads of a mode with several queries
 
 
@@ -56,6 +57,7 @@ class FitCell:
         left_out = ("source", "location", "version", "rows", "device")
         described = {name: value for name, value in vars(self).items() if name not in left_out}
         described |= {"device": self.device.partition(":")[0], "code": compute_code_version(*FIT_CODE)}
+        described |= {"layer_decay": LAYER_DECAY}
         return compute_key({"cell": "fit"} | described | {"class_names": list(self.class_names)})
 
     def compute(self, cells: CellFolder) -> Computed:
@@ -84,7 +86,7 @@ class FitCell:
         mode, queries = QUERIES.get(self.head, (self.head, 1))
         config = FinetuneConfig(
             mode, self.steps, self.batch, patience=self.patience, seed=self.seed, queries=queries,  # type: ignore[arg-type]
-            layer_decay=1.0,  # untrained weights have to learn in every layer, and all encoders learn alike
+            layer_decay=LAYER_DECAY,
         )  # fmt: skip
         store = open_once(self.location, self.version)
         fitted = fit_classifier(encoder, store, chosen, config, lambda *_: None)

@@ -33,7 +33,7 @@ def list_floors(suite: Suite) -> tuple[str, ...]:
     left_out = set[str]()
     if any(spec.startswith("pixels:") for spec in specs):
         left_out.add("pixels")
-    if "random" in specs or like.startswith(("pixels:", "random:", "blocks=", "size=")) or like == "random":
+    if "random" in specs or like == "random" or like.startswith("pixels:") or "random:" in like:
         left_out.add("untrained")
     return tuple(floor for floor in suite.floors if floor not in left_out)
 

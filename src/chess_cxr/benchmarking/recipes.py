@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from chess_cxr.benchmarking.predictions import BenchmarkResults
-from chess_cxr.benchmarking.tables import Replicates, SetKey, list_set_keys
+from chess_cxr.benchmarking.tables import Replicates, SetKey, clip_ends, list_set_keys
 from chess_cxr.evaluation.holm import correct_holm
 from chess_cxr.evaluation.intervals import DrawReplicates
 from chess_cxr.evaluation.seed_spread import average_runs, compute_spread, list_runs, subtract_runs
@@ -78,7 +78,8 @@ def _summarise(
     interval, value_S = average_runs(runs, results.seed, results.level), list_runs(runs)
     return (
         {"task": place[0], "recipe": name, "runs": len(runs), "head": place[1], "subset": place[2], "metric": metric}
-        | {"value": interval.value, "low": interval.low, "high": interval.high}
+        | {"value": interval.value}
+        | clip_ends(interval, metric, results.tasks[place[0]].kind)
         | {"spread": compute_spread(runs), "smallest": value_S.min(), "largest": value_S.max()}
         | {"interval_covers": "patients, draws and seeds" if len(runs) > 1 else "patients and draws, not the seed"}
     )

@@ -126,20 +126,26 @@ def _describe_sources(
 ) -> dict[str, EncoderFacts]:
     """Load every encoder once; what cannot be loaded fails for every head of every task."""
     facts: dict[str, EncoderFacts] = {}
+    left_out = list[str]()
     scored = {name: task.films.test.uid_M for name, task in tasks.items()}
     for number, (name, source) in enumerate(sources.items()):
         if ledger.on_progress:
             ledger.on_progress("load encoders", number, len(sources))
         try:
             facts[name] = describe_source(source, scored, suite.device)
-        except UsageError:
-            raise
+        except UsageError as error:
+            if name not in NAMES.values():
+                raise
+            left_out.append(f"{name} is left out: {error}")
         except ChessError as error:
             ledger.failures += [
                 Failure(task, name, head, "", -1, str(error))
                 for task in tasks
                 for head in list_heads(tasks[task], name)
             ]
+    if suite.reference in facts:
+        known = facts[suite.reference]
+        facts[suite.reference] = replace(known, notes=(*known.notes, *left_out))
     return facts
 
 

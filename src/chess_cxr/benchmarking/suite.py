@@ -198,7 +198,8 @@ def read_suite(path: Path) -> Suite:
     try:
         suite = TypeAdapter(Suite).validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        problems = error.errors()
+        first = next((one for one in problems if one["loc"][-1] == "kind"), problems[0])  # it decides what else belongs
         place = ".".join("tasks" if part == "pictures" else str(part) for part in first["loc"])
         raise UsageError(f"{path}: {place}: {_say_problem(first)}") from None
     return check_suite(_anchor(suite, path.parent), str(path))
@@ -344,6 +345,8 @@ def _part_pictures(described: dict[str, Any]) -> dict[str, Any]:
 def _say_problem(error: Any) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return "there is no such entry"
+    if error["loc"][-1] == "kind":
+        return "should be multiclass, multilabel, bones or nodules"
     return str(error["msg"])
 
 

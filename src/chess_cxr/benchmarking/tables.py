@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from chess_cxr.benchmarking.predictions import BenchmarkResults, Failure, PredictionSet, TaskFilms, TaskKind
 from chess_cxr.evaluation.delong import compare_areas
 from chess_cxr.evaluation.holm import correct_holm
-from chess_cxr.evaluation.intervals import DrawReplicates, average_draws, subtract_draws
+from chess_cxr.evaluation.intervals import DrawReplicates, Interval, average_draws, subtract_draws
 from chess_cxr.evaluation.metrics import (
     Statistic,
     build_multiclass_statistic,
@@ -113,13 +113,15 @@ def build_summary_table(results: BenchmarkResults, replicates: Replicates) -> pd
         about = _describe(results, key)
         for metric, part in replicates[key].items():
             interval = average_draws(part, results.seed, results.level)
-            most = 2.0 if metric == "brier" and results.tasks[key.task].kind == "multiclass" else 1.0
-            rows.append(
-                about
-                | {"metric": metric, "value": interval.value}
-                | {"low": max(interval.low, 0.0), "high": min(interval.high, most), "undefined": interval.undefined}
-            )
+            ends = clip_ends(interval, metric, results.tasks[key.task].kind)
+            rows.append(about | {"metric": metric, "value": interval.value} | ends | {"undefined": interval.undefined})
     return pd.DataFrame(rows)
+
+
+def clip_ends(interval: Interval, metric: str, kind: TaskKind) -> dict[str, float]:
+    """Return the ends of an interval, where a metric can have values: 0 to 1, of Brier's score of classes to 2."""
+    most = 2.0 if metric == "brier" and kind == "multiclass" else 1.0
+    return {"low": max(interval.low, 0.0), "high": min(interval.high, most)}
 
 
 def build_difference_table(results: BenchmarkResults, replicates: Replicates) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def fit_neighbours(
         cosine_QN = make_unit(np.asarray(val[0], np.float64) - mean_D) @ unit_ND.T
     losses = [_compute_loss(score_QC, judge_NC, multilabel) for score_QC in _vote(cosine_QN, label_NC, tried)]
     count = tried[int(np.argmin(losses))]
-    edge = len(tried) > 2 and count in (tried[0], tried[-1])
+    edge = len(tried) > 1 and count == max(counts) < len(feature)  # more films might have voted
     notes = (f"k = {count} lies at the end of its grid, {tried[0]} to {tried[-1]}",) if edge else ()
     return Neighbours(mean_D, unit_ND, label_NC, count, multilabel, notes)
 
