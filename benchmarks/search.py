@@ -22,7 +22,9 @@ from chess_cxr.evaluation.neighbours import make_unit
 from chess_cxr.search.archive import Archive, find_largest
 from chess_cxr.search.index import build_table, search_table
 from chess_cxr.store import open_store
+from peers import import_peer
 
+faiss = import_peer("faiss")
 AT = 10
 CENTRES, SPREAD = 1000, 0.88  # noise beside a centre of length 1: a cosine of 0.75
 
@@ -78,13 +80,8 @@ def compare(unit_ND: np.ndarray, query_QD: np.ndarray) -> None:
         time_queries(
             "Lance, as the search uses it", lambda query_D: search_table(table, folder, query_D, AT)[0], query_QD, exact
         )
-    try:
-        import faiss
-    except ImportError:
-        print("  faiss is not installed: pip install 'chess-cxr[bench]'")
-        return
     faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    lists = max(1, round(films**0.5 / 2))
+    lists = max(1, round(films**0.5))
     for form in ("Flat", f"IVF{lists},SQ8"):
         index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
         begun = time.perf_counter()

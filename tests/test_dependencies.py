@@ -31,7 +31,8 @@ def list_names(requirements: list[str]) -> set[str]:
 
 CORE = list_names(PROJECT["dependencies"])
 EXTRAS = {name: list_names(needed) for name, needed in PROJECT["optional-dependencies"].items()}
-DISTRIBUTIONS = {
+# Of extras that are not in `dev`, and so may not be installed where this runs.
+DISTRIBUTIONS = {"umap": {"umap-learn"}} | {
     module: {normalise(name) for name in names} for module, names in packages_distributions().items() if names
 }
 
@@ -134,7 +135,13 @@ def test_a_missing_extra_is_one_line_that_says_how_to_get_it(module: str, extra:
 # Benchmarks, and the packages that they compare with
 
 BENCHMARKS = sorted((CHECKOUT / "benchmarks").glob("*.py"))
-PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "lance": "pylance", "sklearn": "scikit-learn"}
+PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "lance": "pylance",
+    "sklearn": "scikit-learn",
+    "faiss": "faiss-cpu",
+}
 RUN_WITHOUT = """
 import runpy
 import sys

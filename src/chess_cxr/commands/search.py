@@ -35,7 +35,7 @@ def search(
     device: Device = "auto",
     json: bool = False,
 ) -> None:
-    """Find the films of a store that an encoder finds most like given ones, and what their labels say.
+    """Find the stored films that look most like given ones, and tell what their labels say.
 
     The store must hold the encoder's features: chess-cxr embed ENCODER STORE.  Cosines are of features less the mean of
     all.  Reads files as ingest does.  Research software, not a medical device.

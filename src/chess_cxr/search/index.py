@@ -1,6 +1,6 @@
 """An index of an archive's features, for more films than memory or patience hold: approximate, its recall measured.
 
-It stands beside the store as a Lance table of unit vectors with an index of inverted lists and graphs (IVF_HNSW_SQ).
+It stands beside the store as a Lance table of unit vectors with an index of inverted lists of bytes (IVF_SQ).
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def build_table(unit_ND: np.ndarray, location: Path | str) -> Any:
             yield pa.record_batch([pa.array(np.arange(start, start + len(part))), vectors], schema=schema)
 
     table = lance.write_dataset(pa.RecordBatchReader.from_batches(schema, list_batches()), str(location), schema=schema)
-    lists = max(1, min(4096, round(films**0.5 / 2)))
-    table.create_index("unit", "IVF_HNSW_SQ", metric="cosine", num_partitions=lists, m=16, ef_construction=100)
+    lists = max(1, min(4096, round(films**0.5)))
+    table.create_index("unit", "IVF_SQ", metric="cosine", num_partitions=lists)
     return table
 
 
