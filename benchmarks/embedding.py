@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chess_cxr.encoders.embed import iterate_features, open_encoder
+from chess_cxr.encoders.embed import open_encoder
+from chess_cxr.encoders.film_features import iterate_features
 from chess_cxr.store import open_store
 
 
