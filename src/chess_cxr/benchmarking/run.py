@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from chess_cxr.benchmarking.encoders import EncoderFacts, describe_source, resol
 from chess_cxr.benchmarking.films import OpenedTask, open_tasks
 from chess_cxr.benchmarking.floors import ABOUT, NAMES, SPECS, compute_metadata, list_floors
 from chess_cxr.benchmarking.pictures import check_pictures, compare_pictures
-from chess_cxr.benchmarking.predictions import BenchmarkResults, Failure, TaskFilms
+from chess_cxr.benchmarking.predictions import BenchmarkResults, Failure, PredictionSet, TaskFilms
 from chess_cxr.benchmarking.recipes import build_recipe_tables
 from chess_cxr.benchmarking.sites import compare_sites, find_shared_labels
 from chess_cxr.benchmarking.stages import (
@@ -94,9 +94,7 @@ def finish_run(
     Raises ChessError where nothing could be computed.
     """
     sets, probes = probe_all(tasks, facts, features, ledger, suite.device)
-    if not sets:
-        reason = ledger.failures[0].reason if ledger.failures else "there was nothing to do"
-        raise ChessError(f"none of the benchmark's cells could be computed; the first: {reason}")
+    _check_found(sets, ledger)
     films = {name: _add_notes(task.films, facts) for name, task in tasks.items()}
     floors = tuple(name for name in facts if name in NAMES.values())
     about = {name: facts[name].about if name in facts else suite.encoders[name] for name in (*suite.encoders, *floors)}
@@ -105,6 +103,7 @@ def finish_run(
         floors,
     )  # fmt: skip
     results, replicates = replicate_all(results, tasks, probes, ledger)
+    _check_found(results.sets, ledger)
     extra: dict[str, pd.DataFrame] = {}
     if suite.audit:
         extra["audit"] = audit_encoders(results, tasks, facts, features, probes, replicates, ledger, suite.device)
@@ -119,6 +118,12 @@ def finish_run(
         extra |= build_recipe_tables(suite.recipes, results, replicates)
     results = replace(results, failures=tuple(ledger.failures))
     return BenchmarkRun(suite, results, replicates, tasks, ledger.runner.computed, ledger.runner.kept, extra, sheets)
+
+
+def _check_found(sets: Sequence[PredictionSet], ledger: Ledger) -> None:
+    if not sets:
+        reason = ledger.failures[0].reason if ledger.failures else "there was nothing to do"
+        raise ChessError(f"none of the benchmark's cells could be computed; the first: {reason}")
 
 
 def _describe_sources(
