@@ -72,6 +72,7 @@ NEVER_TORCH = set(
         "tasks.classify.command",
         "tasks.classify.labels",
         "tasks.classify.card",
+        "tasks.classify.fit_operating",
         "tasks.classify.operating",
         "tasks.classify.score",
         "tasks.classify.shape",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -22,43 +21,11 @@ from chess_cxr.evaluation.calibration_error import assign_bins
 from chess_cxr.evaluation.intervals import interval_of_rate
 from chess_cxr.evaluation.metrics import TaskKind, check_classes, check_findings, check_probabilities, check_scores
 from chess_cxr.evaluation.ranked_scores import FloatArray
+from chess_cxr.evaluation.scaling import Scaling, take_logs
 from chess_cxr.records import UsageError
 
-_LEAST = 1e-7  # distance from 0 and 1 to which probabilities are clipped before taking logarithms
 _FLATTEST, _STEEPEST = 0.01, 20.0  # bounds of the slope: a few films can demand any slope
 _FARTHEST = 30.0  # bound of the offset, on both sides
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """A scaling of probabilities, fitted by the log-loss of validation films.
-
-    slope_C: 1 / temperature.  before, after: mean log-loss of the validation films in nats (for findings: over all
-    known pairs of film and finding).  notes: warnings for the reader, one sentence each.
-    """
-
-    kind: TaskKind
-    slope_C: FloatArray
-    offset_C: FloatArray
-    before: float
-    after: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def temperature(self) -> float:
-        """The temperature, if all classes share one; NaN otherwise."""
-        slopes = set(self.slope_C.tolist())
-        return 1 / slopes.pop() if len(slopes) == 1 and min(slopes) > 0 else math.nan
-
-    def apply(self, probability_MC: ArrayLike) -> FloatArray:
-        """Return scaled probabilities, float64 [M, C]; raises UsageError for another number of classes."""
-        probability = np.asarray(probability_MC, dtype=np.float64)
-        if probability.ndim != 2 or probability.shape[1] != len(self.slope_C):
-            classes = len(self.slope_C)
-            raise UsageError(f"probabilities of shape {probability.shape} do not fit {classes} scaled classes")
-        score_MC = self.slope_C * _take_logs(probability, self.kind) + self.offset_C
-        scaled: FloatArray = special.softmax(score_MC, axis=1) if self.kind == "multiclass" else special.expit(score_MC)
-        return scaled
 
 
 def fit_temperature(label: ArrayLike, probability_MC: ArrayLike, class_names: Sequence[str], kind: TaskKind) -> Scaling:
@@ -157,13 +124,7 @@ def _prepare(
     targets = check_classes(label, names) if kind == "multiclass" else check_findings(label, names)
     if len(targets) != len(probability):
         raise UsageError(f"{len(targets)} labels but probabilities of {len(probability)} films")
-    return targets, _take_logs(probability, kind)
-
-
-def _take_logs(probability_MC: FloatArray, kind: TaskKind) -> FloatArray:
-    clipped = np.clip(probability_MC, _LEAST, 1 - _LEAST)
-    logs: FloatArray = np.log(clipped) if kind == "multiclass" else special.logit(clipped)
-    return logs
+    return targets, take_logs(probability, kind)
 
 
 def _compute_loss(targets: NDArray[np.generic], score_MC: FloatArray, kind: TaskKind) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,15 @@ from chess_cxr.serve.body import find_source, receive_films
 from chess_cxr.serve.child import SHOWN_SIDE
 from chess_cxr.serve.desk import Desk
 from chess_cxr.serve.guard import Guard, Metrics, explain
-from chess_cxr.serve.known import KnownFilms
 from chess_cxr.serve.models import Models
 from chess_cxr.serve.openapi import BODY, PROBLEMS, add_examples
 from chess_cxr.serve.options import MIB, PacsOptions
 from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions, is_loopback, read_token
 from chess_cxr.tasks.answer import FilmAnswer
+
+if TYPE_CHECKING:
+    from chess_cxr.serve.known import KnownFilms
 
 SERVER = "the server"
 fastapi = import_extra("fastapi", "serve", SERVER)
@@ -216,7 +218,7 @@ class Rest:
         content = await self.desk.run(self._get_known().read_jpeg, number)
         return fastapi.Response(content, media_type="image/jpeg")
 
-    def _get_known(self) -> KnownFilms:
+    def _get_known(self) -> "KnownFilms":
         if self.models.known is None:
             raise Problem(404, "no store is served; --store names one")
         return self.models.known

@@ -9,14 +9,13 @@ from scipy import special
 
 from chess_cxr.evaluation.operating_points import LEAST_FILMS
 from chess_cxr.records import ChessError, UsageError
+from chess_cxr.tasks.classify.fit_operating import fit_operating, measure_operating
 from chess_cxr.tasks.classify.labels import LabelledRows
 from chess_cxr.tasks.classify.operating import (
     POINTS,
     build_uncalibrated,
     check_point,
     describe_operating,
-    fit_operating,
-    measure_operating,
     parse_operating,
 )
 from chess_cxr.tasks.classify.score import compute_log_loss

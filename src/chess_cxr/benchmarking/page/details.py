@@ -17,7 +17,8 @@ from chess_cxr.evaluation.intervals import average_draws, replicate_draws
 from chess_cxr.evaluation.metrics import Statistic, build_multiclass_statistic, build_multilabel_statistic
 from chess_cxr.evaluation.operating_points import compute_operating_points, compute_transfer_costs
 from chess_cxr.evaluation.ranked_scores import mean_known
-from chess_cxr.evaluation.reliability import Scaling, compute_reliability, fit_temperature
+from chess_cxr.evaluation.reliability import compute_reliability, fit_temperature
+from chess_cxr.evaluation.scaling import Scaling
 from chess_cxr.evaluation.subgroups import compute_subgroups
 from chess_cxr.report.pictures import embed_picture, encode_png
 from chess_cxr.report.plots import draw_reliability, draw_roc_curves, get_look, shorten

@@ -13,8 +13,9 @@ from chess_cxr.evaluation.intervals import Interval, bootstrap_draws_by_patient
 from chess_cxr.evaluation.metrics import build_multiclass_statistic, build_multilabel_statistic, build_ordinal_statistic
 from chess_cxr.evaluation.subgroups import compute_age_bands, compute_subgroups
 from chess_cxr.store import Store
+from chess_cxr.tasks.classify.fit_operating import clean_row, measure_operating
 from chess_cxr.tasks.classify.labels import LabelledRows
-from chess_cxr.tasks.classify.operating import Operating, clean_row, measure_operating
+from chess_cxr.tasks.classify.operating import Operating
 from chess_cxr.tasks.result import TaskResult
 
 _STATISTICS = {

@@ -36,12 +36,12 @@ from chess_cxr.tasks.classify.fit import (
     score_splits,
     tell_rare,
 )
+from chess_cxr.tasks.classify.fit_operating import fit_operating
 from chess_cxr.tasks.classify.folder import write_classifier
 from chess_cxr.tasks.classify.heads import Standardise
 from chess_cxr.tasks.classify.labels import LabelledRows, select_labelled
 from chess_cxr.tasks.classify.losses import build_balance
 from chess_cxr.tasks.classify.objective import BestMoment, Classify, LabelledBatch
-from chess_cxr.tasks.classify.operating import fit_operating
 from chess_cxr.tasks.classify.score import ClassifierResult, measure_deployment, score_test
 from chess_cxr.tasks.model_folder import refuse_foreign_folder
 from chess_cxr.tasks.run import read_task_batches
