@@ -13,15 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from chess_cxr.tasks.ct_nodules import CtNodule, choose_ct_nodule, read_ct_nodules
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films, split_nodule_films
-from chess_cxr.tasks.nodules.insertion import (
-    CtNodule,
-    choose_ct_nodule,
-    draw_contrast,
-    insert_ct_nodule,
-    read_ct_nodules,
-    split_ct_nodules,
-)
+from chess_cxr.tasks.nodules.insertion import draw_contrast, insert_ct_nodule, split_ct_nodules
 from chess_cxr.tasks.nodules.masks import draw_random_request
 
 SPLIT = {"seed": 0, "val": 0.15, "test": 0.25}

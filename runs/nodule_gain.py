@@ -29,9 +29,10 @@ from nodule_crops import (
 
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.ct_nodules import choose_ct_nodule, read_ct_nodules
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm
-from chess_cxr.tasks.nodules.insertion import choose_ct_nodule, draw_contrast, insert_ct_nodule, read_ct_nodules
+from chess_cxr.tasks.nodules.insertion import draw_contrast, insert_ct_nodule
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.plan import plan_windows

@@ -26,9 +26,9 @@ from chess_cxr.judges.frechet import measure_feature_distance
 from chess_cxr.judges.networks import FeatureNetwork, load_feature_network
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.config import PerceptualConfig
+from chess_cxr.tasks.ct_nodules import read_ct_nodules
 from chess_cxr.tasks.nodules.config import NodulesConfig
 from chess_cxr.tasks.nodules.films import NoduleFilm
-from chess_cxr.tasks.nodules.insertion import read_ct_nodules
 from chess_cxr.tasks.nodules.masks import NoduleRequest, draw_random_request
 from chess_cxr.tasks.nodules.model import NoduleGenerator
 from chess_cxr.tasks.nodules.plan import plan_windows

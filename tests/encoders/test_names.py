@@ -9,7 +9,14 @@ import pytest
 import chess_cxr
 from chess_cxr.benchmarking.suite import anchor_encoder
 from chess_cxr.encoders.load import LOADERS, load_encoder
-from chess_cxr.encoders.names import EXAMPLES, WEIGHTS_PACKAGE, check_encoder_name, list_published, locate_encoder
+from chess_cxr.encoders.names import (
+    EXAMPLES,
+    WEIGHTS_PACKAGE,
+    check_encoder_name,
+    list_published,
+    locate_encoder,
+    locate_model,
+)
 from chess_cxr.records import ChessError, UsageError
 from command_line import run
 from places import CHECKOUT
@@ -76,13 +83,28 @@ def test_pixels_are_no_network() -> None:
 # Published encoders
 
 
-@pytest.mark.parametrize("folder", sorted(WEIGHTS.iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted(WEIGHTS.glob("cxr-*")), ids=lambda folder: folder.name)
 def test_a_folder_among_the_weights_is_an_encoder_by_its_name(folder: Path) -> None:
     assert list_published()[folder.name] == folder
     check_encoder_name(folder.name)
     encoder = load_encoder(folder.name)
     assert encoder.name == folder.name and len(encoder.training_uids) == encoder.training.images
     assert json.loads(run("weights", "show", folder.name).out)["architecture"] == encoder.architecture
+
+
+def test_a_model_among_the_weights_is_found_by_its_name_and_is_no_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / WEIGHTS_PACKAGE / "bones-tiny").mkdir(parents=True)
+    (tmp_path / WEIGHTS_PACKAGE / "bones-tiny" / "config.json").write_text('{"task": "bones"}')
+    assert locate_model(Path("bones-tiny")) == tmp_path / WEIGHTS_PACKAGE / "bones-tiny"
+    assert "bones-tiny" not in list_published() and "cxr-small" in list_published()
+    for name in ("cxr-small", "models/bones-tiny", "bones-huge"):
+        assert locate_model(Path(name)) == Path(name)
+    (tmp_path / "bones-tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate_model(Path("bones-tiny")) == Path("bones-tiny")
 
 
 def test_a_folder_of_the_same_name_in_the_working_directory_comes_first(

@@ -17,10 +17,13 @@ from chess_cxr.records import UsageError
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_anatomy, draw_exposure, render_film
 from chess_cxr.tasks.config import STAGE_WEIGHTS, PerceptualConfig
 from chess_cxr.tasks.perceptual import (
+    DISTURBED,
     PerceptualLoss,
+    balance_stages,
     build_perceptual,
     build_stages,
     check_perceptual,
+    draw_disturbances,
     find_window,
     prepare_pictures,
 )
@@ -271,3 +274,24 @@ def test_imagenet_brings_its_own_contract() -> None:
     loss, about = build_perceptual("imagenet", load_encoder("random:regnetx_002@64"))
     assert loss is not None and loss.contract.channels == 3 and loss.contract.size >= 224
     assert about.split(" ")[0]
+
+
+# Balance
+
+
+def test_balanced_stages_cost_a_fifth_of_l1_each_whatever_the_gain_of_the_network(encoder: Encoder) -> None:
+    picture = torch.from_numpy(draw_phantom())[None, None]
+    changes = draw_disturbances(picture)
+    assert set(changes) == {"noise", "blur", "brightness", "mottle"}
+    assert all(float(it.square().mean().sqrt()) == pytest.approx(DISTURBED, rel=1e-4) for it in changes.values())
+    costs = []
+    for loss in (PerceptualLoss(encoder), PerceptualLoss(build_random_encoder("resnet18", CONTRACT, seed=3))):
+        loss.stages = balance_stages(loss, picture)
+        share_DS = [
+            [w * float(d) / float(change.abs().mean()) for w, d in zip(loss.stages, found, strict=True)]
+            for change in changes.values()
+            if (found := loss.measure_stages(picture + change, picture))
+        ]
+        np.testing.assert_allclose(np.exp(np.log(share_DS).mean(0)), 0.2, rtol=1e-3)
+        costs.append(np.sum(share_DS, axis=1))
+    assert np.exp(np.log(costs[0]).mean()) == pytest.approx(np.exp(np.log(costs[1]).mean()), rel=0.2)

@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from chess_cxr.arguments import Flat, check_device_name, check_workers, parse_location, print_films
+from chess_cxr.encoders.names import locate_model
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.table import PredictOptions, find_predictor, predict_films
@@ -34,7 +35,7 @@ def predict(
     Example: chess-cxr predict models/findings new/film.dcm new/other.png
 
     Args:
-        model: a model folder from finetune classify or finetune bones.
+        model: a model folder from finetune classify or finetune bones, or the name of a published model.
         films: files (DICOM, PNG, JPEG, …), folders or URLs.
         options: what to make, and where to run.
         json: print JSON, one record per film.
@@ -46,6 +47,7 @@ def predict(
         raise UsageError("no film is given")
     from chess_cxr.sources.folder import read_folder
 
+    model = locate_model(model)
     find_predictor(model)  # before its films are looked for
     locations = [film.path for film in read_folder([parse_location(film) for film in films])]
     predictions = predict_films(model, locations, options)

@@ -222,8 +222,9 @@ def _suppress_bones(folder: Path, name: str, encoder: Path, size: DemoSize, stat
         stations.skip(station)
     else:
         config = BonesConfig(
-            size=128, crop=64, decoder="tiny", perceptual=PERCEPTUAL[name], steps=size.bone_steps, seed=SEED
-        )
+            size=128, crop=64, decoder="tiny", perceptual=PERCEPTUAL[name], keep_nodules=0.0, spread=False,
+            steps=size.bone_steps, seed=SEED,
+        )  # fmt: skip
         with stations.enter(station) as bars, build_ingest_pool() as pool:
             finetune_bones(
                 encoder, [f"phantom:{size.bone_pairs}@128#{SEED}"], out, config, executor=pool, on_stage=bars.show,

@@ -6,6 +6,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
 
 # An example for each kind of name; any other name is the path of an encoder folder, or a published encoder.
@@ -28,6 +29,19 @@ def list_published() -> dict[str, Path]:
 
     They stand in `weights/` of a checkout, or in the package chess-cxr-weights.  A folder's name is the encoder's.
     """
+    return {name: folder for name, folder in _list_weights().items() if "task" not in read_json(folder / "config.json")}
+
+
+def locate_model(name: Path) -> Path:
+    """Turn the name of a published model, such as bones-small, into its folder; return any other path unchanged.
+
+    Models stand beside the published encoders.  A folder of that name in the working directory comes first.
+    """
+    found = None if name.exists() or len(name.parts) != 1 else _list_weights().get(name.name)
+    return found if found and "task" in read_json(found / "config.json") else name
+
+
+def _list_weights() -> dict[str, Path]:
     checkout = Path(__file__).parents[3]
     package = find_spec(WEIGHTS_PACKAGE)
     roots = [Path(root) for root in (package and package.submodule_search_locations) or ()]

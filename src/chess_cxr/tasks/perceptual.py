@@ -17,34 +17,70 @@ from chess_cxr.encoders.names import check_encoder_name
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.config import SAME, PerceptualConfig
 
+DISTURBED = 0.03  # root mean square of what a disturbance changes, of the grey range
+
 
 class PerceptualLoss:
     """L1 distance of two images in the feature space of a frozen network.
 
-    Not an `nn.Module`, to keep its weights out of optimisers and checkpoints.
+    Not an `nn.Module`, to keep its weights out of optimisers and checkpoints.  stages: weights of the stages.
     """
 
     def __init__(self, encoder: Encoder, config: PerceptualConfig | None = None) -> None:
         self.config, self.contract = config or PerceptualConfig(), encoder.contract
-        self.network = build_stages(encoder)
+        self.network, self.stages = build_stages(encoder), self.config.stages
 
     def __call__(self, picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
         """Return the weighted mean absolute difference of features, a scalar; images in [0, 1] with bone bright.
 
         If the contract has a percentile window, the truth's window applies to both images.
         """
+        terms = zip(self.stages, self.measure_stages(picture_B1HW, truth_B1HW), strict=True)
+        return torch.stack([weight * distance for weight, distance in terms if weight]).sum()
+
+    def measure_stages(self, picture_B1HW: Tensor, truth_B1HW: Tensor) -> list[Tensor]:
+        """Return the mean absolute difference of the features of each stage, scalars; pictures as above."""
         self.network.to(picture_B1HW.device)
         with torch.no_grad():
             window = find_window(truth_B1HW, self.contract)
             wanted = self._compute_features(truth_B1HW, window)
         found = self._compute_features(picture_B1HW, window)
-        terms = zip(self.config.stages, found, wanted, strict=True)
-        return torch.stack([weight * F.l1_loss(a, b) for weight, a, b in terms if weight]).sum()
+        return [F.l1_loss(a, b) for a, b in zip(found, wanted, strict=True)]
 
     def _compute_features(self, picture_B1HW: Tensor, window: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         resize = self.config.resolution == "contract"
         features: list[Tensor] = self.network(prepare_pictures(picture_B1HW, self.contract, window, resize))
         return [F.normalize(f, dim=1) for f in features] if self.config.scale == "unit" else features
+
+
+def draw_disturbances(picture_B1HW: Tensor) -> dict[str, Tensor]:
+    """Return what noise, blur, brightness and mottle change of pictures in [0, 1], each with an RMS of `DISTURBED`."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(picture_B1HW.shape, generator=generator).to(picture_B1HW.device)
+    small = torch.randn((len(picture_B1HW), 1, 8, 8), generator=generator).to(picture_B1HW.device)
+    changes = {
+        "noise": noise,
+        "blur": F.avg_pool2d(picture_B1HW, 5, 1, 2, count_include_pad=False) - picture_B1HW,
+        "brightness": torch.ones_like(picture_B1HW),
+        "mottle": F.interpolate(small, picture_B1HW.shape[-2:], mode="bicubic"),
+    }
+    return {
+        name: DISTURBED * change / change.square().mean().sqrt().clamp(min=1e-9) for name, change in changes.items()
+    }
+
+
+@torch.no_grad()
+def balance_stages(loss: PerceptualLoss, picture_B1HW: Tensor) -> tuple[float, ...]:
+    """Return stage weights with which each stage costs a fifth of L1: networks of any gain are then equally strong.
+
+    The cost is the geometric mean over `draw_disturbances` of pictures in [0, 1] with bone bright.
+    """
+    share_DS = []
+    for change_B1HW in draw_disturbances(picture_B1HW).values():
+        found = torch.stack(loss.measure_stages(picture_B1HW + change_B1HW, picture_B1HW))
+        share_DS.append(change_B1HW.abs().mean() / found.clamp(min=1e-9) / len(found))
+    balanced: list[float] = torch.stack(share_DS).log().mean(0).exp().tolist()
+    return tuple(balanced)
 
 
 def build_stages(encoder: Encoder) -> nn.Module:

@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, Literal
 
 from chess_cxr.arguments import Device
+from chess_cxr.encoders.names import locate_model
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
 from chess_cxr.workers.child import Limits
@@ -24,6 +25,7 @@ class PredictOptions:
         out: folder for the films that a bone model makes.
         burn_in: write "BONE-SUPPRESSED, DERIVED" into a corner of these films.
         sheets: also write a picture of film, result and removed bone.
+        sure_map: also write a map of the expected error of the bone image, white where it is large.
         saliency: folder for pictures of a classifier's saliency for each film and label (Grad-CAM).
         point: operating point of a classifier: youden (default), sensitivity_90 or specificity_90.
         runtime: torch; onnx, ONNX Runtime on the CPU; or auto, onnx on the CPU if the model and this machine have it.
@@ -35,6 +37,7 @@ class PredictOptions:
     out: Path | None = None
     burn_in: bool = False
     sheets: bool = False
+    sure_map: bool = False
     saliency: Path | None = None
     point: str = ""
     runtime: Runtime = "auto"
@@ -139,17 +142,19 @@ def predict(
     limits: Limits | None = None,
     point: str = "",
     runtime: Runtime = "auto",
+    sure_map: bool = False,
 ) -> list[dict[str, Any]]:
     """Apply a model to film files; return one record per film.
 
-    model: a folder from `finetune_classifier` or `finetune_bones`.  films: files (DICOM, PNG, JPEG, …) or URLs.
-    out: folder for the films that a bone model makes.  burn_in, sheets, saliency, point, runtime: as in `chess-cxr
-    predict`.
+    model: a folder from `finetune_classifier` or `finetune_bones`, or the name of a published model.
+    films: files (DICOM, PNG, JPEG, …) or URLs.
+    out: folder for the films that a bone model makes.  burn_in, sheets, sure_map, saliency, point, runtime: as in
+    `chess-cxr predict`.
     A classifier's record holds the columns of the command, such as `film`, a probability for each label, `reason` and
-    `flags`, and the hashes of the model; a bone model's `film`, `out` and `reason`.  A failed film has a reason and no
-    result.
+    `flags`, and the hashes of the model; a bone model's `film`, `out`, `reason` and `doubts`.  A failed film has a
+    reason and no result.
     Raises `UsageError` if `model` is not a model, or if an option does not apply to its task.
     """
     made, seen = (Path(folder) if folder else None for folder in (out, saliency))
-    options = PredictOptions(made, burn_in, sheets, seen, point, runtime, device, workers, limits or Limits())
-    return [dict(record) for record in predict_films(Path(model), films, options).records]
+    options = PredictOptions(made, burn_in, sheets, sure_map, seen, point, runtime, device, workers, limits or Limits())
+    return [dict(record) for record in predict_films(locate_model(Path(model)), films, options).records]

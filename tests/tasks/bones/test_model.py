@@ -14,6 +14,7 @@ import pydicom
 import pytest
 import safetensors.torch
 
+import chess_cxr
 from chess_cxr.decode.film import decode_film
 from chess_cxr.doctor.check import Request, take
 from chess_cxr.doctor.places import list_network_steps
@@ -51,7 +52,9 @@ def test_a_model_folder_holds_the_model_its_results_and_a_picture(trained: tuple
     assert result.pairs == {"train": 5, "val": 1, "test": 2} and result.kinds == ("phantom",)
     text = result.as_text()
     assert "2 test pairs: phantom (SYNTHETIC); trained on 5 pairs; 95 % bootstrap by patient, seed 0" in text
-    assert set(result.before) == set(result.metrics)
+    of_the_network = {"added_nodule_kept", "added_nodule_kept_small", "added_nodule_dimmed"}
+    of_the_network |= {"spread_of_error", "unsure_error"}
+    assert set(result.metrics) - set(result.before) == of_the_network and set(result.before) < set(result.metrics)
     assert {"psnr", "ssim", "rmse"} <= set(result.metrics)
 
 
@@ -130,6 +133,9 @@ def test_real_pairs_are_learned_from_and_what_was_mended_is_told(
     assert result.pairs == {"train": 11, "val": 2, "test": 3} and result.kinds == ("folder",)
     assert "(SYNTHETIC)" not in result.as_text()
     assert "JPCLN139_1: bone was dark; turned" in result.notes
+    assert result.corrected["bone was dark; turned"] == 6
+    lines = [line for line in result.as_text().splitlines() if "turned" in line]
+    assert len(lines) == 1 and "bone was dark; turned in 6 of 16 pairs" in lines[0]
 
 
 # Hostile folders
@@ -164,6 +170,7 @@ def copy_model(trained: tuple[Path, BonesResult], to: Path, **changes: Any) -> P
         {"network": {"std": 0}},
         {"network": {"std": 10**400}},
         {"network": {"more": 1}},
+        {"network": {"spread": 1}},
     ],
     ids=str,
 )
@@ -276,6 +283,39 @@ def test_sheets_and_burned_in_text_are_made_only_where_they_are_asked_for(
     assert 0 < changed.mean() < 0.1
     sheet = cv2.imread(str(tmp_path / "burned" / "film_sheet.png"))
     assert sheet.shape[1] > 1.5 * sheet.shape[0]
+
+
+def test_a_map_of_the_expected_error_is_written_where_it_is_asked_for(
+    trained: tuple[Path, BonesResult], model: BoneSuppressor, tmp_path: Path
+) -> None:
+    film = write_film(tmp_path / "film.png", 200)
+    [done] = suppress_files(model, [film], tmp_path / "out", sure_map=True)
+    assert done.out and {path.name for path in (tmp_path / "out").iterdir()} == {"film.png", "film_sure.png"}
+    level = cv2.imread(str(tmp_path / "out" / "film_sure.png"), cv2.IMREAD_UNCHANGED)
+    spread = model.predict_maps(decode_film(film).pixels)[1]
+    assert level.dtype == np.uint8 and np.abs(level - np.minimum(255, 2550 * spread)).max() <= 0.51
+    assert model.spread_scale == json.loads((trained[0] / "config.json").read_text())["spread_scale"] != 1
+    with pytest.raises(UsageError, match="does not say how sure it is"):
+        list(suppress_files(replace(model, spread=False), [film], tmp_path / "none", sure_map=True))
+
+
+def test_a_film_unlike_the_training_films_is_told_on_stderr_and_written(
+    trained: tuple[Path, BonesResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, noise = write_film(tmp_path / "film.png", 128), tmp_path / "noise.png"
+    assert cv2.imwrite(str(noise), np.random.default_rng(0).integers(0, 65536, (128, 128)).astype(np.uint16))
+    known, strange = chess_cxr.predict(trained[0], [film, noise], out=tmp_path / "out")
+    assert known["doubts"] == [] and len(strange["doubts"]) == 1 and Path(strange["out"]).is_file()
+    err = capsys.readouterr().err
+    assert f"{noise}: unlike the training films" in err and str(film) not in err
+
+
+@pytest.mark.parametrize("change", [{"spread_scale": -1}, {"caution": "1"}, {"familiar": {"mean": [1]}}], ids=str)
+def test_other_entries_that_make_no_sense_are_told(
+    change: dict[str, Any], trained: tuple[Path, BonesResult], tmp_path: Path
+) -> None:
+    with pytest.raises(ChessError):
+        load_bone_suppressor(copy_model(trained, tmp_path / "model", **change))
 
 
 def test_weights_that_are_not_finite_are_refused(trained: tuple[Path, BonesResult], tmp_path: Path) -> None:

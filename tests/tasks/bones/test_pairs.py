@@ -86,6 +86,18 @@ def test_bone_is_bright_in_every_real_pair_afterwards(real_pairs: list[FilmPair]
 
 
 @pytest.mark.real_films
+@pytest.mark.parametrize("case", ["JPCLN105", "JPCNN009", "JPCLN116"])
+def test_negative_pairs_with_few_bright_spots_are_turned_too(case: str, real_films: Path) -> None:
+    """The difference of film and target has few but strong outliers on the wrong side in the first two."""
+    film, target = (
+        decode_film(real_films / "bone_jsrt" / folder / f"{case}.png").pixels for folder in ("JSRT", "BSE_JSRT")
+    )
+    pair = check_pair(case, film, target)
+    assert "bone was dark; turned" in pair.notes
+    assert (pair.film_HW - pair.bone_free_HW).mean() > 0.001
+
+
+@pytest.mark.real_films
 @pytest.mark.parametrize("inverted", ["both", "target", "film"])
 def test_real_pairs_come_out_alike_whichever_picture_was_inverted(
     inverted: str, real_films: Path, real_pairs: list[FilmPair]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
-from chess_cxr.tasks.bones.views import PairViews, draw_pair, draw_pair_batch
+from chess_cxr.tasks.bones.views import PairViews, TrainingPair, draw_pair, draw_pair_batch
 
 VIEWS = PairViews(48)
 STILL = PairViews(48, flip=0, rotate_deg=0, scale=0, gamma=0, contrast=0, brightness=0)
@@ -86,7 +86,7 @@ def test_a_curve_leaves_the_order_of_grey_levels() -> None:
 
 
 def test_a_batch_is_a_function_of_seed_and_position_alone() -> None:
-    pairs = [draw_films(seed) for seed in (1, 2, 1)]
+    pairs = [TrainingPair(*draw_films(seed), 2.0) for seed in (1, 2, 1)]
     batch = draw_pair_batch(pairs, [10, 11, 12], 7, VIEWS)
     assert batch.film_B1HW.shape == batch.bone_free_B1HW.shape == (3, 1, 48, 48)
     assert batch.film_B1HW.dtype == torch.float32

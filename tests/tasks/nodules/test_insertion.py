@@ -11,15 +11,13 @@ from PIL import Image
 from scipy import ndimage
 
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.ct_nodules import CtNodule, choose_ct_nodule, read_ct_nodules
 from chess_cxr.tasks.nodules.insertion import (
     CtInsertion,
-    CtNodule,
     build_nodule,
-    choose_ct_nodule,
     draw_analytic_nodule,
     draw_contrast,
     insert_ct_nodule,
-    read_ct_nodules,
     split_ct_nodules,
 )
 from chess_cxr.tasks.nodules.masks import build_requests

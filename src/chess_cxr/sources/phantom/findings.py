@@ -55,8 +55,13 @@ def _compute_nodule(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> C
     depth = _compute_depth_inside(chest.lung_mask, canvas)
     allowed = depth > min(0.62 * diameter + 0.15, 0.9 * float(depth.max()))
     centre = _pick_point(allowed, canvas, rng)
-    radius, angle = _polar(canvas, centre)
-    edge = np.full(canvas.shape, diameter / 2, np.float32)
+    soft, mask = draw_nodule_shadow(*_polar(canvas, centre), diameter, rng)
+    return Change(blur(soft, 0.04 / canvas.spacing), np.ones_like(soft), mask, centre, diameter)
+
+
+def draw_nodule_shadow(radius: Map, angle: Map, diameter: float, rng: np.random.Generator) -> tuple[Map, Mask]:
+    """Draw a nodule around the origin of polar coordinates (cm, radians): added soft tissue in cm, and its mask."""
+    edge = np.full(radius.shape, diameter / 2, np.float32)
     for lobes in (2, 3, 5):
         edge *= 1 + rng.uniform(0, 0.07) * np.cos(lobes * angle + rng.uniform(0, 2 * math.pi))
     inside = radius / edge
@@ -65,8 +70,7 @@ def _compute_nodule(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> C
     spikes = np.maximum(np.cos(rng.integers(7, 15) * angle + 2 * np.sin(3 * angle)), 0) ** 6
     halo = rng.uniform(0, 0.16) * diameter * spikes * np.exp(-np.maximum(inside - 1, 0) * 5) * (inside > 0.9)
     soft = rng.uniform(1.0, 2.6) * (1 - LUNG_DENSITY) * (chord + halo)
-    mask = inside < 1
-    return Change(blur(soft.astype(np.float32), 0.04 / canvas.spacing), np.ones_like(soft), mask, centre, diameter)
+    return soft.astype(np.float32), inside < 1
 
 
 def _compute_consolidation(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Change:

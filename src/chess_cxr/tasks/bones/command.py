@@ -23,6 +23,7 @@ def finetune_bones(
     config: Flat[BonesConfig] = BonesConfig(),  # noqa: B008
     val: float = 0.1,
     test: float = 0.2,
+    nodules: Path | None = None,
     device: Device = "auto",
     workers: int | None = None,
     limits: Limits = Limits(),  # noqa: B008
@@ -43,6 +44,7 @@ def finetune_bones(
         config: training options.
         val: fraction of the patients for validation during training.
         test: fraction of the patients for the final results.
+        nodules: folder of projected CT nodules (nodules.csv) that training adds to films, besides generated ones.
         device: auto, cpu, cuda, cuda:N or mps.
         workers: number of processes that read pairs; by default one per core.
         limits: limits of time and memory per film.
@@ -64,7 +66,7 @@ def finetune_bones(
     with StageBars(quiet or not is_first_rank()) as bars, build_ingest_pool(workers) as pool:
         result = finetune(
             encoder, pairs, out, config, val, test, limits, pool, bars.show,
-            lambda report, _: bars.show_step("train", report.step, config.steps), device=device,
+            lambda report, _: bars.show_step("train", report.step, config.steps), device=device, nodules=nodules,
         )  # fmt: skip
     if is_first_rank():
         print_result(result.as_json() if json else result.as_text(), json)

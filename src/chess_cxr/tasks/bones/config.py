@@ -19,6 +19,10 @@ class BonesConfig:
         perceptual: network of the perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
         perceptual_weight: weight of the perceptual loss; L1 and 1 - MS-SSIM have weight 1.
         compare: comparison of features in the perceptual loss.
+        balance: set the stage weights on training films, so that each stage costs a fifth of L1.
+        keep_nodules: weight of the loss on nodules that are added to film and target; 0 leaves them out.
+        spread: learn also how far the bone image may be off.
+        caution: how many times its expected error is left of the bone; needs the spread.
         steps: number of optimisation steps.
         batch: pairs per step.
         learning_rate: learning rate of AdamW.
@@ -35,6 +39,10 @@ class BonesConfig:
     perceptual: str = SAME
     perceptual_weight: float = 1.0
     compare: PerceptualConfig = PerceptualConfig()
+    balance: bool = False
+    keep_nodules: float = 1.0
+    spread: bool = True
+    caution: float = 0.0
     steps: int = 3000
     batch: int = 8
     learning_rate: float = 1e-3

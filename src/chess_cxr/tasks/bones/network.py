@@ -17,6 +17,8 @@ from chess_cxr.tasks.bones.tiles import blend_tiles
 
 DECODERS = {"tiny": (64, 48, 32, 24, 16), "full": (256, 128, 64, 32, 16)}
 _SHARPNESS = 20.0  # of the softplus, in 1 / grey level: separates a bone of 0.05 from none
+_LEAST_SLOPE = 0.05
+_LEAST_SPREAD = 1e-4  # of grey
 _STRIDE = 32
 
 
@@ -25,13 +27,14 @@ class BoneNetworkShape:
     """What is needed to build a bone network again.
 
     architecture: timm's name of the encoder.  mean, std: subtracted from grey levels in [0, 1], then divided by.
-    decoder: "tiny" or "full".
+    decoder: "tiny" or "full".  spread: whether the network also says how far its bone image may be off.
     """
 
     architecture: str
     mean: float = 0.5
     std: float = 0.25
     decoder: str = "tiny"
+    spread: bool = False
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
@@ -64,23 +67,60 @@ class BoneNetwork(nn.Module):
             nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1)
         )
         nn.init.constant_(self.head[-1].bias, -2 / _SHARPNESS)  # type: ignore[arg-type]
+        self.spread_head = nn.Sequential()
+        if shape.spread:
+            self.spread_head = nn.Sequential(
+                nn.Conv2d(widths[-1] + 2, widths[-1], 3, padding=1), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1)
+            )
 
     def forward(self, film_B1HW: Tensor) -> Tensor:
-        """Return the bone image of films in [0, 1] with bone bright: grey levels of 0 or more, [B, 1, H, W]."""
+        """Return the bone image of films in [0, 1] with bone bright: grey levels of 0 or more, [B, 1, H, W].
+
+        With a spread, [B, 2, H, W]: the second channel is the expected absolute error of the first.  It is learnt on
+        the features as they are and does not change them.
+        """
+        height, width = film_B1HW.shape[-2:]
+        input_B1HW = self._prepare(film_B1HW)
+        detail_BCHW = self.decoder(self.encoder(input_B1HW))
+        seen_BCHW = torch.cat([detail_BCHW, input_B1HW], 1)
+        bone_B1HW = _soften(self.head(seen_BCHW), self.training and self.shape.spread)
+        if self.shape.spread:
+            scaled_B1HW = bone_B1HW / self.shape.std
+            score_B1HW: Tensor = self.spread_head(torch.cat([seen_BCHW, scaled_B1HW], 1).detach())
+            bone_B1HW = torch.cat([bone_B1HW, F.softplus(score_B1HW - 4) + _LEAST_SPREAD], 1)
+        found_BCHW: Tensor = bone_B1HW[..., :height, :width]
+        return found_BCHW
+
+    def encode(self, film_B1HW: Tensor) -> list[Tensor]:
+        """Return the features of the encoder's stages."""
+        stages: list[Tensor] = self.encoder(self._prepare(film_B1HW))
+        return stages
+
+    def _prepare(self, film_B1HW: Tensor) -> Tensor:
         height, width = film_B1HW.shape[-2:]
         margins = (0, -width % _STRIDE, 0, -height % _STRIDE)
-        input_B1HW = F.pad((film_B1HW - self.shape.mean) / self.shape.std, margins, mode="replicate")
-        detail_BCHW = self.decoder(self.encoder(input_B1HW))
-        score_B1HW: Tensor = self.head(torch.cat([detail_BCHW, input_B1HW], 1))[..., :height, :width]
-        return F.softplus(score_B1HW, beta=_SHARPNESS)
+        return F.pad((film_B1HW - self.shape.mean) / self.shape.std, margins, mode="replicate")
 
 
-def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -> BoneNetwork:
+def _soften(score_B1HW: Tensor, lift: bool) -> Tensor:
+    """Return the softplus of scores; its slope is at least `_LEAST_SLOPE` if it is to be lifted.
+
+    Most of a film has no bone, so that L1 soon drives all scores far below 0, where the softplus has no slope: the
+    network would find no bone anywhere and stay there.  A network without a spread trains as in version 0.1.
+    """
+    bone_B1HW = F.softplus(score_B1HW, beta=_SHARPNESS)
+    if not lift:
+        return bone_B1HW
+    lifted_B1HW = _LEAST_SLOPE * score_B1HW * (torch.sigmoid(_SHARPNESS * score_B1HW) < _LEAST_SLOPE)
+    return bone_B1HW + (lifted_B1HW - lifted_B1HW.detach())
+
+
+def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0, spread: bool = False) -> BoneNetwork:
     """Build a bone network on the weights of `encoder`; the decoder's weights are drawn from the seed."""
     grey, mean, std = build_grey_network(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = BoneNetwork(BoneNetworkShape(encoder.architecture, mean, std, decoder))
+        network = BoneNetwork(BoneNetworkShape(encoder.architecture, mean, std, decoder, spread))
     known = grey.state_dict()
     wanted = network.encoder.state_dict()
     begun = {name: known.get(name.removeprefix("model.")) for name in wanted}
@@ -90,9 +130,15 @@ def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0) -
     return network
 
 
-@torch.inference_mode()
 def predict_bone(network: nn.Module, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
     """Return the bone image of a film at the film's size, float32 [H, W]; see `blend_tiles`."""
+    bone_HW: np.ndarray = predict_maps(network, film_HW, size, tile)[0]
+    return bone_HW
+
+
+@torch.inference_mode()
+def predict_maps(network: nn.Module, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
+    """Return the network's maps of a film, float32 [C, H, W]: bone, and its spread if it has one; see `blend_tiles`."""
     device = next((tensor.device for tensor in network.eval().parameters()), torch.device("cpu"))
 
     def run(part_11TT: np.ndarray) -> np.ndarray:

@@ -20,21 +20,35 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Films and the same films without bone, float32 [B, 1, H, W] in [0, 1], bone bright."""
+    """Films and the same films without bone, float32 [B, 1, H, W] in [0, 1], bone bright.
+
+    nodule_BKHW: the grey that each of up to K nodules would add to film and target; None without.  nodule_share: share
+    of the weight of kept nodules, see `ramp_nodules`, a scalar.
+    """
 
     film_B1HW: Tensor
     bone_free_B1HW: Tensor
+    nodule_BKHW: Tensor | None = None
+    nodule_share: Tensor | None = None
 
 
 class SuppressBones(nn.Module):
-    """A bone network trained by the one loss "suppression": L1 + (1 - MS-SSIM) + a perceptual loss.
+    """A bone network trained by the one loss "suppression": L1 + (1 - MS-SSIM) + a perceptual loss + kept nodules.
 
-    perceptual: a distance of two pictures in [0, 1], or None; weight: its weight.
+    perceptual: a distance of two pictures in [0, 1], or None; weight: its weight.  keep_nodules: weight of
+    `measure_taken_nodules`, at 1 as strong as L1; a batch with nodules is seen twice, without them and with them.
+    A network with a spread also learns the absolute error of its bone image, as the scale of a Laplace distribution.
     """
 
-    def __init__(self, network: BoneNetwork, perceptual: Perceptual | None = None, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: BoneNetwork,
+        perceptual: Perceptual | None = None,
+        weight: float = 1.0,
+        keep_nodules: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.network, self.perceptual, self.weight = network, perceptual, weight
+        self.network, self.perceptual, self.weight, self.keep_nodules = network, perceptual, weight, keep_nodules
         self.measured: dict[str, Tensor] = {}  # the signals as tensors
 
     @property
@@ -48,18 +62,58 @@ class SuppressBones(nn.Module):
 
     def losses(self, batch: PairBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of a batch."""
-        result_B1HW = batch.film_B1HW - self.network(batch.film_B1HW)
+        film_B1HW, truth_B1HW = batch.film_B1HW, batch.bone_free_B1HW
+        if batch.nodule_BKHW is not None:
+            added_B1HW = batch.nodule_BKHW.sum(1, keepdim=True)
+            film_B1HW, truth_B1HW = (torch.cat([it, it + added_B1HW]) for it in (film_B1HW, truth_B1HW))
+        found_BCHW = self.network(film_B1HW)
+        bone_B1HW = found_BCHW[:, :1]
+        result_B1HW = film_B1HW - bone_B1HW
         parts = {
-            "l1": F.l1_loss(result_B1HW, batch.bone_free_B1HW),
-            "ms_ssim": compute_ms_ssim_loss(result_B1HW, batch.bone_free_B1HW),
+            "l1": F.l1_loss(result_B1HW, truth_B1HW),
+            "ms_ssim": compute_ms_ssim_loss(result_B1HW, truth_B1HW),
         }
         if self.perceptual and self.weight:
-            parts["perceptual"] = self.weight * self.perceptual(result_B1HW, batch.bone_free_B1HW)
+            parts["perceptual"] = self.weight * self.perceptual(result_B1HW, truth_B1HW)
+        if batch.nodule_BKHW is not None:
+            without_B1HW, with_B1HW = bone_B1HW.chunk(2)
+            taken = measure_taken_nodules(with_B1HW - without_B1HW, batch.nodule_BKHW)
+            # to take all nodules away costs as much as to leave all bone does by L1
+            weight = self.keep_nodules * (1.0 if batch.nodule_share is None else batch.nodule_share)
+            parts["nodules"] = weight * taken * F.l1_loss(film_B1HW, truth_B1HW)
+        if found_BCHW.shape[1] == 2:
+            spread_B1HW = found_BCHW[:, 1:]
+            error_B1HW = (result_B1HW - truth_B1HW).abs().detach()
+            parts["spread"] = (error_B1HW / spread_B1HW + spread_B1HW.log()).mean()
         self.measured = {f"part/{name}": part.detach() for name, part in parts.items()}
         yield "suppression", torch.stack(list(parts.values())).sum()
 
     def after_step(self) -> None:
         """Do nothing: only gradients train a bone network."""
+
+
+def ramp_nodules(progress: float) -> float:
+    """Return the share of the weight of kept nodules at a progress of 0 to 1: it rises until half of the training.
+
+    A network that has not seen ribs yet would learn to keep nodules by finding no bone at all, and stay there.
+    """
+    return min(1.0, 2 * progress) ** 2
+
+
+def measure_taken_nodules(change_B1HW: Tensor, nodule_BKHW: Tensor) -> Tensor:
+    """Return the share of the nodules' grey that a bone image takes away, and what it changes around them.
+
+    change_B1HW: bone image with the nodules minus that without them.  nodule_BKHW: grey of each nodule, 0 around it.
+    The first part is sum(|change| nodule) / sum(nodule^2), 0 if nothing is taken and 1 if all is, a mean over the
+    nodules, so that faint and small ones count as much as others.  The second is sum(|change| outside) / sum(nodules).
+    """
+    moved_B1HW = change_B1HW.abs()
+    energy_BK = (nodule_BKHW**2).sum((2, 3))
+    taken_BK = (moved_B1HW * nodule_BKHW).sum((2, 3)) / energy_BK.clamp(min=1e-6)
+    there_BK = energy_BK > 0
+    added_B1HW = nodule_BKHW.sum(1, keepdim=True)
+    around = (moved_B1HW * (added_B1HW == 0)).sum() / added_B1HW.sum().clamp(min=1e-6)
+    return (taken_BK * there_BK).sum() / there_BK.sum().clamp(min=1) + around * there_BK.any()
 
 
 def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ LARGEST_QUARTER_SHIFT = 0.015  # of the side: 0.010 in the worst real pair, 0.01
 LEAST_PEAK = 0.2  # phase correlation of a quarter with enough structure to compare: 0.38 and more in pairs
 LEAST_LIKENESS = 0.5  # correlation of edges: 0.8 to 1 for real pairs, below 0.4 for films of two patients
 SAME_RMS = 0.004  # one grey level of 255, smoothed: real pairs differ by 0.008 and more, a film and its JPEG by 0.0025
+FIELD_MM = 350.0  # longest side of a film whose pixel spacing is unknown
 _REGISTERED = 256  # side at which pairs are compared
 _JSRT = re.compile(r"JPC(?:LN|NN)\d{3}", re.IGNORECASE)
 
@@ -50,6 +51,11 @@ class FilmPair:
     bone_cm_HW: np.ndarray | None = None
     nodule_HW: np.ndarray | None = None
     spacing_mm: float | None = None
+
+
+def find_spacing(pair: FilmPair) -> float:
+    """Return the pixel spacing of a pair in mm; if it is unknown, that of a film of `FIELD_MM`."""
+    return pair.spacing_mm or FIELD_MM / max(pair.film_HW.shape)
 
 
 # ---------------------------------------------------------------- reading
@@ -163,7 +169,7 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
 def is_bone_bright(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> bool:
     """Return whether bone is brighter than what it hides, for a pair on one grey scale.
 
-    The two differ where there is bone, so the distribution of differences is skewed towards the side of bone.
+    The two differ most where there is bone, so the mean of their differences lies on the side of bone of their median.
     """
     small = [
         cv2.resize(np.asarray(p, np.float32), (128, 128), interpolation=cv2.INTER_AREA) for p in (film_HW, bone_free_HW)
@@ -174,8 +180,7 @@ def is_bone_bright(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> bool:
         return True
     left -= np.median(left)
     spread = max(1.4826 * float(np.median(np.abs(left))), 1e-6)
-    outlier = np.clip(left / spread, -10, 10)
-    return float(np.mean((outlier - outlier.mean()) ** 3)) >= 0
+    return float(np.mean(np.clip(left / spread, -10, 10))) >= 0
 
 
 def measure_registration(film_HW: np.ndarray, bone_free_HW: np.ndarray) -> tuple[float, float]:

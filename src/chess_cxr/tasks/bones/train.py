@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
+from chess_cxr.files.whole import read_json
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.familiar import describe_familiar
 from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
-from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network, predict_bone
+from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network
 from chess_cxr.tasks.bones.objective import SMALLEST_SIDE, PairBatch, SuppressBones
-from chess_cxr.tasks.bones.pairs import FilmPair, read_pairs, split_pairs
-from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
+from chess_cxr.tasks.bones.pairs import FilmPair, find_spacing, read_pairs, split_pairs
+from chess_cxr.tasks.bones.score import find_spread_scale, score_added_nodules, score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.tiles import prepare_film
-from chess_cxr.tasks.bones.views import PairViews, draw_pair_batch
+from chess_cxr.tasks.bones.views import PairViews, TrainingPair, draw_pair_batch
+from chess_cxr.tasks.ct_nodules import CtNodule, read_ct_nodules
 from chess_cxr.tasks.model_folder import (
     WEIGHTS_FILE,
     describe_files,
@@ -39,7 +42,7 @@ from chess_cxr.tasks.model_folder import (
     refuse_foreign_folder,
     write_model,
 )
-from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.perceptual import PerceptualLoss, balance_stages, build_perceptual
 from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.tasks.runtime import build_runtime_files
@@ -49,8 +52,11 @@ from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train
 from chess_cxr.training.watch import RunWatch
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits
+from chess_cxr.workers.pool import call_in_child
 
 SHOWN = 8  # pairs on the sheet of a model
+MOST_ADDED = 4  # nodules that are added to a square in training
+_UNKNOWN_EARLIER: dict[str, Any] = {"balance": False, "keep_nodules": 0.0, "spread": False, "caution": 0.0}
 MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB of input alone
 
 
@@ -59,6 +65,7 @@ class BonesResult(TaskResult):
     """Metrics of a bone network on the test pairs: means over films with 95 % intervals by patient.
 
     before: the same metrics of the unchanged films.  pairs: number by split.  kinds: kinds of the test pairs.
+    notes: what was corrected, pair by pair, and then other notes.  corrected: number of pairs by correction.
     """
 
     metrics: Mapping[str, FilmMean]
@@ -67,6 +74,7 @@ class BonesResult(TaskResult):
     kinds: tuple[str, ...]
     perceptual: str
     notes: tuple[str, ...] = ()
+    corrected: Mapping[str, int] = field(default_factory=dict)
 
     def list_metrics(self) -> list[str]:
         """Return a heading, and a line for each metric, with that of the unchanged film."""
@@ -82,8 +90,11 @@ class BonesResult(TaskResult):
         return f"{test}; trained on {self.pairs['train']} pairs"
 
     def list_notes(self) -> Sequence[str]:
-        """Return the notes on pairs."""
-        return self.notes
+        """Return a line with the number of pairs that were corrected, and the notes on other things."""
+        counts = "; ".join(
+            f"{count} of {sum(self.pairs.values())} pairs: {what}" for what, count in self.corrected.items()
+        )
+        return [*([f"{counts} (each in result.json)"] if counts else []), *self.notes[sum(self.corrected.values()) :]]
 
 
 def finetune_bones(
@@ -98,11 +109,13 @@ def finetune_bones(
     on_stage: OnProgress | None = None,
     on_step: OnStep | None = None,
     device: str = "auto",
+    nodules: Path | None = None,
 ) -> BonesResult:
     """Train a bone network on pairs, write it to `out` and score it on pairs that it has not seen.
 
     encoder: first weights of the network's encoder and, by default, the perceptual network.  places: folders of pairs
     and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs.  They are split by patient.
+    nodules: folder of projected CT nodules (`read_ct_nodules`), bodies of half of the nodules that training adds.
     The same call continues an interrupted run.  The folder holds `model.safetensors`, `config.json`, `result.json`,
     `test_pairs.png` and `metrics.jsonl`.
     Raises `UsageError` if `out` holds something else, or files are not a pair.
@@ -123,13 +136,17 @@ def finetune_bones(
     for part in ("train", "test"):
         if not split[part]:
             raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
+    ct_nodules = call_in_child(read_ct_nodules, limits or Limits(), nodules) if nodules else []
+    config = _go_on_as_begun(out / "run", config)
     join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     run = out / "run"
-    network = train_bone_network(run, loaded, split["train"], split["val"], config, on_step, device=device)
+    network = train_bone_network(
+        run, loaded, split["train"], split["val"], config, on_step, device=device, ct_nodules=ct_nodules
+    )
 
     def finish() -> BonesResult:
-        suppressor = BoneSuppressor(network, config.size, config.crop)
+        suppressor = _complete_model(network, config, split["train"], split["val"])
         scores = score_pairs(suppressor, split["test"], lambda done, total: show("test", done, total))
         groups = [pair.group for pair in split["test"]]
         before = [score_pair(pair, pair.film_HW) for pair in (shrink_pair(p, config.size) for p in split["test"])]
@@ -142,6 +159,7 @@ def finetune_bones(
             perceptual=config.perceptual,
             seed=config.seed,
             notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
+            corrected=dict(Counter(note.partition(" (")[0] for pair in pairs for note in pair.notes)),
         )
         return _write_model(out, suppressor, config, result, split["test"])
 
@@ -159,6 +177,17 @@ def _read_place(
     return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
 
 
+def _complete_model(
+    network: BoneNetwork, config: BonesConfig, train: Sequence[FilmPair], val: Sequence[FilmPair]
+) -> BoneSuppressor:
+    """Calibrate the spread on val pairs, and describe the training films."""
+    familiar = describe_familiar([pair.film_HW for pair in train])
+    spread = network.shape.spread
+    suppressor = BoneSuppressor(network, config.size, config.crop, familiar=familiar, spread=spread)
+    scale = find_spread_scale(suppressor, val) if spread and val else 1.0
+    return replace(suppressor, spread_scale=scale, caution=config.caution if spread else 0.0)
+
+
 def _write_model(
     out: Path, suppressor: BoneSuppressor, config: BonesConfig, result: BonesResult, test: Sequence[FilmPair]
 ) -> BonesResult:
@@ -170,6 +199,9 @@ def _write_model(
         "network": asdict(network.shape),
         "size": suppressor.size,
         "tile": suppressor.tile,
+        "spread_scale": suppressor.spread_scale,
+        "caution": suppressor.caution,
+        "familiar": suppressor.familiar.as_json() if suppressor.familiar else None,
         "encoder": result.encoder,
         "finetune": describe(config),
     }
@@ -198,6 +230,10 @@ def check_bones_config(config: BonesConfig) -> None:
     """Raise UsageError for invalid numbers."""
     if not SMALLEST_SIDE <= config.crop <= config.size <= LARGEST_SIDE:
         raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
+    if not (0 <= config.keep_nodules < np.inf and 0 <= config.caution < np.inf):
+        raise UsageError("bone suppression needs a weight of kept nodules and a caution of 0 or more")
+    if config.caution and not config.spread:
+        raise UsageError("caution needs the spread; leave out one of --caution and --no-spread")
     if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
         raise UsageError("bone suppression needs a perceptual weight of 0 or more and an encoder rate from 0 to 1")
     check_training_config(plan_bone_training(config))
@@ -232,33 +268,40 @@ def train_bone_network(
     on_step: OnStep | None = None,
     say: Callable[[str], None] | None = None,
     device: str = "auto",
+    ct_nodules: Sequence[CtNodule] = (),
 ) -> BoneNetwork:
     """Train a bone network in `folder`, or continue there; return it on `device`, in evaluation mode.
 
-    train, val: pairs of any size; val is scored ten times, and chooses nothing.
+    train, val: pairs of any size; val is scored ten times, and chooses nothing.  ct_nodules: bodies of half of the
+    nodules that are added.  A run that was begun before there were added nodules and a spread goes on without them.
     Raises UsageError if `folder` holds a run of another configuration or on other pairs.
     """
     check_bones_config(config)
     if not train:
         raise UsageError("bone suppression needs at least one pair to learn from")
+    config = _go_on_as_begun(folder, config)
     torch.manual_seed(config.seed)
-    network = build_bone_network(encoder, config.decoder, config.seed)
+    network = build_bone_network(encoder, config.decoder, config.seed, config.spread)
     perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
-    method = SuppressBones(network, perceptual, config.perceptual_weight)
+    pairs = [_prepare_pair(pair, config.size) for pair in train]
+    if perceptual and config.balance:
+        perceptual.stages = _balance(perceptual, pairs, config)
+    method = SuppressBones(network, perceptual, config.perceptual_weight, config.keep_nodules)
     training = plan_bone_training(config)
-    pairs = [(resize_longest(p.film_HW, config.size), resize_longest(p.bone_free_HW, config.size)) for p in train]
+    views = PairViews(config.crop, nodules=MOST_ADDED if config.keep_nodules else 0, ct_nodules=ct_nodules)
 
-    def draw(chosen: list[tuple[np.ndarray, np.ndarray]], positions: list[int]) -> PairBatch:
-        return draw_pair_batch(chosen, positions, config.seed, PairViews(config.crop))
+    def draw(chosen: list[TrainingPair], positions: list[int]) -> PairBatch:
+        progress = positions[0] / (config.batch * config.steps)
+        return draw_pair_batch(chosen, positions, config.seed, views, progress)
 
     def measure(_step: int) -> dict[str, float]:
-        found = [_compute_psnr(network, pair, config) for pair in val]
+        found = [_score_briefly(network, pair, config) for pair in val]
         network.train()
-        return {"val/psnr": float(np.mean(found))} if found else {}
+        return {f"val/{name}": float(np.nanmean([one[name] for one in found])) for name in found[0]} if found else {}
 
     groups: list[dict[str, Any]] = [
         {"params": list(network.encoder.parameters()), "rate_scale": config.encoder_rate},
-        {"params": [*network.decoder.parameters(), *network.head.parameters()]},
+        {"params": [p for part in (network.decoder, network.head, network.spread_head) for p in part.parameters()]},
     ]
     described = {
         "task": "bones",
@@ -266,6 +309,7 @@ def train_bone_network(
         "encoder_sha256": compute_state_sha256(encoder.module),
         "perceptual": about,
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
+        **({"ct_nodules": hash_uids([nodule.name for nodule in ct_nodules])} if ct_nodules else {}),
         "pairs": {"train": len(train), "val": len(val), "names_sha256": hash_uids([p.name for p in train])},
     }
     inputs = RunInputs(
@@ -273,12 +317,38 @@ def train_bone_network(
         lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
         lambda log, rank: RunWatch(log, training, measure),
         {"suppression": groups},
+        _complete_earlier,
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
     return network.eval()
 
 
-def _compute_psnr(network: BoneNetwork, pair: FilmPair, config: BonesConfig) -> float:
-    film_HW, truth_HW = (resize_longest(p, config.size) for p in (pair.film_HW, pair.bone_free_HW))
-    bone_HW = predict_bone(network, film_HW, config.size, config.crop)
-    return compute_psnr(np.clip(film_HW - bone_HW, 0, 1), truth_HW)
+def _prepare_pair(pair: FilmPair, size: int) -> TrainingPair:
+    film_HW, bone_free_HW = (resize_longest(p, size) for p in (pair.film_HW, pair.bone_free_HW))
+    return TrainingPair(film_HW, bone_free_HW, find_spacing(pair) * max(pair.film_HW.shape) / max(film_HW.shape))
+
+
+def _balance(perceptual: PerceptualLoss, pairs: Sequence[TrainingPair], config: BonesConfig) -> tuple[float, ...]:
+    some = list(pairs[: config.batch])
+    targets = [replace(pair, film_HW=pair.bone_free_HW) for pair in some]
+    return balance_stages(
+        perceptual, draw_pair_batch(targets, range(len(some)), config.seed, PairViews(config.crop)).film_B1HW
+    )
+
+
+def _go_on_as_begun(folder: Path, config: BonesConfig) -> BonesConfig:
+    """Return the configuration of a run that an earlier version has begun in `folder`, without what it did not know."""
+    begun = read_json(folder / "config.json").get("bones")
+    earlier = isinstance(begun, Mapping) and "keep_nodules" not in begun
+    return replace(config, **_UNKNOWN_EARLIER) if earlier else config
+
+
+def _complete_earlier(described: dict[str, Any]) -> dict[str, Any]:
+    return {**described, "bones": {**_UNKNOWN_EARLIER, **described.get("bones", {})}}
+
+
+def _score_briefly(network: BoneNetwork, pair: FilmPair, config: BonesConfig) -> dict[str, float]:
+    pair = shrink_pair(pair, config.size)
+    suppressor = BoneSuppressor(network, config.size, config.crop)
+    psnr = compute_psnr(np.clip(suppressor.suppress(pair.film_HW), 0, 1), pair.bone_free_HW)
+    return {"psnr": psnr, **(score_added_nodules(suppressor, pair) if config.keep_nodules else {})}

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import torch
 
-from chess_cxr.tasks.bones.objective import PairBatch
+from chess_cxr.tasks.bones.inserted import draw_added_nodules
+from chess_cxr.tasks.bones.objective import PairBatch, ramp_nodules
+from chess_cxr.tasks.ct_nodules import CtNodule
 
 PAIR_STREAM = 1 << 41  # keeps these draws apart from those of pre-training and fine-tuning
 
@@ -20,7 +22,7 @@ class PairViews:
 
     crop: side of the crop in pixels.  flip: probability of a left-right flip.  rotate_deg, scale: largest rotation, and
     largest relative change of size.  gamma: largest natural logarithm of the exponent of grey levels.  contrast,
-    brightness: largest change of gain and offset.
+    brightness: largest change of gain and offset.  nodules: largest number of nodules to add, 0 for none.
     """
 
     crop: int
@@ -30,6 +32,8 @@ class PairViews:
     gamma: float = 0.2
     contrast: float = 0.1
     brightness: float = 0.05
+    nodules: int = 0
+    ct_nodules: Sequence[CtNodule] = ()
 
 
 def draw_pair(
@@ -63,13 +67,32 @@ def _draw_middle(side: int, crop: int, rng: np.random.Generator) -> float:
     return float((side - 1) / 2 + rng.uniform(-slack, slack))
 
 
+@dataclass(frozen=True)
+class TrainingPair:
+    """A film, the same film without bone, float32 [H, W], and their pixel spacing."""
+
+    film_HW: np.ndarray
+    bone_free_HW: np.ndarray
+    spacing_mm: float
+
+
 def draw_pair_batch(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], positions: Sequence[int], seed: int, views: PairViews
+    pairs: Sequence[TrainingPair], positions: Sequence[int], seed: int, views: PairViews, progress: float = 1.0
 ) -> PairBatch:
-    """Augment pairs of films, each as a pure function of (seed, position)."""
-    drawn = []
-    for (film_HW, bone_free_HW), position in zip(pairs, positions, strict=True):
+    """Augment pairs of films and draw nodules for them, each as a pure function of (seed, position).
+
+    progress: of the training, 0 to 1.
+    """
+    drawn, nodule_BKHW = [], np.zeros((len(pairs), views.nodules, views.crop, views.crop), np.float32)
+    for number, (pair, position) in enumerate(zip(pairs, positions, strict=True)):
         rng = np.random.Generator(np.random.Philox(key=[seed, PAIR_STREAM + int(position)]))
-        drawn.append(draw_pair(film_HW, bone_free_HW, views, rng))
+        drawn.append(draw_pair(pair.film_HW, pair.bone_free_HW, views, rng))
+        if views.nodules:
+            count = int(rng.integers(1, views.nodules + 1))
+            added = draw_added_nodules(*drawn[-1], pair.spacing_mm, count, rng, views.ct_nodules)
+            for place, nodule in enumerate(added):
+                nodule_BKHW[number, place] = nodule.grey_HW
     film, bone_free = (torch.from_numpy(np.stack(side)[:, None]) for side in zip(*drawn, strict=True))
-    return PairBatch(film, bone_free)
+    if not views.nodules:
+        return PairBatch(film, bone_free)
+    return PairBatch(film, bone_free, torch.from_numpy(nodule_BKHW), torch.tensor(ramp_nodules(progress)))

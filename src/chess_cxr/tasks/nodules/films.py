@@ -24,8 +24,9 @@ from chess_cxr.records import SPLITS, ChessError, OnCount, SourceFilm, Undecodab
 from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
+from chess_cxr.tasks.ct_nodules import Mask, read_mask_levels
 from chess_cxr.tasks.nodules.files import NoduleEntry, list_nodule_films
-from chess_cxr.tasks.nodules.masks import Mask, read_mask_levels, read_request_mask
+from chess_cxr.tasks.nodules.masks import read_request_mask
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits, check_limits
 from chess_cxr.workers.pool import ALL_AT_ONCE, call_in_child, run_in_order

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from chess_cxr.files.locations import read_location
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.ct_nodules import Mask, read_mask_levels
 
 # Suffixes: H, W film; K harmonics of an outline; A its angles.
 MAX_OUTSIDE = 0.25  # share of a nodule that may lie outside the lung: pleura and diaphragm hide parts of real ones
 MAX_PIECES = 99
-MAX_MASK_BYTES = 64 << 20
-MAX_MASK_PIXELS = 120_000_000
 _HARMONICS = np.arange(2, 7)
 _PLACES = 40  # places tried for a nodule entirely inside the lung
 _MARGIN = 1.1  # radii; an outline bulges
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -125,36 +118,6 @@ def draw_random_request(
 
 
 # ---------------------------------------------------------------- read
-
-
-def read_mask_levels(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDArray[np.integer]:
-    """Read the grey levels of a mask file (PNG or TIFF) unchanged: integers [H, W].
-
-    shape: required shape, that of the film.  Raises `UsageError` if the file is absent, not such an image, in colour,
-    of another shape, or larger than 64 MiB or 120 megapixels.
-    """
-    try:
-        content = read_location(path, MAX_MASK_BYTES)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of the size, which the next lines check
-            image = Image.open(io.BytesIO(content), formats=("PNG", "TIFF"))
-            if image.width * image.height > MAX_MASK_PIXELS:
-                raise UsageError(f"the mask has more than {MAX_MASK_PIXELS // 1_000_000} megapixels")
-            if shape is not None and (image.height, image.width) != shape:  # before its pixels take memory
-                raise UsageError(
-                    f"the mask has {image.width} x {image.height} pixels, the film {write_size(shape)}; they must be "
-                    "equal"
-                )
-            levels_HW = np.asarray(image)
-    except FileNotFoundError:
-        raise UsageError("the mask file does not exist") from None
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
-        raise UsageError("the mask is no readable PNG or TIFF file of at most 64 MiB") from None
-    if levels_HW.ndim == 3 and (levels_HW[..., :1] == levels_HW[..., :3]).all():
-        levels_HW = levels_HW[..., 0]
-    if levels_HW.ndim != 2 or levels_HW.dtype.kind not in "biu":
-        raise UsageError("the mask is in colour or has fractions; save it as grey PNG with two levels")
-    return levels_HW.astype(np.uint8) if levels_HW.dtype == bool else levels_HW
 
 
 def read_request_mask(path: Path | str, shape: tuple[int, int]) -> Mask:

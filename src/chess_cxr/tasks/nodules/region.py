@@ -7,7 +7,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from chess_cxr.records import UsageError
-from chess_cxr.tasks.nodules.masks import Mask, write_size
+from chess_cxr.tasks.ct_nodules import Mask
+from chess_cxr.tasks.nodules.masks import write_size
 
 
 def compute_region(mask_HW: Mask, margin: float = 0.5, margin_px: int = 4) -> Mask:
