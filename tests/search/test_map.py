@@ -101,6 +101,7 @@ def test_the_table_holds_points_neighbours_and_columns(folder: Path, embedded: S
     assert np.abs(point_N2).max() == pytest.approx(0.95)
 
 
+@pytest.mark.long  # compiles for minutes when it is first run
 def test_umap_puts_neighbours_near_and_is_seeded(embedded: Store) -> None:
     pytest.importorskip("umap", reason="needs the extra map")
     unit_ND = build_archive(embedded, embedded.read_embedding(next(iter(embedded.embeddings)))).unit_ND
@@ -130,7 +131,10 @@ def test_no_identifier_is_in_the_folder(folder: Path, embedded: Store) -> None:
 
 
 def test_without_thumbnails_no_film_is_in_the_folder(embedded: Store, tmp_path: Path, browser: Browser) -> None:
-    assert run("map", embedded.path, "--encoder", "pixels:8", "--quiet", "--out", tmp_path / "m").code == 0
+    assert (
+        run("map", embedded.path, "--encoder", "pixels:8", "--layout", "pca", "--quiet", "--out", tmp_path / "m").code
+        == 0
+    )
     assert not list((tmp_path / "m").rglob("*.jpg"))
     browser.open(tmp_path / "m" / "index.html", 1280)
     browser.evaluate("choose([3])")
