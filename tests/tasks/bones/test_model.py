@@ -21,6 +21,7 @@ from chess_cxr.doctor.places import list_network_steps
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.bones.config import BonesConfig
+from chess_cxr.tasks.bones.familiar import describe_familiar
 from chess_cxr.tasks.bones.model import BoneSuppressor, load_bone_suppressor, suppress_files
 from chess_cxr.tasks.bones.pairs import read_pairs
 from chess_cxr.tasks.bones.train import BonesResult, finetune_bones
@@ -135,7 +136,7 @@ def test_real_pairs_are_learned_from_and_what_was_mended_is_told(
     assert "JPCLN139_1: bone was dark; turned" in result.notes
     assert result.corrected["bone was dark; turned"] == 6
     lines = [line for line in result.as_text().splitlines() if "turned" in line]
-    assert len(lines) == 1 and "bone was dark; turned in 6 of 16 pairs" in lines[0]
+    assert len(lines) == 1 and "6 of 16 pairs: bone was dark; turned" in lines[0]
 
 
 # Hostile folders
@@ -304,7 +305,10 @@ def test_a_film_unlike_the_training_films_is_told_on_stderr_and_written(
 ) -> None:
     film, noise = write_film(tmp_path / "film.png", 128), tmp_path / "noise.png"
     assert cv2.imwrite(str(noise), np.random.default_rng(0).integers(0, 65536, (128, 128)).astype(np.uint16))
-    known, strange = chess_cxr.predict(trained[0], [film, noise], out=tmp_path / "out")
+    # five training films would allow for nearly anything
+    films = [pair.film_HW for pair in read_pairs("phantom:24@64#1")]
+    folder = copy_model(trained, tmp_path / "model", familiar=describe_familiar(films).as_json())
+    known, strange = chess_cxr.predict(folder, [film, noise], out=tmp_path / "out")
     assert known["doubts"] == [] and len(strange["doubts"]) == 1 and Path(strange["out"]).is_file()
     err = capsys.readouterr().err
     assert f"{noise}: unlike the training films" in err and str(film) not in err

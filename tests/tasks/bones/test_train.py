@@ -22,7 +22,7 @@ from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network
 from chess_cxr.tasks.bones.pairs import FilmPair, draw_phantom_pair, read_pairs
-from chess_cxr.tasks.bones.score import score_pair, score_pairs, shrink_pair
+from chess_cxr.tasks.bones.score import score_added_nodules, score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.train import check_bones_config, train_bone_network
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.stop import Stopped
@@ -79,10 +79,10 @@ def test_training_moves_encoder_and_decoder_and_leaves_the_given_encoder_alone(
     encoder: Encoder, tmp_path: Path
 ) -> None:
     before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
-    begun = build_bone_network(encoder, "tiny", TINY.seed).state_dict()
+    begun = build_bone_network(encoder, "tiny", TINY.seed, TINY.spread).state_dict()
     network = fit(tmp_path / "run", encoder)
     moved = list_changed(begun, network.state_dict())
-    for part in ("encoder.", "decoder.", "head."):
+    for part in ("encoder.", "decoder.", "head.", "spread_head."):
         assert any(name.startswith(part) for name in moved)
     assert list_changed(before, encoder.module.state_dict()) == [] and not network.training
     still = fit(tmp_path / "still", encoder, replace(TINY, encoder_rate=0.0))
@@ -93,7 +93,7 @@ def test_training_moves_encoder_and_decoder_and_leaves_the_given_encoder_alone(
 def test_the_log_tells_the_parts_of_the_loss_and_held_out_pairs(encoder: Encoder, tmp_path: Path) -> None:
     fit(tmp_path / "run", encoder)
     last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
-    assert {"part/l1", "part/ms_ssim", "part/perceptual", "val/psnr"} <= set(last)
+    assert {"part/l1", "part/ms_ssim", "part/perceptual", "part/nodules", "part/spread", "val/psnr"} <= set(last)
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     assert described["perceptual"] == "random:regnetx_002@64#0 (regnetx_002 at 64²)"
     assert described["pairs"]["train"] == 4 and described["pairs"]["val"] == 1
@@ -108,6 +108,8 @@ def test_the_log_tells_the_parts_of_the_loss_and_held_out_pairs(encoder: Encoder
         ({"perceptual_weight": -1.0}, "perceptual weight of 0 or more"),
         ({"perceptual_weight": float("nan")}, "perceptual weight of 0 or more"),
         ({"encoder_rate": 1.5}, "encoder rate from 0 to 1"),
+        ({"keep_nodules": -1.0}, "weight of kept nodules"),
+        ({"caution": 1.0, "spread": False}, "caution needs the spread"),
     ],
 )
 def test_numbers_that_cannot_train_are_refused(change: dict[str, object], part: str) -> None:
@@ -146,9 +148,10 @@ def test_pairs_are_scored_at_the_networks_size_with_all_their_masks(encoder: Enc
     assert small.lung_HW is not None and small.lung_HW.dtype == bool and pair.lung_HW is not None
     assert small.lung_HW.mean() == pytest.approx(pair.lung_HW.mean(), rel=0.05)
     assert shrink_pair(pair, 128) is pair and shrink_pair(pair, 500) is pair
-    [found] = score_pairs(BoneSuppressor(build_bone_network(encoder), 64, 64), [pair])
-    expected = score_pair(small, BoneSuppressor(build_bone_network(encoder), 64, 64).suppress(small.film_HW))
-    assert found == pytest.approx(expected, nan_ok=True)
+    suppressor = BoneSuppressor(build_bone_network(encoder), 64, 64)
+    [found] = score_pairs(suppressor, [pair])
+    expected = score_pair(small, suppressor.suppress(small.film_HW)) | score_added_nodules(suppressor, small)
+    assert found == pytest.approx(expected, nan_ok=True) and "added_nodule_kept" in found
 
 
 def test_the_truth_scores_best_and_the_film_itself_has_all_its_bone() -> None:
