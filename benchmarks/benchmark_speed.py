@@ -11,16 +11,18 @@ import argparse
 import time
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.benchmarking.draws import LabelDraw, plan_draws
 from chess_cxr.benchmarking.suite import FRACTIONS
 from chess_cxr.benchmarking.tables import build_statistic
 from chess_cxr.evaluation.intervals import average_draws, replicate_draws
 from chess_cxr.evaluation.linear_probe import STRENGTHS, fit_linear_probe
+from peers import import_peer
+
+LogisticRegression = import_peer("sklearn.linear_model").LogisticRegression
+roc_auc_score = import_peer("sklearn.metrics").roc_auc_score
+GroupKFold = import_peer("sklearn.model_selection").GroupKFold
+StandardScaler = import_peer("sklearn.preprocessing").StandardScaler
 
 NAMES = ("bacteria", "normal", "virus")
 
