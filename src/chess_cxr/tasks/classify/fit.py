@@ -25,13 +25,12 @@ from chess_cxr.tasks.classify.films import FILMS_AT_ONCE
 from chess_cxr.tasks.classify.labels import LabelledRows
 from chess_cxr.tasks.classify.losses import compute_label_loss
 from chess_cxr.tasks.classify.objective import Classify, compute_probabilities
-from chess_cxr.tasks.classify.shape import HeadName, HeadShape
+from chess_cxr.tasks.classify.shape import MOST_QUERIES, HeadName, HeadShape
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 
 CHECKS = 20  # how often held-out films are scored during training
 FOLDS = 5  # of the training patients; one is held out if there is no val film
 FEWEST_PATIENTS = 10
-MOST_QUERIES = 64
 RATES = {"mlp": 1e-3, "attentive": 1e-3, "full": 3e-4}
 TakeInput = Callable[[np.ndarray], Tensor]  # from places of the chosen rows to inputs of the classifier
 

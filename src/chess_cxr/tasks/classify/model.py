@@ -19,7 +19,7 @@ from chess_cxr.files.whole import compute_sha256, read_json
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.classify.config import ClassifyTask
 from chess_cxr.tasks.classify.operating import Operating, parse_operating
-from chess_cxr.tasks.classify.shape import HeadName, HeadShape, find_probabilities
+from chess_cxr.tasks.classify.shape import MOST_QUERIES, HeadName, HeadShape, find_probabilities
 from chess_cxr.tasks.model_folder import WEIGHTS_FILE, check_described
 from chess_cxr.tasks.runtime import check_network, choose_runtime, has_onnx, load_onnx
 from chess_cxr.tasks.table import Runtime
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from chess_cxr.tasks.classify.objective import Classify
 
+LATER = {"queries"}  # earlier heads lack it
 MOST_LABELS, MOST_FEATURES = 1000, 100_000  # a foreign model must not build a huge network
 
 
@@ -129,7 +130,7 @@ def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, Head
     """Read the parts of a model's configuration; raises ChessError that names what is wrong."""
     head, labels = config.get("head"), config.get("labels")
     known = {item.name for item in fields(HeadShape)}
-    if not isinstance(head, Mapping) or set(head) != known:
+    if not isinstance(head, Mapping) or set(head) not in (known, known - LATER):
         raise ChessError(f"{folder}: the head of a classifier has {', '.join(sorted(known))}")
     if not (isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)):
         raise ChessError(f"{folder}: a classifier has a list of labels")
@@ -139,6 +140,8 @@ def _parse(config: Mapping[str, Any], folder: Path) -> tuple[PixelContract, Head
         and shape.task in get_args(ClassifyTask)
         and type(shape.features) is int
         and 0 < shape.features <= MOST_FEATURES
+        and type(shape.queries) is int
+        and 0 < shape.queries <= MOST_QUERIES
         and shape.labels == len(labels) <= MOST_LABELS
         and type(shape.third_class) is bool
         and (shape.task != "ordinal" or len(labels) > 2)

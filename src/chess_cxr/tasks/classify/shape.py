@@ -11,6 +11,7 @@ from scipy.special import expit, softmax
 from chess_cxr.tasks.classify.config import ClassifyTask
 
 HeadName = Literal["linear", "mlp", "attentive"]
+MOST_QUERIES = 64
 
 
 @dataclass(frozen=True)
