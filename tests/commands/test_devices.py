@@ -7,7 +7,7 @@ from command_line import run
 
 RUN_NETWORKS = {
     "pretrain", "embed", "evaluate", "benchmark", "finetune classify", "finetune bones", "finetune nodules", "generate",
-    "predict", "serve",
+    "predict", "serve", "search", "map", "select",
 }  # fmt: skip
 
 
