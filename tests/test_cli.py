@@ -639,9 +639,11 @@ def test_a_bone_model_writes_films_and_says_which_it_cannot_read(
     assert rows[0] == ["film", "out", "reason"] and [row[0] for row in rows[1:]] == [str(png), str(broken), str(dicom)]
     assert [Path(row[1]).name for row in rows[1:]] == [f"{png.stem}.png", "", "RG3_J2KR.dcm"]
     assert [bool(row[2]) for row in rows[1:]] == [False, True, False]
-    assert (answer.code, answer.err) == (
-        1, "chess-cxr: 1 of 3 films could not be read; the table gives the reasons\n"
-    )  # fmt: skip
+    *doubts, last = answer.err.splitlines()
+    assert (answer.code, last) == (1, "chess-cxr: 1 of 3 films could not be read; the table gives the reasons")
+    assert [doubt.partition(": unlike the training films")[0] for doubt in doubts] == [
+        f"chess-cxr: {film}" for film in (png, dicom)
+    ]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {f"{png.stem}.png", f"{png.stem}_sheet.png", "RG3_J2KR.dcm", "RG3_J2KR_sheet.png"}
 
