@@ -1,10 +1,11 @@
 """Two whole servers behind a proxy: they share the spool, and no film is answered twice."""
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +23,20 @@ class Proxy:
 
     def __init__(self, *ports: int) -> None:
         self.port, self.taken = find_port(), Counter[int]()
+        self.stop: Callable[[], object] = lambda: None
+        self.is_open = threading.Event()
         self._turns = itertools.cycle(ports)
 
-    async def run(self) -> None:
-        server = await asyncio.start_server(self._take, "127.0.0.1", self.port)
-        async with server:
+    def run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self.stop = lambda: loop.call_soon_threadsafe(task.cancel)
+        async with await asyncio.start_server(self._take, "127.0.0.1", self.port) as server:
+            self.is_open.set()
             await server.serve_forever()
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,15 +58,14 @@ class Proxy:
 
 @contextmanager
 def run_proxy(*ports: int) -> Iterator[Proxy]:
-    proxy, loop = Proxy(*ports), asyncio.new_event_loop()
-    running = loop.create_task(proxy.run())
-    thread = threading.Thread(target=loop.run_forever)
+    proxy = Proxy(*ports)
+    thread = threading.Thread(target=proxy.run)
     thread.start()
+    assert proxy.is_open.wait(30)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(running.cancel)
-        loop.call_soon_threadsafe(loop.stop)
+        proxy.stop()
         thread.join()
 
 
