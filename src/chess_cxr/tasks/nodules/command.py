@@ -29,7 +29,7 @@ def finetune_nodules(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a generator that paints nodules into films at given masks (SPADE).
+    """Train a generator that paints nodules into films at given masks (SPADE or flow matching).
 
     Prints the contrast of generated and real nodules in films of the test patients and, with 24 or more nodules, their
     distance (Fréchet distance, KID).  If interrupted, the same command continues.  Apply the model with:
