@@ -137,6 +137,18 @@ def test_films_come_raw_in_parts_or_by_address_with_one_answer(served: Served, f
     assert served.post("/v1/predict", address, "application/json").json()["answers"] == [raw]
 
 
+def test_a_request_may_bring_its_own_token_for_the_archive(served: Served, pacs: int) -> None:
+    def ask(bearer: object) -> Reply:
+        told = {"dicomweb": f"http://127.0.0.1:{pacs}{INSTANCE}", "bearer": bearer}
+        return served.post("/v1/predict", json.dumps(told).encode(), "application/json")
+
+    assert ask(TOKEN).status == ask("").status == 200
+    check_problem(ask("another-token"), 502, "401")
+    for wrong in (7, "two words", "line\r\nHost: elsewhere", "a" * 9000, "="):
+        check_problem(ask(wrong), 422, "RFC 6750")
+    assert TOKEN.encode() not in served.log.read_bytes()
+
+
 def test_saliency_is_a_picture_of_the_film(served: Served, folder: Path) -> None:
     content = (folder / "film.dcm").read_bytes()
     drawn = [served.post(f"/v1/saliency?label=Edema&style={style}", content) for style in ("map", "overlay")]

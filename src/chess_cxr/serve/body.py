@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions
 
 MOST_JSON = 1 << 16
+TOKEN = re.compile(r"[\w.~+/-]{1,8192}=*", re.ASCII)  # RFC 6750, 2.1
 RAW = ("application/dicom", "application/octet-stream", "image/")
 SILENCE_SECONDS = 20.0  # after which a client that sends nothing is given up
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -55,10 +57,10 @@ async def receive_films(request: Any, place: Path, desk: Desk, pacs: PacsOptions
         if kind == "multipart/form-data":
             return await _receive_parts(request, place, desk, options.most_films)
         if kind == "application/json":
-            address = await _read_address(request)
+            address, token = await _read_address(request)
             limits = pacs.film_mib * MIB, options.most_films
             fetched = await asyncio.to_thread(
-                fetch_films, address, place, options.dicomweb_hosts, pacs.token_file, *limits
+                fetch_films, address, place, options.dicomweb_hosts, token or pacs.token_file, *limits
             )
             return fetched if len(fetched) == 1 else await desk.run(_leave_results_out, desk, fetched)
         if kind.startswith(RAW):
@@ -128,7 +130,8 @@ def _copy(source: Any, target: Path) -> None:
         shutil.copyfileobj(source, out, MIB)
 
 
-async def _read_address(request: Any) -> str:
+async def _read_address(request: Any) -> tuple[str, str]:
+    """Return the address in a JSON body, and the bearer token for its server, "" without one."""
     content = b""
     async for part in request.stream():
         content += part
@@ -138,7 +141,9 @@ async def _read_address(request: Any) -> str:
         told = json.loads(content)
     except (ValueError, RecursionError):
         raise Problem(400, "the body is no JSON") from None
-    address = told.get("dicomweb") if isinstance(told, dict) else None
-    if not isinstance(address, str) or set(told) != {"dicomweb"}:
-        raise Problem(422, 'JSON should be {"dicomweb": "https://HOST/…/studies/…"}')
-    return address
+    if not isinstance(told, dict) or "dicomweb" not in told or not told.keys() <= {"dicomweb", "bearer"}:
+        raise Problem(422, 'JSON should be {"dicomweb": "https://HOST/…/studies/…"}, with "bearer" for a token')
+    address, token = told["dicomweb"], told.get("bearer", "")
+    if not isinstance(address, str) or not isinstance(token, str) or (token and not TOKEN.fullmatch(token)):
+        raise Problem(422, "the address should be a string, and so should the bearer token, as RFC 6750 has it")
+    return address, token

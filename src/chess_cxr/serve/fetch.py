@@ -32,15 +32,20 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def fetch_films(
-    address: str, place: Path, hosts: Sequence[str], token_file: Path | None, most_bytes: int, most_films: int
+    address: str,
+    place: Path,
+    hosts: Sequence[str],
+    token: str | Path | None,
+    most_bytes: int,
+    most_films: int,
 ) -> list[Path]:
     """Fetch an instance, or all radiographs of a series or study, into a folder; return their files.
 
     Those of a series or study are named as its server names them: series/…/instances/….
-    hosts: HOST or HOST:PORT, from which alone films are fetched.  most_bytes: of all films together.  Raises `Problem`,
-    whose text does not quote the address.
+    hosts: HOST or HOST:PORT, from which alone films are fetched.  token: a bearer token, or the file that holds it.
+    most_bytes: of all films together.  Raises `Problem`, whose text does not quote the address.
     """
-    server = _Server(*_check_address(address, hosts), token_file)
+    server = _Server(*_check_address(address, hosts), token)
     if "/instances/" in server.parts.path:
         (place / "0").write_bytes(_take(*server.get(server.parts.path, WADO, most_bytes)))
         return [place / "0"]
@@ -89,15 +94,17 @@ class _Server:
 
     parts: SplitResult
     port: int
-    token_file: Path | None
+    token: str | Path | None
 
     def get(self, target: str, accept: str, most_bytes: int) -> tuple[bytes, str]:
         """Return the body of an answer and its Content-Type."""
         deadline = time.monotonic() + MOST_SECONDS
         headers = {"Accept": accept, "Connection": "close"}
         try:
-            if self.token_file is not None:
-                headers["Authorization"] = read_bearer(self.token_file)
+            if self.token is not None:
+                headers["Authorization"] = (
+                    read_bearer(self.token) if isinstance(self.token, Path) else f"Bearer {self.token}"
+                )
             connection = _connect(self.parts, self.port)
             try:
                 connection.request("GET", target, headers=headers)

@@ -25,7 +25,11 @@ BODY: dict[str, Any] = {
                 }
             },
             "application/json": {
-                "schema": {"type": "object", "properties": {"dicomweb": {"type": "string", "format": "uri"}}},
+                "schema": {
+                    "type": "object",
+                    "properties": {"dicomweb": {"type": "string", "format": "uri"}, "bearer": {"type": "string"}},
+                    "required": ["dicomweb"],
+                },
                 "example": _ADDRESS,
             },
         },
