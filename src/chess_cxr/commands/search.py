@@ -101,7 +101,7 @@ there is one.
         from chess_cxr.search.page import write_search_page
 
         about = f"{searched} of {len(opened)} films searched" + (f" ({where})" if where else "")
-        written = write_search_page(answers, opened, f"{about}; encoder {Path(encoder).name}", page, thumbnails)
+        written = write_search_page(answers, opened, f"{about}; the encoder “{Path(encoder).name}”", page, thumbnails)
         if not json:
             print(written)
     if failed := sum(bool(answer.query.reason) for answer in answers):
@@ -210,5 +210,5 @@ def draw_map(
     with StageBars(quiet) as bars:
         film_map = build_map(opened, features, chosen, seed, bars.show)
         how = {"umap": f"UMAP, seed {seed}", "pca": "PCA"}[chosen]
-        about = f"{len(film_map.films)} films by encoder {Path(encoder).name}; {how}"
+        about = f"{len(film_map.films)} films by the encoder “{Path(encoder).name}”; {how}"
         print(write_map(film_map, opened, out, about, thumbnails, bars.show))
