@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from chess_cxr.search.map import FilmMap, write_map
 from chess_cxr.store import Store, open_store
 
 sys.path.append(str(Path(__file__).parent.parent / "tests/helpers"))
-from browser import open_browser  # noqa: E402
+open_browser = import_module("browser").open_browser
 
 SOFTWARE = ("--enable-unsafe-swiftshader", "--use-angle=swiftshader")
 COUNT_FRAMES = """new Promise((done) => {
