@@ -124,13 +124,15 @@ _RENAMED = {"finetune": "finetune_classifier"}
 share_cores()
 
 
-def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        warnings.warn(f"chess_cxr.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-        name = _RENAMED[name]
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # or a type checker would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        if name in _RENAMED:
+            warnings.warn(f"chess_cxr.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+            name = _RENAMED[name]
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
