@@ -1,10 +1,10 @@
 """What pages show and `make docs-blocks` does not run."""
 
 import re
-import sys
 from pathlib import Path
 
 import lance
+from docs.hooks import WIDTH, on_page_markdown
 
 import chess_cxr
 from chess_cxr.benchmarking.suite import read_suite
@@ -13,8 +13,6 @@ from chess_cxr.encoders import facts, folder
 from chess_cxr.store import begin_store
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-sys.path.append(str(DOCS))
-from hooks import WIDTH, on_page_markdown  # noqa: E402
 
 
 def test_the_suite_with_everything_that_docs_show_is_one(tmp_path: Path) -> None:
