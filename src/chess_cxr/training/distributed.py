@@ -104,8 +104,10 @@ def let_first_rank(work: Callable[[], Result]) -> Result:
     """Call `work` on the first rank only, and return its result on every rank; the others wait without a time limit."""
     if not dist.is_initialized():
         return work()
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
-    assert isinstance(group, dist.ProcessGroup)  # of all ranks
+    with explain_lost_rank():
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+        assert isinstance(group, dist.ProcessGroup)  # of all ranks
+        dist.barrier(group)  # all have joined: none still asks the first rank's store when its work fails
     done = [work() if dist.get_rank() == 0 else None]
     with explain_lost_rank():
         dist.broadcast_object_list(done, 0, group)
