@@ -35,7 +35,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     real = [shrink_pair(pair, 256) for pair in read_pairs(args.pairs)]
-    config = BonesConfig(size=256, crop=128, decoder="tiny", keep_nodules=0.0, spread=False, steps=300, batch=8)
+    config = BonesConfig(
+        size=256, crop=128, decoder="tiny", keep_nodules=0.0, spread=False, head="softplus", steps=300, batch=8
+    )
     network = train_bone_network(
         args.out / "run", load_encoder(args.encoder), real * 10 + read_pairs("phantom:100@256#1"), [], config
     )

@@ -53,6 +53,7 @@ def main() -> None:
                           ("seed", 0), ("val", 8)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep", type=float, default=BonesConfig.keep_nodules)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of folds")
     parser.add_argument("--networks", nargs="+", default=[OURS, *PEERS])
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
@@ -114,7 +115,7 @@ def train_ours(
     """Train our network on a fold; return it with the CPU seconds of its training."""
     config = BonesConfig(
         size=args.size, crop=args.crop, decoder="tiny", perceptual="none", keep_nodules=args.keep, steps=args.steps,
-        batch=args.batch, encoder_rate=1.0, seed=args.seed, checkpoint_every=100,
+        batch=args.batch, learning_rate=args.rate, encoder_rate=1.0, seed=args.seed, checkpoint_every=100,
     )  # fmt: skip
     clock = args.out / f"fold{fold}_{OURS}.json"
     used = json.loads(clock.read_text())["seconds"] if clock.exists() else 0.0

@@ -74,7 +74,7 @@ def build_config(
         weight = own / theirs
     return BonesConfig(
         size=size, crop=128, decoder="tiny", perceptual=network, perceptual_weight=weight, compare=compare,
-        keep_nodules=0.0, spread=False, steps=args.steps or STEPS[args.part], batch=8, seed=seed,
+        keep_nodules=0.0, spread=False, head="softplus", steps=args.steps or STEPS[args.part], batch=8, seed=seed,
     )  # fmt: skip
 
 

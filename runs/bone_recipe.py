@@ -50,6 +50,8 @@ def main() -> None:
     for name, standard in (("keep", 0.1), ("rate", 1e-3), ("encoder-rate", 1.0), ("perceptual-weight", 1.0)):
         parser.add_argument(f"--{name}", type=float, default=standard)
     parser.add_argument("--decoder", default="tiny")
+    parser.add_argument("--head", default=BonesConfig.head)
+    parser.add_argument("--no-spread", action="store_true")
     parser.add_argument("--perceptual", default="none")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,7 +64,7 @@ def main() -> None:
     config = BonesConfig(
         size=args.size, crop=args.crop, decoder=args.decoder, perceptual=args.perceptual, keep_nodules=args.keep,
         perceptual_weight=args.perceptual_weight, steps=args.steps, batch=args.batch, learning_rate=args.rate,
-        encoder_rate=args.encoder_rate, seed=args.seed, checkpoint_every=50,
+        encoder_rate=args.encoder_rate, seed=args.seed, checkpoint_every=50, head=args.head, spread=not args.no_spread,
     )  # fmt: skip
     started = time.process_time()
     network = train_bone_network(

@@ -68,7 +68,7 @@ def test_bones_of_films_of_any_size_are_the_same_with_onnx(bones: Path) -> None:
     for shape in ((64, 64), (100, 75), (37, 200)):
         film = np.random.default_rng(1).random(shape).astype(np.float32)
         expected = torch_model.predict_bone(film)
-        assert expected.max() > 0.005
+        assert expected.max() > 0.001  # a hundred times what may differ
         np.testing.assert_allclose(onnx_model.predict_bone(film), expected, atol=1e-5)
 
 

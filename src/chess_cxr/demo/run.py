@@ -223,7 +223,7 @@ def _suppress_bones(folder: Path, name: str, encoder: Path, size: DemoSize, stat
     else:
         config = BonesConfig(
             size=128, crop=64, decoder="tiny", perceptual=PERCEPTUAL[name], keep_nodules=0.0, spread=False,
-            steps=size.bone_steps, seed=SEED,
+            head="softplus", steps=size.bone_steps, seed=SEED,
         )  # fmt: skip
         with stations.enter(station) as bars, build_ingest_pool() as pool:
             finetune_bones(

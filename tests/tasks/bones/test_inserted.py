@@ -12,7 +12,13 @@ from chess_cxr.sources.phantom.film import draw_exposure, render_film
 from chess_cxr.tasks.bones.inserted import DIAMETER_MM, LEAST_CONTRAST, draw_added_nodules, draw_phantom_nodule
 from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, BoneNetworkShape
-from chess_cxr.tasks.bones.objective import PairBatch, SuppressBones, measure_taken_nodules, ramp_nodules
+from chess_cxr.tasks.bones.objective import (
+    SPREAD_WEIGHT,
+    PairBatch,
+    SuppressBones,
+    measure_taken_nodules,
+    ramp_nodules,
+)
 from chess_cxr.tasks.bones.pairs import FilmPair, draw_phantom_pair
 from chess_cxr.tasks.bones.score import find_spread_scale, measure_added_nodules, score_added_nodules, score_spread
 from chess_cxr.tasks.bones.views import PairViews, TrainingPair, draw_pair_batch
@@ -134,7 +140,9 @@ def test_the_objective_sees_pairs_with_and_without_nodules_and_learns_the_spread
     assert task.signals["part/nodules"] == pytest.approx(float(2 * taken * left), rel=1e-3)
     film, truth = (torch.cat([it, it + added]) for it in (batch.film_B1HW, batch.bone_free_B1HW))
     error, spread = (0.5 * film - truth).abs(), 0.25 * film
-    assert task.signals["part/spread"] == pytest.approx(float((error / spread + spread.log()).mean()), rel=1e-2)
+    assert task.signals["part/spread"] == pytest.approx(
+        SPREAD_WEIGHT * float((error / spread + spread.log()).mean()), rel=1e-2
+    )
     assert float(loss) == pytest.approx(sum(task.signals.values()), rel=1e-4)
     halved = replace(batch, nodule_share=torch.tensor(0.5))
     list(task.losses(halved))

@@ -55,6 +55,17 @@ def test_bone_stays_0_or_more_whatever_the_weights_say(encoder: Encoder, push: f
     assert bone.min() >= 0 and (bone.max() < 1e-6 if push < 0 else bone.min() > 1)
 
 
+def test_a_linear_head_begins_without_bone_and_has_a_floor_in_use_alone(encoder: Encoder) -> None:
+    network, films = build_bone_network(encoder, score_grey=0.02), draw_films(64, 64)
+    assert float(network(films).abs().max()) == 0
+    torch.nn.init.constant_(network.head[-1].bias, -3.0)  # type: ignore[arg-type]
+    bone = network.train()(films)
+    torch.testing.assert_close(bone, torch.full_like(bone, -0.06))
+    assert float(network.eval()(films).abs().max()) == 0
+    torch.nn.init.constant_(network.head[-1].bias, 3.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(network(films), torch.full_like(bone, 0.06))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_encoder_begins_with_the_given_weights_tensor_by_tensor(name: str) -> None:
     given = load_encoder(f"random:{name}@64#3")
@@ -121,6 +132,8 @@ def test_a_vision_transformer_is_refused_in_one_line(name: str) -> None:
         ({"architecture": "resnet18", "decoder": "huge"}, "decoder is tiny or full, not 'huge'"),
         ({"architecture": "resnet18", "std": 0.0}, "std from 0.0001 to 100"),
         ({"architecture": "resnet18", "mean": float("nan")}, "mean must lie within"),
+        ({"architecture": "resnet18", "score_grey": -0.1}, "score_grey must lie from 0 to 1"),
+        ({"architecture": "resnet18", "score_grey": float("nan")}, "score_grey must lie from 0 to 1"),
     ],
 )
 def test_a_shape_that_makes_no_network_is_refused(shape: dict[str, object], part: str) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from chess_cxr.evaluation.image_metrics import compute_ms_ssim
 from chess_cxr.tasks.bones.network import build_bone_network
 from chess_cxr.tasks.bones.objective import PairBatch, SuppressBones, compute_ms_ssim_loss
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
+from chess_cxr.tasks.bones.train import measure_bone_grey, weigh_pairs
+from chess_cxr.tasks.bones.views import PairViews, TrainingPair, draw_pair_batch
 from chess_cxr.tasks.perceptual import PerceptualLoss
 from chess_cxr.training.checkpoint import restore_checkpoint, write_checkpoint
 from chess_cxr.training.loop import LoopState, TrainingConfig, build_optimizers, train
@@ -142,6 +145,39 @@ def test_a_tiny_network_overfits_four_phantoms() -> None:
     untouched = (batch.film_B1HW - batch.bone_free_B1HW).abs().mean()
     untouched += compute_ms_ssim_loss(batch.film_B1HW, batch.bone_free_B1HW)
     assert np.mean(losses[-5:]) < 0.8 * float(untouched), (losses[-5:], untouched)
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.01])
+def test_faint_bone_is_found_by_a_linear_head_and_lost_by_a_softplus(grey: float) -> None:
+    """Bone of real films adds a tenth of the grey of a phantom's: L1 pushes a softplus to where it has no slope."""
+    batch = draw_batch()
+    faint = PairBatch(batch.bone_free_B1HW + 0.1 * (batch.film_B1HW - batch.bone_free_B1HW), batch.bone_free_B1HW)
+    task = SuppressBones(build_bone_network(load_encoder("random:regnetx_002@64"), "tiny", score_grey=grey))
+    training = replace(TRAINING, steps=40, batch=4, learning_rate=2e-3)
+    for report in train(task, repeat(faint, 40), build_optimizers(task, training), training):
+        assert not report.problem
+    bone = faint.film_B1HW - faint.bone_free_B1HW
+    with torch.no_grad():
+        found = task.network(faint.film_B1HW)
+    left = 1 - float((found * bone).sum() / (bone**2).sum())
+    assert left < 0.4 if grey else left > 0.8, left
+
+
+def test_faint_pairs_count_as_much_as_others() -> None:
+    films = [np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64) for _ in range(3)]
+    pairs = [TrainingPair(film, film * (1 - share), 1.0) for film, share in zip(films, (0.2, 0.02, 0), strict=True)]
+    assert measure_bone_grey(pairs) == pytest.approx(0.22 * float(films[0].std()) / 3, rel=1e-2)
+    weighed = weigh_pairs(pairs)
+    mean = (0.1 + 0.01 + 0.001) / 3
+    assert [pair.weight for pair in weighed] == pytest.approx([mean / 0.1, mean / 0.01, mean / 0.001], rel=1e-3)
+    batch = draw_pair_batch(weighed[:2], [0, 1], 0, PairViews(64, rotate_deg=0, scale=0, gamma=0, contrast=0))
+    task = SuppressBones(build_bone_network(load_encoder("random:regnetx_002@64"), score_grey=0.02))
+    list(task.losses(batch))
+    left = (batch.film_B1HW - batch.bone_free_B1HW).abs().mean((1, 2, 3)).numpy()
+    similar = [float(compute_ms_ssim_loss(batch.film_B1HW[n, None], batch.bone_free_B1HW[n, None])) for n in (0, 1)]
+    for name, parts in (("l1", left), ("ms_ssim", similar)):
+        expected = np.mean([mean / 0.1 * parts[0], mean / 0.01 * parts[1]])
+        assert task.signals[f"part/{name}"] == pytest.approx(float(expected), rel=1e-2)
 
 
 def test_a_run_that_went_on_from_a_checkpoint_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:

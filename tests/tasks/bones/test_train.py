@@ -58,6 +58,18 @@ def test_a_run_that_was_stopped_and_started_again_ends_to_the_bit_as_one_that_wa
     assert list_changed(whole, fit(tmp_path / "other", encoder, replace(TINY, seed=1)).state_dict()) != []
 
 
+def test_a_run_begun_before_there_was_a_linear_head_goes_on_with_its_softplus(encoder: Encoder, tmp_path: Path) -> None:
+    softplus = replace(TINY, head="softplus")
+    whole = fit(tmp_path / "whole", encoder, softplus)
+    with pytest.raises(Stopped):
+        fit(tmp_path / "cut", encoder, softplus, stop_at=3)
+    described = json.loads((tmp_path / "cut" / "config.json").read_text())
+    del described["bones"]["head"]
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(described))
+    network = fit(tmp_path / "cut", encoder)
+    assert list_changed(whole.state_dict(), network.state_dict()) == [] and network.shape == whole.shape
+
+
 def test_a_finished_run_is_not_trained_again(encoder: Encoder, tmp_path: Path) -> None:
     first = fit(tmp_path / "run", encoder)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -16,6 +16,7 @@ class BonesConfig:
         size: longest side of the network's input films in pixels; its bone image is scaled to each film's own size.
         crop: side of the training crops in pixels.
         decoder: decoder of the U-Net: full, or tiny for a CPU.
+        head: how bone is read from the decoder: linear, or softplus as in version 0.1, which loses faint bone.
         perceptual: network of the perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
         perceptual_weight: weight of the perceptual loss; L1 and 1 - MS-SSIM have weight 1.
         compare: comparison of features in the perceptual loss.
@@ -36,6 +37,7 @@ class BonesConfig:
     size: int = 512
     crop: int = 256
     decoder: Literal["tiny", "full"] = "full"
+    head: Literal["linear", "softplus"] = "linear"
     perceptual: str = SAME
     perceptual_weight: float = 1.0
     compare: PerceptualConfig = PerceptualConfig()

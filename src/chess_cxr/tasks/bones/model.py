@@ -35,7 +35,7 @@ BURNED_IN = "BONE-SUPPRESSED, DERIVED"
 SHEET_SIDE = 1024  # a panel has fewer pixels
 LARGEST_SPREAD = 0.1  # of grey: white in a map of the spread
 LARGEST_SIDE = 4096  # of films at the network's scale
-SHAPE = {"architecture", "mean", "std", "decoder", "spread"}  # what `BoneNetworkShape` has
+SHAPE = {"architecture", "mean", "std", "decoder", "spread", "score_grey"}  # what `BoneNetworkShape` has
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runti
     size, tile = (side if type(side) is int else 0 for side in sides)
     whole = LEAST_SIDE <= tile <= size <= LARGEST_SIDE
     if isinstance(shape, Mapping):
-        shape = {"spread": False, **shape}  # version 0.1 knew no spread
+        shape = {"spread": False, "score_grey": 0.0, **shape}  # version 0.1 knew neither
     if not (isinstance(shape, Mapping) and set(shape) == SHAPE and whole):
         raise ChessError(f"{folder}: the network of a bone model has {', '.join(sorted(SHAPE))}, size and tile")
-    if not all(type(shape[name]) in (int, float) for name in ("mean", "std")):
-        raise ChessError(f"{folder}: mean and std of a bone model are numbers")
+    if not all(type(shape[name]) in (int, float) for name in ("mean", "std", "score_grey")):
+        raise ChessError(f"{folder}: mean, std and score_grey of a bone model are numbers")
     if type(shape["spread"]) is not bool:
         raise ChessError(f"{folder}: spread of a bone model is true or false")
     if not all(type(shape[name]) is str for name in ("architecture", "decoder")):

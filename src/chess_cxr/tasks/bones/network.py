@@ -17,7 +17,6 @@ from chess_cxr.tasks.bones.tiles import blend_tiles
 
 DECODERS = {"tiny": (64, 48, 32, 24, 16), "full": (256, 128, 64, 32, 16)}
 _SHARPNESS = 20.0  # of the softplus, in 1 / grey level: separates a bone of 0.05 from none
-_LEAST_SLOPE = 0.05
 _LEAST_SPREAD = 1e-4  # of grey
 _STRIDE = 32
 
@@ -28,6 +27,7 @@ class BoneNetworkShape:
 
     architecture: timm's name of the encoder.  mean, std: subtracted from grey levels in [0, 1], then divided by.
     decoder: "tiny" or "full".  spread: whether the network also says how far its bone image may be off.
+    score_grey: grey of bone that a score of 1 stands for; 0: bone is the softplus of the score, as in version 0.1.
     """
 
     architecture: str
@@ -35,12 +35,15 @@ class BoneNetworkShape:
     std: float = 0.25
     decoder: str = "tiny"
     spread: bool = False
+    score_grey: float = 0.0
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
             raise UsageError(f"a bone network's decoder is {' or '.join(DECODERS)}, not {self.decoder!r}")
         if not (-100 <= self.mean <= 100 and 1e-4 <= self.std <= 100):
             raise UsageError("a bone network's mean must lie within ±100 and its std from 0.0001 to 100")
+        if not 0 <= self.score_grey <= 1:
+            raise UsageError("a bone network's score_grey must lie from 0 to 1")
 
 
 class BoneNetwork(nn.Module):
@@ -66,7 +69,9 @@ class BoneNetwork(nn.Module):
         self.head = nn.Sequential(
             nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1), nn.ReLU(), nn.Conv2d(widths[-1], 1, 3, padding=1)
         )
-        nn.init.constant_(self.head[-1].bias, -2 / _SHARPNESS)  # type: ignore[arg-type]
+        nn.init.constant_(self.head[-1].bias, 0.0 if shape.score_grey else -2 / _SHARPNESS)  # type: ignore[arg-type]
+        if shape.score_grey:
+            nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]
         self.spread_head = nn.Sequential()
         if shape.spread:
             self.spread_head = nn.Sequential(
@@ -74,7 +79,7 @@ class BoneNetwork(nn.Module):
             )
 
     def forward(self, film_B1HW: Tensor) -> Tensor:
-        """Return the bone image of films in [0, 1] with bone bright: grey levels of 0 or more, [B, 1, H, W].
+        """Return the bone image of films in [0, 1] with bone bright: grey levels, 0 or more in use, [B, 1, H, W].
 
         With a spread, [B, 2, H, W]: the second channel is the expected absolute error of the first.  It is learnt on
         the features as they are and does not change them.
@@ -83,7 +88,7 @@ class BoneNetwork(nn.Module):
         input_B1HW = self._prepare(film_B1HW)
         detail_BCHW = self.decoder(self.encoder(input_B1HW))
         seen_BCHW = torch.cat([detail_BCHW, input_B1HW], 1)
-        bone_B1HW = _soften(self.head(seen_BCHW), self.training and self.shape.spread)
+        bone_B1HW = self._read_score(self.head(seen_BCHW))
         if self.shape.spread:
             scaled_B1HW = bone_B1HW / self.shape.std
             score_B1HW: Tensor = self.spread_head(torch.cat([seen_BCHW, scaled_B1HW], 1).detach())
@@ -96,31 +101,34 @@ class BoneNetwork(nn.Module):
         stages: list[Tensor] = self.encoder(self._prepare(film_B1HW))
         return stages
 
+    def _read_score(self, score_B1HW: Tensor) -> Tensor:
+        """Return the bone of scores, 0 or more; in training, that of a linear head may be negative.
+
+        A floor would have no slope.  Most of a film has no bone, so that the first steps would push all scores below
+        the floor, and the network would find no bone anywhere and stay there.
+        """
+        if not self.shape.score_grey:
+            return F.softplus(score_B1HW, beta=_SHARPNESS)
+        bone_B1HW = self.shape.score_grey * score_B1HW
+        return bone_B1HW if self.training else bone_B1HW.clamp(min=0)
+
     def _prepare(self, film_B1HW: Tensor) -> Tensor:
         height, width = film_B1HW.shape[-2:]
         margins = (0, -width % _STRIDE, 0, -height % _STRIDE)
         return F.pad((film_B1HW - self.shape.mean) / self.shape.std, margins, mode="replicate")
 
 
-def _soften(score_B1HW: Tensor, lift: bool) -> Tensor:
-    """Return the softplus of scores; its slope is at least `_LEAST_SLOPE` if it is to be lifted.
+def build_bone_network(
+    encoder: Encoder, decoder: str = "tiny", seed: int = 0, spread: bool = False, score_grey: float = 0.0
+) -> BoneNetwork:
+    """Build a bone network on the weights of `encoder`; the decoder's weights are drawn from the seed.
 
-    Most of a film has no bone, so that L1 soon drives all scores far below 0, where the softplus has no slope: the
-    network would find no bone anywhere and stay there.  A network without a spread trains as in version 0.1.
+    With a score_grey, the network begins with no bone at all.
     """
-    bone_B1HW = F.softplus(score_B1HW, beta=_SHARPNESS)
-    if not lift:
-        return bone_B1HW
-    lifted_B1HW = _LEAST_SLOPE * score_B1HW * (torch.sigmoid(_SHARPNESS * score_B1HW) < _LEAST_SLOPE)
-    return bone_B1HW + (lifted_B1HW - lifted_B1HW.detach())
-
-
-def build_bone_network(encoder: Encoder, decoder: str = "tiny", seed: int = 0, spread: bool = False) -> BoneNetwork:
-    """Build a bone network on the weights of `encoder`; the decoder's weights are drawn from the seed."""
     grey, mean, std = build_grey_network(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = BoneNetwork(BoneNetworkShape(encoder.architecture, mean, std, decoder, spread))
+        network = BoneNetwork(BoneNetworkShape(encoder.architecture, mean, std, decoder, spread, score_grey))
     known = grey.state_dict()
     wanted = network.encoder.state_dict()
     begun = {name: known.get(name.removeprefix("model.")) for name in wanted}

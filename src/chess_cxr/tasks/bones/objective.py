@@ -15,6 +15,7 @@ from chess_cxr.tasks.bones.network import BoneNetwork
 from chess_cxr.training.late import read_numbers
 
 SMALLEST_SIDE = WINDOW  # of pictures with at least one scale
+SPREAD_WEIGHT = 0.01  # nothing to AdamW, but its gradients would outweigh those of bone where they are clipped
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -23,13 +24,15 @@ class PairBatch:
     """Films and the same films without bone, float32 [B, 1, H, W] in [0, 1], bone bright.
 
     nodule_BKHW: the grey that each of up to K nodules would add to film and target; None without.  nodule_share: share
-    of the weight of kept nodules, see `ramp_nodules`, a scalar.
+    of the weight of kept nodules, see `ramp_nodules`, a scalar.  weight_B: how much each pair counts in L1 and MS-SSIM;
+    None if all count alike.
     """
 
     film_B1HW: Tensor
     bone_free_B1HW: Tensor
     nodule_BKHW: Tensor | None = None
     nodule_share: Tensor | None = None
+    weight_B: Tensor | None = None
 
 
 class SuppressBones(nn.Module):
@@ -63,15 +66,17 @@ class SuppressBones(nn.Module):
     def losses(self, batch: PairBatch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of a batch."""
         film_B1HW, truth_B1HW = batch.film_B1HW, batch.bone_free_B1HW
+        weight_B = film_B1HW.new_ones(len(film_B1HW)) if batch.weight_B is None else batch.weight_B
         if batch.nodule_BKHW is not None:
             added_B1HW = batch.nodule_BKHW.sum(1, keepdim=True)
             film_B1HW, truth_B1HW = (torch.cat([it, it + added_B1HW]) for it in (film_B1HW, truth_B1HW))
+            weight_B = torch.cat([weight_B, weight_B])
         found_BCHW = self.network(film_B1HW)
         bone_B1HW = found_BCHW[:, :1]
         result_B1HW = film_B1HW - bone_B1HW
         parts = {
-            "l1": F.l1_loss(result_B1HW, truth_B1HW),
-            "ms_ssim": compute_ms_ssim_loss(result_B1HW, truth_B1HW),
+            "l1": compute_l1(result_B1HW, truth_B1HW, weight_B),
+            "ms_ssim": compute_ms_ssim_loss(result_B1HW, truth_B1HW, weight_B),
         }
         if self.perceptual and self.weight:
             parts["perceptual"] = self.weight * self.perceptual(result_B1HW, truth_B1HW)
@@ -80,11 +85,11 @@ class SuppressBones(nn.Module):
             taken = measure_taken_nodules(with_B1HW - without_B1HW, batch.nodule_BKHW)
             # to take all nodules away costs as much as to leave all bone does by L1
             weight = self.keep_nodules * (1.0 if batch.nodule_share is None else batch.nodule_share)
-            parts["nodules"] = weight * taken * F.l1_loss(film_B1HW, truth_B1HW)
+            parts["nodules"] = weight * taken * compute_l1(film_B1HW, truth_B1HW, weight_B)
         if found_BCHW.shape[1] == 2:
             spread_B1HW = found_BCHW[:, 1:]
             error_B1HW = (result_B1HW - truth_B1HW).abs().detach()
-            parts["spread"] = (error_B1HW / spread_B1HW + spread_B1HW.log()).mean()
+            parts["spread"] = SPREAD_WEIGHT * (error_B1HW / spread_B1HW + spread_B1HW.log()).mean()
         self.measured = {f"part/{name}": part.detach() for name, part in parts.items()}
         yield "suppression", torch.stack(list(parts.values())).sum()
 
@@ -116,10 +121,15 @@ def measure_taken_nodules(change_B1HW: Tensor, nodule_BKHW: Tensor) -> Tensor:
     return (taken_BK * there_BK).sum() / there_BK.sum().clamp(min=1) + around * there_BK.any()
 
 
-def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
+def compute_l1(picture_B1HW: Tensor, truth_B1HW: Tensor, weight_B: Tensor) -> Tensor:
+    """Return the mean absolute difference of pictures, each picture's times its weight."""
+    return (weight_B * (picture_B1HW - truth_B1HW).abs().mean((1, 2, 3))).mean()
+
+
+def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor, weight_B: Tensor | float = 1.0) -> Tensor:
     """Return 1 - MS-SSIM (Wang et al. 2003), grey levels in [0, 1], mean over pictures of at least 11 pixels a side.
 
-    Small pictures have fewer scales, whose weights are scaled to a sum of 1.
+    weight_B: factor of each picture.  Small pictures have fewer scales, whose weights are scaled to a sum of 1.
     """
     scales = count_scales(min(picture_B1HW.shape[-2:]))
     weight_S = torch.tensor(SCALE_WEIGHTS[:scales]).to(picture_B1HW.device, non_blocking=True)
@@ -130,7 +140,7 @@ def compute_ms_ssim_loss(picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
         luminance_B, contrast_B = _compare_structure(picture_B1HW, truth_B1HW)
         parts.append((luminance_B if scale == scales - 1 else contrast_B).clamp(min=1e-6))
     similarity_B = torch.stack(parts).pow((weight_S / weight_S.sum())[:, None]).prod(0)
-    return 1 - similarity_B.mean()
+    return (weight_B * (1 - similarity_B)).mean()
 
 
 def _compare_structure(a_B1HW: Tensor, b_B1HW: Tensor) -> tuple[Tensor, Tensor]:

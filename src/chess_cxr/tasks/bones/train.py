@@ -56,7 +56,10 @@ from chess_cxr.workers.pool import call_in_child
 
 SHOWN = 8  # pairs on the sheet of a model
 MOST_ADDED = 4  # nodules that are added to a square in training
-_UNKNOWN_EARLIER: dict[str, Any] = {"balance": False, "keep_nodules": 0.0, "spread": False, "caution": 0.0}
+LEAST_BONE = 1e-3  # mean grey of a pair's bone; less counts as much
+_UNKNOWN_EARLIER: dict[str, Any] = {
+    "balance": False, "keep_nodules": 0.0, "spread": False, "caution": 0.0, "head": "softplus",
+}  # fmt: skip
 MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB of input alone
 
 
@@ -281,9 +284,11 @@ def train_bone_network(
         raise UsageError("bone suppression needs at least one pair to learn from")
     config = _go_on_as_begun(folder, config)
     torch.manual_seed(config.seed)
-    network = build_bone_network(encoder, config.decoder, config.seed, config.spread)
+    pairs, grey = [_prepare_pair(pair, config.size) for pair in train], 0.0
+    if config.head == "linear":
+        pairs, grey = weigh_pairs(pairs), measure_bone_grey(pairs)
+    network = build_bone_network(encoder, config.decoder, config.seed, config.spread, grey)
     perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
-    pairs = [_prepare_pair(pair, config.size) for pair in train]
     if perceptual and config.balance:
         perceptual.stages = _balance(perceptual, pairs, config)
     method = SuppressBones(network, perceptual, config.perceptual_weight, config.keep_nodules)
@@ -328,6 +333,20 @@ def _prepare_pair(pair: FilmPair, size: int) -> TrainingPair:
     return TrainingPair(film_HW, bone_free_HW, find_spacing(pair) * max(pair.film_HW.shape) / max(film_HW.shape))
 
 
+def measure_bone_grey(pairs: Sequence[TrainingPair]) -> float:
+    """Return the standard deviation of the bone of a film, a mean over pairs: the grey that a score of 1 stands for."""
+    return float(f"{np.mean([(pair.film_HW - pair.bone_free_HW).std() for pair in pairs]):.3g}")
+
+
+def weigh_pairs(pairs: Sequence[TrainingPair]) -> list[TrainingPair]:
+    """Return pairs whose weight is inverse to the mean grey of their bone, so that faint bone counts as much as other.
+
+    To leave all bone costs as much in each pair: that of real films adds 0.004 of grey, that of phantoms 0.03.
+    """
+    bone_P = np.array([max(float(np.abs(p.film_HW - p.bone_free_HW).mean()), LEAST_BONE) for p in pairs])
+    return [replace(pair, weight=float(bone_P.mean() / bone)) for pair, bone in zip(pairs, bone_P, strict=True)]
+
+
 def _balance(perceptual: PerceptualLoss, pairs: Sequence[TrainingPair], config: BonesConfig) -> tuple[float, ...]:
     some = list(pairs[: config.batch])
     targets = [replace(pair, film_HW=pair.bone_free_HW) for pair in some]
@@ -339,8 +358,9 @@ def _balance(perceptual: PerceptualLoss, pairs: Sequence[TrainingPair], config: 
 def _go_on_as_begun(folder: Path, config: BonesConfig) -> BonesConfig:
     """Return the configuration of a run that an earlier version has begun in `folder`, without what it did not know."""
     begun = read_json(folder / "config.json").get("bones")
-    earlier = isinstance(begun, Mapping) and "keep_nodules" not in begun
-    return replace(config, **_UNKNOWN_EARLIER) if earlier else config
+    if not isinstance(begun, Mapping):
+        return config
+    return replace(config, **{name: value for name, value in _UNKNOWN_EARLIER.items() if name not in begun})
 
 
 def _complete_earlier(described: dict[str, Any]) -> dict[str, Any]:

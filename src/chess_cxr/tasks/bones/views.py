@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -69,11 +69,15 @@ def _draw_middle(side: int, crop: int, rng: np.random.Generator) -> float:
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """A film, the same film without bone, float32 [H, W], and their pixel spacing."""
+    """A film, the same film without bone, float32 [H, W], and their pixel spacing.
+
+    weight: how much the pair counts in the loss; None if all pairs count alike.
+    """
 
     film_HW: np.ndarray
     bone_free_HW: np.ndarray
     spacing_mm: float
+    weight: float | None = None
 
 
 def draw_pair_batch(
@@ -93,6 +97,9 @@ def draw_pair_batch(
             for place, nodule in enumerate(added):
                 nodule_BKHW[number, place] = nodule.grey_HW
     film, bone_free = (torch.from_numpy(np.stack(side)[:, None]) for side in zip(*drawn, strict=True))
+    weights = [pair.weight for pair in pairs if pair.weight is not None]
+    batch = PairBatch(film, bone_free, weight_B=torch.tensor(weights) if weights else None)
     if not views.nodules:
-        return PairBatch(film, bone_free)
-    return PairBatch(film, bone_free, torch.from_numpy(nodule_BKHW), torch.tensor(ramp_nodules(progress)))
+        return batch
+    share = torch.tensor(ramp_nodules(progress))
+    return replace(batch, nodule_BKHW=torch.from_numpy(nodule_BKHW), nodule_share=share)
