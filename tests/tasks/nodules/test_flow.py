@@ -16,7 +16,7 @@ from chess_cxr.tasks.nodules.flow import FlowConfig, FlowNodules
 from chess_cxr.tasks.nodules.model import load_nodule_generator
 from chess_cxr.tasks.nodules.plan import build_groups, plan_generation, plan_nodule_training
 from chess_cxr.tasks.nodules.region import compute_region
-from chess_cxr.tasks.nodules.told import describe, measure_diameter
+from chess_cxr.tasks.nodules.told import describe, find_lesion, measure_diameter
 from chess_cxr.tasks.nodules.train import finetune_nodules
 from chess_cxr.training.loop import build_optimizers
 
@@ -99,6 +99,22 @@ def test_a_film_depends_on_its_own_row_and_seed_alone() -> None:
     assert not torch.equal(method.make(batch, [1, 2, 4])[2], made[2])
     with pytest.raises(UsageError, match="3 films need as many seeds, not 1"):
         method.make(batch, [1])
+
+
+def test_a_nodule_like_another_is_told_its_contrast_and_kind_and_keeps_its_own_size() -> None:
+    method, batch = FlowNodules(TINY), draw_batch(1)
+    told: list[torch.Tensor] = []
+
+    def listen(at_B4SS: torch.Tensor, _time_B: torch.Tensor, told_BE: torch.Tensor) -> torch.Tensor:
+        told.append(told_BE)
+        return torch.zeros_like(at_B4SS[:, :1])
+
+    method.averaged.forward = listen  # type: ignore[method-assign]
+    like = draw_batch(1, seed=4, contrast=0.3)
+    method.make(batch, [1], like)
+    lesion = find_lesion(like, build_canvas(like, TINY))
+    expected = [float(measure_diameter(batch.mask_B1SS).log()), float(describe(like, lesion)[0, 1]), 1, 0]
+    assert told[0][0].tolist() == pytest.approx(expected) and expected[1] > 1.5
 
 
 def test_contrasts_and_kinds_are_drawn_as_in_training() -> None:
