@@ -1,4 +1,7 @@
-"""Squares of lung with and without a nodule from real JSRT films, and a small classifier that tells them apart."""
+"""Squares of lung with and without a nodule, a small classifier that tells them apart, and a detector made of it.
+
+The detector slides the classifier over the lungs and keeps the best of each neighbourhood.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -19,6 +23,8 @@ from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
 FOLDS = 3
 SIDE = 48  # pixels at 256 a film: 67 mm of JSRT
 HEALTHY_PER_FILM = 3
+STRIDE = 12  # of the detector
+FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0)  # per film, at which the sensitivity is averaged
 
 
 def read_folds(jsrt: str) -> tuple[list[NoduleFilm], np.ndarray]:
@@ -86,20 +92,67 @@ def fit_and_score(train_ND: np.ndarray, label_N: np.ndarray, test_MD: np.ndarray
     return model.fit(train_ND, label_N).decision_function(test_MD)
 
 
-def measure_auroc(crops: Crops, score_N: np.ndarray) -> Interval:
+def measurecompute_auroc(crops: Crops, score_N: np.ndarray) -> Interval:
     """AUROC with its 95 % interval by patient."""
-    statistic = lambda rows: {"auroc": _auroc(crops.label[rows], score_N[rows])}  # noqa: E731
+    statistic = lambda rows: {"auroc": compute_auroc(crops.label[rows], score_N[rows])}  # noqa: E731
     return bootstrap_by_patient(crops.group, statistic, 2000, 0)["auroc"]
 
 
-def compare_auroc(crops: Crops, first_N: np.ndarray, second_N: np.ndarray) -> Difference:
+def comparecompute_auroc(crops: Crops, first_N: np.ndarray, second_N: np.ndarray) -> Difference:
     """Difference of two AUROCs on the same squares, paired by patient."""
-    statistics = [lambda rows, s=s: {"auroc": _auroc(crops.label[rows], s[rows])} for s in (first_N, second_N)]
+    statistics = [lambda rows, s=s: {"auroc": compute_auroc(crops.label[rows], s[rows])} for s in (first_N, second_N)]
     return paired_bootstrap_by_patient(crops.group, *statistics, 2000, 0)["auroc"]
 
 
-def _auroc(label: np.ndarray, score: np.ndarray) -> float:
+def compute_auroc(label: np.ndarray, score: np.ndarray) -> float:
+    """Return the AUROC, NaN if a class is missing."""
     return float(roc_auc_score(label, score)) if 0 < label.mean() < 1 else float("nan")
+
+
+def place_grid(films: Sequence[NoduleFilm]) -> list[tuple[int, int, int, int]]:
+    """List squares (film number, top, left, 0) on a grid, whose middles lie in a lung."""
+    return [
+        (number, top, left, 0)
+        for number, film in enumerate(films)
+        for top in range(0, film.film_HW.shape[0] - SIDE + 1, STRIDE)
+        for left in range(0, film.film_HW.shape[1] - SIDE + 1, STRIDE)
+        if film.lung_HW[top + SIDE // 2, left + SIDE // 2]
+    ]
+
+
+def detect(
+    films: Sequence[NoduleFilm], places: Sequence[tuple[int, int, int, int]], score_P: np.ndarray
+) -> list[list[tuple[float, bool]]]:
+    """Return each film's detections, best first: score, and whether it is the first on the nodule."""
+    found: list[list[tuple[float, bool]]] = []
+    place_P4 = np.array(places).reshape(-1, 4)
+    for number, film in enumerate(films):
+        rows = np.flatnonzero(place_P4[:, 0] == number)
+        middle_P2, score = place_P4[rows, 1:3] + SIDE // 2, score_P[rows]
+        kept, hit = list[tuple[float, bool]](), False
+        is_free = np.ones(len(rows), bool)
+        near_HW = distance_transform_edt(~film.mask_HW) <= STRIDE if film.mask_HW.any() else film.mask_HW
+        for best in np.argsort(-score, kind="stable"):
+            if is_free[best]:
+                is_free &= np.hypot(*(middle_P2 - middle_P2[best]).T) >= SIDE / 2
+                on_nodule = bool(near_HW[tuple(middle_P2[best])])
+                if not (on_nodule and hit):  # a second mark on a nodule counts neither way
+                    kept.append((float(score[best]), on_nodule))
+                hit |= on_nodule
+        found.append(kept)
+    return found
+
+
+def measure_froc(films: Sequence[NoduleFilm], found: Sequence[Sequence[tuple[float, bool]]]) -> float:
+    """Return the mean sensitivity at `FALSE_POSITIVES` per film."""
+    marks = sorted((mark for one in found for mark in one), reverse=True)
+    hit_N = np.cumsum([is_hit for _, is_hit in marks])
+    false_N = np.cumsum([not is_hit for _, is_hit in marks])
+    nodules = sum(film.has_nodule for film in films)
+    if not nodules or not marks:
+        return float("nan")
+    last = [int(np.searchsorted(false_N, rate * len(films), side="right")) - 1 for rate in FALSE_POSITIVES]
+    return float(np.mean([hit_N[one] / nodules if one >= 0 else 0.0 for one in last]))
 
 
 def say(value: Interval) -> str:

@@ -1,8 +1,10 @@
 """Compare perceptual networks for painting nodules into real JSRT films of patients left out, three folds.
 
-Run: python runs/nodule_jsrt.py weights/cxr-small JSRT CT_NODULES OUT [--steps 500] [--recipes 0 1 2 3 4 5]
-A generator for each fold (seed: the fold's number) learns from its training patients; made nodules lie in films of the
-others and are judged against the others' real nodules.  The same command goes on where it was stopped.
+Run: python runs/nodule_jsrt.py weights/cxr-small JSRT CT_NODULES OUT [--steps 500] [--recipes 0 7 8 9] [--seed 0]
+A generator for each fold learns from its training patients; made nodules lie in films of the others and are judged
+against the others' real nodules: by networks (--judges adds some, such as a CXR encoder of another seed and method; a
+network that was in a loss judges nothing, and a random one is a floor), and by a linear classifier that tells made from
+real on the features of VGG16.  The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -17,8 +19,13 @@ import pandas as pd
 import torch
 from nodule_crops import FOLDS, read_folds
 from nodule_gain import insert
-from nodule_proof import RECIPES
+from nodule_proof import BALANCED, RECIPES
 from perceptual_strength import measure_strength
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.judges.crops import crop_around
@@ -50,13 +57,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--recipes", type=int, nargs="*", default=range(6), help="none: baselines alone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--judges", nargs="*", default=[], help="more of them")
+    parser.add_argument("--width", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     films, fold_N = read_folds(args.jsrt)
     folds = [[f for f, n in zip(films, fold_N, strict=True) if n == fold] for fold in range(FOLDS)]
     orders = [draw_orders(fold, seed) for seed, fold in enumerate(folds)]
-    judges = [load_feature_network(name) for name in JUDGES]
+    judges = [load_feature_network(name) for name in (*JUDGES, *args.judges)]
     real, before = [f for f in films if f.mask_HW.any()], {f.name: f.film_HW for f in films}
     score(args.out, "real, half against half", real[::2], real[1::2], judges, before)
     score(args.out, "healthy lung", [mark(*order) for part in orders for order in part], real, judges, before)
@@ -97,12 +107,13 @@ def make_fold(
     name, network, strength = recipe
     train = [film for number, part in enumerate(folds) if number != fold for film in part]
     encoder, compare, weight = load_encoder(args.encoder), PerceptualConfig(resolution="film"), 10.0
-    if strength is not None:
+    if strength:
         some = [film.film_HW[96:160, 64:128] for film in train[:16]]
         weight = strength / measure_strength(network, encoder, some, compare)
     config = NodulesConfig(
-        width=8, perceptual=network, perceptual_weight=weight, compare=compare, steps=args.steps, batch=8, seed=fold
-    )
+        width=args.width, latent=16, perceptual=network, perceptual_weight=weight, compare=compare,
+        balance=strength == BALANCED, steps=args.steps, batch=8, seed=FOLDS * args.seed + fold,
+    )  # fmt: skip
     examples = [take_example(film, plan_windows(config)) for film in train]
     method = train_nodule_generator(args.out / f"run_{name_file(name)}_{fold}", encoder, examples, [], config)
     generator, made = NoduleGenerator(method, config.film_size), []
@@ -136,6 +147,7 @@ def score(
                 "recipe": name, "judge": judge.name, "n": distance.count, "m": distance.other_count,
                 "frechet": frechet.value, "low": frechet.low, "high": frechet.high,
                 "fid_infinity": distance.extrapolated.value, "kid": kid.mean, "kid_std": kid.std,
+                "told_apart": tell_apart(embed(judge, made), embed(judge, real), made, real),
             }
         )  # fmt: skip
     contrast = [
@@ -147,6 +159,17 @@ def score(
         draw_films([(replace(f, film_HW=before[f.name]), f.film_HW) for f in made[:8]])
     )
     print(frame.round(4).to_string(index=False), flush=True)
+
+
+def tell_apart(
+    made_ND: np.ndarray, real_MD: np.ndarray, made: Sequence[NoduleFilm], real: Sequence[NoduleFilm]
+) -> float:
+    """Return the AUROC of a linear classifier that tells made from real nodules of patients left out; 0.5 is best."""
+    feature, label = np.vstack([made_ND, real_MD]), np.repeat([1, 0], [len(made), len(real)])
+    group = np.array([film.group for film in (*made, *real)])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, class_weight="balanced", max_iter=2000))
+    score = cross_val_predict(model, feature, label, groups=group, cv=GroupKFold(5), method="decision_function")
+    return float(roc_auc_score(label, score))
 
 
 def embed(judge: FeatureNetwork, films: Sequence[NoduleFilm]) -> np.ndarray:

@@ -33,6 +33,7 @@ from chess_cxr.tasks.nodules.train import train_nodule_generator
 from chess_cxr.tasks.nodules.windows import take_example
 
 WEAK, STRONG = 0.8, 44.0  # strength of the CXR and of the ImageNet network at the weight 10 of CheSS
+BALANCED = 0.0  # all stages, and so all networks, equally strong on noise, blur, brightness and mottle
 RECIPES = (
     # name, perceptual network, strength (see perceptual_strength; None: at the weight 10 of CheSS)
     ("none", "none", None),
@@ -42,6 +43,9 @@ RECIPES = (
     ("CXR, strong", "same", STRONG),
     ("ImageNet, weak", "imagenet", WEAK),
     ("random, strong", "random", STRONG),
+    ("CXR, balanced", "same", BALANCED),
+    ("ImageNet, balanced", "imagenet", BALANCED),
+    ("random, balanced", "random", BALANCED),
 )
 JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
 SIDE = 64
@@ -102,12 +106,12 @@ def run_one(
     started = time.perf_counter()
     encoder, compare = load_encoder(args.encoder), PerceptualConfig(resolution="film")
     weight = 10.0
-    if recipe[2] is not None:
+    if recipe[2]:
         some = [square_film(film, SIDE).film_HW for film in train[:16]]
         weight = recipe[2] / measure_strength(recipe[1], encoder, some, compare)
     config = NodulesConfig(
         mode="film", size=SIDE, width=8, latent=64, perceptual=recipe[1], perceptual_weight=weight, compare=compare,
-        steps=args.steps, batch=8, seed=seed,
+        balance=recipe[2] == BALANCED, steps=args.steps, batch=8, seed=seed,
     )  # fmt: skip
     examples = [take_example(film, plan_windows(config)) for film in train]
     method = train_nodule_generator(args.out / "runs" / name, encoder, examples, [], config)

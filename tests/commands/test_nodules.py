@@ -17,6 +17,7 @@ from chess_cxr.doctor import places
 from chess_cxr.doctor.check import Request, take
 from chess_cxr.sources.phantom.film import write_phantom_films
 from chess_cxr.tasks.nodules.config import NodulesConfig
+from chess_cxr.tasks.nodules.files import list_nodule_films
 from chess_cxr.tasks.nodules.films import read_nodule_films
 from chess_cxr.tasks.nodules.insertion import draw_analytic_nodule
 from chess_cxr.tasks.nodules.train import finetune_nodules
@@ -119,7 +120,14 @@ def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path
     assert "contrast_made" in done.out and "phantom (SYNTHETIC)" in done.out
     assert "not judged: a distance between made and real nodules takes 24 films" in done.out
     files = {path.name for path in (tmp_path / "model").iterdir()}
-    assert files == {"model.safetensors", "config.json", "result.json", "test_films.png", "metrics.jsonl"}
+    assert files == {
+        "model.safetensors",
+        "config.json",
+        "result.json",
+        "test_films.png",
+        "test_seeds.png",
+        "metrics.jsonl",
+    }
 
 
 @pytest.mark.usefixtures("vgg16_file")
@@ -235,6 +243,32 @@ def test_dicom_becomes_synthetic_dicom_and_tells_its_own_spacing(model: Path, tm
     mask = cv2.imread(str(tmp_path / "a" / f"{source.stem}_mask.png"), cv2.IMREAD_UNCHANGED)
     near = cv2.dilate(mask, np.ones((41, 41), np.uint8)) > 0
     assert found[mask > 0].any() and not found[~near].any()
+
+
+def test_nodules_like_another_are_of_its_size_in_the_layout_of_node21(
+    model: Path, data: Path, film: Path, tmp_path: Path
+) -> None:
+    like = ("--like", film, "--like-mask", data / "masks" / film.name)
+    words = ("--films", data / "films", "--lungs", data / "lungs", "--random", "2", *SPACING, "--quiet")
+    answer = run("generate", model, *words, *like, "--layout", "node21", "--out", tmp_path / "out")
+    assert (answer.code, answer.err) == (0, "")
+    example = cv2.imread(str(data / "masks" / film.name), cv2.IMREAD_UNCHANGED) > 0
+    wide_mm = 2 * np.sqrt(example.sum() / np.pi) * 2.7
+    entries = list_nodule_films(tmp_path / "out")
+    assert len(entries) == len(read_rows(tmp_path / "out")) == 2
+    for row, entry in zip(read_rows(tmp_path / "out"), entries, strict=True):
+        assert 0.9 * wide_mm <= float(row["diameter_mm"]) <= 1.1 * wide_mm
+        assert row["like_sha256"] == hashlib.sha256(film.read_bytes()).hexdigest()
+        assert entry.boxes == (find_box(tmp_path / "out" / row["mask"]),)
+        content = entry.film.read_bytes()
+        assert f"SYNTHETIC nodule in {row['source_sha256']}".encode() in content and b"2.7 2.7" in content
+    for rest, part in (
+        (("--like", film), "say which nodule to imitate: --like-mask FILE"),
+        (("--like-mask", film), "name the film with --like"),
+    ):
+        assert_refused(run("generate", model, *words, *rest, "--out", tmp_path / "no"), part)
+    insertion = f"insertion:{write_ct_nodules(tmp_path / 'ct')}"
+    assert_refused(run("generate", insertion, *words, *like, "--out", tmp_path / "no"), "only a trained generator")
 
 
 def test_film_mode_writes_whole_films_with_their_mask(data: Path, tmp_path: Path) -> None:

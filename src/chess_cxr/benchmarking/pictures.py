@@ -175,7 +175,7 @@ def check_pictures(suite: Suite) -> None:
 
     for name, spec in suite.pictures.items():
         fields = vars(BonesConfig() if spec.kind == "bones" else NodulesConfig())
-        if unknown := [option for option in spec.options if option not in fields or option == "seed"]:
+        if unknown := [option for option in spec.options if option not in fields or option in ("seed", "begin_from")]:
             raise UsageError(f"tasks.{name}.options: there is no {unknown[0]!r}")
         for place in spec.places:
             if is_phantom(place):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -21,8 +22,11 @@ def generate(
     out: Path,
     mask: Path | None = None,
     random: int = 0,
-    size_mm: str = "5-30",
+    size_mm: str = "",
     spacing_mm: float | None = None,
+    like: Path | None = None,
+    like_mask: Path | None = None,
+    layout: Literal["films", "node21"] = "films",
     lungs: Path | None = None,
     compare_with: str = "",
     judge: str = "vgg16@64",
@@ -47,8 +51,11 @@ pictures and nodules.csv (nodule, mask, series_uid).
         out: folder for the films.
         mask: a mask of the film's size, 0 and one other level; or a folder with a mask of the same name for each film.
         random: number of films to make with a nodule of random size at a random place in the lung.
-        size_mm: smallest and largest diameter of random nodules.
+        size_mm: smallest and largest diameter of random nodules; by default 5-30, or about that in --like.
         spacing_mm: pixel spacing of films that do not state it, such as PNG and JPEG.
+        like: a film with the nodule that all made ones shall resemble, in contrast and style.
+        like_mask: the mask of that nodule, of the film's size.
+        layout: films writes films as they came; node21 writes images/*.mha, metadata.csv and nodules.json like NODE21.
         lungs: folder with a lung mask for each film; by default a small network finds the lungs.
         compare_with: folder of films with marked nodules, as for finetune nodules; prints their Fréchet distance and \
 KID from the generated nodules on stderr, and writes them to OUT's distance.json.
@@ -59,10 +66,12 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
         json: print JSON, one record per film.
         quiet: show no progress.
     """
-    smallest, largest = parse_size_range(size_mm)
+    sizes = parse_size_range(size_mm or "5-30")
     check_device_name(device)
     if spacing_mm is not None and not 0.01 <= spacing_mm <= 10:
         raise UsageError("--spacing-mm is a number from 0.01 to 10")
+    if like_mask and not like:
+        raise UsageError("--like-mask marks the nodule in a film; name the film with --like")
     if random < 0:
         raise UsageError("--random, the number of films to make, must be 1 or more")
     from chess_cxr.sources.folder import read_folder
@@ -72,10 +81,22 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
             raise UsageError(f"{out} lies inside {place} and its films would pass for sources; choose another --out")
     listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
     from chess_cxr.tasks.nodules.distance import compare_made, read_real_nodules
-    from chess_cxr.tasks.nodules.orders import MadeFile, generate_files, load_painter, plan_orders
+    from chess_cxr.tasks.nodules.orders import (
+        MadeFile,
+        generate_files,
+        imitate,
+        load_painter,
+        plan_orders,
+        read_example,
+    )
 
     orders = plan_orders(listed, mask, random, seed)
     painter = load_painter(model, device, limits)
+    example = read_example(like, like_mask, spacing_mm or math.nan, limits) if like else None
+    if example:
+        painter = imitate(painter, example)
+        if not size_mm and math.isfinite(example.diameter_mm):
+            sizes = 0.9 * example.diameter_mm, 1.1 * example.diameter_mm
     with StageBars(quiet) as bars:
         real = read_real_nodules(compare_with, judge, orders, limits, bars.show) if compare_with else None
     made = list[MadeFile]()
@@ -86,7 +107,8 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
         values = (str(one.order.location), str(one.film or ""), str(one.mask or ""), *one.box, one.reason)
         return dict(zip(columns, values, strict=True))
 
-    files = generate_files(painter, orders, out, (smallest, largest), spacing_mm or float("nan"), lungs, limits)
+    sha256 = example.sha256 if example else ""
+    files = generate_files(painter, orders, out, sizes, spacing_mm or math.nan, lungs, limits, layout, sha256)
     with ProgressBar("generate", len(orders), "films", quiet) as bar:
         failed = print_films(columns, map(describe, files), json, bar)
     if real:

@@ -54,14 +54,20 @@ def read_ct_nodules(folder: Path) -> list[CtNodule]:
     A column spacing may state other pixels, in mm ("1 1 1").  Raises `UsageError`, in one line, for missing or damaged
     files.
     """
+    return [read_ct_nodule(folder, row, number) for number, row in enumerate(list_ct_rows(folder), start=2)]
+
+
+def list_ct_rows(folder: Path) -> list[dict[Hashable, object]]:
+    """Return the rows of nodules.csv; raises `UsageError` if it lacks a column."""
     table = read_table(folder / "nodules.csv")
     missing = [name for name in ("nodule", "mask", "series_uid") if name not in table.columns]
     if missing:
         raise UsageError(f"{folder / 'nodules.csv'} lacks {', '.join(missing)}")
-    return [_read_ct_nodule(folder, row, number) for number, row in enumerate(table.to_dict("records"), start=2)]
+    return table.to_dict("records")
 
 
-def _read_ct_nodule(folder: Path, row: Mapping[Hashable, object], number: int) -> CtNodule:
+def read_ct_nodule(folder: Path, row: Mapping[Hashable, object], number: int) -> CtNodule:
+    """Read one nodule; number: of its row in nodules.csv, for errors as in `read_ct_nodules`."""
     what = f"row {number} of nodules.csv"
     paths = [folder / str(row[column]) for column in ("nodule", "mask")]
     if not all(path.resolve().is_relative_to(folder.resolve()) for path in paths):

@@ -30,27 +30,42 @@ class PerceptualLoss:
         self.config, self.contract = config or PerceptualConfig(), encoder.contract
         self.network, self.stages = build_stages(encoder), self.config.stages
 
-    def __call__(self, picture_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
+    def __call__(self, picture_B1HW: Tensor, truth_B1HW: Tensor, where_B1HW: Tensor | None = None) -> Tensor:
         """Return the weighted mean absolute difference of features, a scalar; images in [0, 1] with bone bright.
 
         If the contract has a percentile window, the truth's window applies to both images.
+        where_B1HW: 0 to 1, weight of each place of square images; None for all alike.
         """
-        terms = zip(self.stages, self.measure_stages(picture_B1HW, truth_B1HW), strict=True)
+        terms = zip(self.stages, self.measure_stages(picture_B1HW, truth_B1HW, where_B1HW), strict=True)
         return torch.stack([weight * distance for weight, distance in terms if weight]).sum()
 
-    def measure_stages(self, picture_B1HW: Tensor, truth_B1HW: Tensor) -> list[Tensor]:
-        """Return the mean absolute difference of the features of each stage, scalars; pictures as above."""
+    def measure_stages(
+        self, picture_B1HW: Tensor, truth_B1HW: Tensor, where_B1HW: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the mean absolute difference of the features of each stage, scalars; arguments as above."""
         self.network.to(picture_B1HW.device)
         with torch.no_grad():
             window = find_window(truth_B1HW, self.contract)
             wanted = self._compute_features(truth_B1HW, window)
         found = self._compute_features(picture_B1HW, window)
-        return [F.l1_loss(a, b) for a, b in zip(found, wanted, strict=True)]
+        return [compute_distance(a, b, where_B1HW) for a, b in zip(found, wanted, strict=True)]
 
     def _compute_features(self, picture_B1HW: Tensor, window: tuple[Tensor, Tensor] | None) -> list[Tensor]:
         resize = self.config.resolution == "contract"
         features: list[Tensor] = self.network(prepare_pictures(picture_B1HW, self.contract, window, resize))
         return [F.normalize(f, dim=1) for f in features] if self.config.scale == "unit" else features
+
+
+def compute_distance(one_BCHW: Tensor, other_BCHW: Tensor, where_B1SS: Tensor | None = None) -> Tensor:
+    """Return the mean absolute difference of feature maps, a scalar.
+
+    where_B1SS: weight of each place, on a grid of any size; each film counts alike, however small its part.
+    """
+    if where_B1SS is None:
+        return F.l1_loss(one_BCHW, other_BCHW)
+    where_B1HW = F.adaptive_avg_pool2d(where_B1SS, (one_BCHW.shape[-2], one_BCHW.shape[-1]))
+    weighted_B = ((one_BCHW - other_BCHW).abs().mean(1, keepdim=True) * where_B1HW).flatten(1).sum(1)
+    return (weighted_B / where_B1HW.flatten(1).sum(1).clamp_min(1e-6)).mean()
 
 
 def draw_disturbances(picture_B1HW: Tensor) -> dict[str, Tensor]:

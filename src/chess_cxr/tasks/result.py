@@ -48,7 +48,7 @@ class TaskResult:
 
 def list_kinds(kinds: Sequence[str]) -> str:
     """List kinds of films, and say if some of them are synthetic."""
-    return ", ".join(kinds) + (" (SYNTHETIC)" if "phantom" in kinds else "")
+    return ", ".join(kinds) + (" (SYNTHETIC)" if {"phantom", "ct"} & set(kinds) else "")
 
 
 def blank_unknown(value: Any) -> Any:

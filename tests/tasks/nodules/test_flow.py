@@ -12,15 +12,11 @@ import torch
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.tasks.nodules.canvas import NoduleBatch, build_canvas
 from chess_cxr.tasks.nodules.config import NodulesConfig
-from chess_cxr.tasks.nodules.flow import (
-    FlowConfig,
-    FlowNodules,
-    describe,
-    measure_diameter,
-)
+from chess_cxr.tasks.nodules.flow import FlowConfig, FlowNodules
 from chess_cxr.tasks.nodules.model import load_nodule_generator
 from chess_cxr.tasks.nodules.plan import build_groups, plan_generation, plan_nodule_training
 from chess_cxr.tasks.nodules.region import compute_region
+from chess_cxr.tasks.nodules.told import describe, find_lesion, measure_diameter
 from chess_cxr.tasks.nodules.train import finetune_nodules
 from chess_cxr.training.loop import build_optimizers
 
@@ -105,6 +101,22 @@ def test_a_film_depends_on_its_own_row_and_seed_alone() -> None:
         method.make(batch, [1])
 
 
+def test_a_nodule_like_another_is_told_its_contrast_and_kind_and_keeps_its_own_size() -> None:
+    method, batch = FlowNodules(TINY), draw_batch(1)
+    told: list[torch.Tensor] = []
+
+    def listen(at_B4SS: torch.Tensor, _time_B: torch.Tensor, told_BE: torch.Tensor) -> torch.Tensor:
+        told.append(told_BE)
+        return torch.zeros_like(at_B4SS[:, :1])
+
+    method.averaged.forward = listen  # type: ignore[method-assign]
+    like = draw_batch(1, seed=4, contrast=0.3)
+    method.make(batch, [1], like)
+    lesion = find_lesion(like, build_canvas(like, TINY))
+    expected = [float(measure_diameter(batch.mask_B1SS).log()), float(describe(like, lesion)[0, 1]), 1, 0]
+    assert told[0][0].tolist() == pytest.approx(expected) and expected[1] > 1.5
+
+
 def test_contrasts_and_kinds_are_drawn_as_in_training() -> None:
     method = FlowNodules(TINY)
     rng = np.random.default_rng(0)
@@ -114,13 +126,13 @@ def test_contrasts_and_kinds_are_drawn_as_in_training() -> None:
     told = np.stack([log_N, contrast_N, kind_N == 0, kind_N == 1], 1).astype(np.float32)
     method.averaged.learn_nodules(torch.from_numpy(told))
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([method.averaged.draw_nodule(2.0, generator) for _ in range(4000)])
+    drawn = method.averaged.draw_nodules(torch.full((4000,), 2.0), generator)
     assert drawn[:, 1].mean().item() == pytest.approx(3, abs=0.03)
     assert drawn[:, 1].std().item() == pytest.approx(0.3, abs=0.02)
     assert drawn[:, 2:].mean(0).tolist() == pytest.approx([0.5, 0.3], abs=0.03)
     one = FlowNodules(TINY)
     one.learn_nodules([draw_batch(1)])  # one nodule: no line can be fitted
-    assert torch.isfinite(one.averaged.draw_nodule(2.0, generator)).all()
+    assert torch.isfinite(one.averaged.draw_nodules(torch.tensor([2.0]), generator)).all()
 
 
 def test_it_learns_the_contrast_that_it_is_told() -> None:
@@ -146,7 +158,7 @@ def test_it_learns_the_contrast_that_it_is_told() -> None:
     made = []
     for contrast in (0.08, 0.3):
         told = torch.tensor([[float(measure_diameter(batch.mask_B1SS).log()), contrast / 0.1, 0.0, 0.0]])
-        method.averaged.draw_nodule = lambda *_, told=told: told  # type: ignore[method-assign]
+        method.averaged.draw_nodules = lambda *_, told=told: told  # type: ignore[method-assign]
         film = method.eval().make(batch, [1])
         made.append(float((film - batch.film_B1SS)[batch.mask_B1SS > 0].mean()))
     assert made[1] > made[0] + 0.1
@@ -190,6 +202,7 @@ def test_an_interrupted_flow_goes_on_to_the_bit(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"mode": "film"}, "mode belongs to the network spade"),
+        ({"vary": False}, "vary belongs to the network spade"),
         ({"kld": 0.1}, "kld belongs to the network spade"),
         ({"size": 256}, "a flow makes squares of 64 or 128 px, not 256"),
         ({"width": 0}, "width of 1 to 256"),

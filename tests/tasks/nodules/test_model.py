@@ -25,7 +25,7 @@ from chess_cxr.tasks.nodules.train import finetune_nodules
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=2, batch=2)
 ENCODER = "random:regnetx_002@64"
-FILES = {"model.safetensors", "config.json", "result.json", "test_films.png", "metrics.jsonl"}
+FILES = {"model.safetensors", "config.json", "result.json", "test_films.png", "test_seeds.png", "metrics.jsonl"}
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,9 @@ def change(described: dict[str, Any], **values: object) -> dict[str, Any]:
         (lambda c: change(c, latent=10**12), "latent of 4096"),
         (lambda c: change(c, margin=float("nan")), "margin and weights"),
         (lambda c: change(c, width=5), "does not hold this model"),
-        (lambda c: change(c, mode="film"), "does not hold this model"),
+        (lambda c: change(c, mode="film"), "only nodules of mode inpaint can be made to vary"),
+        (lambda c: change(c, mode="film", vary=False), "does not hold this model"),
+        (lambda c: change(c, vary=1), "the generator is not valid"),
     ],
 )
 def test_a_hostile_configuration_is_answered_in_one_line(

@@ -20,7 +20,7 @@ from chess_cxr.tasks.nodules.masks import check_mask
 from chess_cxr.tasks.nodules.region import compute_blend, compute_region, find_window
 
 Mode = Literal["film", "inpaint"]
-Perceptual = Callable[[Tensor, Tensor], Tensor]
+Perceptual = Callable[..., Tensor]  # made, real and, optionally, where to compare, see `PerceptualLoss`
 _SMOOTHINGS = 32
 _DETAIL = 3  # means over 3 x 3 pixels; detail is finer than about 3 pixels
 
@@ -78,8 +78,11 @@ class NoduleMaker(Protocol):
     def config(self) -> CanvasConfig:
         """Configuration of its canvas."""
 
-    def make(self, batch: NoduleBatch, seeds: Sequence[int]) -> Tensor:
-        """Make SYNTHETIC films, float32 [B, 1, S, S] in [0, 1], one seed per film, by which alone they vary."""
+    def make(self, batch: NoduleBatch, seeds: Sequence[int], like: NoduleBatch | None = None) -> Tensor:
+        """Make SYNTHETIC films, float32 [B, 1, S, S] in [0, 1], one seed per film, by which alone they vary.
+
+        like: a film with the nodule that they shall resemble.
+        """
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ def generate_film(
     mask_HW: npt.NDArray[np.bool_],
     seed: int,
     lung_HW: npt.NDArray[np.bool_] | None = None,
+    like: NoduleBatch | None = None,
 ) -> npt.NDArray[np.float32]:
     """Make one SYNTHETIC film from a film in [0, 1] and a mask; the same seed makes the same film.
 
@@ -187,7 +191,7 @@ def generate_film(
     device = task.steps.device
     film, mask, region = (_to_batch(part[window], device) for part in (film_HW, mask_HW, region_HW))
     lung = None if lung_HW is None else _to_batch(lung_HW[window], device)
-    made = task.make(NoduleBatch(film, mask, lung, region), [seed])[0, 0].cpu().numpy()
+    made = task.make(NoduleBatch(film, mask, lung, region), [seed], like)[0, 0].cpu().numpy()
     whole_HW = film_HW.astype(np.float32, copy=True)
     whole_HW[window] = made
     return whole_HW

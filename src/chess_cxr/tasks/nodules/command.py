@@ -39,7 +39,8 @@ def finetune_nodules(
 
     Args:
         encoder: the network of the perceptual loss: an encoder folder, or a name such as random:regnetx_002@96.
-        films: folders like JSRT or NODE21, or with films/ and masks/; or phantom:PATIENTS@SIZE#SEED (SYNTHETIC).
+        films: folders like JSRT or NODE21, with films/ and masks/, or of CT nodules (nodules.csv); or \
+phantom:PATIENTS@SIZE#SEED (SYNTHETIC).
         out: the model folder to write.
         config: training options.
         val: fraction of the patients for validation during training.

@@ -22,9 +22,11 @@ class NodulesConfig:
         perceptual: network of the perceptual loss: same (ENCODER), none, random, imagenet, chess:FILE, or an encoder.
         perceptual_weight: weight of the perceptual loss.
         compare: comparison of features in the perceptual loss.
+        balance: set the stage weights on training films, so that each stage of the network costs a fifth of L1.
         feature_matching: weight of the feature matching loss; spade only.
         kld: weight of the Kullback-Leibler divergence of the style vector; spade only.
         r1: weight of the discriminator's gradient penalty; spade only.
+        vary: make nodules differ: told size and contrast, with a latent that can be found again; spade, inpaint only.
         ema: decay of the averaged generator.
         steps: number of optimisation steps.
         batch: films per step.
@@ -32,6 +34,7 @@ class NodulesConfig:
         checkpoint_every: steps between checkpoints.
         threads: number of batches prepared in parallel.
         seed: random seed.
+        begin_from: a model folder of the same network, size and width, from whose weights to begin.
     """
 
     network: Literal["spade", "flow"] = "spade"
@@ -43,9 +46,11 @@ class NodulesConfig:
     perceptual: str = SAME
     perceptual_weight: float = 10.0
     compare: PerceptualConfig = PerceptualConfig(resolution="film")
+    balance: bool = False
     feature_matching: float = 10.0
     kld: float = 0.05
     r1: float = 0.0
+    vary: bool = True
     ema: float = 0.995
     steps: int = 3000
     batch: int = 8
@@ -53,3 +58,4 @@ class NodulesConfig:
     checkpoint_every: int = 500
     threads: int = 1
     seed: int = 0
+    begin_from: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +24,10 @@ from chess_cxr.records import SPLITS, ChessError, OnCount, SourceFilm, Undecodab
 from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import MAX_PIXEL, draw_exposure, render_film
 from chess_cxr.sources.phantom.place import is_phantom, parse_phantom
-from chess_cxr.tasks.ct_nodules import Mask, read_mask_levels
+from chess_cxr.tasks.ct_nodules import Mask, choose_ct_nodule, list_ct_rows, read_ct_nodule, read_mask_levels
 from chess_cxr.tasks.nodules.files import NoduleEntry, list_nodule_films
-from chess_cxr.tasks.nodules.masks import read_request_mask
+from chess_cxr.tasks.nodules.insertion import draw_contrast, insert_ct_nodule
+from chess_cxr.tasks.nodules.masks import draw_random_request, read_request_mask
 from chess_cxr.views import resize_longest
 from chess_cxr.workers.child import Limits, check_limits
 from chess_cxr.workers.pool import ALL_AT_ONCE, call_in_child, run_in_order
@@ -44,7 +45,7 @@ class NoduleFilm:
 
     film_HW: float32 in [0, 1], bone bright.  mask_HW: bool, all nodules; without a nodule all False.  lung_HW: bool or
     None.  group: patient.  spacing_mm: between pixel centres at this size, None if unknown.  kind: "jsrt", "node21",
-    "phantom" or "folder".  malignant: 1, 0 or NaN.
+    "phantom", "ct" (a CT nodule in a generated film) or "folder".  malignant: 1, 0 or NaN.
     """
 
     name: str
@@ -72,7 +73,17 @@ class PhantomOrder:
     size: int
 
 
-FilmSource = NoduleEntry | PhantomOrder | NoduleFilm
+@dataclass(frozen=True)
+class CtOrder:
+    """A generated film into which a CT nodule is inserted.  row, number: of nodules.csv.  size: in pixels."""
+
+    folder: Path
+    row: Mapping[Hashable, object]
+    number: int
+    size: int
+
+
+FilmSource = NoduleEntry | PhantomOrder | CtOrder | NoduleFilm
 
 
 def read_nodule_films(
@@ -109,9 +120,13 @@ def _read_resampled(source: FilmSource, size: int | None) -> NoduleFilm:
 def list_sources(place: str, size: int | None = None) -> list[FilmSource]:
     """List the films of a folder (layouts: `list_nodule_films`), or of "phantom:PATIENTS[@SIZE][#SEED]" (SYNTHETIC).
 
-    A generated patient has a film with a nodule and one without; SIZE is `size` or 256 by default.  JSRT copies in
-    which bone is dark are inverted when they are read.
+    A generated patient has a film with a nodule and one without; SIZE is `size` or 256 by default.  A folder of CT
+    nodules (`read_ct_nodules`) gives a generated film for each (SYNTHETIC).  JSRT copies in which bone is dark are
+    inverted when they are read.
     """
+    if (Path(place) / "nodules.csv").is_file():
+        rows = enumerate(list_ct_rows(Path(place)), start=2)
+        return [CtOrder(Path(place), row, number, size or 256) for number, row in rows]
     if not is_phantom(place):
         return list[FilmSource](list_nodule_films(Path(place)))
     drawn = parse_phantom(place, size or 256)
@@ -126,6 +141,8 @@ def read_source(source: FilmSource) -> NoduleFilm:
     """Decode or generate a film; raises `Undecodable` or `UsageError` for a file that cannot be used."""
     if isinstance(source, NoduleFilm):
         return source
+    if isinstance(source, CtOrder):
+        return _insert_ct(source)
     return _draw_phantom(source) if isinstance(source, PhantomOrder) else _decode(source)
 
 
@@ -151,7 +168,7 @@ def read_each(
     def work(numbered: tuple[int, FilmSource]) -> Done | ChessError:
         number, source = numbered
         try:
-            if isinstance(source, NoduleEntry):
+            if isinstance(source, NoduleEntry | CtOrder):
                 return call_in_child(task, limits, source, *request)
             return task(source, *request)
         except Undecodable as error:
@@ -183,6 +200,21 @@ def _draw_phantom(order: PhantomOrder) -> NoduleFilm:
         spacing_mm=film.spacing_mm,
         kind="phantom",
     )
+
+
+def _insert_ct(order: CtOrder) -> NoduleFilm:
+    """Insert a CT nodule, turned at random, into the lung of a generated film; none that is too small or too long."""
+    nodule = read_ct_nodule(order.folder, order.row, order.number)
+    draws = np.random.SeedSequence([order.number, 79]).generate_state(3)
+    film = render_film(draw_anatomy(int(draws[0])), draw_exposure(int(draws[1])), "normal", order.size)
+    film_HW, lung_HW = (film.pixels / np.float32(MAX_PIXEL)).astype(np.float32), film.lung_mask
+    mask_HW, rng, wide_mm = np.zeros(film_HW.shape, bool), np.random.default_rng(draws[2]), nodule.diameter_mm
+    with contextlib.suppress(UsageError):
+        turned = choose_ct_nodule([nodule], wide_mm, rng)
+        request = draw_random_request(lung_HW, film.spacing_mm, (wide_mm, wide_mm), rng)
+        contrast = draw_contrast(film_HW, lung_HW, wide_mm, rng)
+        film_HW, mask_HW = insert_ct_nodule(film_HW, turned, request.centre_px, wide_mm, film.spacing_mm, contrast)
+    return NoduleFilm(nodule.name, film_HW, mask_HW, lung_HW, nodule.series_uid, film.spacing_mm, "ct")
 
 
 # ---------------------------------------------------------------- decoded

@@ -14,21 +14,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.canvas import Mode, NoduleBatch, Perceptual, blend, build_canvas
+from chess_cxr.tasks.nodules.told import (
+    LESION,
+    TOLD,
+    NoduleTable,
+    describe,
+    find_lesion,
+    measure_diameter,
+    tell_like,
+)
 from chess_cxr.training.late import advance_count, read_count, read_numbers
 
 SAMPLING_STEPS = 10  # of the midpoint rule: two evaluations of the network each
 MOST_FLOW_WIDTH = 256
-_LESION = 0.1  # typical grey of a lesion, which training brings to about 1
 _LEVELS = (2, 4, 6, 8)  # channels of each resolution, times the width
-_CONDITIONS = 5  # time, log of the diameter, contrast, malignant, benign
-_SPREAD = 101  # quantiles of the contrast around its line
 _WAVES = 16
 
 
@@ -85,22 +90,17 @@ def _normalise(feature_BCHW: Tensor) -> Tensor:
     return F.group_norm(feature_BCHW, math.gcd(8, channels))
 
 
-class FlowNetwork(nn.Module):
+class FlowNetwork(NoduleTable):
     """A U-Net that estimates the velocity of a lesion on its way: [B, 4, S, S] and conditions -> [B, 1, S, S].
 
-    Its buffers hold what is known of the training nodules, from which `draw_nodule` draws: how their contrast depends
-    on their size, and the shares of malignant and benign ones.
+    It draws the nodules that it is told of as training nodules are, see `NoduleTable`.
     """
-
-    line_2: Tensor
-    spread_Q: Tensor
-    kinds_2: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width * level for level in _LEVELS]
         hidden = 8 * width
-        self.tell = nn.Sequential(nn.Linear(2 * _WAVES + _CONDITIONS - 1, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.tell = nn.Sequential(nn.Linear(2 * _WAVES + TOLD, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.start = nn.Conv2d(4, widths[0], 3, padding=1)
         befores = [widths[0], *widths[:-1]]
         self.down = nn.ModuleList(FlowBlock(a, b, hidden) for a, b in zip(befores, widths, strict=True))
@@ -111,9 +111,6 @@ class FlowNetwork(nn.Module):
         self.end = nn.Conv2d(widths[0], 1, 3, padding=1)
         nn.init.zeros_(self.end.weight)
         nn.init.zeros_(self.end.bias)  # type: ignore[arg-type]
-        self.register_buffer("line_2", torch.zeros(2))
-        self.register_buffer("spread_Q", torch.zeros(_SPREAD))
-        self.register_buffer("kinds_2", torch.zeros(2))
 
     def forward(self, input_B4SS: Tensor, time_B: Tensor, told_BE: Tensor) -> Tensor:
         """Estimate the velocity.  input_B4SS: lesion on its way, ground, mask, region.  told_BE: see `describe`."""
@@ -129,27 +126,6 @@ class FlowNetwork(nn.Module):
             feature = block(torch.cat([feature, kept.pop()], 1), told)
         velocity: Tensor = self.end(F.silu(_normalise(feature)))
         return velocity
-
-    @torch.no_grad()
-    def learn_nodules(self, told_N4: Tensor) -> None:
-        """Fit a line of the contrast over the log of the diameter, keep the spread around it, and count the kinds."""
-        log_N, contrast_N = told_N4[:, 0].double().numpy(), told_N4[:, 1].double().numpy()
-        slope, offset = np.polyfit(log_N, contrast_N, 1) if len(np.unique(log_N)) > 2 else (0.0, contrast_N.mean())
-        rest_N = contrast_N - (slope * log_N + offset)
-        self.line_2.copy_(torch.tensor([slope, offset]))
-        self.spread_Q.copy_(torch.from_numpy(np.quantile(rest_N, np.linspace(0, 1, _SPREAD))))
-        self.kinds_2.copy_(told_N4[:, 2:].mean(0))
-
-    def draw_nodule(self, log_diameter: float, generator: torch.Generator) -> Tensor:
-        """Draw what `describe` would tell of a nodule of this size, [1, 4], as training nodules of the size have it."""
-        place, kind = (float(number) for number in torch.rand(2, generator=generator))
-        place *= _SPREAD - 1
-        low, high = (float(self.spread_Q[index]) for index in (math.floor(place), math.ceil(place)))
-        slope, offset = self.line_2.tolist()
-        contrast = slope * log_diameter + offset + low + (place % 1) * (high - low)
-        malignant, benign = self.kinds_2.tolist()
-        kinds = (float(kind < malignant), float(malignant <= kind < malignant + benign))
-        return torch.tensor([[log_diameter, contrast, *kinds]])
 
 
 class FlowNodules(nn.Module):
@@ -195,20 +171,20 @@ class FlowNodules(nn.Module):
         canvas = build_canvas(batch, self.config)
         assert canvas.ground_B1SS is not None and canvas.share_B1SS is not None
         region_B1SS = (canvas.share_B1SS > 0).to(batch.film_B1SS.dtype)
-        lesion_B1SS = (batch.film_B1SS - canvas.ground_B1SS) / _LESION * region_B1SS
+        lesion_B1SS = find_lesion(batch, canvas) / LESION
         noise_B1SS = torch.randn_like(lesion_B1SS) * region_B1SS
         time_B = torch.sigmoid(torch.randn(len(lesion_B1SS), device=lesion_B1SS.device))  # Esser et al. 2024
         time_B111 = time_B[:, None, None, None]
         way_B1SS = torch.lerp(noise_B1SS, lesion_B1SS, time_B111)
         input_B4SS = torch.cat([way_B1SS, canvas.ground_B1SS, batch.mask_B1SS, region_B1SS], 1)
-        velocity_B1SS = self.network(input_B4SS, time_B, describe(batch, lesion_B1SS * _LESION))
+        velocity_B1SS = self.network(input_B4SS, time_B, describe(batch, lesion_B1SS * LESION))
         error_B1SS = (velocity_B1SS - (lesion_B1SS - noise_B1SS)).float().square() * region_B1SS
         loss = (error_B1SS.flatten(1).sum(1) / region_B1SS.flatten(1).sum(1).clamp_min(1)).mean()
         self.measured = {"flow": loss.detach()}
         (perceptual,) = self._perceptual
         if perceptual is not None and self.config.perceptual:
             end_B1SS = (way_B1SS + (1 - time_B111) * velocity_B1SS) * region_B1SS
-            made_B1SS = blend((canvas.ground_B1SS + _LESION * end_B1SS).clamp(0, 1), batch.film_B1SS, canvas)
+            made_B1SS = blend((canvas.ground_B1SS + LESION * end_B1SS).clamp(0, 1), batch.film_B1SS, canvas)
             distance = perceptual(made_B1SS, batch.film_B1SS)
             self.measured["perceptual"] = distance.detach()
             loss = loss + self.config.perceptual * distance
@@ -227,22 +203,18 @@ class FlowNodules(nn.Module):
     @torch.no_grad()
     def learn_nodules(self, batches: Sequence[NoduleBatch]) -> None:
         """Learn the contrasts and kinds of the training nodules, before the first step."""
-        told_N4 = torch.cat([describe(batch, self._find_lesion(batch)) for batch in batches])
+        told_N4 = torch.cat(
+            [describe(batch, find_lesion(batch, build_canvas(batch, self.config))) for batch in batches]
+        )
         for network in (self.network, self.averaged):
             network.learn_nodules(told_N4)
 
-    def _find_lesion(self, batch: NoduleBatch) -> Tensor:
-        """Return what films have beyond their smooth ground, inside the regions."""
-        canvas = build_canvas(batch, self.config)
-        assert canvas.ground_B1SS is not None and canvas.share_B1SS is not None
-        return (batch.film_B1SS - canvas.ground_B1SS) * (canvas.share_B1SS > 0)
-
     @torch.no_grad()
-    def make(self, batch: NoduleBatch, seeds: Sequence[int]) -> Tensor:
+    def make(self, batch: NoduleBatch, seeds: Sequence[int], like: NoduleBatch | None = None) -> Tensor:
         """Make SYNTHETIC films with the averaged network, float32 [B, 1, S, S] in [0, 1], one seed per film.
 
         A film depends only on its own row of the batch and its own seed.  Contrast and kind are drawn as training
-        nodules of the same size have them.
+        nodules of the same size have them, or are those of the single nodule in `like`.
         """
         canvas = build_canvas(batch, self.config)
         assert canvas.ground_B1SS is not None and canvas.share_B1SS is not None
@@ -253,10 +225,12 @@ class FlowNodules(nn.Module):
             one, generator = slice(row, row + 1), torch.Generator().manual_seed(seed)
             ground, mask = canvas.ground_B1SS[one], batch.mask_B1SS[one]
             region = (canvas.share_B1SS[one] > 0).to(ground.dtype)
-            told = self.averaged.draw_nodule(float(measure_diameter(mask).log()), generator)
+            told = self.averaged.draw_nodules(measure_diameter(mask).log(), generator)
+            if like is not None:
+                told = tell_like(told, like, self.config)
             noise = torch.randn(ground.shape, generator=generator).to(ground.device) * region
             lesion = self._carry(noise, ground, mask, region, told.to(ground.device))
-            made.append((ground + _LESION * lesion).clamp(0, 1))
+            made.append((ground + LESION * lesion).clamp(0, 1))
         return blend(torch.cat(made), batch.film_B1SS, canvas)
 
     def _carry(self, way: Tensor, ground: Tensor, mask: Tensor, region: Tensor, told: Tensor) -> Tensor:
@@ -273,26 +247,6 @@ class FlowNodules(nn.Module):
             half = way + pace / 2 * find_velocity(way, step * pace)
             way = way + pace * find_velocity(half, (step + 0.5) * pace)
         return way
-
-
-def describe(batch: NoduleBatch, lesion_B1SS: Tensor) -> Tensor:
-    """Return what the network is told of each nodule, [B, 4]: log of its diameter, contrast in units of
-    `_LESION`, and 1 if it is known to be malignant, to be benign.
-    """
-    contrast_B = measure_contrast(lesion_B1SS, batch.mask_B1SS) / _LESION
-    malignant_B = contrast_B.new_full(contrast_B.shape, math.nan) if batch.malignant_B is None else batch.malignant_B
-    kinds = [(malignant_B == 1).to(contrast_B.dtype), (malignant_B == 0).to(contrast_B.dtype)]
-    return torch.stack([measure_diameter(batch.mask_B1SS).log(), contrast_B, *kinds], 1)
-
-
-def measure_diameter(mask_B1SS: Tensor) -> Tensor:
-    """Return the diameter in pixels of the disc with the mask's area, [B]; 1 at least."""
-    return (mask_B1SS.flatten(1).sum(1) * 4 / math.pi).sqrt().clamp_min(1)
-
-
-def measure_contrast(lesion_B1SS: Tensor, mask_B1SS: Tensor) -> Tensor:
-    """Return the mean grey of each lesion inside its mask, [B]."""
-    return (lesion_B1SS * mask_B1SS).flatten(1).sum(1) / mask_B1SS.flatten(1).sum(1).clamp_min(1)
 
 
 def check_flow_config(config: FlowConfig) -> None:

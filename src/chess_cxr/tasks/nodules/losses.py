@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from chess_cxr.tasks.perceptual import compute_distance
+
 Layers = Sequence[Sequence[Tensor]]
 
 
@@ -28,26 +30,29 @@ def compute_discriminator_hinge(fake: Layers, real: Layers) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def compute_feature_matching(fake: Layers, real: Layers) -> Tensor:
+def compute_feature_matching(fake: Layers, real: Layers, where_B1SS: Tensor | None = None) -> Tensor:
     """Return the L1 distance of the discriminator's features, summed over the layers except the scores.
 
     Mean over the scales (Wang et al. 2018, pix2pixHD, eq. 4).  No gradient flows to the real film's features.
+    where_B1SS: 0 to 1, weight of each place; None for all alike.
     """
     losses = [
-        (one.float() - other.detach().float()).abs().mean()
+        compute_distance(one.float(), other.detach().float(), where_B1SS)
         for made, true in zip(fake, real, strict=True)
         for one, other in zip(made[:-1], true[:-1], strict=True)
     ]
     return torch.stack(losses).sum() / len(fake)
 
 
-def compute_kl_divergence(mean_BZ: Tensor, log_variance_BZ: Tensor) -> Tensor:
+def compute_kl_divergence(mean_BZ: Tensor, log_variance_BZ: Tensor, free: float = 0.0) -> Tensor:
     """Return the divergence of latents from the standard normal, in nats, mean over films (Kingma & Welling 2014).
 
     Summed over the latent, not over the batch, so that its weight does not depend on the batch size.
+    free: nats of each dimension that cost nothing (free bits, Kingma et al. 2016).
     """
     mean_BZ, log_variance_BZ = mean_BZ.float(), log_variance_BZ.float()
-    return (mean_BZ.square() + log_variance_BZ.exp() - 1 - log_variance_BZ).sum(1).mean() / 2
+    nats_BZ = (mean_BZ.square() + log_variance_BZ.exp() - 1 - log_variance_BZ) / 2
+    return (nats_BZ.mean(0) - free).relu().sum() if free else nats_BZ.sum(1).mean()
 
 
 def compute_gradient_penalty(film_B1SS: Tensor, scores: Layers) -> Tensor:

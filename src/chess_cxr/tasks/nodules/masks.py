@@ -167,7 +167,7 @@ def check_request_mask(mask_HW: Mask, lung_HW: Mask | None) -> None:
 def build_requests(mask_HW: Mask, spacing_mm: float) -> list[NoduleRequest]:
     """Return one request for each piece of a mask, from top to bottom."""
     requests = []
-    for piece_HW in _list_pieces(mask_HW):
+    for piece_HW in list_pieces(mask_HW):
         row, column = (float(axis.mean()) for axis in np.nonzero(piece_HW))
         diameter_mm = 2 * math.sqrt(float(piece_HW.sum()) / math.pi) * spacing_mm
         requests.append(NoduleRequest((column, row), diameter_mm, spacing_mm, piece_HW))
@@ -182,7 +182,8 @@ def label_pieces(mask_HW: Mask) -> tuple[npt.NDArray[np.integer], int]:
     return np.asarray(label_HW), count - 1
 
 
-def _list_pieces(mask_HW: Mask) -> list[Mask]:
+def list_pieces(mask_HW: Mask) -> list[Mask]:
+    """Return a mask for each nodule, from top to bottom."""
     label_HW, count = label_pieces(mask_HW)
     return [np.asarray(label_HW == number) for number in range(1, count + 1)]
 

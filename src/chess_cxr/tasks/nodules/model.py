@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,9 +20,10 @@ from chess_cxr.tasks.model_folder import read_tensors
 from chess_cxr.tasks.nodules.canvas import Mode, NoduleBatch, generate_film
 from chess_cxr.tasks.nodules.films import NoduleFilm, square_film
 from chess_cxr.tasks.nodules.flow import FlowConfig, check_flow_config
+from chess_cxr.tasks.nodules.masks import check_mask
 from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION, GenerateConfig, check_generate_config
 from chess_cxr.tasks.nodules.plan import NoduleMethod, build_generator
-from chess_cxr.tasks.nodules.region import compute_region
+from chess_cxr.tasks.nodules.region import compute_region, find_window
 from chess_cxr.tasks.nodules.spade import PAPER_WIDTH
 from chess_cxr.views import resize_longest
 
@@ -33,12 +34,14 @@ MOST_LATENT = 4096  # a foreign model must not build a huge network
 class NoduleGenerator:
     """A generator and the scale at which it works.
 
-    film_size: longest side in pixels of the films at this scale.  sha256: hash of its file.
+    film_size: longest side in pixels of the films at this scale.  sha256: hash of its file.  like: a square with the
+    nodule that all it makes shall resemble, see `imitate`.
     """
 
     task: NoduleMethod
     film_size: int
     sha256: str = ""
+    like: NoduleBatch | None = None
 
     @property
     def mode(self) -> Mode:
@@ -69,17 +72,40 @@ class NoduleGenerator:
             mask_HW = square_film(NoduleFilm("", film_HW, mask_HW, None, "", None, ""), len(made_HW)).mask_HW
         return made_HW, mask_HW
 
+    def imitate(self, film_HW: np.ndarray, mask_HW: np.ndarray) -> NoduleGenerator:
+        """Return this generator bound to the style and the contrast of the nodule at the mask.
+
+        The film has the greys of `paint`.  Raises UsageError in mode "film", and for a nodule that does not fit.
+        """
+        if self.mode == "film":
+            raise UsageError("a generator of whole films takes its style from each film, not from another nodule")
+        check_mask(mask_HW, film_HW.shape)
+        config = self.task.config
+        small_HW, asked_HW = self._shrink(film_HW, mask_HW)
+        if not asked_HW.any():
+            raise UsageError(f"the nodule to imitate is too small to be seen at {self.film_size} pixels")
+        window = find_window(compute_region(asked_HW, config.margin, config.margin_px), config.size)
+        film_11SS, mask_11SS = (
+            torch.from_numpy(part[window].astype(np.float32))[None, None].to(self.task.steps.device)
+            for part in (small_HW, asked_HW)
+        )
+        return replace(self, like=NoduleBatch(film_11SS, mask_11SS))
+
+    def _shrink(self, film_HW: np.ndarray, mask_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Resize a film and a mask to the generator's scale."""
+        asked_HW = resize_longest(mask_HW.astype(np.float32), self.film_size) > 0.5
+        return resize_longest(film_HW, self.film_size), np.asarray(asked_HW)
+
     def _paint_region(
         self, film_HW: np.ndarray, mask_HW: np.ndarray, seed: int, _lung_HW: np.ndarray | None
     ) -> np.ndarray:
         config = self.task.config
-        small_HW = resize_longest(film_HW, self.film_size)
-        asked_HW = resize_longest(mask_HW.astype(np.float32), self.film_size) > 0.5
+        small_HW, asked_HW = self._shrink(film_HW, mask_HW)
         if not asked_HW.any():
             raise UsageError(
                 f"the nodule asked for is too small to be seen at {self.film_size} pixels; ask for a larger one"
             )
-        change_HW = generate_film(self.task, small_HW, asked_HW, seed) - small_HW
+        change_HW = generate_film(self.task, small_HW, asked_HW, seed, like=self.like) - small_HW
         whole_HW = cv2.resize(change_HW, film_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
         scale = max(film_HW.shape) / self.film_size
         region_HW = compute_region(mask_HW, config.margin, max(1, round(config.margin_px * scale)))
@@ -128,6 +154,8 @@ def _parse_generator(config: Mapping[str, Any], folder: Path) -> GenerateConfig 
     if kind is None:
         raise ChessError(f"{folder}: the network of a generator is {' or '.join(known)}")
     described, film_size = config.get("generator"), config.get("film_size")
+    if kind is GenerateConfig and isinstance(described, Mapping):
+        described = {"vary": False, **described}  # earlier versions did not know it
     kinds = {item.name: type(item.default) for item in fields(kind)}
     if not isinstance(described, Mapping) or set(described) != set(kinds):
         raise ChessError(f"{folder}: the generator has {', '.join(kinds)}")

@@ -22,8 +22,9 @@ from chess_cxr.files.whole import explain_full_disk
 from chess_cxr.records import ChessError, Undecodable, UsageError
 from chess_cxr.tasks.nodules.insertion import load_insertion
 from chess_cxr.tasks.nodules.lungs import find_lung_fields
-from chess_cxr.tasks.nodules.masks import MAX_OUTSIDE, check_request_mask, draw_random_request
-from chess_cxr.tasks.nodules.model import load_nodule_generator
+from chess_cxr.tasks.nodules.masks import MAX_OUTSIDE, check_request_mask, draw_random_request, list_pieces
+from chess_cxr.tasks.nodules.model import NoduleGenerator, load_nodule_generator
+from chess_cxr.tasks.nodules.node21 import IMAGES, Box, encode_mha, write_node21_tables
 from chess_cxr.tasks.nodules.written import read_film_and_masks, write_synthetic_film
 from chess_cxr.workers.child import Limits, check_limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
@@ -31,6 +32,7 @@ from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 TABLE = "generated.csv"
 COLUMNS = ("film", "mask", "x", "y", "width", "height", "diameter_mm", "source_sha256", "model_sha256", "seed")
 MOST_FILMS, MOST_SEED = 100_000, 1 << 62
+Layout = Literal["films", "node21"]
 INSERTION = "insertion:"  # before the folder of CT nodules
 
 
@@ -62,6 +64,43 @@ def load_painter(model: str, device: str = "cpu", limits: Limits | None = None) 
 
 
 @dataclass(frozen=True)
+class Example:
+    """A nodule that others shall resemble.  diameter_mm: NaN if unknown.  sha256: hash of its film."""
+
+    film_HW: np.ndarray
+    mask_HW: np.ndarray
+    diameter_mm: float
+    sha256: str
+
+
+def read_example(film: Path, mask: Path | None, spacing_mm: float = math.nan, limits: Limits | None = None) -> Example:
+    """Read a film and the mask of its nodule, in a process with limits; raises `ChessError` if that fails.
+
+    spacing_mm: for a film that does not state its spacing.
+    """
+    if mask is None:
+        raise UsageError("say which nodule to imitate: --like-mask FILE")
+    try:
+        with build_ingest_pool(1) as pool:
+            task = pool.submit(call_in_child, read_film_and_masks, limits or Limits(), film, mask, None)
+            decoded, mask_HW, _ = task.result()
+    except Undecodable as error:
+        raise ChessError(f"{film} cannot be decoded: {error}") from None
+    assert mask_HW is not None
+    check_request_mask(mask_HW, None)
+    own = decoded.spacing_mm if math.isfinite(decoded.spacing_mm) else spacing_mm
+    sha256 = hashlib.sha256(read_film_content(film)).hexdigest()
+    return Example(decoded.pixels, mask_HW, 2 * math.sqrt(float(mask_HW.sum()) / math.pi) * own, sha256)
+
+
+def imitate(painter: Painter, example: Example) -> Painter:
+    """Bind a generator to an example; raises UsageError for anything else than a generator of mode inpaint."""
+    if not isinstance(painter, NoduleGenerator):
+        raise UsageError("only a trained generator can imitate a nodule; leave out --like")
+    return painter.imitate(example.film_HW, example.mask_HW)
+
+
+@dataclass(frozen=True)
 class NoduleOrder:
     """A film to make: its source, and the file of its mask, or None for a nodule of random place and size."""
 
@@ -72,15 +111,19 @@ class NoduleOrder:
 
 @dataclass(frozen=True)
 class MadeFile:
-    """The new files of an order, or the reason why there are none.  box: x, y, width and height in pixels."""
+    """The new files of an order, or the reason why there are none.
+
+    box: x, y, width and height in pixels, of all nodules; boxes: of each.
+    """
 
     order: NoduleOrder
     film: Path | None = None
     mask: Path | None = None
-    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    box: Box = (0, 0, 0, 0)
     diameter_mm: float = math.nan
     source_sha256: str = ""
     reason: str = ""
+    boxes: tuple[Box, ...] = ()
 
 
 def plan_orders(films: Sequence[Path], mask: Path | None, count: int, seed: int) -> list[NoduleOrder]:
@@ -130,16 +173,25 @@ def generate_files(
     spacing_mm: float = math.nan,
     lungs: Path | None = None,
     limits: Limits | None = None,
+    layout: Layout = "films",
+    like_sha256: str = "",
 ) -> Generator[MadeFile, None, None]:
     """Make SYNTHETIC films in `out`, each with its mask, and `generated.csv` with boxes and provenance; yield each.
 
     spacing_mm: for films that do not state their spacing.  lungs: folder with a lung mask for each film; by default,
-    `find_lung_fields` finds the lungs.  A film depends only on model, source, mask and seed.
+    `find_lung_fields` finds the lungs.  A film depends only on model, source, mask, seed and the nodule it is like.
+    layout: "node21" writes images/*.mha, and metadata.csv and nodules.json at the end.  like_sha256: hash of the film
+    with the nodule that the painter imitates.
     """
     limits, lung_of = limits or Limits(), {} if lungs is None else list_masks(lungs)
     check_limits(limits)
     # A child runs one task: with one child for each, none is restarted for every film
-    with _begin_table(out) as write_row, build_ingest_pool(1) as readers, build_ingest_pool(1) as writers:
+    more, node21 = ((like_sha256,) if like_sha256 else ()), list[tuple[str, Sequence[Box]]]()
+    with (
+        _begin_table(out, ("like_sha256",) if more else ()) as write_row,
+        build_ingest_pool(1) as readers,
+        build_ingest_pool(1) as writers,
+    ):
         for order in orders:
             try:
                 lung = lung_of.get(order.location.stem.lower())
@@ -152,18 +204,24 @@ def generate_files(
                 lung_HW = find_lung_fields(film.pixels) if lung_HW is None else lung_HW
                 mask_HW, diameter = _find_mask(order, given_HW, lung_HW, own, size_mm)
                 made_HW, mask_HW = painter.make(film.pixels, mask_HW, order.seed, lung_HW, own)
-                done = _write_made(painter, order, film.pixels, made_HW, mask_HW, diameter, out, writers, limits)
+                if layout == "node21":
+                    done = _write_node21(painter, order, made_HW, mask_HW, own, diameter, out)
+                else:
+                    done = _write_made(painter, order, film.pixels, made_HW, mask_HW, diameter, out, writers, limits)
             except (Undecodable, UsageError) as error:
                 yield MadeFile(order, reason=str(error))
                 continue
             assert done.film and done.mask
             facts = (f"{done.diameter_mm:.2f}", done.source_sha256, painter.sha256, order.seed, "yes")
-            write_row((done.film.name, done.mask.name, *done.box, *facts))
+            write_row((done.film.name, done.mask.name, *done.box, *facts, *more))
+            node21.append((done.film.name, done.boxes))
             yield done
+        if layout == "node21" and node21:
+            write_node21_tables(out, node21)
 
 
 @contextlib.contextmanager
-def _begin_table(out: Path) -> Iterator[Callable[[Sequence[object]], None]]:
+def _begin_table(out: Path, more: Sequence[str] = ()) -> Iterator[Callable[[Sequence[object]], None]]:
     """Begin the table, which refuses any other run in this folder; remove it if no film was made."""
     table, is_new, rows = out / TABLE, not out.exists(), 0
     if not (is_new or out.is_dir()):
@@ -185,7 +243,7 @@ def _begin_table(out: Path) -> Iterator[Callable[[Sequence[object]], None]]:
     try:
         with file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow((*COLUMNS, "synthetic"))
+            writer.writerow((*COLUMNS, "synthetic", *more))
             yield write_row
     finally:
         if not rows:
@@ -236,11 +294,33 @@ def _write_made(
         facts = {"chess-cxr": f"SYNTHETIC film, style of {source}, model {model}, seed {order.seed}"}
         written = write_new_file(out, order.location.stem, f"_{order.seed}.png", _encode_png(made_HW, facts))
     mask = write_new_file(out, written.stem, "_mask.png", _encode_png(mask_HW.astype(np.float32), {}))
+    return MadeFile(order, written, mask, _find_box(mask_HW), diameter_mm, source)
+
+
+def _write_node21(
+    painter: Painter,
+    order: NoduleOrder,
+    made_HW: np.ndarray,
+    mask_HW: np.ndarray,
+    spacing_mm: float,
+    diameter_mm: float,
+    out: Path,
+) -> MadeFile:
+    source = hashlib.sha256(read_film_content(order.location)).hexdigest()
+    comment = f"SYNTHETIC nodule in {source}, model {painter.sha256[:16]}, seed {order.seed}"
+    own_mm = spacing_mm if painter.mode == "inpaint" else math.nan
+    content = encode_mha(made_HW, own_mm, comment)
+    written = write_new_file(out / IMAGES, order.location.stem, f"_{order.seed}.mha", content)
+    mask = write_new_file(out, written.stem, "_mask.png", _encode_png(mask_HW.astype(np.float32), {}))
+    boxes = tuple(_find_box(piece_HW) for piece_HW in list_pieces(mask_HW))
+    return MadeFile(order, written, mask, _find_box(mask_HW), diameter_mm, source, boxes=boxes)
+
+
+def _find_box(mask_HW: np.ndarray) -> Box:
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    box = (
-        (int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1) if len(rows) else (0, 0, 0, 0)
-    )
-    return MadeFile(order, written, mask, box, diameter_mm, source)
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
 
 
 def _encode_png(picture_HW: np.ndarray, facts: Mapping[str, str]) -> bytes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.nodules.canvas import Perceptual
 from chess_cxr.tasks.nodules.config import NodulesConfig
@@ -16,7 +20,7 @@ from chess_cxr.training.run import describe
 NoduleMethod = GenerateNodules | FlowNodules
 ADAM_BETAS = (0.0, 0.9)  # Park et al. 2019
 FLOW_BETAS = (0.9, 0.99)
-SPADE_ONLY = ("mode", "latent", "feature_matching", "kld", "r1")
+SPADE_ONLY = ("mode", "latent", "feature_matching", "kld", "r1", "vary")
 
 
 def plan_generation(config: NodulesConfig) -> GenerateConfig | FlowConfig:
@@ -34,10 +38,15 @@ def plan_generation(config: NodulesConfig) -> GenerateConfig | FlowConfig:
         kld=config.kld,
         r1=config.r1,
         ema=config.ema,
+        vary=config.vary and _can_vary(config.network, config.mode),
     )
     check_generate_config(planned)
     _check_film_size(config)
     return planned
+
+
+def _can_vary(network: str, mode: str) -> bool:
+    return network == "spade" and mode == "inpaint"
 
 
 def _plan_flow(config: NodulesConfig) -> FlowConfig:
@@ -60,12 +69,45 @@ def build_generator(planned: GenerateConfig | FlowConfig, perceptual: Perceptual
     return FlowNodules(planned, perceptual) if isinstance(planned, FlowConfig) else GenerateNodules(planned, perceptual)
 
 
+def begin_from(method: NoduleMethod, begun: NoduleMethod) -> None:
+    """Copy the averaged weights of another generator; raise UsageError if it is of another shape."""
+    shapes = [
+        {name: getattr(one.config, name, None) for name in ("mode", "size", "width", "latent", "lung", "vary")}
+        for one in (method, begun)
+    ]
+    if type(method) is not type(begun) or shapes[0] != shapes[1]:
+        kind = "flow" if isinstance(begun, FlowNodules) else "spade"
+        told = ", ".join(f"{name} {value}" for name, value in shapes[1].items() if value is not None)
+        raise UsageError(f"the generator to begin from is of the network {kind}, {told}; ask for the same")
+    for part in (method.averaged, method.network if isinstance(method, FlowNodules) else method.generator):
+        part.load_state_dict(begun.averaged.state_dict())
+
+
 def describe_training(config: NodulesConfig) -> dict[str, Any]:
-    """Describe a configuration as earlier versions did, which knew spade alone, so that their runs can be continued."""
+    """Describe a configuration without what its network does not use and earlier versions did not know."""
     told = describe(config)
+    del told["begin_from"]  # its hash stands in the run's description
+    if not config.balance:
+        del told["balance"]
     if config.network == "spade":
         del told["network"]
+    if not _can_vary(config.network, config.mode):
+        del told["vary"]
     return told
+
+
+def go_on_as_begun(folder: Path, config: NodulesConfig) -> NodulesConfig:
+    """Return the configuration of a run that an earlier version has begun in `folder`, without what it did not know."""
+    begun = read_json(folder / "config.json").get("nodules")
+    earlier = isinstance(begun, Mapping) and "vary" not in begun and _can_vary(config.network, config.mode)
+    return replace(config, vary=False) if earlier else config
+
+
+def complete_earlier(described: dict[str, Any]) -> dict[str, Any]:
+    """Add what an earlier version did not know to its description of a run."""
+    begun = described.get("nodules", {})
+    unknown = {"vary": False} if _can_vary(begun.get("network", "spade"), begun.get("mode", "")) else {}
+    return {**described, "nodules": {**unknown, **begun}}
 
 
 def plan_windows(config: NodulesConfig) -> WindowPlan:

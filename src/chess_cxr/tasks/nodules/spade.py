@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from chess_cxr.records import UsageError
+from chess_cxr.tasks.nodules.told import TOLD, NoduleTable
 
 SIZES = (64, 128, 256, 512)
 TINY_WIDTH = 4  # for tests and demonstrations on a CPU
 PAPER_WIDTH = 64
 _START = 4  # side of the first map
+_SPREAD = 8  # numbers of the latent that condition every place
 _GROUP = 16  # channels that share their statistics
 _FIRST_STROKE = 0.1  # gain of the last layer of a new network, relative to Glorot's initialisation
 _DARKEST = 0.01  # grey of a ground: a black or white pixel has no finite logit
@@ -111,26 +113,31 @@ class SpadeGenerator(nn.Module):
 
     size: side of the films, one of `SIZES`.  width: channels of the last block; the first has 16 times as many.
     classes: K, layout channels.  ground: whether it paints into films, which then condition it too.  channels: of the
-    film.
+    film.  spread: numbers of the latent, mixed, that condition every place of every block; otherwise the latent enters
+    by the 4 x 4 map alone, whose scale the normalisation removes.
     """
 
     def __init__(
         self, size: int = 256, width: int = PAPER_WIDTH, latent: int = 256, classes: int = 2,
-        ground: bool = False, channels: int = 1,
+        ground: bool = False, channels: int = 1, spread: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         widths = list_block_widths(size, width)
         self.start = nn.Linear(latent, widths[0] * _START**2)
         nn.init.xavier_normal_(self.start.weight)
         nn.init.zeros_(self.start.bias)
+        self.spread = nn.Linear(latent, spread) if spread else None
         pairs = zip(widths[:1] + widths[:-1], widths, strict=True)
-        conditions = classes + ground * channels
+        conditions = classes + ground * channels + spread
         self.blocks = nn.ModuleList(SpadeBlock(before, after, conditions, 2 * width) for before, after in pairs)
         self.end = build_convolution(widths[-1], channels, normed=False, gain=_FIRST_STROKE if ground else 1)
 
     def forward(self, latent_BZ: Tensor, layout_BKSS: Tensor, ground_BCSS: Tensor | None = None) -> Tensor:
         """Return films in [0, 1], [B, channels, S, S].  ground_BCSS: the films to paint into, also in [0, 1]."""
         feature = self.start(latent_BZ).unflatten(1, (-1, _START, _START))
+        if self.spread is not None:
+            told_BE11 = self.spread(latent_BZ)[:, :, None, None]
+            layout_BKSS = torch.cat([layout_BKSS, told_BE11.expand(-1, -1, *layout_BKSS.shape[-2:])], 1)
         for index, block in enumerate(self.blocks):
             feature = F.interpolate(feature, scale_factor=2, mode="nearest") if index else feature
             feature = block(feature, resize_condition(layout_BKSS, ground_BCSS, feature.shape[-1]))
@@ -178,18 +185,38 @@ class StyleEncoder(nn.Module):
 
 
 class StyledGenerator(nn.Module):
-    """A style encoder with its generator; options as in `SpadeGenerator`."""
+    """A style encoder with its generator; options as in `SpadeGenerator`.
 
-    def __init__(self, size: int, width: int, latent: int, **options: Any) -> None:
+    vary: whether the generator is also told size, contrast and kind of a nodule, beside the latent.
+    """
+
+    def __init__(self, size: int, width: int, latent: int, vary: bool = False, **options: Any) -> None:
         super().__init__()
         self.latent = latent
         self.style = StyleEncoder(size, width, latent, options.get("channels", 1))
-        self.generator = SpadeGenerator(size, width, latent, **options)
+        self.generator = SpadeGenerator(size, width, latent + TOLD * vary, spread=_SPREAD * vary, **options)
+        self.table = NoduleTable() if vary else None
 
     def forward(
-        self, film_BCSS: Tensor, layout_BKSS: Tensor, ground_BCSS: Tensor | None = None
+        self,
+        film_BCSS: Tensor,
+        layout_BKSS: Tensor,
+        ground_BCSS: Tensor | None = None,
+        told_B4: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a latent for each film (torch's global generator) and make films: film, mean, log-variance."""
+        """Draw a latent for each film (torch's global generator) and make films: film, mean, log-variance.
+
+        film_BCSS: what the style encoder sees.  told_B4: see `told.describe`.
+        """
         mean_BZ, log_variance_BZ = self.style(film_BCSS)
         latent_BZ = mean_BZ + torch.exp(log_variance_BZ / 2) * torch.randn_like(mean_BZ)
+        latent_BZ = self.join(latent_BZ, told_B4)
         return self.generator(latent_BZ, layout_BKSS, ground_BCSS), mean_BZ, log_variance_BZ
+
+    def join(self, latent_BZ: Tensor, told_B4: Tensor | None) -> Tensor:
+        """Return what the generator takes: the latent and, if it varies, what it is told in units of their spread."""
+        return (
+            latent_BZ
+            if self.table is None or told_B4 is None
+            else torch.cat([latent_BZ, self.table.standardise(told_B4)], 1)
+        )

@@ -31,13 +31,16 @@ from chess_cxr.tasks.nodules.films import (
     square_film,
 )
 from chess_cxr.tasks.nodules.flow import FlowNodules
-from chess_cxr.tasks.nodules.model import NoduleGenerator
+from chess_cxr.tasks.nodules.model import NoduleGenerator, load_nodule_generator
 from chess_cxr.tasks.nodules.objective import GENERATOR_VERSION
 from chess_cxr.tasks.nodules.plan import (
     NoduleMethod,
+    begin_from,
     build_generator,
     build_groups,
+    complete_earlier,
     describe_training,
+    go_on_as_begun,
     plan_generation,
     plan_nodule_training,
     plan_windows,
@@ -45,6 +48,7 @@ from chess_cxr.tasks.nodules.plan import (
 from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.score import measure_background, measure_nodule
 from chess_cxr.tasks.nodules.sheet import SHOWN, draw_films
+from chess_cxr.tasks.nodules.spread import NoduleSpread, draw_latents, measure_spread
 from chess_cxr.tasks.nodules.windows import (
     NoduleExample,
     NoduleWindow,
@@ -53,7 +57,7 @@ from chess_cxr.tasks.nodules.windows import (
     cut_square,
     take_example,
 )
-from chess_cxr.tasks.perceptual import build_perceptual
+from chess_cxr.tasks.perceptual import balance_stages, build_perceptual
 from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.training.distributed import join_ranks, let_first_rank
@@ -70,6 +74,7 @@ class NodulesResult(TaskResult):
 
     They are means over films with 95 % intervals by patient.  films: counts by split; "scored" counts test films whose
     nodule fits the generator.  kinds: kinds of the scored films.  judged: comparison of made and real nodules.
+    spread: how much made nodules differ, in mode inpaint.  begun_from: SHA-256 of the model that training began with.
     """
 
     metrics: Mapping[str, FilmMean]
@@ -77,6 +82,8 @@ class NodulesResult(TaskResult):
     kinds: tuple[str, ...]
     perceptual: str
     judged: NoduleJudgement = NoduleJudgement()
+    spread: NoduleSpread | None = None
+    begun_from: str = ""
 
     def describe_basis(self) -> str:
         """Describe the scored films and the training films."""
@@ -86,7 +93,7 @@ class NodulesResult(TaskResult):
 
     def list_notes(self) -> Sequence[str]:
         """Return the comparison of made and real nodules."""
-        return self.judged.list_lines()
+        return [*self.judged.list_lines(), *([self.spread.as_text()] if self.spread else [])]
 
 
 def finetune_nodules(
@@ -108,12 +115,13 @@ def finetune_nodules(
     limits, executor: for the decoding processes, see `read_each`; training films are read once, test films again, one
     at a time.
     The same call continues an interrupted run.  The folder holds `model.safetensors` (the averaged generator),
-    `config.json`, `result.json`, `test_films.png` and `metrics.jsonl`.
+    `config.json`, `result.json`, `test_films.png`, `test_seeds.png` and `metrics.jsonl`.
     Raises `UsageError` if `out` holds something else, or no film can be used for training or for the test.
     """
     out, config, show = Path(out), config or NodulesConfig(), on_stage or (lambda *_: None)
     plan = plan_windows(config)
     refuse_foreign_folder(out)
+    begun = load_nodule_generator(config.begin_from) if config.begin_from else None
     films = list[NoduleExample]()
     for place in places:
         films += (
@@ -128,9 +136,12 @@ def finetune_nodules(
             f"{len(films)} films leave no nodule that fits the generator for the test; give more of them, or another "
             "--test"
         )
+    config = go_on_as_begun(out / "run", config)
     join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
-    method = train_nodule_generator(out / "run", loaded, split["train"], split["val"], config, on_step, device=device)
+    method = train_nodule_generator(
+        out / "run", loaded, split["train"], split["val"], config, on_step, device=device, begun=begun
+    )
 
     def finish() -> NodulesResult:
         generator = NoduleGenerator(method, config.film_size)
@@ -152,6 +163,8 @@ def finetune_nodules(
             show("test", number + 1, len(held_out))
         groups = [film.group for film in held_out]
         made, real = (Squares(pictures, groups) for pictures in zip(*pairs, strict=True))
+        places = [draw_nodule_batch([window], None, config) for film in held_out for window in film.windows]
+        known = [draw_nodule_batch([window], None, config) for film in films for window in film.windows]
         result = NodulesResult(
             metrics=summarise_films(scores, groups, config.seed),
             films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
@@ -160,8 +173,14 @@ def finetune_nodules(
             perceptual=config.perceptual,
             seed=config.seed,
             judged=judge_nodules(made, real, _cut_learned(split["train"]), config.seed),
+            begun_from=begun.sha256 if begun else "",
+            spread=measure_spread(method, known, places) if generator.mode == "inpaint" else None,
         )
-        _write_model(out, method, config, result, rows)
+        pictures = {"test_films.png": draw_films(rows)}
+        if generator.mode == "inpaint":
+            places.sort(key=lambda place: float(place.mask_B1SS.sum()))
+            pictures["test_seeds.png"] = draw_latents(method, places[len(places) // 2])
+        _write_model(out, method, config, result, pictures)
         return result
 
     return let_first_rank(finish)
@@ -230,9 +249,9 @@ def _write_model(
     method: NoduleMethod,
     config: NodulesConfig,
     result: NodulesResult,
-    rows: Sequence[tuple[NoduleFilm, np.ndarray]],
+    pictures: Mapping[str, bytes],
 ) -> None:
-    """Write all of a model, with a sheet of test films."""
+    """Write all of a model, with pictures of its test films."""
     described = {
         "task": "nodules",
         "version": GENERATOR_VERSION,
@@ -240,9 +259,10 @@ def _write_model(
         "generator": asdict(method.config),
         "film_size": config.film_size,
         "encoder": result.encoder,
-        "finetune": describe(config),
+        "finetune": describe(config) | {"begin_from": Path(config.begin_from).name},
     }
-    write_atomically(out / "test_films.png", draw_films(rows))
+    for name, content in pictures.items():
+        write_atomically(out / name, content)
     write_model(out, method.averaged.state_dict(), described, result.as_json())
 
 
@@ -255,20 +275,29 @@ def train_nodule_generator(
     on_step: OnStep | None = None,
     say: Callable[[str], None] | None = None,
     device: str = "auto",
+    begun: NoduleGenerator | None = None,
 ) -> NoduleMethod:
     """Train a nodule generator in `folder`, or continue there; return it on `device`.
 
     val: ten times, nodules are made in the places of these films' nodules, and their contrasts are compared.
-    Raises UsageError if `folder` holds a run of another configuration, or no training film has a nodule that fits.
+    begun: from whose weights to begin.
+    Raises UsageError if `folder` holds a run of another configuration, no training film has a nodule that fits, or
+    `begun` is of another shape.
     """
+    config = go_on_as_begun(folder, config)
     planned = plan_generation(config)
     windows = [window for film in train for window in film.windows]
     if not windows:
         raise UsageError("no film for training has a nodule that fits the generator; give films and masks with some")
     torch.manual_seed(config.seed)
     perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
+    if perceptual and config.balance:
+        some = windows[: config.batch]
+        perceptual.stages = balance_stages(perceptual, draw_nodule_batch(some, range(len(some)), config).film_B1SS)
     method = build_generator(planned, perceptual)
-    if isinstance(method, FlowNodules):
+    if begun:
+        begin_from(method, begun.task)
+    if isinstance(method, FlowNodules) or method.config.vary:
         method.learn_nodules([draw_nodule_batch([window], None, config) for window in windows])
     training = plan_nodule_training(config)
 
@@ -287,6 +316,7 @@ def train_nodule_generator(
         "nodules": describe_training(config),
         "perceptual": about,
         "perceptual_sha256": compute_state_sha256(perceptual.network) if perceptual else "",
+        **({"begun_from": begun.sha256} if begun else {}),
         "films": {"train": len(train), "nodules": len(windows), "names_sha256": hash_uids([f.name for f in train])},
     }
     inputs = RunInputs(
@@ -294,6 +324,7 @@ def train_nodule_generator(
         lambda first_step, rank: read_task_batches(windows, draw, training, first_step, rank),
         lambda log, rank: RunWatch(log, training, measure),
         build_groups(method),
+        complete_earlier,
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
     return method.eval()
