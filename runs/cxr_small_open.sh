@@ -15,5 +15,5 @@ films = open_store(sys.argv[1]).films
 nih = (films['site'] == 'nih_covid') & films['Pneumonia'].notna()
 films[nih | films['site'].isin(['nih_adult', 'rsna_normal', 'tuberculosis'])][['uid']].to_csv(sys.argv[2], index=False)
 " "$store" "$out.films.csv"
-chess-cxr pretrain "$store" --out "$out" --config "$here/configs/cxr_small.json" --films "$out.films.csv" \
+chess-cxr pretrain "$store" --out "$out" --config "$here/configs/cxr_small_open.json" --films "$out.films.csv" \
   --begin-from imagenet:tf_efficientnet_lite0 "$@"
