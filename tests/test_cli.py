@@ -20,7 +20,7 @@ import pytest
 
 import chess_cxr
 from chess_cxr.arguments import parse_encoders, parse_pairs
-from chess_cxr.cli import COMMANDS, describe, flatten_box, parse_command, render_usage
+from chess_cxr.cli import COMMANDS, describe, parse_command, render_usage, word_complaint
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.pretraining.presets import PRESETS
 from chess_cxr.records import UsageError
@@ -191,8 +191,37 @@ def test_pairs_and_encoders_are_parsed() -> None:
 def test_a_complaint_in_a_box_becomes_one_line() -> None:
     rows = ["\x1b[31mfirst\x1b[0m  ", "part.  ", "───────", "second", "───", "For full helptext, run: x"]
     box = "\n".join(["╭─ Title ─╮", *(f"│ {row} │" for row in rows), "╰─────────╯"])
-    assert flatten_box(box) == "first part; second"
-    assert flatten_box("") == "the arguments make no sense"
+    assert word_complaint(box) == "first part; second"
+    assert word_complaint("") == "the arguments make no sense"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ingst films", "there is no command 'ingst'; do you mean ingest?"),
+        ("frobnicate", "there is no command 'frobnicate'; chess-cxr --help lists the commands"),
+        ("finetune", "there is no command 'finetune'; there are finetune classify, finetune bones, finetune nodules"),
+        ("ingest films --tabel x", "there is no option --tabel; perhaps --table; see chess-cxr ingest --help"),
+        ("ingest films --sizes 5", "there is no option --sizes; see chess-cxr ingest --help"),
+        ("ingest films --workers many", "--workers must be a whole number, not 'many'; see chess-cxr ingest --help"),
+        ("plan --images many", "--images must be a number, not 'many'; see chess-cxr plan --help"),
+        ("pretrain s --out", "--out needs a value; see chess-cxr pretrain --help"),
+        (
+            "pretrain s --out r --trackers abacus",
+            "--trackers cannot be 'abacus'; choose from 'tensorboard', 'wandb', 'mlflow'; "
+            "see chess-cxr pretrain --help",
+        ),
+        (
+            "weights show",
+            "missing: ENCODER an encoder folder, or the name of a published encoder on this machine; see chess-cxr weights show --help",
+        ),
+        ("weights show a b c", "too many words: b, c; see chess-cxr weights show --help"),
+    ],
+)
+def test_wrong_words_are_told_in_plain_ones(words: str, told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_command(words.split())
+    assert str(error.value) == told
 
 
 # What goes wrong

@@ -7,6 +7,7 @@ use.  Commands check their arguments before they import slow modules.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import os
@@ -69,6 +70,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
 }
 EXAMPLES = ("demo", "ingest", "pretrain")
+# What the parser complains of, and how a user is told.
+WORDINGS = {
+    r"; Argument helptext: .*": "",
+    r"Missing value for argument '(\S+)'.*": r"\1 needs a value",
+    r"Missing from chess-cxr [a-z ]*: (--\S+)?": r"missing: \1",
+    r"invalid choice '(.*?)' for argument '(\S+)'. Expected one of \((.*?),?\)": r"\2 cannot be '\1'; choose from \3",
+    r"Error parsing (\S+): .*?base 10: ('.*?').*": r"\1 must be a whole number, not \2",
+    r"Error parsing (\S+): .*?could not convert string to float: ('.*?').*": r"\1 must be a number, not \2",
+    r"Error parsing (\S+): ": r"\1: ",
+    r"Unrecognized options: (--[^\s,]+)[^;]*": r"there is no option \1",
+    r"Unrecognized options: ([^;]*)": r"too many words: \1",
+    r"; Perhaps you meant: (--[\w-]+).*": r"; perhaps \1",
+}
 
 
 def render_usage() -> str:
@@ -109,8 +123,10 @@ def parse_command(words: Sequence[str]) -> Callable[[], None]:
     name = " ".join(words[:length])
     if name not in COMMANDS:
         family = [known for known in COMMANDS if known.startswith(f"{name} ")]
-        there_are = f"; there are {', '.join(family)}" if family else "; chess-cxr --help lists the commands"
-        raise UsageError(f"there is no command {name!r}{there_are}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
+        advice = f"do you mean {near[0]}?" if near else "chess-cxr --help lists the commands"
+        there_are = f"there are {', '.join(family)}" if family else advice
+        raise UsageError(f"there is no command {name!r}; {there_are}")
     function = COMMANDS[name]
 
     @functools.wraps(function)
@@ -130,22 +146,25 @@ def parse_command(words: Sequence[str]) -> Callable[[], None]:
     except SystemExit as stopped:
         if not stopped.code:
             raise
-        raise UsageError(f"{flatten_box(complaint.getvalue())}; see chess-cxr {name} --help") from None
+        raise UsageError(f"{word_complaint(complaint.getvalue())}; see chess-cxr {name} --help") from None
     return call
 
 
-def flatten_box(text: str) -> str:
-    """Turn the parser's error message, which is drawn in a box, into one line."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+def word_complaint(box: str) -> str:
+    """Turn the parser's error message, which is drawn in a box, into one plain line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     parts = [""]
-    for line in plain.splitlines()[1:-1]:
+    for line in text.splitlines()[1:-1]:
         content = line.strip("│| ").strip()
         if set(content) <= set("─-"):
             parts.append("")
         else:
             parts[-1] = f"{parts[-1]} {content}".strip()
-    kept = [part.rstrip(".:") for part in parts if part and not part.startswith("For full helptext")]
-    return "; ".join(kept) or "the arguments make no sense"
+    kept = [re.sub(r" \(required\)", "", part) for part in parts if part and not part.startswith("For full helptext")]
+    line = "; ".join(part.rstrip(".:") for part in kept)
+    for pattern, wording in WORDINGS.items():
+        line = re.sub(pattern, wording, line)
+    return line or "the arguments make no sense"
 
 
 def main() -> None:

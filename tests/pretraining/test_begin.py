@@ -53,8 +53,8 @@ def test_a_configuration_survives_the_way_through_json(preset: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no readable JSON"),
-        ("{", "no readable JSON"),
+        (None, "cannot read the configuration .*config.json: No such file"),
+        ("{", "config.json is not JSON: Expecting property name"),
         ("[]", "one JSON object"),
         ("{}", "configuration: preset: Field required"),
     ],

@@ -36,7 +36,7 @@ def serve(
     """
     check_workers(pacs.workers)
     if not models:
-        raise UsageError("no model is given")
+        raise UsageError("no model is given; name one, such as models/findings")
     from chess_cxr.serve.run import serve as run
 
     run(models, pacs, rest)

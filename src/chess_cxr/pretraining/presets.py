@@ -163,9 +163,11 @@ def build_config(preset: str | PretrainConfig, run: Path | None = None) -> Pretr
 def read_config_file(path: Path) -> PretrainConfig:
     """Read a pre-training configuration from a JSON file, such as a run's `config.json`."""
     try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no readable JSON file ({type(error).__name__})") from None
+        described = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
     if not isinstance(described, dict):
         raise UsageError(f"{path} should hold one JSON object")
     return read_pretrain_config(described)

@@ -95,7 +95,7 @@ def load_models(names: Sequence[str], options: RestOptions) -> Models:
     Raises `UsageError` for two of the same name, and whatever loading them raises.
     """
     if not names:
-        raise UsageError("no model is given")
+        raise UsageError("no model is given; name one, such as models/findings")
     classifiers: dict[str, Classifier] = {}
     bones: dict[str, BoneSuppressor] = {}
     encoders: dict[str, ServedEncoder] = {}

@@ -43,6 +43,8 @@ def read_table(table: Path | str) -> pd.DataFrame:
         raise UsageError(f"the table {table} does not exist") from None
     except PermissionError:
         raise UsageError(f"no permission to read the table {table}") from None
+    except pd.errors.EmptyDataError:
+        raise UsageError(f"the table {table} is empty") from None
     except UnicodeDecodeError:
         raise UsageError(f"the table {table} is not UTF-8 text; save it as UTF-8") from None
     except TooLarge:

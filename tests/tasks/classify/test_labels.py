@@ -91,7 +91,7 @@ def test_labels_that_cannot_be_used_are_refused(
 
 
 def test_a_store_without_labels_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no label at all; it has none"):
+    with pytest.raises(UsageError, match="has no labels; ingest --table"):
         select_labelled(write_labels(tmp_path, [{}], []))
 
 

@@ -75,9 +75,11 @@ def select_labelled(
     """
     names = tuple(dict.fromkeys(labels)) or tuple(store.label_names)
     missing = [name for name in names if name not in store.label_names]
-    if missing or not names:
-        have = ", ".join(store.label_names) or "none"
-        raise UsageError(f"{store.path.name} has no label {', '.join(map(repr, missing)) or 'at all'}; it has {have}")
+    if not store.label_names:
+        raise UsageError(f"{store.path.name} has no labels; ingest --table LABELS.csv --columns labels=… stores them")
+    if missing:
+        have = ", ".join(store.label_names)
+        raise UsageError(f"{store.path.name} has no label {', '.join(map(repr, missing))}; it has {have}")
     policies = spread_policies(uncertain, names)
     stored_NL = store.films[list(names)].to_numpy(np.float64)
     if sites:
