@@ -120,8 +120,8 @@ def test_the_example_of_every_command_is_understood(name: str) -> None:
         ("ingest films", "name the store to write with --out, such as --out films.lance"),
         ("ingest --out a.lance", "no source folder is given"),
         ("ingest films --out a --colour red", "--colour"),
-        ("ingest films --out a --val much", "--val: could not convert string to float: 'much'; "),
-        ("finetune classify a b --out c --mode half", "'half' for argument '--mode'"),
+        ("ingest films --out a --val much", "--val must be a number, not 'much'; "),
+        ("finetune classify a b --out c --mode half", "--mode cannot be 'half'; choose from 'linear'"),
         ("ingest films --out a --columns patient", "'patient' should be FIELD=COLUMN"),
         ("ingest films --out a --workers 0", "--workers must be 1 or more"),
         ("ingest --out a", "no source folder is given"),
@@ -211,10 +211,7 @@ def test_a_complaint_in_a_box_becomes_one_line() -> None:
             "--trackers cannot be 'abacus'; choose from 'tensorboard', 'wandb', 'mlflow'; "
             "see chess-cxr pretrain --help",
         ),
-        (
-            "weights show",
-            "missing: ENCODER an encoder folder, or the name of a published encoder on this machine; see chess-cxr weights show --help",
-        ),
+        ("select s --encoder e --out o", "missing: --films INT number of films to select; see chess-cxr select --help"),
         ("weights show a b c", "too many words: b, c; see chess-cxr weights show --help"),
     ],
 )
