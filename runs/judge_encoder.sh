@@ -2,7 +2,7 @@
 # Judge encoders by linear probe and nearest neighbours: children, adults, tuberculosis, age and sex, nodules.
 # usage: runs/judge_encoder.sh DATA FOLDER OUT val|test NAME=ENCODER …
 #   FOLDER: what runs/wide_pool.sh DATA FOLDER has filled; features are kept there, so that a second call takes seconds.
-#   val: to choose between recipes.  test: to report.
+#   val: to choose between recipes.  test: to report, with what age, sex and site do to it.
 # The first encoder is the one that the others are compared with.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,6 +17,7 @@ fi
 mkdir -p "$out"
 {
   printf 'on = "%s"\n' "$split"
+  [ "$split" = val ] || echo 'audit = true'
   cat "$here/judge_suite.toml" | sed "s#store = \"#store = \"$(realpath "$folder")/#"
   printf '\n[encoders]\n'
   for named in "$@"; do

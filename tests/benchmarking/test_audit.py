@@ -84,3 +84,5 @@ def test_an_audit_again_computes_nothing_and_an_attribute_of_few_films_is_left_o
     out = write_benchmark(again, tmp_path / "out", "", pictures=False).out
     assert list(pd.read_csv(out / "audit.csv").columns) == COLUMNS
     assert "What the embeddings know" in (out / "report.html").read_text("utf-8")
+    card = (out / "card_section.md").read_text("utf-8").split("### What the embeddings know")[1]
+    assert "| pixels | " in card and "| coarse | " not in card

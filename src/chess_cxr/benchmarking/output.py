@@ -74,7 +74,7 @@ def write_benchmark(
         (growing / TABLE_FILE).write_text(render_tables(results, tables, command, run.extra), "utf-8")
         there = set(tables.summary["encoder"])
         if card or results.reference in there:
-            section = render_card_section(results, tables, card or results.reference)
+            section = render_card_section(results, tables, card or results.reference, run.extra)
             (growing / "card_section.md").write_text(section, "utf-8")
         (growing / "suite.json").write_text(json.dumps(describe_suite(run.suite), indent=1) + "\n", "utf-8")
         thumbnails = read_thumbnails(run) if pictures else {}

@@ -76,8 +76,8 @@ def test_the_card_tells_of_one_encoder_and_what_to_know_of_it(
     section = render_card_section(results, tables, "ours")
     assert "ours was pre-trained, without labels, on 3 of these 40 films." in section
     assert "other was pre-trained" not in section
-    assert section.count("scratch minus ours") == 3 and "| 50 % | 25 | 2 | linear | AUROC |" in section
-    assert "scratch minus ours" in render_card_section(results, tables, "scratch")
+    assert section.count("| scratch − ours | ") == 3 and "| 50 % | 25 | 2 | linear | AUROC |" in section
+    assert "| scratch − ours | 50 % | linear | " in render_card_section(results, tables, "scratch")
     with pytest.raises(UsageError, match="no predictions of an encoder named 'broken'.*there are scratch, ours"):
         render_card_section(results, tables, "broken")
 

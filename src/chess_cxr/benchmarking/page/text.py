@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from chess_cxr.benchmarking.page.blocks import Cell, Part
-from chess_cxr.benchmarking.page.extra import build_extra_parts
+from chess_cxr.benchmarking.page.extra import build_audit_part, build_extra_parts
 from chess_cxr.benchmarking.predictions import BenchmarkResults, TaskFilms
 from chess_cxr.benchmarking.tables import HEADLINES, BenchmarkTables
 from chess_cxr.records import UsageError
@@ -45,16 +45,19 @@ def render_tables(
     return "\n\n".join([*(part for part in parts if part), f"    {command}"]) + "\n"
 
 
-def render_parts(parts: Sequence[Part]) -> str:
-    """Render the tables of a page's parts as Markdown, without figures and pictures; "" for none."""
+def render_parts(parts: Sequence[Part], level: int = 2) -> str:
+    """Render the tables of a page's parts as Markdown, without figures and pictures; "" for none.
+
+    level: of the parts' headings; those within are one deeper.
+    """
     lines = []
     for part in (part for part in parts if part.blocks):
-        lines.append(f"## {part.heading}")
+        lines.append(f"{'#' * level} {part.heading}")
         for block in part.blocks:
             lines += [*block.text, *block.warnings]
             if block.grid:
                 heads, *rows = [[_join_cell(cell) for cell in row] for row in (block.grid.heads, *block.grid.rows)]
-                lines += [*([f"### {block.heading}"] if block.heading else []), _render_grid(heads, rows)]
+                lines += [*([f"{'#' * level}# {block.heading}"] if block.heading else []), _render_grid(heads, rows)]
                 lines += [block.grid.caption] if block.grid.caption else []
     return "\n\n".join(lines)
 
@@ -63,9 +66,15 @@ def _join_cell(cell: Cell) -> str:
     return " ".join(filter(None, (cell.text, *cell.small)))
 
 
-def render_card_section(results: BenchmarkResults, tables: BenchmarkTables, encoder: str) -> str:
+def render_card_section(
+    results: BenchmarkResults,
+    tables: BenchmarkTables,
+    encoder: str,
+    extra: Mapping[str, pd.DataFrame] | None = None,
+) -> str:
     """Render what a model card says of one encoder: its numbers, its distance to the others, and what to know.
 
+    extra: tables that only some suites have; of these the card takes the audit.
     Markdown for `weights.write_card`.  Raises UsageError where the encoder is not in the benchmark.
     """
     if encoder not in set(tables.summary.get("encoder", ())):
@@ -85,20 +94,22 @@ def render_card_section(results: BenchmarkResults, tables: BenchmarkTables, enco
         parts.append(f"**{_escape(name)}** ({_say_films(results, task)})\n\n{_render_grid(head_row, rows)}")
         parts += _list_gaps(results, tables, name, encoder)
         parts += [_escape(note) for note in task.notes if note.startswith(f"{encoder} ") or note.startswith(name)]
+    if extra and "audit" in extra:
+        parts += filter(
+            None, [render_parts([build_audit_part(results, {"audit": _select(extra["audit"], encoder=encoder)})], 3)]
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def _list_gaps(results: BenchmarkResults, tables: BenchmarkTables, task: str, encoder: str) -> list[str]:
-    """One line for each other encoder that this one was compared with, in the headline metric of the paper's form."""
+    """List what the encoder was compared with, in the headline metric of the paper's form: one table, or none."""
     if tables.differences.empty:
         return []
     chosen = _select(tables.differences, task=task, metric=PAPER_METRIC)
     chosen = chosen if encoder == results.reference else chosen[chosen["encoder"] == encoder]
-    return [
-        f"{_escape(row.encoder)} minus {_escape(row.reference)}, {row.subset}, {_name_metric(PAPER_METRIC)}: "
-        f"{_say_gap(row)}."
-        for row in chosen.itertuples()
-    ]
+    rows = [[f"{row.encoder} − {row.reference}", row.subset, row.head, _say_gap(row)] for row in chosen.itertuples()]
+    head_row = ["difference", "labels", "head", f"{_name_metric(PAPER_METRIC)}, p (after Holm)"]
+    return [_render_grid(head_row, rows)] if rows else []
 
 
 def _render_paper(results: BenchmarkResults, tables: BenchmarkTables, head: str) -> str:
