@@ -81,6 +81,13 @@ def test_tables_and_limits_reach_the_card_by_a_command(exported: Path, tmp_path:
     assert "None is recorded here" not in card
 
 
+def test_an_encoder_can_do_without_onnx(pretrained: Path, exported: Path, tmp_path: Path) -> None:
+    assert (exported / "model.onnx").exists()
+    answer = run("export", pretrained, "--out", tmp_path / "bare", "--without-onnx")
+    assert (answer.code, answer.err) == (0, "") and not (tmp_path / "bare" / "model.onnx").exists()
+    assert load_encoder(tmp_path / "bare").architecture == load_encoder(exported).architecture
+
+
 def test_what_is_no_run_cannot_be_exported_or_read(tmp_path: Path) -> None:
     for read in (lambda: export(tmp_path, tmp_path / "out"), lambda: read_metrics(tmp_path)):
         with pytest.raises(UsageError, match="is not a run"):

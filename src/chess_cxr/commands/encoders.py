@@ -32,6 +32,7 @@ def export(
     licence: str = "not stated",
     data: str = "",
     which: Literal["trained", "averaged"] = "trained",
+    without_onnx: bool = False,
 ) -> None:
     """Export a run's encoder as a folder that timm alone can load.
 
@@ -45,6 +46,7 @@ def export(
         licence: licence of the weights.
         data: description of the training films, for the model card.
         which: the trained encoder, or its moving average (momentum encoder), if the method has one.
+        without_onnx: do not write model.onnx, which is as large as the weights; chess-cxr weights onnx writes it later.
     """
     refuse_existing(out)
     if not (run / "config.json").is_file():
@@ -53,8 +55,8 @@ def export(
     from chess_cxr.encoders.onnx_session import ONNX_FILE
     from chess_cxr.pretraining.export import export as write
 
-    print(write(run, out, licence, data, which))
-    if not (out / ONNX_FILE).exists():
+    print(write(run, out, licence, data, which, not without_onnx))
+    if not without_onnx and not (out / ONNX_FILE).exists():
         print(tell_missing() or f"no {ONNX_FILE}: torch cannot write this network as ONNX", file=sys.stderr)
 
 

@@ -26,14 +26,18 @@ AVERAGED = ("key_encoder", "target_encoder", "teacher_encoder")
 
 
 def export(
-    run: Path | str, out: Path | str, licence: str = "not stated", data: str = "", which: Which = "trained"
+    run: Path | str,
+    out: Path | str,
+    licence: str = "not stated",
+    data: str = "",
+    which: Which = "trained",
+    onnx: bool = True,
 ) -> Path:
     """Export the encoder of a run's newest checkpoint as an encoder folder, with pixel contract, heads and card.
 
-    Writes `model.onnx` too where the extra `onnx` is installed.
-
     licence: of the weights.  data: description of the films, for the card (Markdown).
-    which: "trained", or "averaged" for the momentum encoder, if the method has one.  Returns `out`.
+    which: "trained", or "averaged" for the momentum encoder, if the method has one.
+    onnx: whether to write `model.onnx` too where the extra `onnx` is installed.  Returns `out`.
     Raises `UsageError` if `run` is not a run with a checkpoint, or if `out` exists.
     """
     run = Path(run)
@@ -64,7 +68,7 @@ def export(
         machine=_name_machine(run),
     )
     return write_encoder(
-        Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads, onnx=True
+        Path(out), parts[part], config.method.architecture, contract, licence, training, uids, heads=heads, onnx=onnx
     )
 
 
