@@ -91,7 +91,7 @@ def test_films_of_four_kinds_are_told_apart(small: Encoder) -> None:
 def test_timm(small: Encoder) -> None:
     network = timm.create_model(f"local-dir:{FOLDER}", pretrained=True, num_classes=0).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-    for side, tolerance in ((small.contract.size, 1e-5), (0, 0.06)):
+    for side, tolerance in ((small.contract.size, 1e-5), (0, 0.2)):
         films = draw_films(side)
         with torch.inference_mode():
             feature_ND = network(torch.stack([transform(Image.fromarray(film)) for film in films])).numpy()
@@ -102,7 +102,7 @@ def test_timm(small: Encoder) -> None:
 def test_transformers(small: Encoder, options: dict[str, str]) -> None:
     """With the file that it finds by itself, and with the one that it reads first on the Hub."""
     embed = open_with_transformers(FOLDER, **options)
-    for side, tolerance in ((small.contract.size, 1e-5), (0, 0.06)):
+    for side, tolerance in ((small.contract.size, 1e-5), (0, 0.2)):
         films = draw_films(side)
         expected_ND = small.embed(scale(films))
         assert measure_miss(embed([Image.fromarray(film) for film in films]), expected_ND) < tolerance
@@ -233,7 +233,8 @@ def test_the_published_checkpoint_is_imported_with_the_same_files(tmp_path: Path
     file = tmp_path / "chess.pth.tar"
     torch.save({"state_dict": build_network("resnet50", 1, 1).state_dict()}, file)
     out = import_chess(file, tmp_path / "encoder")
-    assert {path.name for path in out.iterdir()} == {path.name for path in FOLDER.iterdir()}
+    ours = {path.name for path in FOLDER.iterdir()} - {"heads.safetensors"}  # of our own training alone
+    assert {path.name for path in out.iterdir()} == ours
     said = json.loads((out / "preprocessor_config.json").read_text())
     assert (said["size"]["height"], said["image_mean"], said["image_std"]) == (512, [0.658], [0.221])
     card = (out / "README.md").read_text()
