@@ -107,7 +107,7 @@ def test_large_weights_become_pieces_that_join_to_the_same_bytes(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(script, "PIECE_BYTES", 2_000_000)
-    script.write_pieces(CHECKOUT / "weights" / "cxr-small", tmp_path)
+    script.write_pieces(CHECKOUT / "weights" / "cxr-first", tmp_path)
     pieces = sorted(tmp_path.glob("weights.*"))
     assert len(pieces) == 3 and max(piece.stat().st_size for piece in pieces) <= 2_000_000
     script.join(tmp_path, tmp_path / "home", "MIT", "None.")
