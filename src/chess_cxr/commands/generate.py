@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,8 @@ from chess_cxr.arguments import Device, check_device_name, parse_size_range, pri
 from chess_cxr.progress import ProgressBar, StageBars
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.workers.child import Limits
+
+_COLUMNS = ("source", "film", "mask", "x", "y", "width", "height", "reason")
 
 
 def generate(
@@ -74,12 +77,7 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
         raise UsageError("--like-mask marks the nodule in a film; name the film with --like")
     if random < 0:
         raise UsageError("--random, the number of films to make, must be 1 or more")
-    from chess_cxr.sources.folder import read_folder
-
-    for place in map(Path, films):
-        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-            raise UsageError(f"{out} lies inside {place} and its films would pass for sources; choose another --out")
-    listed = [Path(film.path) for film in read_folder([Path(film) for film in films])]
+    listed = _list_films(films, out)
     from chess_cxr.tasks.nodules.distance import compare_made, read_real_nodules
     from chess_cxr.tasks.nodules.orders import (
         MadeFile,
@@ -100,18 +98,27 @@ KID from the generated nodules on stderr, and writes them to OUT's distance.json
     with StageBars(quiet) as bars:
         real = read_real_nodules(compare_with, judge, orders, limits, bars.show) if compare_with else None
     made = list[MadeFile]()
-    columns = ("source", "film", "mask", "x", "y", "width", "height", "reason")
 
     def describe(one: MadeFile) -> dict[str, Any]:
         made.append(one)
         values = (str(one.order.location), str(one.film or ""), str(one.mask or ""), *one.box, one.reason)
-        return dict(zip(columns, values, strict=True))
+        return dict(zip(_COLUMNS, values, strict=True))
 
     sha256 = example.sha256 if example else ""
     files = generate_files(painter, orders, out, sizes, spacing_mm or math.nan, lungs, limits, layout, sha256)
     with ProgressBar("generate", len(orders), "films", quiet) as bar:
-        failed = print_films(columns, map(describe, files), json, bar)
+        failed = print_films(_COLUMNS, map(describe, files), json, bar)
     if real:
         print(compare_made(made, real, out, limits, seed), file=sys.stderr)
     if failed:
         raise ChessError(f"{failed} of {len(orders)} films could not be made; the table gives the reasons")
+
+
+def _list_films(films: Sequence[str], out: Path) -> list[Path]:
+    """List the films to paint into; raises `UsageError` if `out` lies among them."""
+    from chess_cxr.sources.folder import read_folder
+
+    for place in map(Path, films):
+        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+            raise UsageError(f"{out} lies inside {place} and its films would pass for sources; choose another --out")
+    return [Path(film.path) for film in read_folder([Path(film) for film in films])]

@@ -119,15 +119,7 @@ def train_in_folder(
     tracking, say = tracking or TrackingConfig(), say or say_on_stderr
     check_training_config(training)
     check_tracking(tracking)
-    rank = Rank(*join_ranks(device), choose_device(device))
-    checkpoints = folder / "checkpoints"
-    method.to(rank.device)
-    method.to(memory_format=torch.channels_last)
-    copy_from_first_rank(method)
-    if training.sync_batch_norm:
-        synchronise_batch_norm(method)
-    if training.compile:
-        compile_networks(method, rank.device)
+    rank, checkpoints = _place(method, training, device), folder / "checkpoints"
     optimizers = build_optimizers(method, training, inputs.groups)
     loop = LoopState(method, training)
     newest = find_checkpoint(checkpoints)
@@ -182,6 +174,19 @@ def train_in_folder(
                 log.close(end)
     wait_for_ranks()
     return name_checkpoint(checkpoints, step)
+
+
+def _place(method: nn.Module, training: TrainingConfig, device: str) -> Rank:
+    """Put a method on this rank's device, equal on all ranks; return the rank."""
+    rank = Rank(*join_ranks(device), choose_device(device))
+    method.to(rank.device)
+    method.to(memory_format=torch.channels_last)
+    copy_from_first_rank(method)
+    if training.sync_batch_norm:
+        synchronise_batch_norm(method)
+    if training.compile:
+        compile_networks(method, rank.device)
+    return rank
 
 
 @contextmanager

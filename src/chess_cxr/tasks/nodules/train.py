@@ -145,28 +145,13 @@ def finetune_nodules(
 
     def finish() -> NodulesResult:
         generator = NoduleGenerator(method, config.film_size)
-        scores, rows, pairs = [], [], []
-        again = read_each(
-            [film.source for film in held_out],
-            read_source,
-            limits=limits,
-            executor=executor,
-            in_flight=1,
-            told="of the test",
-        )
-        for number, film in enumerate(again):
-            made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
-            scores.append(score_made_film(generator, film, made_HW))
-            pairs.append(cut_pair(generator, film, made_HW))
-            if number < SHOWN:
-                rows.append((film, made_HW))
-            show("test", number + 1, len(held_out))
+        painted = _paint_test_films(generator, held_out, limits, executor, show)
         groups = [film.group for film in held_out]
-        made, real = (Squares(pictures, groups) for pictures in zip(*pairs, strict=True))
+        made, real = (Squares(pictures, groups) for pictures in zip(*painted.pairs, strict=True))
         places = [draw_nodule_batch([window], None, config) for film in held_out for window in film.windows]
         known = [draw_nodule_batch([window], None, config) for film in films for window in film.windows]
         result = NodulesResult(
-            metrics=summarise_films(scores, groups, config.seed),
+            metrics=summarise_films(painted.scores, groups, config.seed),
             films={part: describe_films(found) for part, found in split.items()} | {"scored": describe_films(held_out)},
             kinds=tuple(sorted({film.kind for film in held_out})),
             encoder=loaded.name,
@@ -176,7 +161,7 @@ def finetune_nodules(
             begun_from=begun.sha256 if begun else "",
             spread=measure_spread(method, known, places) if generator.mode == "inpaint" else None,
         )
-        pictures = {"test_films.png": draw_films(rows)}
+        pictures = {"test_films.png": draw_films(painted.shown)}
         if generator.mode == "inpaint":
             places.sort(key=lambda place: float(place.mask_B1SS.sum()))
             pictures["test_seeds.png"] = draw_latents(method, places[len(places) // 2])
@@ -184,6 +169,36 @@ def finetune_nodules(
         return result
 
     return let_first_rank(finish)
+
+
+@dataclass(frozen=True)
+class _PaintedFilms:
+    """Test films with a made nodule in the place of the real one: scores, squares of both, and some to show."""
+
+    scores: list[dict[str, float]]
+    pairs: list[tuple[np.ndarray, np.ndarray]]
+    shown: list[tuple[NoduleFilm, np.ndarray]]
+
+
+def _paint_test_films(
+    generator: NoduleGenerator,
+    held_out: Sequence[NoduleExample],
+    limits: Limits | None,
+    executor: Executor | None,
+    show: OnProgress,
+) -> _PaintedFilms:
+    """Read the test films again, one at a time, and paint and score each."""
+    painted = _PaintedFilms([], [], [])
+    sources = [film.source for film in held_out]
+    films = read_each(sources, read_source, limits=limits, executor=executor, in_flight=1, told="of the test")
+    for number, film in enumerate(films):
+        made_HW = generator.paint(film.film_HW, film.mask_HW, number, film.lung_HW)
+        painted.scores.append(score_made_film(generator, film, made_HW))
+        painted.pairs.append(cut_pair(generator, film, made_HW))
+        if number < SHOWN:
+            painted.shown.append((film, made_HW))
+        show("test", number + 1, len(held_out))
+    return painted
 
 
 def score_made_film(generator: NoduleGenerator, film: NoduleFilm, made_HW: np.ndarray) -> dict[str, float]:
