@@ -1,6 +1,6 @@
 """Print what a judged encoder got, one row an encoder, one column a task, label share and head: mean AUROC.
 
-usage: python judge_table.py JUDGED/val
+usage: python judge_table.py JUDGED/val [--intervals] [--transpose]
 """
 
 import sys
@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 
-summary = pd.read_csv(Path(sys.argv[1]) / "summary.csv").query("metric == 'auroc'")
+folder, *options = sys.argv[1:]
+summary = pd.read_csv(Path(folder) / "summary.csv").query("metric == 'auroc'")
+summary["column"] = [f"{row.task}, {row.subset.partition(' (')[0]}" for row in summary.itertuples()]
 for head, part in summary.groupby("head", sort=False):
-    table = part.pivot_table(index="encoder", columns=["task", "subset"], values="value", sort=False)
-    table.columns = [f"{task}, {subset.partition(' (')[0]}" for task, subset in table.columns]
+    table = part.pivot_table(index="encoder", columns="column", values="value", sort=False)
     table["mean"] = table.mean(axis=1)
-    print(f"\n{head}\n\n| encoder | {' | '.join(table.columns)} |\n|{' --- |' * (len(table.columns) + 1)}")
-    for encoder, row in table.iterrows():
-        print(f"| {encoder} | {' | '.join(f'{value:.3f}' for value in row)} |")
+    shown = table.map("{:.3f}".format)
+    if "--intervals" in options:
+        for row in part.itertuples():
+            shown.loc[row.encoder, row.column] += f" [{row.low:.3f}, {row.high:.3f}]"
+    shown = shown.T if "--transpose" in options else shown
+    first = "task" if "--transpose" in options else "encoder"
+    print(f"\n{head}\n\n| {first} | {' | '.join(shown.columns)} |\n|{' --- |' * (len(shown.columns) + 1)}")
+    for name, row in shown.iterrows():
+        print(f"| {name} | {' | '.join(row)} |")
