@@ -123,6 +123,13 @@ class Served:
         return self.ask("POST", path, body, Content_Type=kind, **headers)
 
 
+def check_problem(reply: Reply, status: int, part: str = "") -> None:
+    assert reply.status == status and reply.headers["content-type"] == "application/problem+json"
+    problem = reply.json()
+    assert problem["status"] == status and problem["detail"] and "\n" not in problem["detail"]
+    assert part in problem["detail"]
+
+
 def pack_parts(*films: tuple[str, bytes]) -> tuple[bytes, str]:
     """Return a multipart/form-data body of (file name, content), and its type."""
     parts = [

@@ -39,6 +39,8 @@ def limit_body(receive: Receive, most_bytes: int, seconds: float) -> Receive:
                 message = await receive()
         except TimeoutError:
             raise Problem(408, "the body did not arrive in time", {"Connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "the body ended too early")
         came += len(message.get("body", b""))
         if came > most_bytes:
             raise Problem(413, f"a body has at most {most_bytes // MIB} MiB", {"Connection": "close"})
@@ -53,21 +55,34 @@ async def receive_films(request: Any, place: Path, desk: Desk, pacs: PacsOptions
     Raises `Problem` for a body of another kind, without a film or with too many.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    request = _count_bytes(request, place, desk)
     try:
         if kind == "multipart/form-data":
-            return await _receive_parts(request, place, desk, options.most_films)
+            return await _receive_parts(request, place, options.most_films)
         if kind == "application/json":
             address, token = await _read_address(request)
             limits = pacs.film_mib * MIB, options.most_films
-            fetched = await asyncio.to_thread(
+            fetched = await desk.fetch(
                 fetch_films, address, place, options.dicomweb_hosts, token or pacs.token_file, *limits
             )
+            desk.hold(place, sum(film.stat().st_size for film in fetched))
             return fetched if len(fetched) == 1 else await desk.run(_leave_results_out, desk, fetched)
         if kind.startswith(RAW):
-            return [await _receive_raw(request, place / "0", desk)]
+            return [await _receive_raw(request, place / "0")]
     except OSError:
         raise Problem(507, "there is no room on the disk for this body") from None
     raise Problem(415, "send a film as application/dicom, image/… or multipart/form-data, or an address as JSON")
+
+
+def _count_bytes(request: Any, place: Path, desk: Desk) -> Any:
+    """Return a request whose body is counted as it comes."""
+
+    async def receive() -> MutableMapping[str, Any]:
+        message: MutableMapping[str, Any] = await request.receive()
+        desk.hold(place, len(message.get("body", b"")))
+        return message
+
+    return type(request)(request.scope, receive)
 
 
 def find_source(film: Path) -> str:
@@ -87,24 +102,16 @@ def _leave_results_out(desk: Desk, films: list[Path]) -> list[Path]:
     return [film for film in films if is_film(film)]
 
 
-async def _receive_raw(request: Any, file: Path, desk: Desk) -> Path:
-    taken = 0
-    try:
-        with file.open("wb") as out:
-            async for part in request.stream():
-                taken += len(part)
-                desk.bytes += len(part)
-                if desk.bytes > desk.most_bytes:
-                    raise desk.send_away()
-                out.write(part)
-    finally:
-        desk.bytes -= taken  # whole bodies are bounded by the number of requests
-    if not taken:
+async def _receive_raw(request: Any, file: Path) -> Path:
+    with file.open("wb") as out:
+        async for part in request.stream():
+            out.write(part)
+    if not file.stat().st_size:
         raise Problem(400, "the body is empty")
     return file
 
 
-async def _receive_parts(request: Any, place: Path, desk: Desk, most_films: int) -> list[Path]:
+async def _receive_parts(request: Any, place: Path, most_films: int) -> list[Path]:
     import_extra("python_multipart", "serve", "multipart/form-data")
     files = list[Path]()
     try:
@@ -113,6 +120,7 @@ async def _receive_parts(request: Any, place: Path, desk: Desk, most_films: int)
                 if not isinstance(part, str):
                     file = place / str(len(files))
                     await asyncio.to_thread(_copy, part.file, file)
+                    await part.close()
                     files.append(file)
     except (Problem, OSError):
         raise

@@ -21,6 +21,7 @@ from chess_cxr.workers.child import Limits
 from chess_cxr.workers.pool import build_ingest_pool, call_in_child
 
 Done = TypeVar("Done")
+FETCHERS = 8
 STILL = 0.9  # of the mean time of requests that is kept when a new one is averaged in
 
 
@@ -29,7 +30,8 @@ class Desk:
     """Requests at a time, and who works on them.
 
     most_requests: received, waiting and at work.  most_bytes: of all bodies.  folder: where bodies lie; removed with
-    all in it by `close`.  readers judge and encode films as the ingest does, makers do the rest; both own children.
+    all in it by `close`.  held: bytes of each request's bodies, by its folder.  readers judge and encode films as the
+    ingest does, makers do the rest; both own children.  fetchers wait for DICOMweb servers.
     """
 
     workers: int
@@ -37,8 +39,7 @@ class Desk:
     most_requests: int
     most_bytes: int
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix=f"chess-cxr-{os.getpid()}-")))
-    requests: int = 0
-    bytes: int = 0
+    held: dict[Path, int] = field(default_factory=dict)
     seconds: float = 1.0
     closing: bool = False
 
@@ -46,26 +47,39 @@ class Desk:
         self.threads = ThreadPoolExecutor(self.workers, thread_name_prefix="answer")
         self.readers: Executor = build_ingest_pool(self.workers)
         self.makers: Executor = build_ingest_pool(self.workers)
+        self.fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+
+    @property
+    def requests(self) -> int:
+        """Requests at hand."""
+        return len(self.held)
 
     @property
     def is_full(self) -> bool:
         """Whether the next request would be sent away."""
-        return self.requests >= self.most_requests or self.bytes >= self.most_bytes
+        return self.requests >= self.most_requests or sum(self.held.values()) >= self.most_bytes
 
     @asynccontextmanager
     async def take_request(self) -> AsyncIterator[Path]:
         """Give a request a folder for its body, and remove it afterwards; raises `Problem` 503 if the desk is full."""
         if self.closing or self.is_full:
             raise self.send_away()
-        self.requests += 1
-        begun = time.monotonic()
-        place = Path(tempfile.mkdtemp(dir=self.folder))
+        begun, place = time.monotonic(), Path(tempfile.mkdtemp(dir=self.folder))
+        self.held[place] = 0
         try:
             yield place
         finally:
-            self.requests -= 1
             self.seconds = STILL * self.seconds + (1 - STILL) * (time.monotonic() - begun)
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+            try:
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+            finally:
+                del self.held[place]
+
+    def hold(self, place: Path, count: int) -> None:
+        """Count bytes that a request puts on the disk, until it ends; raises `Problem` 503 if that is too much."""
+        self.held[place] += count
+        if sum(self.held.values()) > self.most_bytes:
+            raise self.send_away()
 
     def send_away(self) -> Problem:
         """Return the problem of a full desk, with the seconds after which there may be room."""
@@ -76,6 +90,10 @@ class Desk:
         """Return `work(*request)`, called in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *request)
 
+    async def fetch(self, work: Callable[..., Done], *request: Any) -> Done:
+        """Return `work(*request)`, called where waiting for another server holds up nobody else."""
+        return await asyncio.get_running_loop().run_in_executor(self.fetchers, work, *request)
+
     def ask(self, step: str, *request: Any) -> Any:
         """Return what a child makes of a film, see `work_in_child`; raises `Undecodable`."""
         return self.makers.submit(call_in_child, work_in_child, self.limits, step, *request).result()
@@ -83,6 +101,6 @@ class Desk:
     def close(self) -> None:
         """Finish the work at hand, end the children, remove all bodies."""
         self.closing = True
-        for pool in (self.threads, self.readers, self.makers):
+        for pool in (self.threads, self.readers, self.makers, self.fetchers):
             pool.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.pull import CLASS, INSTANCE, SERIES, UID, read_value, take_part
 from chess_cxr.serve.send import Unreachable, read_bearer
 
-SECONDS, MOST_SECONDS = 10.0, 60.0  # of silence, in all
+SECONDS, MOST_SECONDS = 10.0, 120.0  # of silence, for all films of a request
 MOST_LIST = 16 * MIB  # of JSON that lists instances
 WADO, QIDO = 'multipart/related; type="application/dicom"; transfer-syntax=*', "application/dicom+json"
 _UID = "[0-9.]{1,64}"
@@ -45,7 +45,7 @@ def fetch_films(
     hosts: HOST or HOST:PORT, from which alone films are fetched.  token: a bearer token, or the file that holds it.
     most_bytes: of all films together.  Raises `Problem`, whose text does not quote the address.
     """
-    server = _Server(*_check_address(address, hosts), token)
+    server = _Server(*_check_address(address, hosts), token, time.monotonic() + MOST_SECONDS)
     if "/instances/" in server.parts.path:
         (place / "0").write_bytes(_take(*server.get(server.parts.path, WADO, most_bytes)))
         return [place / "0"]
@@ -90,15 +90,15 @@ def _take(body: bytes, kind: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Server:
-    """The DICOMweb server of an address that was checked."""
+    """The DICOMweb server of an address that was checked.  until: when it must have answered everything."""
 
     parts: SplitResult
     port: int
     token: str | Path | None
+    until: float
 
     def get(self, target: str, accept: str, most_bytes: int) -> tuple[bytes, str]:
         """Return the body of an answer and its Content-Type."""
-        deadline = time.monotonic() + MOST_SECONDS
         headers = {"Accept": accept, "Connection": "close"}
         try:
             if self.token is not None:
@@ -116,7 +116,7 @@ class _Server:
                     body += part
                     if len(body) > most_bytes:
                         raise Problem(413, "the films are larger than a request may be")
-                    if time.monotonic() > deadline:
+                    if time.monotonic() > self.until:
                         raise TimeoutError
                 return bytes(body), response.headers.get("Content-Type", "")
             finally:
@@ -132,12 +132,13 @@ class _Server:
 def _check_address(address: str, hosts: Sequence[str]) -> tuple[SplitResult, int]:
     try:
         parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        usual = _PORTS[parts.scheme]
+        host, port = parts.hostname or "", parts.port or usual
     except (KeyError, ValueError):
         raise Problem(422, "the address is no http:// or https:// URL") from None
     shown = f"[{host}]" if ":" in host else host
     allowed = {name.lower() for name in hosts}
-    if not {f"{shown}:{port}", *([shown] if port == _PORTS[parts.scheme] else [])} & allowed:
+    if not {f"{shown}:{port}", *([shown] if port == usual else [])} & allowed:
         raise Problem(403, "films are not fetched from this host; --dicomweb-hosts names those that are allowed")
     plain = not (parts.username or parts.password or parts.query or parts.fragment)
     if not plain or not _ADDRESS.fullmatch(parts.path) or "/.." in parts.path or "/./" in parts.path:

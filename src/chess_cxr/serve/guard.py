@@ -94,15 +94,17 @@ class Guard:
             self._check(scope)
             await self.app(scope, limit_body(receive_part, self.most_bytes, self.body_seconds), send_guarded)
         except Exception as error:
-            problem = explain(error)
+            if not isinstance(error, (Problem, ChessError)):
+                LOG.error("error in the program (%s)", type(error).__name__)
             if not status:
-                for message in problem.as_messages():
+                for message in explain(error).as_messages():
                     await send_guarded(message)
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.monotonic() - begun
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
-        LOG.info("%s %s: %d in %.3f s", scope["method"] if route != "other" else "-", route, status, seconds)
+        method = "-" if route == "other" or status == 405 else scope["method"]  # others may be any word
+        LOG.info("%s %s: %d in %.3f s", method, route, status, seconds)
 
     def _check(self, scope: Any) -> None:
         """Raise `Problem` for a request that must not come in."""
@@ -132,12 +134,11 @@ async def _drop_part(receive: Callable[[], Awaitable[Any]], begun: float) -> boo
 
 
 def explain(error: Exception) -> Problem:
-    """Return the problem that an exception is; of an unexpected one, only the name of its class is logged."""
+    """Return the problem that an exception is; of an unexpected one, it tells only the name of its class."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, (UsageError, Undecodable)):
         return Problem(422, str(error))
     if isinstance(error, ChessError):
         return Problem(500, str(error))
-    LOG.error("error in the program (%s)", type(error).__name__)
     return Problem(500, f"error in the program ({type(error).__name__})")

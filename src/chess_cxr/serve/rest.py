@@ -18,6 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from chess_cxr.records import ChessError, Undecodable, import_extra
+from chess_cxr.serve.accept import choose_kind
 from chess_cxr.serve.body import find_source, receive_films
 from chess_cxr.serve.child import SHOWN_SIDE
 from chess_cxr.serve.desk import Desk
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 SERVER = "the server"
 fastapi = import_extra("fastapi", "serve", SERVER)
 Described = dict[int | str, dict[str, Any]]
-ARROW = "application/vnd.apache.arrow.stream"
+ARROW, PNG = "application/vnd.apache.arrow.stream", "image/png"
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -53,6 +54,7 @@ async def _take_films(request: Any) -> AsyncIterator[list[Path]]:
 _take_films.__annotations__["request"] = fastapi.Request
 Films = Annotated[list[Path], fastapi.Depends(_take_films)]
 Accept = Annotated[str, fastapi.Header()]
+Side = Annotated[int, fastapi.Query(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -164,16 +166,17 @@ class Rest:
             raise Undecodable(read.reason)
         return read.film_HW
 
-    async def suppress_bones(self, films: Films, model: str = "", side: int = 0, accept: Accept = "*/*") -> Any:
+    async def suppress_bones(self, films: Films, model: str = "", side: Side = 0, accept: Accept = "*/*") -> Any:
         """Return a film without bone: DICOM for DICOM and PNG for other files, or PNG if Accept says so.
 
         side: longest side of a PNG in pixels; 0 leaves the film's own.
         """
         name, film = _choose(self.models.bones, model, "bone model"), _take_one(films)
-        is_png = "image/png" in accept and "application/dicom" not in accept
-        made = await self.desk.run(self._suppress, film, name, min(side or 1 << 16, 1 << 16) if is_png else 0)
-        kind = "image/png" if made.startswith(b"\x89PNG") else "application/dicom"
-        if kind not in accept and "*/*" not in accept and f"{kind.partition('/')[0]}/*" not in accept:
+        kind = choose_kind(accept, ("application/dicom", PNG))
+        if kind is None:
+            raise Problem(406, f"a film without bone is given as application/dicom or {PNG}")
+        made = await self.desk.run(self._suppress, film, name, min(side or 1 << 16, 1 << 16) if kind == PNG else 0)
+        if made.startswith(b"\x89PNG") and (kind := choose_kind(accept, (PNG,))) is None:
             raise Problem(406, "a film that is no DICOM file becomes PNG")
         return fastapi.Response(made, media_type=kind)
 
@@ -196,7 +199,7 @@ class Rest:
         served = self.models.encoders[name]
         feature_ND = await self.desk.run(self._embed, films, name)
         about = {"model": name, "model_sha256": served.sha256, "contract_sha256": served.contract_sha256}
-        if ARROW not in accept:
+        if choose_kind(accept, ("application/json", ARROW)) != ARROW:
             return about | {"features": feature_ND.tolist()}
         column = pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.ravel()), feature_ND.shape[1])
         table, written = pa.table({"feature": column}).replace_schema_metadata(about), pa.BufferOutputStream()
@@ -256,6 +259,7 @@ def build_app(models: Models, pacs: PacsOptions, options: RestOptions) -> Any:
 
     app = fastapi.FastAPI(
         title="chess-cxr", version=version("chess-cxr"), lifespan=live, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
         description="Research software, not a medical device.",
     )  # fmt: skip
     app.state.rest = rest
@@ -312,9 +316,8 @@ def _handle_errors(app: Any) -> None:
 
 def _translate(error: Exception) -> Problem:
     if isinstance(error, fastapi.exceptions.RequestValidationError):
-        named = sorted(
-            {str(found["loc"][-1]) for found in error.errors()} & {"model", "point", "label", "style", "side"}
-        )
+        known = {"model", "point", "label", "style", "side", "count", "number"}
+        named = sorted({str(found["loc"][-1]) for found in error.errors()} & known)
         return Problem(422, f"a parameter is not valid: {', '.join(named) or 'see /openapi.json'}")
     status = getattr(error, "status_code", 500)
     told = {404: "there is nothing here", 405: "this method is not for this address"}

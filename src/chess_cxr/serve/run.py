@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from chess_cxr.records import ChessError, import_extra
+from chess_cxr.serve.guard import HEADERS
 from chess_cxr.serve.models import Models, load_models
 from chess_cxr.serve.options import PacsOptions, check_options
+from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions, check_rest_options, read_token
 from chess_cxr.workers.child import check_limits
 
 HEADER_SECONDS = 15.0  # in which a request's header must have arrived
+ANSWER_SECONDS = 120.0  # in which a client must read on
 
 
 def serve(names: Sequence[str], pacs: PacsOptions, options: RestOptions) -> None:
@@ -74,13 +77,16 @@ async def _run(server: Any, config: Any, address: str) -> None:
 
 
 def build_protocol() -> type[Any]:
-    """Build uvicorn's HTTP protocol with a time limit for the header of a request."""
-    protocol: Any = import_extra("uvicorn.protocols.http.h11_impl", "serve", "the server").H11Protocol
+    """Build uvicorn's HTTP protocol with time limits for the header of a request and the reader of an answer."""
+    implemented: Any = import_extra("uvicorn.protocols.http.h11_impl", "serve", "the server")
+    h11 = implemented.h11
+    protocol: Any = implemented.H11Protocol
 
     class Patient(protocol):  # type: ignore[misc]
-        """Closes connections whose next request does not begin to be answered in time."""
+        """Closes connections whose next request does not begin to be answered in time, or whose answer is not read."""
 
         clock: asyncio.TimerHandle | None = None
+        reading: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -93,6 +99,24 @@ def build_protocol() -> type[Any]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._stop()
+            self._forget_reader()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.reading = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._forget_reader()
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is no HTTP with a problem, too."""
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                start, end = Problem(400, "this is no HTTP request", {"Connection": "close"}).as_messages(HEADERS)
+                answer = h11.Response(status_code=400, headers=start["headers"])
+                for event in (answer, h11.Data(end["body"]), h11.EndOfMessage()):
+                    self.transport.write(self.conn.send(event))
+            self.transport.close()
 
         def _watch(self) -> None:
             """Let the clock run while no request is at hand."""
@@ -100,6 +124,11 @@ def build_protocol() -> type[Any]:
                 self._stop()
             elif self.clock is None and not self.transport.is_closing():
                 self.clock = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.transport.close)
+
+        def _forget_reader(self) -> None:
+            if self.reading is not None:
+                self.reading.cancel()
+                self.reading = None
 
         def _stop(self) -> None:
             if self.clock is not None:

@@ -35,7 +35,9 @@ LOG = logging.getLogger("chess_cxr.serve")
 LOOK_SECONDS = 0.5  # between looks for what another process put into the queue
 TIDY_SECONDS = 3600.0
 LOST_TRIES = 3  # of a film with which a child died or was late, before the film is blamed
-_QUOTING = ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3", "PIL", "imagecodecs")
+_QUOTING = (
+    "pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3", "PIL", "imagecodecs", "python_multipart",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
