@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMIUM, Browser, open_browser
+from chess_cxr.records import FLAGS
+from chess_cxr.tasks.classify.operating import POINTS
 from pacs_node import write_radiograph
 from served import Served, serve, unpack_earlier, write_findings_model
 
@@ -26,6 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("page")
     write_radiograph(folder / "film.dcm")
     (folder / "bad.dcm").write_bytes(b"no film")
+    write_radiograph(folder / "doubtful.dcm", BurnedInAnnotation="YES")
     unpack_earlier(folder)
     with serve(
         folder,
@@ -60,7 +63,7 @@ def wait(page: Browser, expression: str) -> None:
         time.sleep(0.05)
 
 
-def turn(page: Browser, control: str, value: int | bool) -> None:
+def turn(page: Browser, control: str, value: int | bool | str) -> None:
     page.evaluate(SET.replace("ID", json.dumps(control)).replace("VALUE", json.dumps(value)))
 
 
@@ -87,6 +90,17 @@ def test_the_nearest_known_films_are_shown(page: Browser) -> None:
     wait(page, "[...document.querySelectorAll('.alike img')].every(picture => picture.naturalWidth > 0)")
 
 
+def test_doubts_and_points_are_told_in_words(page: Browser, served: Served) -> None:
+    known = "import('/page/words.js').then(words => [Object.keys(words.FLAGS), Object.keys(words.POINTS)])"
+    assert page.evaluate(known) == [list(FLAGS), list(POINTS)]
+    drop(page, served.log.parent / "doubtful.dcm")
+    wait(page, "document.querySelectorAll('#films button').length == 2")
+    doubts = "[...document.querySelectorAll('.flags li')].map(doubt => doubt.textContent)"
+    assert "Text may be burned into the film." in page.evaluate(doubts)
+    page.evaluate("document.querySelector('#films button').click()")
+    assert "Text may be burned into the film." not in page.evaluate(doubts)
+
+
 def test_sliders_change_the_picture(page: Browser) -> None:
     grey = "document.getElementById('film').toDataURL()"
     first = page.evaluate(grey)
@@ -100,6 +114,9 @@ def test_sliders_change_the_picture(page: Browser) -> None:
     assert page.evaluate("document.getElementById('heat').style.opacity") == "0.6"
     turn(page, "side", True)
     wait(page, "!document.getElementById('beside').hidden && document.getElementById('boneless').width > 100")
+    turn(page, "blend", 50)
+    wait(page, "document.getElementById('caption').textContent.startsWith('Film, 50 % of the bone removed')")
+    assert page.evaluate(grey) != first
     narrow = page.evaluate("document.querySelector('.stage').clientWidth")
     turn(page, "zoom", 200)
     assert page.evaluate("document.querySelector('.stage').clientWidth") == 2 * narrow
@@ -139,3 +156,18 @@ def test_a_file_that_is_no_film_is_refused_in_words(page: Browser, served: Serve
     wait(page, "document.getElementById('status').classList.contains('bad')")
     assert "bad.dcm: not a DICOM, PNG" in read_status(page)
     assert all("422" in complaint for complaint in page.complaints)  # the browser notes the status itself
+
+
+def test_a_server_with_a_token_is_asked_with_it(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-twenty-letters")
+    film = write_radiograph(tmp_path / "film.dcm")
+    words = (write_findings_model(tmp_path / "findings"), "--token-file", "token")
+    with serve(tmp_path, *words) as served, open_browser(tmp_path / "browser") as page:
+        page.open(f"http://127.0.0.1:{served.port}/", 800)
+        wait(page, "!document.getElementById('login').hidden")
+        for token, is_right in (("a-guess", False), ("a-token-of-twenty-letters", True)):
+            turn(page, "token", token)
+            page.evaluate("document.querySelector('#login button').click()")
+            wait(page, f"document.getElementById('login').hidden == {json.dumps(is_right)}")
+        drop(page, film)
+        wait(page, "document.getElementById('status').textContent == '1 film answered.'")

@@ -1,1 +1,1 @@
-"""Serve models: a PACS node that answers chest films with DICOM results."""
+"""Serve models: a page, REST, and a PACS node that answers chest films with DICOM results."""

@@ -51,7 +51,7 @@ def start_receiver(options: PacsOptions, queue: Queue, models: str, on_film: Cal
     entity.maximum_associations = options.associations
     entity.maximum_pdu_size = PDU_BYTES
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = SECONDS
-    entity.add_supported_context(VERIFICATION)
+    entity.add_supported_context(VERIFICATION, list(SYNTAXES[:2]))
     for film_class in FILM_CLASSES:
         entity.add_supported_context(film_class, list(SYNTAXES))
     handlers = [

@@ -28,7 +28,7 @@ class PacsOptions:
         dicom_port: port for C-STORE and C-ECHO; 0 opens none.
         aet: own AE title.
         calling: AE titles that may connect.
-        host: address to listen at; another than loopback needs TLS or trusted_network.
+        host: address to listen at; another than loopback needs TLS for the port, a token for REST, or trusted_network.
         tls_certificate: own certificate (PEM) with its key in tls_key; tls_clients: certificates of the authorities
             whose clients may connect.
         tls_key: key of tls_certificate.

@@ -9,7 +9,7 @@ export const FLAGS = {
   small: "The film has few pixels.",
 };
 
-const POINTS = {
+export const POINTS = {
   youden: "where sensitivity plus specificity was greatest on validation films",
   sensitivity_90: "where 90 % of the validation films with the finding lie at or above it",
   specificity_90: "where 90 % of the validation films without the finding lie below it",
