@@ -111,7 +111,7 @@ def start(options: PacsOptions, findings: Sequence[FindingsModel] = (), bones: B
     """
     check_options(options)
     if not findings and bones is None:
-        raise UsageError("no model is given")
+        raise UsageError("no model is given for the PACS node; it takes classifiers and bone models")
     import_extra("highdicom.sr", "serve", "the PACS node")  # now, and not at the first film
     silence_libraries()
     hashes = [model.sha256 for model in findings] + ([bones.sha256] if bones else [])
