@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 from pydicom.uid import RLELossless
 
+from chess_cxr.audit import near
 from chess_cxr.audit.near import POSES, find_near_hashes, is_mirrored, pose_hashes, unpack_hashes
 from chess_cxr.decode.film import decode_film
-from chess_cxr.ingest.hashes import HASH_BYTES, compute_hashes
+from chess_cxr.ingest.hashes import HASH_BYTES, HASH_VERSION, compute_hashes
 from chess_cxr.records import UsageError
 from dicom_films import build_film
 
@@ -136,6 +138,22 @@ def test_the_search_by_buckets_misses_hardly_a_near_copy() -> None:
     found = list_pairs(hash_ND, exact_below=0)
     assert len(planted & found) >= 195
     assert found <= list_pairs(hash_ND, per_film=3000)
+
+
+def test_many_films_take_little_memory_besides_their_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "TABLES", 1)
+    monkeypatch.setattr(near, "PART", 4000)
+    packed = np.random.default_rng(0).integers(-127, 128, (120_000, HASH_BYTES), np.int8)
+    packed[:, 0] = HASH_VERSION
+    texts = [row.tobytes() for row in packed]
+    tracemalloc.start()
+    hash_ND = unpack_hashes(texts)
+    unpacked = tracemalloc.get_traced_memory()[1]
+    find_near_hashes(hash_ND, similarity=0.99, exact_below=0)
+    searched = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert unpacked < 1.3 * hash_ND.nbytes
+    assert searched < 1.6 * hash_ND.nbytes
 
 
 @pytest.mark.parametrize("exact_below", [0, 10_000])
