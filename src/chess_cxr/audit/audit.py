@@ -120,7 +120,8 @@ def _find_alike(
     hashed = films[films["perceptual_hash"].map(len) > 0]
     copies = (hashed["pixel_hash"] != "") & hashed.duplicated(["pixel_hash", "store", "split"])
     place = hashed.index[~copies].to_numpy()
-    place_of = {film: number for number, film in enumerate(place.tolist())}
+    known_place = np.flatnonzero(np.isin(place, [film for pair in seen for film in pair]))
+    place_of = dict(zip(place[known_place].tolist(), known_place.tolist(), strict=True))
     known = {(place_of[a], place_of[b]) for a, b in seen if a in place_of and b in place_of}
     read = _build_reader(stores, films.loc[place])
     own_ND = None if unit_ND is None else unit_ND[place]

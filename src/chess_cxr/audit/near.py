@@ -14,6 +14,7 @@ from chess_cxr.records import OnCount, UsageError
 SWAPPED = np.array([np.flatnonzero((v == U) & (u == V))[0] for u, v in zip(U, V, strict=True)])
 POSES = 16
 BLOCK = 512
+PART = 100 * BLOCK  # films worked on at once, so that millions need little memory besides their hashes
 TABLES = 24
 BUCKET = 32
 EXACT_BELOW = 100_000
@@ -40,8 +41,12 @@ def unpack_hashes(hashes: Sequence[bytes]) -> np.ndarray:
     """
     if any(len(text) != HASH_BYTES or text[0] != HASH_VERSION for text in hashes):
         raise UsageError("the store's hashes are of another version of this program; ingest it again")
-    raw = np.frombuffer(b"".join(hashes), np.int8).reshape(-1, HASH_BYTES)[:, 1:].astype(np.float32)
-    return np.asarray(raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-6), np.float32)
+    hash_ND = np.empty((len(hashes), HASH_BYTES - 1), np.float32)
+    for start in range(0, len(hashes), PART):
+        packed = b"".join(hashes[start : start + PART])
+        raw = np.frombuffer(packed, np.int8).reshape(-1, HASH_BYTES)[:, 1:].astype(np.float32)
+        hash_ND[start : start + PART] = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-6)
+    return hash_ND
 
 
 def pose_hashes(hash_ND: np.ndarray, pose: int) -> np.ndarray:
@@ -150,7 +155,7 @@ def _walk_buckets(
     """Compare films on the same side of all hyperplanes of a table, one of them in any pose."""
     rng = np.random.default_rng(0)
     mean_D = hash_ND.mean(axis=0)
-    variance, axis_DD = np.linalg.eigh(np.cov(hash_ND.T))
+    variance, axis_DD = np.linalg.eigh(_compute_covariance(hash_ND, mean_D))
     bits = min(24, max(8, round(math.log2(len(hash_ND)))))
     # Planes through the mean of the films, along their principal directions, give buckets of even size.
     axis_DK = axis_DD[:, -bits:] / np.sqrt(np.maximum(variance[-bits:], 1e-9))
@@ -158,21 +163,33 @@ def _walk_buckets(
         plane_DK = axis_DK @ np.linalg.qr(rng.normal(size=(bits, bits)))[0]
         plane_DK = plane_DK.astype(np.float32)
         order = rng.permutation(len(hash_ND))
-        key = _compute_keys(hash_ND[order] - mean_D, plane_DK)
+        key = np.concatenate([_compute_keys(part - mean_D, plane_DK) for _, part in _list_parts(hash_ND)])[order]
         order = order[np.argsort(key, kind="stable")]
-        key.sort()
+        # bucket k holds the films order[first[k] : first[k + 1]]; a look-up is much faster than a search for every film
+        first = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=1 << bits))])
         for pose in range(POSES):
-            for start in range(0, len(hash_ND), 100 * BLOCK):
-                query = pose_hashes(hash_ND[start : start + 100 * BLOCK], pose)
+            for start, part in _list_parts(hash_ND):
+                query = pose_hashes(part, pose)
                 wanted = _compute_keys(query - mean_D, plane_DK)
-                low, high = np.searchsorted(key, wanted, "left"), np.searchsorted(key, wanted, "right")
-                yield from _compare_buckets(hash_ND, query, start, order, low, high, similarity)
+                yield from _compare_buckets(hash_ND, query, start, order, first[wanted], first[wanted + 1], similarity)
         on_progress(table + 1, TABLES)
 
 
+def _list_parts(hash_ND: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(hash_ND), PART):
+        yield start, hash_ND[start : start + PART]
+
+
+def _compute_covariance(hash_ND: np.ndarray, mean_D: np.ndarray) -> np.ndarray:
+    """Return the covariance in float64; `np.cov` would copy all hashes twice in that precision."""
+    parts = ((part - mean_D).astype(np.float64) for _, part in _list_parts(hash_ND))
+    return np.asarray(sum(part.T @ part for part in parts) / (len(hash_ND) - 1))
+
+
 def _compute_keys(hash_ND: np.ndarray, plane_DK: np.ndarray) -> np.ndarray:
-    side_NK = hash_ND @ plane_DK > 0
-    return np.asarray(side_NK @ (1 << np.arange(side_NK.shape[1], dtype=np.int64)), np.int64)
+    """Number the side of each plane that a film lies on, a bit a plane, int64 [N]; exact in float32 up to 24 planes."""
+    power_K = (1 << np.arange(plane_DK.shape[1])).astype(np.float32)
+    return np.asarray((hash_ND @ plane_DK > 0).astype(np.float32) @ power_K, np.int64)
 
 
 def _compare_buckets(
@@ -197,8 +214,11 @@ def _compare_buckets(
 def _judge_poses(hash_ND: np.ndarray, first: np.ndarray, second: np.ndarray) -> NearHashes:
     """Find the pose of the first film in which the hashes of each pair agree best."""
     best, chosen = np.full(len(first), -2, np.float32), np.zeros(len(first), np.int64)
-    for pose in range(POSES):
-        score = np.einsum("nd,nd->n", pose_hashes(hash_ND[first], pose), hash_ND[second])
-        chosen[score > best] = pose
-        np.maximum(best, score, out=best)
+    for start in range(0, len(first), PART):
+        part = slice(start, start + PART)
+        one, other = hash_ND[first[part]], hash_ND[second[part]]
+        for pose in range(POSES):
+            score = np.einsum("nd,nd->n", pose_hashes(one, pose), other)
+            chosen[part][score > best[part]] = pose
+            np.maximum(best[part], score, out=best[part])
     return NearHashes(first, second, best, is_mirrored(chosen), (chosen & 8) > 0)
