@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo wheel wheel-check test test-long lint types docs docs-blocks clean
+.PHONY: demo wheel wheel-check sdist-check extras test test-long lint types docs docs-blocks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/chess-cxr demo --out demo
@@ -43,6 +43,18 @@ wheel-check: wheel
 	build/wheel-check/venv/bin/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) dist/*.whl
 	cd build/wheel-check && venv/bin/chess-cxr doctor cxr-small && venv/bin/chess-cxr demo --quick
 	rm -rf build/wheel-check
+
+# The source distribution alone builds the same wheel as the checkout.
+sdist-check: wheel
+	rm -rf build/sdist
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir build/sdist . >/dev/null
+	$(BIN)/python runs/compare_wheels.py dist/chess_cxr-*.whl build/sdist/*.whl
+	rm -rf build/sdist
+
+# Ask the package index whether each extra, and all of them together, can be installed; installs nothing.
+extras: $(BIN)/python
+	$(BIN)/python runs/resolve_extras.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chess-cxr needs Python 3.11 or newer: make PYTHON=python3.11 …")'
