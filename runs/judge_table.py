@@ -1,7 +1,7 @@
 """Print what judged encoders got: mean AUROC by task and label share, one table a head.
 
 usage: python judge_table.py JUDGED/val [--intervals] [--transpose]
-       python judge_table.py JUDGED/test --differences   # to the first encoder; "shown": p < 0.05 after Holm's correction
+       python judge_table.py JUDGED/test --differences   # to the first encoder; shown: p < 0.05 after Holm
 """
 
 import sys
