@@ -229,6 +229,11 @@ def test_wrong_words_are_told_in_plain_ones(words: str, told: str) -> None:
     [
         ("ValueError('first\\nsecond')", 1, "chess-cxr: unexpected ValueError: first; please report this"),
         ("KeyError()", 1, "chess-cxr: unexpected KeyError: no message; please report this"),
+        (
+            "RuntimeError('operator torchvision::nms does not exist')",
+            1,
+            "chess-cxr: torch and torchvision do not fit together; pip install --force-reinstall both at once",
+        ),
         ("PermissionError(13, 'Permission denied', '/out')", 1, "chess-cxr: Permission denied: /out"),
         ("KeyboardInterrupt()", 130, "chess-cxr: interrupted"),
     ],

@@ -220,6 +220,8 @@ def run(words: Sequence[str]) -> int:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         if is_out_of_memory(error):
             return complain(f"out of memory: {first}; a smaller batch or size takes less, see chess-cxr plan", 1)
+        if "operator torchvision::" in first:
+            return complain("torch and torchvision do not fit together; pip install --force-reinstall both at once", 1)
         return complain(f"unexpected {type(error).__name__}: {first}; please report this", 1)
 
 
