@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The paper's comparison: all weights trained on 1 % of kermany3's labels, from an encoder, from ImageNet, from scratch.
+# usage: runs/scratch.sh FOLDER OUT NAME=ENCODER [OTHER=ENCODER …]
+#   FOLDER: what runs/wide_pool.sh DATA FOLDER has filled.  Started again after an interruption, it continues.
+set -euo pipefail
+folder=$(realpath "$1") out=$2
+shift 2
+{
+  cat <<TOML
+fractions = []
+film_counts = [31]
+draws = 5
+seed = 0
+replicates = 2000
+floors = []
+[tasks.kermany3]
+store = "$folder/wide.lance"
+labels = ["bacteria", "normal", "virus"]
+first_draw = "one_percent"
+heads = ["full"]
+[encoders]
+TOML
+  for named in "$@"; do
+    spec=${named#*=}
+    [ -e "$spec" ] && spec=$(realpath "$spec")
+    printf '"%s" = "%s"\n' "${named%%=*}" "$spec"
+  done
+  printf 'scratch = "random"\nImageNet = "size=96:imagenet:tf_efficientnet_lite0"\n'
+} > "$out.toml"
+chess-cxr benchmark "$out.toml" --out "$out" --cells "$out.cells" --no-pictures
