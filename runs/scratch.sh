@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's comparison: all weights trained on 1 % of kermany3's labels, from an encoder, from ImageNet, from scratch.
-# usage: runs/scratch.sh FOLDER OUT NAME=ENCODER [OTHER=ENCODER …]
+# usage: [DRAWS=5] [WORKERS=2] runs/scratch.sh FOLDER OUT NAME=ENCODER [OTHER=ENCODER …]
 #   FOLDER: what runs/wide_pool.sh DATA FOLDER has filled.  Started again after an interruption, it continues.
 set -euo pipefail
 folder=$(realpath "$1") out=$2
@@ -9,7 +9,7 @@ shift 2
   cat <<TOML
 fractions = []
 film_counts = [31]
-draws = 5
+draws = ${DRAWS:-5}
 seed = 0
 replicates = 2000
 floors = []
@@ -27,4 +27,4 @@ TOML
   done
   printf 'scratch = "random"\nImageNet = "size=96:imagenet:tf_efficientnet_lite0"\n'
 } > "$out.toml"
-chess-cxr benchmark "$out.toml" --out "$out" --cells "$out.cells" --no-pictures
+chess-cxr benchmark "$out.toml" --out "$out" --cells "$out.cells" --no-pictures --workers ${WORKERS:-2}
