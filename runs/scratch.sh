@@ -7,8 +7,6 @@ folder=$(realpath "$1") out=$2
 shift 2
 {
   cat <<TOML
-fractions = []
-film_counts = [31]
 draws = ${DRAWS:-5}
 seed = 0
 replicates = 2000
@@ -17,6 +15,8 @@ floors = []
 store = "$folder/wide.lance"
 labels = ["bacteria", "normal", "virus"]
 first_draw = "one_percent"
+fractions = []
+film_counts = [31]
 heads = ["full"]
 [encoders]
 TOML
