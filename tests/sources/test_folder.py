@@ -218,7 +218,7 @@ def test_a_uid_that_occurs_twice_is_wrong_use_that_names_rows_and_not_the_uid(tm
 def test_a_table_without_a_use_is_wrong_use(tmp_path: Path) -> None:
     assert "does not exist" in complain([tmp_path], tmp_path / "absent.csv")
     assert "has no rows" in complain([tmp_path], write_table(tmp_path, "file,x\n"))
-    assert "cannot be read" in complain([tmp_path], write_table(tmp_path, ""))
+    assert "is empty" in complain([tmp_path], write_table(tmp_path, ""))
     assert "no table is given" in complain([touch(tmp_path, "1.png")], None, patient="who")
 
 
