@@ -71,7 +71,7 @@ NEVER_TORCH = set(
         "tasks.classify.config",
         "tasks.classify.command",
         "tasks.classify.labels",
-        "tasks.classify.card",
+        "tasks.card",
         "tasks.classify.fit_operating",
         "tasks.classify.operating",
         "tasks.classify.score",

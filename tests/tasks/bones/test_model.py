@@ -47,7 +47,7 @@ def model(trained: tuple[Path, BonesResult]) -> BoneSuppressor:
 def test_a_model_folder_holds_the_model_its_results_and_a_picture(trained: tuple[Path, BonesResult]) -> None:
     out, result = trained
     names = {"model.safetensors", "config.json", "result.json", "test_pairs.png", "metrics.jsonl"}
-    names |= {"golden.safetensors", "model.onnx"}
+    names |= {"golden.safetensors", "model.onnx", "README.md"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result.as_json()))
     assert result.pairs == {"train": 5, "val": 1, "test": 2} and result.kinds == ("phantom",)
@@ -57,6 +57,14 @@ def test_a_model_folder_holds_the_model_its_results_and_a_picture(trained: tuple
     of_the_network |= {"spread_of_error", "unsure_error"}
     assert set(result.metrics) - set(result.before) == of_the_network and set(result.before) < set(result.metrics)
     assert {"psnr", "ssim", "rmse"} <= set(result.metrics)
+
+
+def test_the_card_gives_the_numbers_of_the_result_and_is_for_research_only(trained: tuple[Path, BonesResult]) -> None:
+    card, psnr = (trained[0] / "README.md").read_text(), trained[1].metrics["psnr"]
+    before = trained[1].before["psnr"].value
+    assert f"| psnr | {psnr.value:.3f} [{psnr.low:.3f}, {psnr.high:.3f}] | {before:.3f} [" in card
+    assert "train 5, val 1, test 2" in card and "(phantoms are SYNTHETIC)" in card and "not a medical device" in card
+    assert json.loads((trained[0] / "config.json").read_text())["files"]["model.onnx"]["sha256"] in card
 
 
 def test_a_model_that_was_loaded_says_what_the_trained_one_said(

@@ -34,6 +34,7 @@ from chess_cxr.tasks.bones.score import find_spread_scale, score_added_nodules, 
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.tiles import prepare_film
 from chess_cxr.tasks.bones.views import PairViews, TrainingPair, draw_pair_batch
+from chess_cxr.tasks.card import CARD_FILE, render_card
 from chess_cxr.tasks.ct_nodules import CtNodule, read_ct_nodules
 from chess_cxr.tasks.model_folder import (
     WEIGHTS_FILE,
@@ -120,7 +121,7 @@ def finetune_bones(
     and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs.  They are split by patient.
     nodules: folder of projected CT nodules (`read_ct_nodules`), bodies of half of the nodules that training adds.
     The same call continues an interrupted run.  The folder holds `model.safetensors`, `config.json`, `result.json`,
-    `test_pairs.png` and `metrics.jsonl`.
+    `README.md` (the card), `test_pairs.png` and `metrics.jsonl`.
     Raises `UsageError` if `out` holds something else, or files are not a pair.
     """
     out, config, show = Path(out), config or BonesConfig(), on_stage or (lambda *_: None)
@@ -225,6 +226,7 @@ def _write_model(
         result = replace(result, notes=(*result.notes, missing))
     tensors = network.state_dict()
     described["files"] = describe_files({WEIGHTS_FILE: pack_tensors(tensors), **files})
+    files[CARD_FILE] = render_card(described, result.as_json()).encode()
     write_model(out, tensors, described, result.as_json(), files=files)
     return result
 

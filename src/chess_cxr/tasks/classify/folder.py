@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
-from chess_cxr.tasks.classify.card import CARD_FILE, render_card
+from chess_cxr.tasks.card import CARD_FILE, render_card
 from chess_cxr.tasks.classify.config import FinetuneConfig
 from chess_cxr.tasks.classify.fit import Fitted
 from chess_cxr.tasks.classify.objective import Classify

@@ -1,4 +1,4 @@
-"""The card of a classifier: Markdown for readers."""
+"""The card of a task's model: Markdown for readers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CARD_FILE = "README.md"
 
 
 def render_card(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Render the card from a classifier's config.json and result.json.
+    """Render the card from a model's config.json, which names its task, and its result.json.
 
     Escapes names: they cannot end a row of a table.
     """
@@ -20,8 +20,8 @@ def render_card(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"cell": _to_cell, "number": _to_number, "interval": _to_interval, "share": _to_share}
-    template = environment.from_string((files("chess_cxr.tasks.classify") / "card.md").read_text("utf-8"))
-    return template.render(config=config, result=result, operating=config["operating"])
+    template = environment.from_string((files(f"chess_cxr.tasks.{config['task']}") / "card.md").read_text("utf-8"))
+    return template.render(config=config, result=result)
 
 
 def _to_cell(value: object) -> str:
