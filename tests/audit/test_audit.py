@@ -60,7 +60,7 @@ def test_clean_stores_have_no_leak(tmp_path: Path) -> None:
     assert result.leaks == 0
     assert result.pairs.empty and result.patients.empty and result.lists.empty
     assert result.films == {"a.lance": 8, "b.lance": 8}
-    assert "across splits: nothing" in result.as_text() and "No leak" in result.page
+    assert "across splits: nothing" in result.as_text() and "No leak" in result.page and "SYNTHETIC" not in result.page
 
 
 def test_a_patient_in_two_splits_is_a_leak_though_the_films_differ(tmp_path: Path) -> None:
@@ -199,6 +199,7 @@ def test_stores_that_share_no_id_are_said_to_be_comparable_by_picture_only(tmp_p
 def test_films_without_hashes_are_counted_not_passed_over(small_store: Path) -> None:
     result = audit_stores([open_store(small_store)], options=QUICK)
     assert any(note.startswith("96 films have no hash") for note in result.notes)
+    assert "(96 films), SYNTHETIC" in result.page
 
 
 def test_the_files_agree_with_the_tables_and_hold_only_hashed_ids(tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def audit_stores(
         notes=tuple(_list_notes(films, lists, compared, thorough)),
         by_features=bool(features),
     )
-    return replace(result, page=render_result(result, draw_pairs(stores, pairs.head(options.shown), show)))
+    synthetic = all("SYNTHETIC" in store.dataset_name for store in stores)
+    pictures = draw_pairs(stores, pairs.head(options.shown), show)
+    return replace(result, page=render_result(result, pictures, synthetic))
 
 
 def _read_films(stores: Sequence[Store]) -> pd.DataFrame:

@@ -67,8 +67,8 @@ def write_audit(result: AuditResult, out: Path) -> Path:
     return out / "report.html"
 
 
-def render_result(result: AuditResult, pictures: Sequence[PairPicture]) -> str:
-    """Render the page of an audit with the pictures of its first pairs."""
+def render_result(result: AuditResult, pictures: Sequence[PairPicture], synthetic: bool) -> str:
+    """Render the page of an audit with the pictures of its first pairs.  synthetic: whether all films are generated."""
     counts = pd.DataFrame(
         [{"": TOLD[kind][1], **{leak: result.counts[leak][kind] for leak in LEAKS}} for kind in (*KINDS, "patients")]
     )
@@ -89,8 +89,9 @@ def render_result(result: AuditResult, pictures: Sequence[PairPicture]) -> str:
         else "No leak across splits, stores or training lists was found."
     )
     return render_audit(
-        f"Leak audit of {told}", verdict, result.leaks, tables, pictures, len(result.pairs), result.notes
-    )
+        f"Leak audit of {told}{', SYNTHETIC' if synthetic else ''}",
+        verdict, result.leaks, tables, pictures, len(result.pairs), result.notes,
+    )  # fmt: skip
 
 
 def render_audit(
