@@ -28,6 +28,14 @@ def suite(make_quadrants: MakeSuite) -> Suite:
     return make_quadrants(fractions=(1.0,), replicates=20, floors=("metadata",))
 
 
+def test_a_task_may_have_fewer_draws_than_the_suite_and_its_card_says_so(make_quadrants: MakeSuite) -> None:
+    suite = make_quadrants(fractions=(0.5, 1.0), draws=4, floors=())
+    few = replace(suite.tasks["seen"], draws=2)
+    task = open_task("seen", few, suite)
+    assert [draw.draw for draw in task.plan if draw.subset == "50 %"] == [0, 1]
+    assert build_card("seen", task, suite)["protocol"]["draws"] == 2
+
+
 def rewrite(suite: Suite, place: Path, *, key: str = "", move: int = 0, flip: int = 0) -> Suite:
     """The same films as another lab has them: other hashes of names, in another order; some moved or labelled anew."""
     store = open_store(suite.tasks["seen"].store)

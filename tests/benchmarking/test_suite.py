@@ -58,6 +58,7 @@ def test_the_first_encoder_is_the_reference_where_none_is_named(tmp_path: Path) 
         ('reference = "ours"', "fractions = [5.0]", "5 % is 0.05"),
         ('reference = "ours"', "fractions = [0.1, 0.1]", "twice"),
         ("fractions = [0.5]", "fractions = []", "tasks.remote.fractions: there is no label subset"),
+        ("fractions = [0.5]", "draws = 0", "tasks.remote: draws, steps and batch must be 1 or more"),
         ("fractions = [0.5]", "film_counts = [0]", "tasks.remote.film_counts"),
         ("fractions = [0.5]", 'heads = ["forest"]', "tasks.remote.heads"),
         ("fractions = [0.5]", "heads = []", "tasks.remote.heads"),

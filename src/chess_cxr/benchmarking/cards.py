@@ -70,7 +70,7 @@ def build_card(name: str, task: OpenedTask, suite: Suite) -> dict[str, Any]:
             "fractions": list(fractions),
             "film_counts": list(spec.film_counts),
             "first_draw": spec.first_draw,
-            "draws": suite.draws,
+            "draws": suite.draws if spec.draws is None else spec.draws,
             "seed": suite.seed,
             "heads": list(spec.heads),
             "budget": {"steps": spec.steps, "batch": spec.batch, "patience": spec.patience},

@@ -90,7 +90,7 @@ def open_task(
         train,
         suite.fractions if spec.fractions is None else spec.fractions,
         spec.film_counts,
-        suite.draws,
+        suite.draws if spec.draws is None else spec.draws,
         suite.seed,
         _find_first_draw(store, spec.first_draw, chosen, train) if spec.first_draw else None,
     )

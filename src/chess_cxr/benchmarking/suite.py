@@ -43,8 +43,8 @@ class TaskSpec:
 
     store: path or URL of a store with labels.  labels: their names, all of the store's by default.
     sites: of the films, all by default.  kind: by default told from the labels.  uncertain: what an uncertain label
-    counts as.  heads: what is fitted to the encoders, "knn" or modes of `FinetuneConfig`.  fractions: instead of the
-    suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of
+    counts as.  heads: what is fitted to the encoders, "knn" or modes of `FinetuneConfig`.  fractions, draws: instead of
+    the suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of
     the store that marks the first draw of a subset of its own size.  steps, batch, patience: the budget of heads that
     learn by steps, as in `FinetuneConfig`; every encoder has the same.
     """
@@ -58,6 +58,7 @@ class TaskSpec:
     uncertain: Literal["ignore", "ones", "zeros"] = "ignore"
     heads: tuple[Head, ...] = ("linear",)
     fractions: tuple[float, ...] | None = None
+    draws: int | None = None
     film_counts: tuple[int, ...] = ()
     first_draw: str = ""
     steps: int = 300
@@ -314,8 +315,9 @@ def _find_problem(suite: Suite) -> str:
             return f"tasks.{name}.{problem}"
         if not (fractions or task.film_counts or task.first_draw):
             return f"tasks.{name}.fractions: there is no label subset"
-        if min(task.steps, task.batch) < 1 or task.patience < 0:
-            return f"tasks.{name}: steps and batch must be 1 or more, patience 0 or more"
+        draws = suite.draws if task.draws is None else task.draws
+        if min(draws, task.steps, task.batch) < 1 or task.patience < 0:
+            return f"tasks.{name}: draws, steps and batch must be 1 or more, patience 0 or more"
         if not task.heads or len(set(task.heads)) < len(task.heads):
             return f"tasks.{name}.heads: name each head once, at least one"
     return ""
