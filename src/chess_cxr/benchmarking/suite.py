@@ -44,9 +44,9 @@ class TaskSpec:
     store: path or URL of a store with labels.  labels: their names, all of the store's by default.
     sites: of the films, all by default.  kind: by default told from the labels.  uncertain: what an uncertain label
     counts as.  heads: what is fitted to the encoders, "knn" or modes of `FinetuneConfig`.  fractions, draws: instead of
-    the suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column of
-    the store that marks the first draw of a subset of its own size.  steps, batch, patience: the budget of heads that
-    learn by steps, as in `FinetuneConfig`; every encoder has the same.
+    the suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column
+    of the store that marks the first draw of a subset of its own size.  steps, batch, patience: the budget of heads
+    that learn by steps, as in `FinetuneConfig`; every encoder has the same.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
