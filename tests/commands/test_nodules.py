@@ -121,6 +121,7 @@ def test_a_generator_is_trained_by_the_command_and_says_synthetic(tmp_path: Path
     assert "not judged: a distance between made and real nodules takes 24 films" in done.out
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {
+        "README.md",
         "model.safetensors",
         "config.json",
         "result.json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,9 +11,10 @@ from jinja2 import Environment, StrictUndefined
 CARD_FILE = "README.md"
 
 
-def render_card(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def render_card(config: Mapping[str, Any], result: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """Render the card from a model's config.json, which names its task, and its result.json.
 
+    notes: what a reader of the numbers should know, where the result has it in another form.
     Escapes names: they cannot end a row of a table.
     """
     environment = Environment(
@@ -21,7 +22,7 @@ def render_card(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"cell": _to_cell, "number": _to_number, "interval": _to_interval, "share": _to_share}
     template = environment.from_string((files(f"chess_cxr.tasks.{config['task']}") / "card.md").read_text("utf-8"))
-    return template.render(config=config, result=result)
+    return template.render(config=config, result=result, notes=notes)
 
 
 def _to_cell(value: object) -> str:

@@ -25,7 +25,15 @@ from chess_cxr.tasks.nodules.train import finetune_nodules
 
 TINY = NodulesConfig(size=64, film_size=128, width=4, latent=8, steps=2, batch=2)
 ENCODER = "random:regnetx_002@64"
-FILES = {"model.safetensors", "config.json", "result.json", "test_films.png", "test_seeds.png", "metrics.jsonl"}
+FILES = {
+    "model.safetensors",
+    "config.json",
+    "result.json",
+    "test_films.png",
+    "test_seeds.png",
+    "metrics.jsonl",
+    "README.md",
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,9 @@ def test_a_model_folder_holds_the_model_its_results_and_no_run(model: Path) -> N
     assert json.loads((model / "config.json").read_text())["finetune"]["steps"] == 2
     assert cv2.imread(str(model / "test_films.png")).shape[0] == 660
     assert [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
+    card, contrast = (model / "README.md").read_text(), result["metrics"]["contrast_made"]
+    assert f"| contrast_made | {contrast['value']:.3f} [" in card and "**Everything it makes is SYNTHETIC." in card
+    assert f"| scored | {result['films']['scored']['films']} | " in card
 
 
 def test_results_of_generated_films_say_synthetic(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.files.whole import write_atomically
 from chess_cxr.records import OnProgress, UsageError
+from chess_cxr.tasks.card import CARD_FILE, render_card
 from chess_cxr.tasks.model_folder import refuse_foreign_folder, write_model
 from chess_cxr.tasks.nodules.canvas import NoduleBatch
 from chess_cxr.tasks.nodules.config import NodulesConfig
@@ -278,7 +279,8 @@ def _write_model(
     }
     for name, content in pictures.items():
         write_atomically(out / name, content)
-    write_model(out, method.averaged.state_dict(), described, result.as_json())
+    card = render_card(described, result.as_json(), result.list_notes())
+    write_model(out, method.averaged.state_dict(), described, result.as_json(), files={CARD_FILE: card.encode()})
 
 
 def train_nodule_generator(
