@@ -1,5 +1,6 @@
 """Whether two runs ended alike: in weights and everything else of the checkpoint, and in metrics."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,8 +9,23 @@ from torch import Tensor
 
 from chess_cxr.pretraining.runs import read_metrics
 from chess_cxr.training.checkpoint import find_checkpoint
+from chess_cxr.training.loop import StepReport
 
 NOT_REPEATABLE = ("time", "images_per_second", "data_wait_share", "gflop_per_second", "gemm_peak_share")
+
+
+class Enough(Exception):
+    """A run has taken the steps that it should."""
+
+
+def stop_after(step: int) -> Callable[[StepReport, object], None]:
+    """Return a listener of steps that raises `Enough` after one."""
+
+    def stop(report: StepReport, _: object) -> None:
+        if report.step == step:
+            raise Enough
+
+    return stop
 
 
 def load_newest(run: Path) -> tuple[str, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from chess_cxr.tasks.nodules.films import list_sources, read_source
 from chess_cxr.tasks.nodules.model import load_nodule_generator
 from chess_cxr.tasks.nodules.score import measure_nodule
 from chess_cxr.tasks.nodules.train import finetune_nodules
+from same_end import Enough, stop_after
 
 ENCODER = "random:regnetx_002@64"
 FLOW = NodulesConfig(network="flow", size=64, film_size=128, width=2, steps=2, batch=2, perceptual="none")
@@ -77,15 +78,8 @@ def test_a_model_begun_from_another_starts_with_its_weights_and_goes_on_to_the_b
     config = replace(FLOW, begin_from=str(begun), steps=4, checkpoint_every=2)
     finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "whole", config)
 
-    class Enough(Exception):
-        pass
-
-    def stop(report: object, _: object) -> None:
-        if report.step == 3:  # type: ignore[attr-defined]
-            raise Enough
-
     with pytest.raises(Enough):
-        finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", config, on_step=stop)
+        finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", config, on_step=stop_after(3))
     with pytest.raises(UsageError, match="another configuration|differs|begun_from"):
         finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", replace(config, begin_from=""))
     finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", config)

@@ -19,6 +19,7 @@ from chess_cxr.tasks.nodules.region import compute_region
 from chess_cxr.tasks.nodules.told import describe, find_lesion, measure_diameter
 from chess_cxr.tasks.nodules.train import finetune_nodules
 from chess_cxr.training.loop import build_optimizers
+from same_end import Enough, stop_after
 
 TINY = FlowConfig(64, 2)
 FLOW = NodulesConfig(network="flow", size=64, film_size=128, width=2, steps=2, batch=2, perceptual="none")
@@ -184,15 +185,8 @@ def test_an_interrupted_flow_goes_on_to_the_bit(tmp_path: Path) -> None:
     config = replace(FLOW, steps=4, checkpoint_every=2)
     finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "whole", config)
 
-    class Enough(Exception):
-        pass
-
-    def stop(report: object, _: object) -> None:
-        if report.step == 3:  # type: ignore[attr-defined]
-            raise Enough
-
     with pytest.raises(Enough):
-        finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", config, on_step=stop)
+        finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", config, on_step=stop_after(3))
     finetune_nodules(ENCODER, ["phantom:12@128"], tmp_path / "parts", config)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert first == second
