@@ -21,6 +21,7 @@ from chess_cxr.training.checkpoint import find_checkpoint, read_checkpoint
 from chess_cxr.training.config import TrackingConfig
 from command_line import run
 from places import CHECKOUT
+from same_end import Enough, stop_after
 from tiny_runs import build_tiny_config
 
 DEVICE = "cuda"
@@ -82,15 +83,8 @@ def test_the_card_trains_as_the_cpu_does(small_store: Path, tmp_path: Path) -> N
 
 
 def test_an_interrupted_run_goes_on_on_the_card(small_store: Path, tmp_path: Path) -> None:
-    class Enough(Exception):
-        pass
-
-    def stop(report: Any, _: Any) -> None:
-        if report.step == 3:
-            raise Enough
-
     with pytest.raises(Enough):
-        pretrain(small_store, tmp_path / "run", build_tiny_config(), stop, tracking=QUIET, device=DEVICE)
+        pretrain(small_store, tmp_path / "run", build_tiny_config(), stop_after(3), tracking=QUIET, device=DEVICE)
     continued = list_losses(train(small_store, tmp_path / "run"))
     assert continued == pytest.approx(list_losses(train(small_store, tmp_path / "whole")), rel=0.02)
 

@@ -26,6 +26,7 @@ from chess_cxr.training.config import TrackingConfig
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.run import describe, read_run_config
 from chess_cxr.views import ViewConfig
+from same_end import Enough, stop_after
 from tiny_runs import build_tiny_config
 
 
@@ -316,15 +317,8 @@ def test_broken_lines_of_a_log_are_counted_and_left_out(small_store: Path, tmp_p
     longer = replace(short, training=replace(short.training, checkpoint_every=3))
     said: list[str] = []
 
-    class EnoughError(Exception):
-        pass
-
-    def stop(report: StepReport, _probe: object) -> None:
-        if report.step == 4:
-            raise EnoughError
-
-    with pytest.raises(EnoughError):
-        pretrain(small_store, tmp_path / "run", longer, stop)
+    with pytest.raises(Enough):
+        pretrain(small_store, tmp_path / "run", longer, stop_after(4))
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text("nonsense\n[]\n" + metrics.read_text())
     pretrain(small_store, tmp_path / "run", longer, say=said.append)
