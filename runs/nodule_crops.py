@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.encoders.encoder import Encoder
-from chess_cxr.evaluation.intervals import Difference, Interval, bootstrap_by_patient, paired_bootstrap_by_patient
+from chess_cxr.evaluation.intervals import Difference, Interval
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
 
@@ -90,18 +90,6 @@ def fit_and_score(train_ND: np.ndarray, label_N: np.ndarray, test_MD: np.ndarray
     """Fit a logistic regression whose strength is fixed beforehand, and score the test squares."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, class_weight="balanced", max_iter=2000))
     return model.fit(train_ND, label_N).decision_function(test_MD)
-
-
-def measurecompute_auroc(crops: Crops, score_N: np.ndarray) -> Interval:
-    """AUROC with its 95 % interval by patient."""
-    statistic = lambda rows: {"auroc": compute_auroc(crops.label[rows], score_N[rows])}  # noqa: E731
-    return bootstrap_by_patient(crops.group, statistic, 2000, 0)["auroc"]
-
-
-def comparecompute_auroc(crops: Crops, first_N: np.ndarray, second_N: np.ndarray) -> Difference:
-    """Difference of two AUROCs on the same squares, paired by patient."""
-    statistics = [lambda rows, s=s: {"auroc": compute_auroc(crops.label[rows], s[rows])} for s in (first_N, second_N)]
-    return paired_bootstrap_by_patient(crops.group, *statistics, 2000, 0)["auroc"]
 
 
 def compute_auroc(label: np.ndarray, score: np.ndarray) -> float:
