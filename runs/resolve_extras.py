@@ -1,6 +1,6 @@
 """Ask the package index whether each extra of chess-cxr, and all of them together, can be installed; install nothing.
 
-usage: python runs/resolve_extras.py [--python VERSION]     in any environment with pip
+usage: python runs/resolve_extras.py [--python VERSION] [--only EXTRA ...]     in any environment with pip
 """
 
 import argparse
@@ -37,11 +37,13 @@ def main() -> None:
     parser.add_argument(
         "--python", default="", help="resolve for this Python, such as 3.13; by default the running one"
     )
+    parser.add_argument("--only", nargs="+", default=[], help="these extras, one by one")
     asked = parser.parse_args()
     extras = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     failed = 0
     print("| extras | packages | seconds |\n| --- | --- | --- |")
-    for named in ["", f"[{','.join(extras)}]", *(f"[{extra}]" for extra in extras)]:
+    everything = [] if asked.only else ["", f"[{','.join(extras)}]"]
+    for named in [*everything, *(f"[{extra}]" for extra in asked.only or extras)]:
         began = time.monotonic()
         packages, error = resolve(named, asked.python)
         failed += bool(error)

@@ -32,6 +32,7 @@ class BonesConfig:
         checkpoint_every: steps between checkpoints.
         threads: number of batches prepared in parallel.
         seed: random seed.
+        begin_from: a bone model of the same network, from whose weights to begin: a folder, or bones-small.
     """
 
     size: int = 512
@@ -53,3 +54,4 @@ class BonesConfig:
     checkpoint_every: int = 500
     threads: int = 1
     seed: int = 0
+    begin_from: str = ""

@@ -138,6 +138,21 @@ def build_bone_network(
     return network
 
 
+def begin_from(network: BoneNetwork, begun: BoneNetwork) -> None:
+    """Copy the weights of another network, and the scale of its bone; raise UsageError if it is of another shape."""
+    told, asked = _describe_shape(begun.shape), _describe_shape(network.shape)
+    if told != asked:
+        raise UsageError(f"the bone model to begin from has {told}; this training asks for {asked}")
+    network.load_state_dict(begun.state_dict())
+    network.shape = begun.shape
+
+
+def _describe_shape(shape: BoneNetworkShape) -> str:
+    head = "linear" if shape.score_grey else "softplus"
+    spread = "a spread" if shape.spread else "no spread"
+    return f"an encoder {shape.architecture}, a {shape.decoder} decoder, a {head} head and {spread}"
+
+
 def predict_bone(network: nn.Module, film_HW: np.ndarray, size: int, tile: int) -> np.ndarray:
     """Return the bone image of a film at the film's size, float32 [H, W]; see `blend_tiles`."""
     bone_HW: np.ndarray = predict_maps(network, film_HW, size, tile)[0]

@@ -19,6 +19,7 @@ import torch
 from chess_cxr.encoders.embed import EncoderLike
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
+from chess_cxr.encoders.names import locate_model
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.files.whole import read_json
@@ -26,8 +27,8 @@ from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.familiar import describe_familiar
-from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor
-from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network
+from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor, load_bone_suppressor
+from chess_cxr.tasks.bones.network import BoneNetwork, begin_from, build_bone_network
 from chess_cxr.tasks.bones.objective import SMALLEST_SIDE, PairBatch, SuppressBones
 from chess_cxr.tasks.bones.pairs import FilmPair, find_spacing, read_pairs, split_pairs
 from chess_cxr.tasks.bones.score import find_spread_scale, score_added_nodules, score_pair, score_pairs, shrink_pair
@@ -70,6 +71,7 @@ class BonesResult(TaskResult):
 
     before: the same metrics of the unchanged films.  pairs: number by split.  kinds: kinds of the test pairs.
     notes: what was corrected, pair by pair, and then other notes.  corrected: number of pairs by correction.
+    begun_from: SHA-256 of the model that training began with.
     """
 
     metrics: Mapping[str, FilmMean]
@@ -79,6 +81,7 @@ class BonesResult(TaskResult):
     perceptual: str
     notes: tuple[str, ...] = ()
     corrected: Mapping[str, int] = field(default_factory=dict)
+    begun_from: str = ""
 
     def list_metrics(self) -> list[str]:
         """Return a heading, and a line for each metric, with that of the unchanged film."""
@@ -117,7 +120,8 @@ def finetune_bones(
 ) -> BonesResult:
     """Train a bone network on pairs, write it to `out` and score it on pairs that it has not seen.
 
-    encoder: first weights of the network's encoder and, by default, the perceptual network.  places: folders of pairs
+    encoder: first weights of the network's encoder, unless it begins from a model, and, by default, the perceptual
+    network.  places: folders of pairs
     and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs.  They are split by patient.
     nodules: folder of projected CT nodules (`read_ct_nodules`), bodies of half of the nodules that training adds.
     The same call continues an interrupted run.  The folder holds `model.safetensors`, `config.json`, `result.json`,
@@ -127,6 +131,7 @@ def finetune_bones(
     out, config, show = Path(out), config or BonesConfig(), on_stage or (lambda *_: None)
     check_bones_config(config)
     refuse_foreign_folder(out)
+    begun = load_bone_suppressor(locate_model(Path(config.begin_from))) if config.begin_from else None
     for place in places:
         if isinstance(place, str) and not is_phantom(place) and _lies_in(out, Path(place)):
             raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
@@ -146,7 +151,7 @@ def finetune_bones(
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     run = out / "run"
     network = train_bone_network(
-        run, loaded, split["train"], split["val"], config, on_step, device=device, ct_nodules=ct_nodules
+        run, loaded, split["train"], split["val"], config, on_step, device=device, ct_nodules=ct_nodules, begun=begun
     )
 
     def finish() -> BonesResult:
@@ -164,6 +169,7 @@ def finetune_bones(
             seed=config.seed,
             notes=tuple(f"{pair.name}: {note}" for pair in pairs for note in pair.notes),
             corrected=dict(Counter(note.partition(" (")[0] for pair in pairs for note in pair.notes)),
+            begun_from=begun.sha256 if begun else "",
         )
         return _write_model(out, suppressor, config, result, split["test"])
 
@@ -184,11 +190,12 @@ def _read_place(
 def _complete_model(
     network: BoneNetwork, config: BonesConfig, train: Sequence[FilmPair], val: Sequence[FilmPair]
 ) -> BoneSuppressor:
-    """Calibrate the spread on val pairs, and describe the training films."""
+    """Calibrate the spread on val pairs, real ones if there are any, and describe the training films."""
     familiar = describe_familiar([pair.film_HW for pair in train])
     spread = network.shape.spread
     suppressor = BoneSuppressor(network, config.size, config.crop, familiar=familiar, spread=spread)
-    scale = find_spread_scale(suppressor, val) if spread and val else 1.0
+    known = [pair for pair in val if pair.kind != "phantom"] or val
+    scale = find_spread_scale(suppressor, known) if spread and known else 1.0
     return replace(suppressor, spread_scale=scale, caution=config.caution if spread else 0.0)
 
 
@@ -207,7 +214,7 @@ def _write_model(
         "caution": suppressor.caution,
         "familiar": suppressor.familiar.as_json() if suppressor.familiar else None,
         "encoder": result.encoder,
-        "finetune": describe(config),
+        "finetune": describe(config) | {"begin_from": Path(config.begin_from).name},
     }
     generated = {pair.kind == "phantom" for pair in test[:SHOWN]}
     mixed = len(generated) > 1
@@ -274,22 +281,24 @@ def train_bone_network(
     say: Callable[[str], None] | None = None,
     device: str = "auto",
     ct_nodules: Sequence[CtNodule] = (),
+    begun: BoneSuppressor | None = None,
 ) -> BoneNetwork:
     """Train a bone network in `folder`, or continue there; return it on `device`, in evaluation mode.
 
     train, val: pairs of any size; val is scored ten times, and chooses nothing.  ct_nodules: bodies of half of the
-    nodules that are added.  A run that was begun before there were added nodules and a spread goes on without them.
-    Raises UsageError if `folder` holds a run of another configuration or on other pairs.
+    nodules that are added.  begun: from whose weights to begin; it counts kept nodules in full from the first step.
+    A run that was begun before there were added nodules and a spread goes on without them.
+    Raises UsageError if `folder` holds a run of another configuration or on other pairs, or `begun` has another shape.
     """
     check_bones_config(config)
     if not train:
         raise UsageError("bone suppression needs at least one pair to learn from")
     config = _go_on_as_begun(folder, config)
     torch.manual_seed(config.seed)
-    pairs, grey = [_prepare_pair(pair, config.size) for pair in train], 0.0
+    pairs = [_prepare_pair(pair, config.size) for pair in train]
+    network = _build_network(encoder, pairs, config, begun)
     if config.head == "linear":
-        pairs, grey = weigh_pairs(pairs), measure_bone_grey(pairs)
-    network = build_bone_network(encoder, config.decoder, config.seed, config.spread, grey)
+        pairs = weigh_pairs(pairs)
     perceptual, about = build_perceptual(config.perceptual, encoder, config.compare, config.seed)
     if perceptual and config.balance:
         perceptual.stages = _balance(perceptual, pairs, config)
@@ -298,7 +307,7 @@ def train_bone_network(
     views = PairViews(config.crop, nodules=MOST_ADDED if config.keep_nodules else 0, ct_nodules=ct_nodules)
 
     def draw(chosen: list[TrainingPair], positions: list[int]) -> PairBatch:
-        progress = positions[0] / (config.batch * config.steps)
+        progress = 1.0 if begun else positions[0] / (config.batch * config.steps)
         return draw_pair_batch(chosen, positions, config.seed, views, progress)
 
     def measure(_step: int) -> dict[str, float]:
@@ -319,6 +328,8 @@ def train_bone_network(
         **({"ct_nodules": hash_uids([nodule.name for nodule in ct_nodules])} if ct_nodules else {}),
         "pairs": {"train": len(train), "val": len(val), "names_sha256": hash_uids([p.name for p in train])},
     }
+    del described["bones"]["begin_from"]  # its hash tells more
+    described |= {"begun_from": begun.sha256} if begun else {}
     inputs = RunInputs(
         [p.name for p in train],
         lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
@@ -328,6 +339,17 @@ def train_bone_network(
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
     return network.eval()
+
+
+def _build_network(
+    encoder: Encoder, pairs: Sequence[TrainingPair], config: BonesConfig, begun: BoneSuppressor | None
+) -> BoneNetwork:
+    grey = measure_bone_grey(pairs) if config.head == "linear" else 0.0
+    network = build_bone_network(encoder, config.decoder, config.seed, config.spread, grey)
+    if begun:
+        assert begun.network is not None
+        begin_from(network, begun.network)
+    return network
 
 
 def _prepare_pair(pair: FilmPair, size: int) -> TrainingPair:
