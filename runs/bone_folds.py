@@ -214,7 +214,7 @@ def compare(part: pd.DataFrame) -> list[str]:
 
 def list_nodules(nodules: pd.DataFrame) -> list[str]:
     """Return a table of the contrast that is left of added nodules, by size."""
-    lines = ["### Added nodules (SYNTHETIC, CT bodies of unseen scans and drawn ones)", ""]
+    lines = ["### Added nodules (SYNTHETIC, CT bodies and drawn ones)", ""]
     lines += ["| network | diameter | nodules | contrast / true, median | 10th to 90th percentile | below 0.8 |"]
     lines += ["| --- " * 6 + "|"]
     for network, rows in nodules.groupby("network", sort=False):

@@ -319,7 +319,7 @@ def train_bone_network(
         {"params": list(network.encoder.parameters()), "rate_scale": config.encoder_rate},
         {"params": [p for part in (network.decoder, network.head, network.spread_head) for p in part.parameters()]},
     ]
-    described = {
+    described: dict[str, Any] = {
         "task": "bones",
         "bones": describe(config),
         "encoder_sha256": compute_state_sha256(encoder.module),
