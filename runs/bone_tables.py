@@ -56,6 +56,9 @@ def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
         ("CXR, published weights", "ImageNet, as strong as CXR"),
         ("CXR, published weights", "none"),
         ("CXR, unit features", "none"),
+        ("CXR, balanced", "ImageNet, balanced"),
+        ("CXR, balanced", "random, balanced"),
+        ("CXR, balanced", "none, linear head"),
         ("none", "film as it is"),
     ):
         both = [rows[rows["recipe"] == name] for name in (one, other)]
