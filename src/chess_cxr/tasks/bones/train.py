@@ -135,12 +135,7 @@ def finetune_bones(
     for place in places:
         if isinstance(place, str) and not is_phantom(place) and _lies_in(out, Path(place)):
             raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
-    pairs = list[FilmPair]()
-    for place in places:
-        pairs += [place] if isinstance(place, FilmPair) else _read_place(place, config.size, limits, executor, show)
-    [(doubled, count)] = Counter(pair.name for pair in pairs).most_common(1) or [("", 0)]
-    if count > 1:
-        raise UsageError(f"the pair {doubled} occurs twice; name each folder once, and give phantoms different seeds")
+    pairs = _read_places(places, config.size, limits, executor, show)
     split = split_pairs(pairs, val, test, config.seed)
     for part in ("train", "test"):
         if not split[part]:
@@ -180,11 +175,23 @@ def _lies_in(out: Path, folder: Path) -> bool:
     return Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder))
 
 
-def _read_place(
-    place: str, size: int, limits: Limits | None, executor: Executor | None, show: OnProgress
+def _read_places(
+    places: Sequence[str] | Sequence[FilmPair],
+    size: int,
+    limits: Limits | None,
+    executor: Executor | None,
+    show: OnProgress,
 ) -> list[FilmPair]:
-    title, shrink = f"read {Path(place).name}", partial(shrink_pair, size=size)
-    return read_pairs(place, limits, executor, lambda done, total: show(title, done, total), shrink)
+    pairs, shrink = list[FilmPair](), partial(shrink_pair, size=size)
+    for place in places:
+        if isinstance(place, FilmPair):
+            pairs.append(place)
+            continue
+        pairs += read_pairs(place, limits, executor, partial(show, f"read {Path(place).name}"), shrink)
+    [(doubled, count)] = Counter(pair.name for pair in pairs).most_common(1) or [("", 0)]
+    if count > 1:
+        raise UsageError(f"the pair {doubled} occurs twice; name each folder once, and give phantoms different seeds")
+    return pairs
 
 
 def _complete_model(

@@ -123,13 +123,7 @@ def finetune_nodules(
     plan = plan_windows(config)
     refuse_foreign_folder(out)
     begun = load_nodule_generator(config.begin_from) if config.begin_from else None
-    films = list[NoduleExample]()
-    for place in places:
-        films += (
-            [take_example(place, plan)]
-            if isinstance(place, NoduleFilm)
-            else _read_place(str(place), plan, limits, executor, show)
-        )
+    films = _read_places(places, plan, limits, executor, show)
     split = split_nodule_films(films, config.seed, val, test)
     held_out = [film for film in split["test"] if film.can_make]
     if not held_out:
@@ -246,17 +240,23 @@ def _cut_learned(films: Sequence[NoduleExample]) -> Squares:
     return Squares([cut_around(w.film_HW, w.mask_HW) for _, w in found], [group for group, _ in found])
 
 
-def _read_place(
-    place: str,
+def _read_places(
+    places: Sequence[str] | Sequence[NoduleFilm],
     plan: WindowPlan,
     limits: Limits | None,
     executor: Executor | None,
     show: OnProgress,
 ) -> list[NoduleExample]:
-    title, sources, films = f"read {Path(place).name}", list_sources(place), list[NoduleExample]()
-    for film in read_each(sources, take_example, plan, limits=limits, executor=executor):
-        films.append(film)
-        show(title, len(films), len(sources))
+    films = list[NoduleExample]()
+    for place in places:
+        if isinstance(place, NoduleFilm):
+            films.append(take_example(place, plan))
+            continue
+        title, sources = f"read {Path(place).name}", list_sources(str(place))
+        found = read_each(sources, take_example, plan, limits=limits, executor=executor)
+        for number, film in enumerate(found, 1):
+            films.append(film)
+            show(title, number, len(sources))
     return films
 
 
