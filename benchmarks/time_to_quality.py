@@ -2,6 +2,7 @@
 
 usage: OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py STORE --out OUT.jsonl --side plain --minutes 60
        OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py STORE --out OUT.jsonl --side ours [--config RUN.json]
+       OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py STORE --out OUT.jsonl --side moco|dino --rate 1e-3
        python benchmarks/time_to_quality.py --read PLAIN.jsonl OURS.jsonl …
 
 STORE: what runs/real_films.sh ingests.  Both sides train on the same films (train split, no labels) with the same
@@ -12,7 +13,8 @@ seconds are of wall time, and CPU seconds are written beside them.
 plain: lightly's `examples/pytorch/moco.py` (memory bank 2,048, temperature 0.1, key momentum 0.99, SGD 0.06 without
 schedule, batch 128, one constant resolution) with its MoCo v2 views (crop from 20 %, colour jitter, grey, blur, flip)
 of films that lie decoded in memory.  ours: a preset or configuration, films decoded from the store at every step.
-`plain` needs the extra `bench`.
+moco, dino: lightly's losses, heads and momentum encoders, tuned: with our views, read as ours are, AdamW, warm-up and
+cosine over the steps of the configuration, and weights in channels_last.  All but `ours` need the extra `bench`.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ from chess_cxr.pretraining.presets import PRESETS, PretrainConfig, read_pretrain
 from chess_cxr.pretraining.pretrain import read_beginning
 from chess_cxr.pretraining.probe import embed_films
 from chess_cxr.store import Store, open_store
-from chess_cxr.training.loop import build_optimizers, train
+from chess_cxr.training.loop import build_optimizers, compute_learning_rate, train
 from chess_cxr.views import resize_film
 from peers import import_peer
 
@@ -158,6 +161,100 @@ def run_plain(store: Store, clock: Clock, judge: Judge, minutes: float, every: f
             clock.start()
 
 
+class PeerMoco(nn.Module):
+    """MoCo of lightly's modules: one view for the query, the other for the key."""
+
+    def __init__(self, backbone: nn.Module, features: int) -> None:
+        super().__init__()
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import MoCoProjectionHead
+
+        self.learnt = nn.Sequential(backbone, nn.Flatten(1), MoCoProjectionHead(features, features, 128))
+        self.slow = copy.deepcopy(self.learnt).requires_grad_(False)
+        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(2048, 128))
+
+    def forward(self, view_2B1HW: Tensor, progress: float) -> Tensor:
+        """Return the loss of a batch."""
+        from lightly.models.utils import update_momentum
+
+        update_momentum(self.learnt, self.slow, m=0.99)
+        with torch.no_grad():
+            key = self.slow(view_2B1HW[1])
+        loss: Tensor = self.criterion(self.learnt(view_2B1HW[0]), key)
+        return loss
+
+
+class PeerDino(nn.Module):
+    """DINO of lightly's modules, with two views."""
+
+    def __init__(self, backbone: nn.Module, features: int) -> None:
+        super().__init__()
+        from lightly.loss import DINOLoss
+        from lightly.models.modules import DINOProjectionHead
+
+        head = DINOProjectionHead(features, 512, 64, 2048, freeze_last_layer=1)
+        self.learnt = nn.Sequential(backbone, nn.Flatten(1), head)
+        self.slow = nn.Sequential(
+            copy.deepcopy(backbone), nn.Flatten(1), DINOProjectionHead(features, 512, 64, 2048)
+        ).requires_grad_(False)
+        self.slow.load_state_dict(self.learnt.state_dict())
+        self.criterion = DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=5)
+
+    def forward(self, view_2B1HW: Tensor, progress: float) -> Tensor:
+        """Return the loss of a batch; progress: of the training, 0 to 1, as 100 epochs."""
+        from lightly.models.utils import update_momentum
+        from lightly.utils.scheduler import cosine_schedule
+
+        epoch = int(100 * progress)
+        update_momentum(self.learnt, self.slow, m=cosine_schedule(epoch, 100, 0.99, 1))
+        with torch.no_grad():
+            known = [self.slow(view) for view in view_2B1HW]
+        loss: Tensor = self.criterion(known, [self.learnt(view) for view in view_2B1HW], epoch=epoch)
+        return loss
+
+
+def run_tuned(
+    store: Store,
+    clock: Clock,
+    judge: Judge,
+    side: str,
+    config: PretrainConfig,
+    rate: float,
+    minutes: float,
+    every: float,
+) -> None:
+    """Train as somebody would who tunes lightly's modules for these films."""
+    training = config.training
+    torch.manual_seed(training.seed)
+    backbone = timm.create_model(BACKBONE, in_chans=1, num_classes=0)
+    peer = {"moco": PeerMoco, "dino": PeerDino}[side](backbone, backbone.num_features)
+    peer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(peer.learnt.parameters(), lr=rate, weight_decay=training.weight_decay)
+    schedule = replace(training, learning_rate=rate)
+    clock.start()
+    pool = build_film_pool([store], config.splits)
+    views = read_view_batches(
+        pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=training.steps,
+        threads=training.loader_threads,
+    )  # fmt: skip
+    due = clock.get_seconds() + every
+    for step, batch in enumerate(views):
+        optimizer.param_groups[0]["lr"] = compute_learning_rate(schedule, step)
+        view_2B1HW = (batch.float() / 255 - config.pixels.mean) / config.pixels.std
+        loss = peer(view_2B1HW, step / training.steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if clock.get_seconds() >= due or step + 1 == training.steps:
+            clock.stop()
+            embed = lambda film_N1HW: embed_films(backbone, film_N1HW, config.pixels.mean, config.pixels.std).numpy()  # noqa: E731
+            clock.write(step + 1, {"loss": float(loss.detach())} | judge.measure(embed))
+            due += every
+            if clock.wall >= 60 * minutes:
+                return
+            clock.start()
+
+
 def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, minutes: float, every: float) -> None:
     """Train as `chess-cxr pretrain` does."""
     training = config.training
@@ -213,18 +310,20 @@ def say_ratios(plain: Path, others: list[Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", nargs="?", type=Path)
-    parser.add_argument("--side", choices=["plain", "ours"])
+    parser.add_argument("--side", choices=["plain", "ours", "moco", "dino"])
     parser.add_argument("--config", default="cpu_small", help="a preset, or a run's config.json")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="at most")
     parser.add_argument("--every", type=float, default=120, help="seconds of training between measurements")
     parser.add_argument("--seed", type=int, default=0, help="of the plain recipe")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of moco and dino")
+    parser.add_argument("--steps", type=int, help="instead of the configuration's")
     parser.add_argument("--read", nargs="+", type=Path)
     chosen = parser.parse_args()
     if chosen.read:
         say_ratios(chosen.read[0], chosen.read[1:])
         return
-    if chosen.side == "plain":
+    if chosen.side != "ours":
         import_peer("lightly.loss")
     store = open_store(chosen.store)
     said: dict[str, object] = {"side": chosen.side, "threads": torch.get_num_threads()}
@@ -234,7 +333,14 @@ def main() -> None:
         return
     path = Path(chosen.config)
     config = read_pretrain_config(json.loads(path.read_text())) if path.exists() else PRESETS[chosen.config]()
-    clock = Clock(chosen.out, said | {"config": path.name, "seed": config.training.seed})
+    if chosen.steps:
+        config = replace(config, training=replace(config.training, steps=chosen.steps))
+    said |= {"config": path.name, "seed": config.training.seed, "steps": config.training.steps}
+    if chosen.side != "ours":
+        clock, judge = Clock(chosen.out, said | {"rate": chosen.rate}), Judge(store, config.views.size)
+        run_tuned(store, clock, judge, chosen.side, config, chosen.rate, chosen.minutes, chosen.every)
+        return
+    clock = Clock(chosen.out, said)
     run_ours(store, clock, Judge(store, config.views.size), config, chosen.minutes, chosen.every)
 
 
