@@ -2,13 +2,14 @@
 # The whole proof of generated nodules: spread, perceptual networks compared fairly, gain of a classifier and a detector.
 # usage: runs/nodules.sh ENCODER JSRT CT_NODULES OUT [OTHER_ENCODER]
 # OTHER_ENCODER: a judge of another seed and method than ENCODER.  About a day on 2 cores; started again, it continues.
+# STEPS, FLOW_STEPS and WIDTH in the environment make it shorter: 500, 3000 and 8 take about five hours of a core.
 # With QUICK=1, and phantom:48@256 as JSRT, it runs through in minutes with networks that have learnt nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 encoder=$1 jsrt=$2 ct=$3 out=$4
 judges=("${@:5}")
 mkdir -p "$out"
-flow_steps=20000 steps=3000 width=16 seeds=(0 1 2) recipes=(0 1 7 8 9) quick=()
+flow_steps=${FLOW_STEPS:-20000} steps=${STEPS:-3000} width=${WIDTH:-16} seeds=(0 1 2) recipes=(0 1 7 8 9) quick=()
 if [ -n "${QUICK:-}" ]; then
   flow_steps=2 steps=2 width=2 seeds=(0) recipes=(0) quick=(--quick --judges "$encoder")
 fi
