@@ -1,17 +1,17 @@
 """Draw docs/pictures/readme.png: generated films, the same without bone, and the label efficiency on real films.
 
-usage: python docs/pictures/draw_readme.py BONES      BONES: a bone model, such as demo/bones/pre-trained
+usage: python docs/pictures/draw_readme.py
 
-The curve is read from docs/proof/kermany3/results.csv.
+The bone model is the published one; the curve is read from docs/proof/encoder/summary.csv.
 """
 
-import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
+from chess_cxr.encoders.names import locate_model
 from chess_cxr.report.plots import COLOURS, MARKERS
 from chess_cxr.tasks.bones.model import load_bone_suppressor
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
@@ -20,25 +20,25 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
-PATIENTS = (90_001, 90_007)  # seeds of films that no bone model of the demo or the docs learns from
+PATIENTS = (90_001, 90_007)  # seeds of films that the bone model has not learnt from
 NAMES = {
-    "ours": "pre-trained here, without labels",
-    "imagenet": "ImageNet, EfficientNet-Lite0",
+    "cxr-small": "cxr-small, pre-trained without labels",
+    "ImageNet": "ImageNet, the same network at 224²",
     "pixels": "bare pixels",
-    "random": "the same network, untrained",
 }
 
 
 def main() -> None:
     """Draw two pairs of films and the curve in a row."""
-    suppressor = load_bone_suppressor(sys.argv[1])
+    suppressor = load_bone_suppressor(locate_model(Path("bones-small")))
     films = [draw_phantom_pair(patient, 4, 512, "normal").film_HW for patient in PATIENTS]
-    table = pd.read_csv(HERE.parent / "proof/kermany3/results.csv")
+    table = pd.read_csv(HERE.parent / "proof/encoder/summary.csv")
+    table = table[(table["task"] == "kermany3") & (table["head"] == "linear") & (table["metric"] == "auroc")]
     figure, axes = plt.subplots(1, 5, figsize=(13, 2.9), layout="constrained", width_ratios=[1, 1, 1, 1, 1.7])
     for place, film_HW in enumerate(films):
         draw_film(axes[2 * place], film_HW, "generated film")
         draw_film(axes[2 * place + 1], suppressor.suppress(film_HW), "without bone")
-    draw_curve(axes[4], table[table["metric"] == "auroc"])
+    draw_curve(axes[4], table)
     figure.savefig(HERE / "readme.png", dpi=100)
 
 
@@ -53,7 +53,7 @@ def draw_curve(axis: plt.Axes, table: pd.DataFrame) -> None:
     """Draw AUROC against the number of labelled films, with intervals."""
     for place, (encoder, name) in enumerate(NAMES.items()):
         rows = table[table["encoder"] == encoder].sort_values("n_train_films")
-        films = rows["n_train_films"] * 1.05 ** (place - 1.5)
+        films = rows["n_train_films"] * 1.05 ** (place - 1)
         axis.vlines(films, rows["low"], rows["high"], color=COLOURS[place], alpha=0.5)
         axis.plot(films, rows["value"], color=COLOURS[place], marker=MARKERS[place], markersize=4, label=name)
     axis.set_xscale("log")
