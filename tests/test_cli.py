@@ -202,6 +202,14 @@ def test_a_complaint_in_a_box_becomes_one_line() -> None:
         ("frobnicate", "there is no command 'frobnicate'; chess-cxr --help lists the commands"),
         ("finetune", "there is no command 'finetune'; there are finetune classify, finetune bones, finetune nodules"),
         ("ingest films --tabel x", "there is no option --tabel; perhaps --table; see chess-cxr ingest --help"),
+        (
+            "ingest films --out x --stratify",
+            "there is no option --stratify; perhaps --no-stratify; see chess-cxr ingest --help",
+        ),
+        (
+            "finetune bones e p --out x --spread --lr 4",
+            "there is no option --spread; perhaps --no-spread; see chess-cxr finetune bones --help",
+        ),
         ("ingest films --sizes 5", "there is no option --sizes; see chess-cxr ingest --help"),
         ("ingest films --workers many", "--workers must be a whole number, not 'many'; see chess-cxr ingest --help"),
         ("plan --images many", "--images must be a number, not 'many'; see chess-cxr plan --help"),

@@ -79,9 +79,9 @@ WORDINGS = {
     r"Error parsing (\S+): .*?base 10: ('.*?').*": r"\1 must be a whole number, not \2",
     r"Error parsing (\S+): .*?could not convert string to float: ('.*?').*": r"\1 must be a number, not \2",
     r"Error parsing (\S+): ": r"\1: ",
-    r"Unrecognized options: (--[^\s,]+)[^;]*": r"there is no option \1",
+    r"Unrecognized options: (--[^\s,;]+)[^;]*": r"there is no option \1",
     r"Unrecognized options: ([^;]*)": r"too many words: \1",
-    r"; Perhaps you meant: (--[\w-]+).*": r"; perhaps \1",
+    r"; (?:Perhaps you meant|Arguments similar to \S+): (--[\w-]+).*": r"; perhaps \1",
 }
 
 

@@ -334,11 +334,15 @@ def test_a_page_shows_no_views_of_films_that_the_run_does_not_know(
         write_run_page(run, [one_picture])
 
 
-def test_where_an_encoder_lay_does_not_travel_with_the_weights(
+def test_where_an_encoder_and_a_list_of_films_lay_does_not_travel_with_the_weights(
     encoder: Path, small_store: Path, tmp_path: Path
 ) -> None:
-    run = pretrain(small_store, tmp_path / "run", build_tiny_config(), begin_from=f"{encoder}/")
+    films = tmp_path / "films.csv"
+    open_store(small_store).films[["uid"]].to_csv(films, index=False)
+    config = replace(build_tiny_config(), films=str(films))
+    run = pretrain(small_store, tmp_path / "run", config, begin_from=f"{encoder}/")
     assert read_run_config(run)["begin_from"] == str(encoder)
     exported = load_encoder(export(run, tmp_path / "encoder"))
-    assert exported.training.config["begin_from"] == "encoder"
-    assert str(encoder.parent) not in (tmp_path / "encoder" / "config.json").read_text()
+    assert (exported.training.config["begin_from"], exported.training.config["films"]) == ("encoder", "films.csv")
+    written = "".join((tmp_path / "encoder" / name).read_text() for name in ("config.json", "README.md"))
+    assert str(encoder.parent) not in written and str(tmp_path) not in written

@@ -63,7 +63,7 @@ def export(
         method=f"{METHOD_TITLES[config.method.name]}, preset {config.preset}{averaged}{begun}",
         date=datetime.date.today().isoformat(),
         # do not publish this machine's paths
-        config=described | {"begin_from": Path(config.begin_from).name},
+        config=described | {"begin_from": Path(config.begin_from).name, "films": Path(config.films).name},
         seconds=sum_seconds(run, config.training.batch, step),
         machine=_name_machine(run),
     )
