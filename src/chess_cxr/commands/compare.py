@@ -133,7 +133,7 @@ def benchmark(
     Example: chess-cxr benchmark suite.toml --out result
 
     Args:
-        suite: a TOML file, or the name of a preset: paper, or paper-small, which needs nothing else.
+        suite: a TOML file, or the name of a preset: paper, or paper-small, which needs no films.
         out: folder for results.parquet, summary.csv, differences.csv, predictions/, table.md and report.html.
         stores: for a preset: stores, each a task with all its labels.
         encoders: for a preset: NAME=ENCODER, such as CheSS=chess:chess.pth.tar ours=encoders/first.
@@ -146,7 +146,7 @@ def benchmark(
         device: auto, cpu, cuda, cuda:N or mps; by default as in the suite.
         card: the encoder that card_section.md describes, by default the reference; and files of task cards: another
             split, label or protocol than theirs is refused.
-        pictures: leave films out of the page, to pass it on where films may not go.
+        pictures: whether the page shows films; without them it may go where films may not.
         json: print summary, differences and failures as JSON.
         quiet: show no progress.
     """

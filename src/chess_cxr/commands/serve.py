@@ -23,16 +23,17 @@ def serve(
 ) -> None:
     """Serve models in the browser, over REST and in the PACS.
 
-    MODEL is a folder from finetune classify or finetune bones, or an encoder by folder or name; several are served at
-    once.  The page is at http://HOST:PORT/, REST at /v1/, its description at /openapi.json.  With --dicom-port or
-    --pull it is a PACS node too.  Runs until Ctrl-C.  Research software, not a medical device.
+    MODEL is a folder from finetune classify or finetune bones, an encoder by folder or name, or a published bone model,
+    such as bones-small; several are served at once.  The page is at http://HOST:PORT/, REST at /v1/, its description at
+    /openapi.json.  With --dicom-port or --pull it is a PACS node too.  Runs until Ctrl-C.  Research software, not a
+    medical device.
 
     Example: chess-cxr serve models/findings models/bones
 
     Args:
         models: model folders and encoders.
         rest: the server and the page.
-        pacs: the PACS node; host, workers, limits, film-mib and trusted-network hold for REST too.
+        pacs: the PACS node; --host, --workers, --film-mib, --trusted-network and the limits hold for REST too.
     """
     check_workers(pacs.workers)
     if not models:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from chess_cxr.encoders.names import locate_model
 from chess_cxr.files.whole import read_json
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.answer import FilmAnswer
@@ -90,7 +91,7 @@ class Models:
 
 
 def load_models(names: Sequence[str], options: RestOptions) -> Models:
-    """Load models and encoders by folder or, encoders, by any name that `load_encoder` takes.
+    """Load models and encoders by folder, by the name of a published one, or by any name that `load_encoder` takes.
 
     Raises `UsageError` for two of the same name, and whatever loading them raises.
     """
@@ -99,7 +100,9 @@ def load_models(names: Sequence[str], options: RestOptions) -> Models:
     classifiers: dict[str, Classifier] = {}
     bones: dict[str, BoneSuppressor] = {}
     encoders: dict[str, ServedEncoder] = {}
-    for location in names:
+    for named in names:
+        published = locate_model(Path(named))
+        location = named if published == Path(named) else str(published)
         name, task = _find_name(location), _find_task(location)
         if name in (*classifiers, *bones, *encoders):
             raise UsageError(f"two models are named {name}")

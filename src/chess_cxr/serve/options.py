@@ -28,13 +28,13 @@ class PacsOptions:
         dicom_port: port for C-STORE and C-ECHO; 0 opens none.
         aet: own AE title.
         calling: AE titles that may connect.
-        host: address to listen at; another than loopback needs TLS for the port, a token for REST, or trusted_network.
-        tls_certificate: own certificate (PEM) with its key in tls_key; tls_clients: certificates of the authorities
-            whose clients may connect.
-        tls_key: key of tls_certificate.
-        tls_clients: see tls_certificate.
-        results_tls: certificates of the authorities (PEM) that vouch for the node in results_to; results then go by
-            TLS, with tls_certificate, if given, as own certificate.
+        host: address to listen at; another than loopback needs TLS for the port, a token for REST or
+            --trusted-network.
+        tls_certificate: own certificate (PEM); --tls-key and --tls-clients belong to it.
+        tls_key: key of the own certificate.
+        tls_clients: certificates of the authorities whose clients may connect.
+        results_tls: certificates of the authorities (PEM) that vouch for the node that gets the results; they then go
+            by TLS, with the own certificate, if there is one.
         trusted_network: others on this network may be trusted, or a proxy in front checks who connects.
         pull: URL of a DICOMweb server to ask for new studies.
         pull_days: how many days back studies are asked for.
@@ -48,7 +48,7 @@ class PacsOptions:
         tries: how often a film is tried before it fails; a server that is down does not count.
         first_wait: seconds before the second try; each further wait is twice as long.
         longest_wait: longest wait between two tries, in seconds.
-        report_refusals: also report why a film was refused.
+        report_refusals: whether to report also why a film was refused.
     """
 
     spool: Path

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from chess_cxr.evaluation.image_metrics import compute_psnr
+from chess_cxr.serve.models import load_models
+from chess_cxr.serve.rest_options import RestOptions
 from chess_cxr.tasks.bones.model import load_bone_suppressor
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
 from command_line import run
@@ -42,3 +44,8 @@ def test_the_command_finds_it_by_its_name(tmp_path: Path) -> None:
 def test_its_card_says_what_it_may_not_be_used_for() -> None:
     card = (FOLDER / "README.md").read_text()
     assert "not a medical device" in card and "Research only" in card and "THIS_FOLDER" not in card
+
+
+def test_it_is_served_by_its_name() -> None:
+    models = load_models(["bones-small"], RestOptions())
+    assert list(models.bones) == ["bones-small"] and models.bones["bones-small"].sha256

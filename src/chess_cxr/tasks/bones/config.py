@@ -22,7 +22,7 @@ class BonesConfig:
         compare: comparison of features in the perceptual loss.
         balance: set the stage weights on training films, so that each stage costs a fifth of L1.
         keep_nodules: weight of the loss on nodules that are added to film and target; 0 leaves them out.
-        spread: learn also how far the bone image may be off.
+        spread: whether to learn also how far the bone image may be off.
         caution: how many times its expected error is left of the bone; needs the spread.
         steps: number of optimisation steps.
         batch: pairs per step.

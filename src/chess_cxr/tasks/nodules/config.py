@@ -26,7 +26,7 @@ class NodulesConfig:
         feature_matching: weight of the feature matching loss; spade only.
         kld: weight of the Kullback-Leibler divergence of the style vector; spade only.
         r1: weight of the discriminator's gradient penalty; spade only.
-        vary: make nodules differ: told size and contrast, with a latent that can be found again; spade, inpaint only.
+        vary: whether nodules differ: told size and contrast, and a latent that can be found again; spade, inpaint only.
         ema: decay of the averaged generator.
         steps: number of optimisation steps.
         batch: films per step.
