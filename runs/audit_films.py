@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from is_complete import is_complete
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -49,7 +50,7 @@ ORIGINS = dict(enumerate(("JPCLN098", "JPCNN016", "JPCNN084", "JPCNN059", "JPCLN
 def ingest(data: Path, out: Path, name: str) -> Store:
     """Ingest one set, unless it was; bone_pairs with what the picture alone calls no chest, its suppressed films."""
     store = out / f"{name}.lance"
-    if not store.exists():
+    if not is_complete(str(store)):
         words = {
             "pool": [data, "--table", data / "pool.csv", "--columns", "path=file", "patient=patient"],
             "jsrt": [data / "jsrt/images"],

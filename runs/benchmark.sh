@@ -8,7 +8,7 @@ data=$1 out=$2
 # The key of runs/real_films.sh: a film has the same hash in both stores, and films the encoder has seen are told.
 export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
 
-if [ ! -e "$out/jsrt.lance" ]; then
+if ! python "$here/is_complete.py" "$out/jsrt.lance"; then
   python "$here/make_jsrt_table.py" "$data" "$out/jsrt_table.csv"
   chess-cxr ingest "$data" --out "$out/jsrt.lance" --table "$out/jsrt_table.csv" --site jsrt --val 0.1 --test 0.4 \
     --columns path=file patient=patient age=age sex=sex view=view labels=nodule,malignant | tee "$out/jsrt_ingest.txt"

@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 data=$1 folder=$2 out=$3 split=$4
 shift 4
 export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
-if [ ! -e "$folder/squares.lance" ]; then
+if ! python "$here/is_complete.py" "$folder/squares.lance"; then
   python "$here/make_jsrt_crops.py" "$data" "$folder"
   chess-cxr ingest "$folder" --out "$folder/squares.lance" --table "$folder/crops.csv" --site jsrt --no-stratify \
     --val 0.2 --test 0.4 --columns path=file patient=patient labels=nodule --quality.no-quarantine-not-chest
@@ -18,13 +18,8 @@ mkdir -p "$out"
 {
   printf 'on = "%s"\n' "$split"
   [ "$split" = val ] || echo 'audit = true'
-  cat "$here/judge_suite.toml" | sed "s#store = \"#store = \"$(realpath "$folder")/#"
-  printf '\n[encoders]\n'
-  for named in "$@"; do
-    name=${named%%=*} spec=${named#*=}
-    [ -e "$spec" ] && spec=$(realpath "$spec")
-    printf '"%s" = "%s"\n' "$name" "$spec"
-  done
+  sed "s#store = \"#store = \"$(realpath "$folder")/#" "$here/judge_suite.toml"
+  "$here/list_encoders.sh" "$@"
 } > "$out/suite.toml"
 rm -rf "$out/$split"
 chess-cxr benchmark "$out/suite.toml" --out "$out/$split" --cells "$folder/cells"

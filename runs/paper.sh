@@ -12,12 +12,7 @@ export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
 suite=$out.suite.toml
 {
   sed -e "s#store = \"#store = \"$folder/#" -e "s#places = \[\"#places = [\"$data/#" "$here/paper_suite.toml"
-  printf '\n[encoders]\n'
-  for named in "$@"; do
-    name=${named%%=*} spec=${named#*=}
-    [ -e "$spec" ] && spec=$(realpath "$spec")
-    printf '"%s" = "%s"\n' "$name" "$spec"
-  done
+  "$here/list_encoders.sh" "$@"
   printf 'scratch = "random"\nImageNet = "imagenet"\n'
 } > "$suite"
 if [ -n "${TINY:-}" ]; then

@@ -22,7 +22,7 @@ The train split of a pool of 5,960 public chest radiographs, about 68 % of them 
 CARD
 )
 
-if [ ! -e "$out/pool.lance" ]; then
+if ! python "$here/is_complete.py" "$out/pool.lance"; then
   python "$here/make_pool_table.py" "$data" "$out/pool_table.csv"
   chess-cxr ingest "$data" --out "$out/pool.lance" --table "$out/pool_table.csv" --site pool --no-stratify --val 0.1 --test 0.3 \
     --columns path=file patient=patient split=split class=label age=age sex=sex view=view labels=one_percent,$findings \

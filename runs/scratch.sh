@@ -3,6 +3,7 @@
 # usage: [DRAWS=5] [WORKERS=2] runs/scratch.sh FOLDER OUT NAME=ENCODER [OTHER=ENCODER …]
 #   FOLDER: what runs/wide_pool.sh DATA FOLDER has filled.  Started again after an interruption, it continues.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 folder=$(realpath "$1") out=$2
 shift 2
 {
@@ -18,13 +19,8 @@ first_draw = "one_percent"
 fractions = []
 film_counts = [31]
 heads = ["full"]
-[encoders]
 TOML
-  for named in "$@"; do
-    spec=${named#*=}
-    [ -e "$spec" ] && spec=$(realpath "$spec")
-    printf '"%s" = "%s"\n' "${named%%=*}" "$spec"
-  done
+  "$here/list_encoders.sh" "$@"
   printf 'scratch = "random"\nImageNet = "size=96:imagenet:tf_efficientnet_lite0"\n'
 } > "$out.toml"
-chess-cxr benchmark "$out.toml" --out "$out" --cells "$out.cells" --no-pictures --workers ${WORKERS:-2}
+chess-cxr benchmark "$out.toml" --out "$out" --cells "$out.cells" --no-pictures --workers "${WORKERS:-2}"

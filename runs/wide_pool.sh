@@ -12,5 +12,5 @@ labels=one_percent,tuberculosis,female,aged_50,nodule_or_mass,Atelectasis,Cardio
 labels+=,Fibrosis,Hernia,Infiltration,Mass,Nodule,Pleural_Thickening,Pneumonia,Pneumothorax,No_Finding
 python "$here/make_pool_table.py" "$data" "$out/wide_table.csv" pool_wide.csv
 chess-cxr ingest "$data" --out "$out/wide.lance" --table "$out/wide_table.csv" --site pool --no-stratify --val 0.1 --test 0.3 \
-  --columns path=file patient=patient site=set split=split class=label age=age sex=sex view=view labels=$labels \
+  --columns path=file patient=patient site=set split=split class=label age=age sex=sex view=view "labels=$labels" \
   "${@:3}"
