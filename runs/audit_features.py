@@ -1,6 +1,6 @@
 """Measure how many altered copies of real films an audit finds by hashes, by features as well, and thoroughly.
 
-usage: OMP_NUM_THREADS=1 python audit_features.py STORE ENCODER OUT [FILMS] [COPIES]
+usage: OMP_NUM_THREADS=1 python runs/audit_features.py STORE ENCODER OUT [FILMS] [COPIES]
 
 Takes FILMS films of the store, and beside them copies of COPIES of them, altered in four ways that a hash may miss: a
 crop of 60 to 80 % of each side, the same moved and turned by up to 8 degrees, another exposure (gamma, contrast and

@@ -1,6 +1,6 @@
 """How well the audit finds copies among real films, and what it costs: the figures of docs/proof/audit.md.
 
-usage: OMP_NUM_THREADS=1 python audit_films.py DATA OUT [PART...]      DATA: the folder that holds pool.csv
+usage: OMP_NUM_THREADS=1 python runs/audit_films.py DATA OUT [PART...]      DATA: the folder that holds pool.csv
 
 Ingests the pool (kermany3, nih_covid, covid_cxnet, jsrt), jsrt alone and bone_pairs as `chess-cxr ingest` does, then
 runs the parts: hash, thorough (both on the pool), figures (bone_pairs among jsrt), threshold (bone_pairs in the pool),

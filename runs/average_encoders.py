@@ -1,6 +1,6 @@
 """Average the weights of two encoders that began with the same ones, and estimate BatchNorm's statistics anew.
 
-usage: python average_encoders.py FIRST SECOND SHARE STORE OUT
+usage: python runs/average_encoders.py FIRST SECOND SHARE STORE OUT
     FIRST: may be imagenet:tf_efficientnet_lite0, made grey.  SHARE: of the second, from 0 to 1.
     STORE: 2,000 of its films that SECOND has seen give the statistics.
 """

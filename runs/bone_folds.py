@@ -44,7 +44,7 @@ SHOWN = ("psnr", "ssim", "ms_ssim", "rmse", "bsr", "lpips", "rib_residual_from_t
 
 def main() -> None:
     """Train, score and tabulate."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder")
     parser.add_argument("out", type=Path)
     for name in ("pairs", "jsrt", "ct", "other"):

@@ -1,7 +1,7 @@
 """Fit four squares of four pairs again and again: a network that cannot do it has a fault in its head or its loss.
 
-Run: python runs/bone_overfit.py cxr-small bone_jsrt --head softplus
-     python runs/bone_overfit.py cxr-small bone_jsrt
+Run: python runs/bone_overfit.py cxr-first bone_jsrt --head softplus
+     python runs/bone_overfit.py cxr-first bone_jsrt
 Prints the share of the bone that is left (1 − <found, true> / <true, true>), its absolute error as a share of the bone,
 found and true bone, and the norm of the gradients.
 """
@@ -25,7 +25,7 @@ SQUARES = 4
 
 def main() -> None:
     """Fit, and print every 20 steps."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder")
     parser.add_argument("pairs", help="a folder of pairs, or phantom:4@256")
     parser.add_argument("--head", choices=("linear", "softplus"), default="linear")

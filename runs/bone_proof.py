@@ -1,7 +1,7 @@
 """Compare perceptual networks for bone suppression: on phantoms (SYNTHETIC), and on real pairs by cross-validation.
 
-Run: python runs/bone_proof.py phantom weights/cxr-small OUT
-     python runs/bone_proof.py real weights/cxr-small OUT --pairs FOLDER [--steps 600 --data "phantom + real"]
+Run: python runs/bone_proof.py phantom weights/cxr-first OUT
+     python runs/bone_proof.py real weights/cxr-first OUT --pairs FOLDER [--steps 600 --data "phantom + real"]
 Each run's scores are kept in OUT, one row a film; the same command goes on where it was stopped.
 """
 
@@ -50,7 +50,7 @@ STEPS = {"phantom": 200, "real": 150}
 
 def main() -> None:
     """Parse the command and run the part that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("phantom", "real"))
     parser.add_argument("encoder")
     parser.add_argument("out", type=Path)

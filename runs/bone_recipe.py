@@ -36,7 +36,7 @@ SHOWN = 4
 
 def main() -> None:
     """Train one recipe and score it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--name", required=True)

@@ -1,6 +1,6 @@
 """Count what the installed judge of films flags and leaves out, to compare two versions of it.
 
-usage: PYTHONPATH=CHECKOUT/src python count_judged.py DATA PHOTOGRAPHS [SET ...]
+usage: PYTHONPATH=CHECKOUT/src python runs/count_judged.py DATA PHOTOGRAPHS [SET ...]
 
 Judges screenshots, blank films, PHOTOGRAPHS, pydicom's pictures, pieces of projected CT, and the films of the named
 sets of pool_wide.csv, as the ingest does: by `judge_film` with its default options.

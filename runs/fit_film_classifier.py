@@ -1,6 +1,6 @@
 """Fit the classifiers of chess_cxr.ingest.film_classifier on real films, and measure them on films not seen.
 
-usage: python fit_film_classifier.py DATA MEASURED.json [PHOTOGRAPHS]
+usage: python runs/fit_film_classifier.py DATA MEASURED.json [PHOTOGRAPHS]
 
 DATA holds pool_wide.csv, nasty, dicom, bone_jsrt, bone_pairs and ct_nodules.  All films fit the weights.  The same fit
 is repeated without each data set, and all films of that set are judged by it; the thresholds of QualityOptions were

@@ -1,6 +1,6 @@
 """Fit the lung network of chess_cxr.tasks.nodules.lungs on SYNTHETIC films, and measure it on real JSRT films.
 
-usage: python fit_lung_fields.py JSRT [--measure]
+usage: python runs/fit_lung_fields.py JSRT [--measure]
 
 JSRT holds images, masks (bits 1 and 2: right and left lung) and cases.csv.  No real film is trained on and none chooses
 anything; all but the low_contrast ones are measured.  The weights go where the package keeps them, in half precision.

@@ -1,6 +1,6 @@
 """Measure how bright real nodules are by their size, and whether inserted ones are alike.
 
-usage: python fit_nodule_contrast.py JSRT CT_NODULES
+usage: python runs/fit_nodule_contrast.py JSRT CT_NODULES
 
 The constants of chess_cxr.tasks.nodules.insertion are read off the nodules of the train films (seed 0, 15 % val, 25 %
 test by patient); nothing is fitted on the others. Contrast: median inside half of the radius less the mean of the lung

@@ -1,8 +1,9 @@
 """Use a quarter of an hour of one CUDA card: pre-train ResNet-50 at 224 px, judge it, test, bring the weights home.
 
-usage: python gpu_quarter.py pack STORE PACK.parquet [--megabytes 60] [--side 224]
-       python gpu_quarter.py go PACK.parquet OUT --minutes 13 [--do train judge tests speed] [--config FILE]
-       python gpu_quarter.py join OUT ENCODER --licence TEXT --data TEXT
+usage: python runs/gpu_quarter.py pack STORE PACK.parquet [--megabytes 60] [--side 224]
+       python runs/gpu_quarter.py go PACK.parquet OUT --minutes 13 [--do train judge tests speed] [--config FILE]
+                                      [--work WORK]
+       python runs/gpu_quarter.py join OUT ENCODER --licence TEXT --data TEXT
 
 pack, anywhere: the films of a store with labels and splits in one file, as JPEG of the best quality that fits; where a
 quality of 40 does not fit, the films shrink.
@@ -11,8 +12,8 @@ go, where the card is, with this repository and the pack alone (runs/gpu_quarter
 steps, then trains as many as fit; what stops it early loses a checkpoint's steps only.  Writes OUT/weights.NN, pieces
 of at most 16 MB with the encoder and its heads in half precision, OUT/manifest.json with their SHA-256 and all else
 that an encoder folder says, and OUT/report.txt: the encoder by linear probe on the packed labels (val films), the
-CUDA tests, and benchmarks/training_step.py.  WORK keeps the run, so that a second call goes on: `--do train` first,
-then `--do judge tests speed`.
+CUDA tests, and benchmarks/training_step.py.  WORK, by default out/gpu_quarter, keeps the run, so that a second
+call goes on: `--do train` first, then `--do judge tests speed`.
 
 join, at home: checks every piece, writes the encoder folder, and checks that it embeds the test film as it did there.
 """

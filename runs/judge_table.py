@@ -1,7 +1,7 @@
 """Print what judged encoders got: mean AUROC by task and label share, one table a head.
 
-usage: python judge_table.py JUDGED/val [--intervals] [--transpose]
-       python judge_table.py JUDGED/test --differences   # to the first encoder; shown: p < 0.05 after Holm
+usage: python runs/judge_table.py JUDGED/val [--intervals] [--transpose]
+       python runs/judge_table.py JUDGED/test --differences   # to the first encoder; shown: p < 0.05 after Holm
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Cut squares of lung with and without a nodule out of JSRT's films, with a table for `chess-cxr ingest`.
 
-usage: python make_jsrt_crops.py DATA OUT
+usage: python runs/make_jsrt_crops.py DATA OUT
 
 Each film with a nodule gives one square around it, a little off its middle, and one of healthy lung at a random place;
 each film without gives two of healthy lung.  A square is 96 pixels wide: 67 mm.  Patients are named as in

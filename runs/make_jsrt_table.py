@@ -1,6 +1,6 @@
 """Turn JSRT's table of cases into a table for `chess-cxr ingest`.
 
-usage: python make_jsrt_table.py DATA OUT.csv
+usage: python runs/make_jsrt_table.py DATA OUT.csv
 
 Each case is a film of a patient of its own.  Files and patients are named as in make_pool_table.py, so that under the
 same key a film has the same hash in both stores.

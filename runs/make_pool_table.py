@@ -1,6 +1,6 @@
 """Join a pool of films with the label tables of its sets into one table for `chess-cxr ingest`.
 
-usage: python make_pool_table.py DATA OUT.csv [pool_wide.csv]
+usage: python runs/make_pool_table.py DATA OUT.csv [pool_wide.csv]
 
 Without the last argument the pool is pool.csv.  Patients are named by set, so that no two sets share one by accident;
 only NIH patients are named alike in nih_covid and nih_adult, where some of them have films in both.  kermany3,

@@ -1,6 +1,6 @@
 """Do made nodules help to find nodules?  A classifier of squares and a detector on films of patients left out.
 
-Run: python runs/nodule_gain.py weights/cxr-small JSRT CT_NODULES OUT [--begin-from FLOW] [--steps 500]
+Run: python runs/nodule_gain.py weights/cxr-first JSRT CT_NODULES OUT [--begin-from FLOW] [--steps 500]
 (hours; in place of JSRT also phantom:200@256#7, SYNTHETIC, whose truth is exact), or with --quick to see that it runs.
 Three folds by patient.  Of each fold's training patients 10, 30 or all keep their nodule; generators learn from these
 alone, and made nodules, 0.5 to 16 times as many, go into healthy films of the training patients, never into others'.
@@ -54,7 +54,7 @@ Scores = dict[str, np.ndarray]  # by "encoder|squares or grid|kind|times"
 
 def main() -> None:
     """Score all folds and numbers of real nodules, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("encoder", "jsrt", "ct_nodules"):
         parser.add_argument(name)
     parser.add_argument("out", type=Path)

@@ -1,6 +1,6 @@
 """Compare perceptual networks for painting nodules into real JSRT films of patients left out, three folds.
 
-Run: python runs/nodule_jsrt.py weights/cxr-small JSRT CT_NODULES OUT [--steps 500] [--recipes 0 7 8 9] [--seed 0]
+Run: python runs/nodule_jsrt.py weights/cxr-first JSRT CT_NODULES OUT [--steps 500] [--recipes 0 7 8 9] [--seed 0]
 A generator for each fold learns from its training patients; made nodules lie in films of the others and are judged
 against the others' real nodules: by networks (--judges adds some, such as a CXR encoder of another seed and method; a
 network that was in a loss judges nothing, and a random one is a floor), and by a linear classifier that tells made from
@@ -51,7 +51,7 @@ Order = tuple[NoduleFilm, NoduleRequest]
 
 def main() -> None:
     """Score real nodules, no nodules and inserted ones, then each recipe."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("encoder", "jsrt", "ct_nodules"):
         parser.add_argument(name)
     parser.add_argument("out", type=Path)

@@ -1,6 +1,6 @@
 """Compare perceptual networks for nodule generation: whole phantom films (SYNTHETIC) of 64 pixels.
 
-Run: python runs/nodule_proof.py weights/cxr-small OUT [--seeds 0 1 2] [--recipes 0 1 2 3] [--steps 500]
+Run: python runs/nodule_proof.py weights/cxr-first OUT [--seeds 0 1 2] [--recipes 0 1 2 3] [--steps 500]
 Each run's distances are kept in OUT, one row a judge; the same command goes on where it was stopped.
 """
 
@@ -53,7 +53,7 @@ SIDE = 64
 
 def main() -> None:
     """Train, generate on held-out masks and styles, and judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("encoder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -37,7 +37,7 @@ ARMS = {
 
 def main() -> None:
     """Train each setting and compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jsrt")
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=500)

@@ -1,6 +1,6 @@
 """Measure how well MoCo's queries tell their own key from newer and older keys of other films, at a run's checkpoint.
 
-usage: OMP_NUM_THREADS=1 python queue_age.py RUN STORE
+usage: OMP_NUM_THREADS=1 python runs/queue_age.py RUN STORE
 
 Prints the mean cosine of queries to their own key, to this step's keys of other films, and to the queue from its newest
 to its oldest step.  If those fall with age, age tells positives from the queue.

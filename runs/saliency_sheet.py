@@ -1,7 +1,7 @@
 """Play the pointing game on films whose findings have known places, and draw a sheet of maps.
 
-usage: python saliency_sheet.py phantom:FINDING ENCODER SHEET.png    generated films (SYNTHETIC), that finding or normal
-       python saliency_sheet.py DATA/jsrt ENCODER SHEET.png          JSRT, nodule or not: cases.csv, images/, masks/
+usage: python runs/saliency_sheet.py phantom:FINDING ENCODER SHEET.png   SYNTHETIC films: that finding or normal
+       python runs/saliency_sheet.py DATA/jsrt ENCODER SHEET.png         JSRT, nodule or not: cases.csv, images/, masks/
 
 A linear probe is fitted on one half of the films (by patient, seed 0) and looked through, by Grad-CAM and by occlusion,
 on the other half's films with the finding.  A hit: the brightest point lies in the finding, or within 10 mm of it.

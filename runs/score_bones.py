@@ -19,7 +19,7 @@ from chess_cxr.tasks.bones.model import load_bone_suppressor
 from chess_cxr.tasks.bones.pairs import read_pairs, split_pairs
 from chess_cxr.tasks.bones.score import score_pair, shrink_pair
 
-parser = argparse.ArgumentParser(description=__doc__)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", type=Path)
 parser.add_argument("out", type=Path)
 parser.add_argument("--pairs", nargs="+", required=True)

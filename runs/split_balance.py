@@ -1,6 +1,6 @@
 """How evenly the splits share the labels of real films: the figures of the splits in docs/log.md.
 
-usage: OMP_NUM_THREADS=1 python split_balance.py DATA [SEEDS]      DATA: the folder that holds kermany3 and nih_covid
+usage: OMP_NUM_THREADS=1 python runs/split_balance.py DATA [SEEDS]    DATA: the folder that holds kermany3 and nih_covid
 
 Printed is how far each label's prevalence in val (0.1 of the patients) and test (0.2) is from that in all films, as a
 share of it: mean over labels, both splits and 20 seeds, with the standard deviation over the seeds, and the largest.

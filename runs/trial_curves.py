@@ -1,6 +1,6 @@
 """Draw and list how the encoders of trials became better: kNN and linear AUROC on val films, and effective rank.
 
-usage: python trial_curves.py TRIALS STORE OUT.svg [--seconds 600]
+usage: python runs/trial_curves.py TRIALS STORE OUT.svg [--seconds 600]
 
 TRIALS: what runs/trials.py wrote.  Films and labels are those of a run's probe, and so is the untrained network, which
 is the one that the first trial began with.  Every trial took the same CPU seconds, evenly over its steps.

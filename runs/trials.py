@@ -1,6 +1,6 @@
 """Train encoders by several recipes for the same CPU seconds, one after the other, each on one thread.
 
-usage: python trials.py TRIALS.toml STORE OUT [--seconds 600] [--core 1] [--only NAME ...]
+usage: python runs/trials.py TRIALS.toml STORE OUT [--seconds 600] [--core 1] [--only NAME ...]
 
 TRIALS.toml holds a table [trials.NAME] for each recipe: what differs from the preset `cpu_small`, nested as in a run's
 config.json.  A `method` with a name, and everything that is no table, takes the preset's place; other tables are

@@ -1,6 +1,6 @@
 """Draw pairs of views of SYNTHETIC films, and tell how much of the lungs crops keep on real ones.
 
-usage: python view_sheet.py SHEET.png [DATA]     DATA: holds jsrt/masks, lung masks of real films
+usage: python runs/view_sheet.py SHEET.png [DATA]     DATA: holds jsrt/masks, lung masks of real films
 
 The sheet: a row a film, the film and then three pairs of views, drawn as in training with the preset `chess_strong`.
 The table: the share of each film's lungs that a view of it shows, over all films and `DRAWS` views of each, by `keep`

@@ -1,9 +1,9 @@
-"""Write the configurations of the trials in docs/log.md: `cpu_small` with one change each.
+"""Write the configurations of the first trials in docs/log.md: `cpu_small` as it was then, with one change each.
 
 usage: python runs/write_ablations.py   (writes runs/configs/*.json; train each with chess-cxr pretrain --config)
 
 Ablations are of 700 steps.  Those called quality_* last 20 minutes on one thread of a 2-core machine, for
-benchmarks/time_to_quality.py; continued_* begin with weights/cxr-small, for its first minutes.
+benchmarks/time_to_quality.py; continued_* begin with cxr-first, for its first minutes.
 """
 
 import json
@@ -18,6 +18,13 @@ from chess_cxr.training.run import describe
 from chess_cxr.views import ViewConfig
 
 
+def build_base() -> PretrainConfig:
+    """Return `cpu_small` with the four groups of BatchNorm that it had then; today the preset has eight."""
+    today = cpu_small()
+    assert isinstance(today.method, MoCoConfig)
+    return replace(today, method=replace(today.method, norm_groups=4))
+
+
 def vary(
     name: str,
     method: MoCoConfig | None = None,
@@ -25,14 +32,14 @@ def vary(
     training: TrainingConfig | None = None,
 ) -> PretrainConfig:
     """Return the short `cpu_small` with some of its parts replaced."""
-    base = cpu_small()
+    base = build_base()
     short = replace(training or base.training, steps=700, warmup=0.05, probe_every=100, checkpoint_every=100)
     return replace(base, preset=name, method=method or base.method, views=views or base.views, training=short)
 
 
 def build_ablations() -> list[PretrainConfig]:
     """Return all of them, the unchanged one first."""
-    base = cpu_small()
+    base = build_base()
     strong = replace(
         base.views, crop_area=(0.2, 1.0), gamma=(0.7, 1.4), gamma_p=0.5, contrast=(-0.3, 0.3), brightness=(-0.15, 0.15)
     )
@@ -48,7 +55,7 @@ def build_ablations() -> list[PretrainConfig]:
 
 def build_quality_trials() -> list[PretrainConfig]:
     """Return those of 20 minutes."""
-    base = cpu_small()
+    base = build_base()
     short = replace(base.training, steps=2160)
     half = replace(short, precision="bfloat16")
     return [
@@ -59,7 +66,7 @@ def build_quality_trials() -> list[PretrainConfig]:
 
 def build_continued() -> list[PretrainConfig]:
     """Return a run that continues as `continue_from` has it, and one whose trunk moves from the first step on."""
-    gentle = continue_from(cpu_small(), "weights/cxr-small")
+    gentle = continue_from(build_base(), "cxr-first")
     at_once = replace(gentle, training=replace(gentle.training, frozen_steps=0, warmup=0.0))
     return [replace(gentle, preset="continued_gently"), replace(at_once, preset="continued_at_once")]
 
