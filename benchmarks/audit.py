@@ -24,6 +24,7 @@ from chess_cxr.ingest.hashes import compute_hashes
 from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import draw_exposure, render_film
 from chess_cxr.store import open_store
+from memory import read_memory_mib
 
 COPIES = 500
 COSINES = (0.95, 0.97, 0.99)
@@ -60,22 +61,17 @@ def draw_hashes(like_ND: np.ndarray, films: int, seed: int) -> tuple[np.ndarray,
     return hash_ND, pair_C2
 
 
-def read_peak_mib() -> float:
-    """Peak resident memory of this process alone: `ru_maxrss` begins at the peak of the process that started it."""
-    return float(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def measure(hashes: Path, films: int, seed: int, exact: bool) -> None:
     """Measure one case in this process; print it as JSON."""
     hash_ND, pair_C2 = draw_hashes(np.load(hashes), films, seed)
-    before_mib, started = read_peak_mib(), time.process_time()
+    before_mib, started = read_memory_mib(), time.process_time()
     near = find_near_hashes(hash_ND, exact_below=films if exact else 0)
     seconds = time.process_time() - started
     found = set(zip(near.first.tolist(), near.second.tolist(), strict=True))
     kept = np.array([tuple(pair) in found for pair in pair_C2.tolist()])
     recall = [float(kept[number :: len(COSINES)].mean()) for number in range(len(COSINES))]
     told = {"seconds": seconds, "pairs": len(found), "recall": recall}
-    print(json.dumps(told | {"before": before_mib, "peak": read_peak_mib()}))
+    print(json.dumps(told | {"before": before_mib, "peak": read_memory_mib()}))
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
@@ -128,8 +127,3 @@ def train_peer(
                         "used": used}, growing)  # fmt: skip
             growing.replace(file)
     return network.eval()
-
-
-def count_bytes(network: nn.Module) -> int:
-    """Return the size of the weights."""
-    return len(safetensors.torch.save(dict(network.state_dict())))

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from memory import read_memory_mib
+
 
 def build_tree(folder: Path, films: int) -> None:
     """Write one picture a folder and link it until there are `films`: file systems limit the links of a file."""
@@ -28,12 +30,6 @@ def build_tree(folder: Path, films: int) -> None:
             Image.fromarray(ramp).save(picture)
         else:
             path.hardlink_to(picture)
-
-
-def read_peak_megabytes() -> float:
-    """Return this process's peak memory; `ru_maxrss` would begin at its parent's."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def ingest_tree(folder: Path, workers: int) -> None:
@@ -50,9 +46,7 @@ def ingest_tree(folder: Path, workers: int) -> None:
         )
     seconds = time.monotonic() - started
     rate = summary.films / seconds
-    print(
-        f"{summary.films:9,d} films  {seconds:6.0f} s  {rate:6.0f} films/s  {read_peak_megabytes():6.0f} MB", flush=True
-    )
+    print(f"{summary.films:9,d} films  {seconds:6.0f} s  {rate:6.0f} films/s  {read_memory_mib():6.0f} MB", flush=True)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ usage: OMP_NUM_THREADS=1 python benchmarks/listing_memory.py [ENTRIES...]
 """
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from chess_cxr.ingest.split import assign_stratified_splits
 from chess_cxr.records import FilmListing
 from chess_cxr.sources.folder import read_folder
+from memory import read_memory_mib
 
 KINDS = ("nested", "flat", "table", "split")
 ENTRIES = (10_000, 100_000, 1_000_000)
@@ -49,24 +49,16 @@ def list_source(root: Path, kind: str) -> FilmListing:
     return read_folder([root])
 
 
-def read_peak_mib() -> float:
-    """Peak resident memory of this process alone: `ru_maxrss` begins at the peak of the process that started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return float(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(root: Path, kind: str, entries: int) -> None:
     """Measure one case in this process; print it as JSON."""
-    before_mib, started = read_peak_mib(), time.perf_counter()
+    before_mib, started = read_memory_mib(), time.perf_counter()
     listing = list_source(root, kind)
     if kind == "split":
         assign_stratified_splits(listing, 0, 0.1, 0.2)
     else:
         assert sum(1 for _ in listing) == entries
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "before": before_mib, "peak": read_peak_mib()}))
+    print(json.dumps({"seconds": seconds, "before": before_mib, "peak": read_memory_mib()}))
 
 
 def main() -> None:

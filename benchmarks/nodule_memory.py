@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ingest_memory import read_peak_megabytes
+from memory import read_memory_mib
 from peers import import_peer
 
 SimpleITK = import_peer("SimpleITK")
@@ -56,14 +56,14 @@ def train(folder: Path, mode: str, workers: int) -> None:
         nonlocal read
         if stage.startswith("read") and done == total:
             read = time.monotonic() - started
-            print(f"read {total:,} films: {read:.0f} s, peak {read_peak_megabytes():.0f} MB", flush=True)
+            print(f"read {total:,} films: {read:.0f} s, peak {read_memory_mib():.0f} MB", flush=True)
 
     with build_ingest_pool(workers) as pool:
         result = finetune_nodules(
             "random:regnetx_002@64", [str(folder / "node21")], folder / "model", config, on_stage=show, executor=pool
         )
     test = result.films["scored"]["films"]
-    print(f"and trained a step, tested {test} films: peak {read_peak_megabytes():.0f} MB", flush=True)
+    print(f"and trained a step, tested {test} films: peak {read_memory_mib():.0f} MB", flush=True)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ from chess_cxr.sources.folder import read_folder
 from chess_cxr.sources.phantom.anatomy import draw_anatomy
 from chess_cxr.sources.phantom.film import draw_exposure, render_film
 from chess_cxr.store import begin_store, open_store
+from memory import read_memory_mib
 
 ROWS = 5_000_000
 COPIES, COSINE = 1000, 0.97
@@ -324,10 +325,6 @@ STEPS = {
 }
 
 # ---------------------------------------------------------------- measuring
-
-
-def read_memory_mib(field: str) -> float:
-    return float(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0]) / 1024
 
 
 class Clock:

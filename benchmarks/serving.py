@@ -8,6 +8,7 @@ Runtime and once by torch, and posts a film of 512 x 512 as PNG.
 """
 
 import argparse
+import contextlib
 import http.client
 import io
 import json
@@ -35,6 +36,7 @@ from chess_cxr.tasks.classify.objective import Classify
 from chess_cxr.tasks.classify.shape import HeadShape
 from chess_cxr.tasks.model_folder import describe_files, pack_tensors
 from chess_cxr.tasks.runtime import build_runtime_files
+from memory import read_memory_mib
 
 LABELS = [f"finding {number}" for number in range(14)]
 
@@ -110,7 +112,7 @@ class Server:
         """Return the resident memory of the server and its children, in MiB."""
         tasks = Path(f"/proc/{self.process.pid}/task")
         children = {pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
-        return sum(map(read_memory_mib, (str(self.process.pid), *children)))
+        return sum(map(read_resident_mib, (str(self.process.pid), *children)))
 
     def stop(self) -> None:
         """End it."""
@@ -118,13 +120,11 @@ class Server:
         self.process.wait(60)
 
 
-def read_memory_mib(pid: str) -> int:
+def read_resident_mib(pid: str) -> int:
     """Return the resident memory of a process, in MiB; 0 if it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+    with contextlib.suppress(OSError):
+        return int(read_memory_mib("VmRSS", pid))
+    return 0
 
 
 def soak(server: Server, film: bytes, minutes: int) -> None:

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,13 +19,9 @@ from chess_cxr.methods.moco import MoCo, MoCoConfig
 from chess_cxr.pretraining.plan import estimate_step_memory
 from chess_cxr.training.loop import TrainingConfig, build_optimizers, train
 from chess_cxr.training.precision import Precision
+from memory import read_memory_mib
 
 SETTINGS = ("regnetx_002@64/128", "resnet18@128/32", "resnet18@224/32", "resnet50@128/32", "resnet50@224/16")
-
-
-def read_megabytes(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
 
 
 def warm_up() -> None:
@@ -39,7 +34,7 @@ def measure(setting: str, precision: Precision) -> None:
     network, _, rest = setting.partition("@")
     size, batch = (int(number) for number in rest.split("/"))
     warm_up()
-    before = read_megabytes("VmRSS")
+    before = read_memory_mib("VmRSS")
     method = MoCo(MoCoConfig(architecture=network, queue=4096))
     method.to(memory_format=torch.channels_last)
     config = TrainingConfig(steps=3, batch=batch, precision=precision)
@@ -48,7 +43,7 @@ def measure(setting: str, precision: Precision) -> None:
     )
     for _ in steps:
         pass
-    measured = read_megabytes("VmHWM") - before
+    measured = read_memory_mib("VmHWM") - before
     memory = estimate_step_memory(method, (2, batch, 1, size, size), config)
     parts = ", ".join(f"{name} {value / 2**20:.0f}" for name, value in vars(memory).items() if value >= 2**19)
     estimated = memory.total / 2**20

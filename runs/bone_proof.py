@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def build_config(
-    recipe: tuple[str, str, str, float | None],
+    recipe: Recipe,
     size: int,
     args: argparse.Namespace,
     train: Sequence[FilmPair],

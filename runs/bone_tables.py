@@ -39,6 +39,13 @@ def pivot(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
+def say_seeds(value_FS: pd.DataFrame, sign: str = "") -> str:
+    """Return the mean of each seed, "" unless each of several seeds has a value of every film."""
+    if len(value_FS.columns) < 2 or value_FS.isna().to_numpy().any():
+        return ""
+    return "; by seed " + ", ".join(f"{value:{sign}.2f}" for value in value_FS.mean())
+
+
 def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
     """Write one row a recipe, and CXR against ImageNet."""
     known = {m: title for m, title in METRICS.items() if m in rows and rows[m].notna().any()}
@@ -48,7 +55,8 @@ def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
         cells = []
         for metric in known:
             value, low, high = resample(pivot(part, metric).to_numpy(float))
-            cells.append("" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]")
+            seeds = say_seeds(pivot(part, metric)) if metric == "psnr" else ""
+            cells.append("" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]{seeds}")
         lines.append(f"| {recipe} | " + " | ".join(cells) + " |")
     for one, other in (
         ("CXR, published weights", "ImageNet, published weights"),
@@ -63,10 +71,11 @@ def write_table(rows: pd.DataFrame, lines: list[str]) -> None:
     ):
         both = [rows[rows["recipe"] == name] for name in (one, other)]
         if all(len(part) for part in both):
-            first, second = (pivot(part, "psnr").mean(axis=1) for part in both)
-            value, low, high = resample((first - second).to_numpy(float)[:, None])
+            first, second = (pivot(part, "psnr") for part in both)
+            value, low, high = resample((first.mean(axis=1) - second.mean(axis=1)).to_numpy(float)[:, None])
+            seeds = say_seeds(first - second, "+")
             lines.append("")
-            lines.append(f"PSNR, {one} − {other}: {value:+.2f} dB [{low:+.2f}, {high:+.2f}]")
+            lines.append(f"PSNR, {one} − {other}: {value:+.2f} dB [{low:+.2f}, {high:+.2f}]{seeds}")
     lines.append("")
 
 
@@ -76,7 +85,8 @@ def main() -> None:
     lines = list[str]()
     if (out / "phantom.csv").exists():
         phantom = pd.read_csv(out / "phantom.csv")
-        lines += [f"### Phantoms (SYNTHETIC), {phantom['film'].nunique()} held-out patients, 3 seeds", ""]
+        films, seeds = (phantom[name].nunique() for name in ("film", "seed"))
+        lines += [f"### Phantoms (SYNTHETIC), {films} held-out patients, {seeds} seeds", ""]
         write_table(phantom, lines)
     if (out / "real.csv").exists():
         real = pd.read_csv(out / "real.csv")

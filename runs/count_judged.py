@@ -11,30 +11,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from film_pictures import read_film
-from pydicom.data import get_testdata_file
-from screen_pictures import draw_blanks, draw_screens
+from screen_pictures import read_unseen
 
 from chess_cxr.decode.decoded import FilmHeader
 from chess_cxr.ingest.options import QualityOptions
 from chess_cxr.ingest.quality import judge_film
 
-DICOMS = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "examples_jpeg2k.dcm")
-
 
 def read_pictures(data: Path, photographs: Path, sets: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the kind of each picture and its pixels."""
-    yield from (("screenshots", screen) for screen in draw_screens())
-    yield from (("blank films", blank) for blank in draw_blanks(np.random.default_rng(7)))
-    for path in sorted(photographs.iterdir()):
-        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if grey is not None and min(grey.shape) >= 100:
-            yield "photographs", grey.astype(np.float32) / 255
-    dicoms = (get_testdata_file(name, download=False) for name in DICOMS)
-    yield from (("pictures of pydicom", read_film(Path(name))) for name in dicoms if name)
-    yield from (("pieces of projected CT", read_film(path)) for path in sorted((data / "ct_nodules/proj").iterdir()))
+    yield from read_unseen(data, photographs)
     with (data / "pool_wide.csv").open(encoding="utf-8", newline="") as file:
         yield from ((r["set"], read_film(data / r["file"])) for r in csv.DictReader(file) if r["set"] in sets)
 

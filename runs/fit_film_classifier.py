@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from film_fits import KindFitter, PolarityFitter, Scores, draw_samples
 from film_pictures import (
@@ -24,15 +23,13 @@ from film_pictures import (
     Picture,
     distort,
     draw_made_up,
-    read_film,
     read_other_films,
     read_pool,
     read_rare,
     shrink,
 )
-from pydicom.data import get_testdata_file
 from scipy.stats import binomtest
-from screen_pictures import draw_blanks, draw_screens
+from screen_pictures import read_unseen
 
 from chess_cxr.decode.decoded import FilmHeader
 from chess_cxr.decode.film import decode_film
@@ -56,8 +53,6 @@ DRAWS_POLARITY = 6  # ... of a film whose polarity is fitted
 SMALL_SET = 1000
 REJECT_MARGIN = 0.5  # log odds between the highest score of a chest film and the threshold
 NIH = ("nih_adult", "nih_covid", "rsna_normal")  # one hospital's films, in three sets
-# Never fitted: slices and an ultrasound that come with pydicom, and its small pictures.
-OTHER_DICOM = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "examples_jpeg2k.dcm")
 
 
 def score(pictures: Iterable[np.ndarray], classifier: FilmClassifier) -> Scores:
@@ -217,20 +212,9 @@ def _count_found(found: Sequence[tuple[float, float]], source: str, options: Qua
 
 def measure_unseen(data: Path, photographs: Path | None, classifier: FilmClassifier, options: QualityOptions) -> dict:
     """What is found of kinds of picture that no weight has seen."""
-    # pydicom's own list of files, never its download.
-    dicoms = [get_testdata_file(name, download=False) for name in OTHER_DICOM]
-    kinds = {
-        "slices and pictures of pydicom": [read_film(Path(name)) for name in dicoms if name],
-        "pieces of projected CT": [read_film(path) for path in sorted((data / "ct_nodules/proj").glob("*.png"))],
-        "screenshots": [shrink(screen) for screen in draw_screens()],
-        "blank films": [shrink(blank) for blank in draw_blanks(np.random.default_rng(7))],
-    }
-    if photographs is not None:
-        kinds["photographs"] = [
-            shrink(grey.astype(np.float32) / 255)
-            for path in sorted(photographs.iterdir())
-            if (grey := cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) is not None and min(grey.shape) >= 100
-        ]
+    kinds: dict[str, list[np.ndarray]] = {}
+    for kind, pixels in read_unseen(data, photographs):
+        kinds.setdefault(kind, []).append(shrink(pixels))
     found = {name: score(pictures, classifier).not_chest for name, pictures in kinds.items()}
     return {
         name: {

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.encoders.encoder import Encoder
@@ -87,9 +87,13 @@ def embed_crops(encoder: Encoder, crops: Crops) -> np.ndarray:
 
 
 def fit_and_score(train_ND: np.ndarray, label_N: np.ndarray, test_MD: np.ndarray) -> np.ndarray:
-    """Fit a logistic regression whose strength is fixed beforehand, and score the test squares."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, class_weight="balanced", max_iter=2000))
-    return model.fit(train_ND, label_N).decision_function(test_MD)
+    """Fit a logistic regression, and score the test squares."""
+    return build_classifier().fit(train_ND, label_N).decision_function(test_MD)
+
+
+def build_classifier() -> Pipeline:
+    """Build a logistic regression on features, whose strength is fixed beforehand."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.003, class_weight="balanced", max_iter=2000))
 
 
 def compute_auroc(label: np.ndarray, score: np.ndarray) -> float:

@@ -17,15 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from nodule_crops import FOLDS, read_folds
+from nodule_crops import FOLDS, build_classifier, read_folds
 from nodule_gain import insert
-from nodule_proof import BALANCED, RECIPES
+from nodule_proof import BALANCED, JUDGES, RECIPES
 from perceptual_strength import measure_strength
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.encoders.load import load_encoder
 from chess_cxr.judges.crops import crop_around
@@ -44,7 +41,6 @@ from chess_cxr.tasks.nodules.sheet import draw_films
 from chess_cxr.tasks.nodules.train import train_nodule_generator
 from chess_cxr.tasks.nodules.windows import take_example
 
-JUDGES = ("vgg16@64", "imagenet:tf_efficientnet_lite0", "random:resnet18@64#7")
 PER_FILM = 2
 Order = tuple[NoduleFilm, NoduleRequest]
 
@@ -167,8 +163,8 @@ def tell_apart(
     """Return the AUROC of a linear classifier that tells made from real nodules of patients left out; 0.5 is best."""
     feature, label = np.vstack([made_ND, real_MD]), np.repeat([1, 0], [len(made), len(real)])
     group = np.array([film.group for film in (*made, *real)])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, class_weight="balanced", max_iter=2000))
-    score = cross_val_predict(model, feature, label, groups=group, cv=GroupKFold(5), method="decision_function")
+    folds = GroupKFold(5)
+    score = cross_val_predict(build_classifier(), feature, label, groups=group, cv=folds, method="decision_function")
     return float(roc_auc_score(label, score))
 
 

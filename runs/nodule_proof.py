@@ -117,21 +117,7 @@ def run_one(
     method = train_nodule_generator(args.out / "runs" / name, encoder, examples, [], config)
     trained = time.perf_counter() - started
     made = generate_films(method, asked)
-    rows = []
-    for judge in judges:
-        found = embed(judge, made)
-        for part in ("whole", "crop"):
-            distance = measure_feature_distance(
-                found[part], features[judge.name][part], judge.name, judge.layer, replicates=40, seed=0
-            )
-            rows.append(
-                {
-                    "recipe": recipe[0], "seed": seed, "judge": judge.name, "part": part, "n": distance.count,
-                    "m": distance.other_count, "dimension": distance.dimension, "frechet": distance.frechet.value,
-                    "low": distance.frechet.low, "high": distance.frechet.high, "kid": distance.kid.mean,
-                    "fid_infinity": distance.extrapolated.value,
-                }
-            )  # fmt: skip
+    rows = [{"recipe": recipe[0], "seed": seed, **row} for row in measure_distances(made, judges, features)]
     contrast = {
         key: np.mean([measure_nodule(f.film_HW, f.mask_HW).contrast for f in films if f.mask_HW.any()])
         for key, films in (("contrast_made", made), ("contrast_real", asked))
@@ -149,6 +135,28 @@ def run_one(
         f"{name}: {frame[frame.part == 'whole'][['judge', 'frechet']].to_string(index=False, header=False)}", flush=True
     )
     print(f"   {trained:.0f} s of training, {time.perf_counter() - started:.0f} s in all", flush=True)
+
+
+def measure_distances(
+    made: Sequence[NoduleFilm], judges: Sequence[FeatureNetwork], features: dict[str, dict[str, np.ndarray]]
+) -> list[dict[str, object]]:
+    """Measure how far made films, and squares of their nodules, are from the real ones by each judge."""
+    rows = list[dict[str, object]]()
+    for judge in judges:
+        found = embed(judge, made)
+        for part in ("whole", "crop"):
+            distance = measure_feature_distance(
+                found[part], features[judge.name][part], judge.name, judge.layer, replicates=40, seed=0
+            )
+            rows.append(
+                {
+                    "judge": judge.name, "part": part, "n": distance.count, "m": distance.other_count,
+                    "dimension": distance.dimension, "frechet": distance.frechet.value, "low": distance.frechet.low,
+                    "high": distance.frechet.high, "kid": distance.kid.mean,
+                    "fid_infinity": distance.extrapolated.value,
+                }
+            )  # fmt: skip
+    return rows
 
 
 def generate_films(method: GenerateNodules, asked: Sequence[NoduleFilm]) -> list[NoduleFilm]:

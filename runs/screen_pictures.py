@@ -1,18 +1,36 @@
-"""Screenshots and blank films for runs/fit_film_classifier.py: only measured, never fitted."""
+"""Pictures that runs/fit_film_classifier.py and runs/count_judged.py measure, and that are never fitted."""
 
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
+from film_pictures import read_film
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from pydicom.data import get_testdata_file
 
 DOCS = Path(__file__).parent.parent / "docs"
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 BLANKS = 60
+DICOMS = ("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "examples_jpeg2k.dcm")  # come with pydicom
+
+
+def read_unseen(data: Path, photographs: Path | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the kind of each picture and its pixels, [H, W] in [0, 1]; photographs: a folder of pictures."""
+    dicoms = (get_testdata_file(name, download=False) for name in DICOMS)
+    yield from (("slices and pictures of pydicom", read_film(Path(name))) for name in dicoms if name)
+    pieces = sorted((data / "ct_nodules/proj").glob("*.png"))
+    yield from (("pieces of projected CT", read_film(path)) for path in pieces)
+    yield from (("screenshots", screen) for screen in draw_screens())
+    yield from (("blank films", blank) for blank in draw_blanks(np.random.default_rng(7)))
+    for path in sorted(photographs.iterdir()) if photographs else ():
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if grey is not None and min(grey.shape) >= 100:
+            yield "photographs", grey.astype(np.float32) / 255
 
 
 def draw_screens() -> Iterator[np.ndarray]:
