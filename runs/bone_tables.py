@@ -20,7 +20,7 @@ REPLICATES = 2000
 
 
 def resample(value_FS: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over films F and seeds S, with its 95 % interval over films; NaN where a film has no value."""
+    """Return the mean over films F and seeds S, with its 95 % interval over films; NaN if no film has a value."""
     value_FS = value_FS[np.isfinite(value_FS).any(axis=1)]
     if not len(value_FS):
         return (np.nan,) * 3

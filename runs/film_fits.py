@@ -50,7 +50,7 @@ def draw_samples(pictures: Iterable[Picture], draws: int, rng: np.random.Generat
 
 
 def balance(names: np.ndarray) -> np.ndarray:
-    """Weights with which every name counts the same, mean 1."""
+    """Return weights, mean 1, with which every name counts the same."""
     found, at, counts = np.unique(names, return_inverse=True, return_counts=True)
     weights: np.ndarray = len(names) / len(found) / counts[at]
     return weights
@@ -72,7 +72,7 @@ class PolarityFitter:
         return cls(np.stack([shrink_ranks(rank_YX, 32).ravel() for rank_YX in ranks]), *columns)
 
     def fit(self, kept_B: np.ndarray) -> np.ndarray:
-        """Weights [P] that tell a film from its negative; each earlier set counts the same, and the later ones as one.
+        """Fit weights [P] that tell a film from its negative; each earlier set counts the same, the later ones as one.
 
         A film and its negative have the same loss, so every second film is fitted as its negative.
         """

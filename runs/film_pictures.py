@@ -102,7 +102,7 @@ def read_other_films(data: Path) -> list[Picture]:
 
 
 def read_rare(data: Path) -> list[Picture]:
-    """Lateral films, CT slices, limbs: all of them fit the weights, and are measured by leaving patients out."""
+    """Read lateral films, CT slices and limbs: all fit the weights, and are measured by leaving patients out."""
     folder, pictures = data / "nasty/not_frontal", []
     for name, kind, patients in (("ct", 2, CT_PATIENTS), ("lateral", 1, LATERAL_PATIENTS)):
         for number, files in enumerate(patients):

@@ -66,14 +66,14 @@ def score(pictures: Iterable[np.ndarray], classifier: FilmClassifier) -> Scores:
 
 
 def rate(hits: np.ndarray) -> dict[str, float]:
-    """Share of hits with its 95 % Wilson interval, which holds also where there is none."""
+    """Return the share of hits with its 95 % Wilson interval, which holds also where there is none."""
     count, total = int(hits.sum()), len(hits)
     low, high = binomtest(count, total).proportion_ci(method="wilson")
     return {"count": count, "of": total, "rate": count / total, "low": low, "high": high}
 
 
 def measure_polarity(test: Sequence[Picture], classifier: FilmClassifier, rng: np.random.Generator) -> dict:
-    """Errors on films of patients that were not fitted, as they are, as negatives, and on their way mistreated."""
+    """Measure errors on films of patients that were not fitted: as they are, as negatives, and distorted."""
     source_B = np.array([p.source for p in test])
     earlier_B = np.isin(source_B, EARLIER)
 
@@ -103,7 +103,7 @@ class LeftOut:
 
     @property
     def not_chest(self) -> np.ndarray:
-        """The worse of the two scores of each film."""
+        """Return the worse of the two scores of each film."""
         return np.maximum(self.as_they_are.not_chest, self.negatives.not_chest)
 
 
@@ -129,7 +129,7 @@ def judge_sets(fitter: KindFitter, polarity: PolarityFitter, pool: Sequence[Pict
 
 
 def measure_sets(judged: dict[str, LeftOut], options: QualityOptions) -> dict:
-    """Polarity errors and false alarms by set; as they are and negatives, the worse of the two in alarms."""
+    """Measure polarity errors and false alarms by set, of films as they are, of negatives, and of the worse of both."""
     return {
         name: {
             "polarity wrong": rate(films.as_they_are.polarity < 0),
@@ -165,19 +165,19 @@ def measure_nested(judged: dict[str, LeftOut], sources: Sequence[str]) -> dict:
 
 
 def to_logit(probability: np.ndarray) -> np.ndarray:
-    """Log odds, of float32 probabilities that may be 1."""
+    """Return log odds of float32 probabilities, which may be 1."""
     p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     logit: np.ndarray = np.log(p / (1 - p))
     return logit
 
 
 def to_share(logit: float) -> float:
-    """Probability of log odds."""
+    """Return the probability of log odds."""
     return float(1 / (1 + np.exp(-logit)))
 
 
 def measure_rare(fitter: KindFitter, polarity_P: np.ndarray, rare: Sequence[Picture], options: QualityOptions) -> dict:
-    """What is found of lateral films, CT slices and limbs when their patient, or all their kind, was not fitted.
+    """Measure what is found of lateral films, CT slices and limbs if their patient, or all their kind, is not fitted.
 
     One patient of each kind is left out at a time.
     """
@@ -211,7 +211,7 @@ def _count_found(found: Sequence[tuple[float, float]], source: str, options: Qua
 
 
 def measure_unseen(data: Path, photographs: Path | None, classifier: FilmClassifier, options: QualityOptions) -> dict:
-    """What is found of kinds of picture that no weight has seen."""
+    """Measure what is found of kinds of picture that no weight has seen."""
     kinds: dict[str, list[np.ndarray]] = {}
     for kind, pixels in read_unseen(data, photographs):
         kinds.setdefault(kind, []).append(shrink(pixels))
@@ -226,7 +226,7 @@ def measure_unseen(data: Path, photographs: Path | None, classifier: FilmClassif
 
 
 def measure_phantom(classifier: FilmClassifier, options: QualityOptions) -> dict:
-    """False alarms on generated (SYNTHETIC) films, which are chest films but nothing that was fitted."""
+    """Measure false alarms on generated (SYNTHETIC) films: chest films, but unlike any that was fitted."""
     films = [render_film(draw_anatomy(seed), draw_exposure(seed), size=256).pixels / 4095 for seed in range(100)]
     pictures = [shrink(film.astype(np.float32)) for film in films]
     found, negative = score(pictures, classifier), score([1 - p for p in pictures], classifier)
@@ -240,7 +240,7 @@ def measure_phantom(classifier: FilmClassifier, options: QualityOptions) -> dict
 
 
 def measure_alarms(films: Sequence[Picture], classifier: FilmClassifier, options: QualityOptions) -> dict:
-    """False alarms on frontal films: films for which the picture or its negative raises one."""
+    """Measure false alarms on frontal films: those for which the picture or its negative raises one."""
     measured = {}
     for source in ("all", *sorted({p.source for p in films})):
         pictures = [p.pixels for p in films if source in ("all", p.source)]
@@ -256,7 +256,7 @@ def measure_alarms(films: Sequence[Picture], classifier: FilmClassifier, options
 
 
 def measure_flags(films: Sequence[Picture], options: QualityOptions) -> dict:
-    """How often each flag is raised on films as they are, and films left out; nothing says which of them should be."""
+    """Measure how often each flag is raised on films as they are, and how many are left out, rightly or not."""
     judged = [judge_film(p.pixels, FilmHeader(), SIDE, SIDE, options) for p in films]
     measured = {}
     for source in ("all", *sorted({p.source for p in films})):
@@ -268,7 +268,7 @@ def measure_flags(films: Sequence[Picture], options: QualityOptions) -> dict:
 
 
 def measure_marked(data: Path) -> dict:
-    """Probability that single real files are inverted, as decoded by their tags."""
+    """Return the probability that single real files, decoded by their tags, are inverted."""
     names = ["dicom/siim_850819.dcm", "dicom/siim_850819_fake_MONOCHROME1.dcm", "dicom/966_fixed.dcm"]
     names += ["dicom/RG1_J2KI.dcm", "nasty/image/inverted.png"]
     names += [str(path.relative_to(data)) for path in sorted((data / "bone_pairs/source").glob("*.png"))]

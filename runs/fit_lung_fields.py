@@ -31,7 +31,7 @@ FINDINGS = tuple(name for name in CLASSES if name != EFFUSION)
 
 
 def render_films(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Films and lung fields at 160 pixels, so that a crop still has detail."""
+    """Render films and lung fields at 160 pixels, so that a crop still has detail."""
     films = []
     for number in range(count):
         exposure = draw_exposure(SEED * 10_000 + number)
@@ -41,13 +41,13 @@ def render_films(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def draw_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Smooth unit noise [S, S]."""
+    """Draw smooth noise of about unit variance [S, S]."""
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     return cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
 
 
 def draw_warp(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel of the distorted film comes from: turn, stretch, shift and a smooth bend."""
+    """Draw where each pixel of a distorted film comes from: turn, stretch, shift and a smooth bend."""
     turn = rng.normal(0, 0.09)
     stretch = np.exp(rng.normal(0, 0.12)) * np.exp(np.array([1, -1]) * rng.normal(0, 0.08))
     y, x = (np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5) / SIDE - 0.5
@@ -60,7 +60,7 @@ def draw_warp(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarr
 
 
 def distort(film: np.ndarray, lung: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks and lung field [S, S] of a film seen by another machine, another patient and another scanner."""
+    """Return ranks and lung field [S, S] of a film, distorted as if by another position, exposure and machine."""
     warp = draw_warp(rng, film.shape[0])
     border = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 else cv2.BORDER_CONSTANT
     fill = float(rng.choice([0.0, 0.1, 0.95, 1.0]))
@@ -120,7 +120,7 @@ def fit(films: list[tuple[np.ndarray, np.ndarray]], steps: int) -> LungNet:
 
 
 def measure(jsrt: Path) -> pd.DataFrame:
-    """Dice of the lung fields found on each real film that is not low in contrast."""
+    """Measure the Dice coefficient of the lung fields of each real film that is not low in contrast."""
     rows = []
     for case in pd.read_csv(jsrt / "cases.csv").query("low_contrast == 0").itertuples():
         film = decode_film(jsrt / str(case.file)).pixels

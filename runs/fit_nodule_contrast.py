@@ -25,7 +25,7 @@ BINS_MM = ((5, 10), (10, 15), (15, 20), (20, 30))
 
 
 def measure(film_HW: np.ndarray, mask_HW: np.ndarray, lung_HW: np.ndarray) -> float:
-    """Contrast of the nodule."""
+    """Return the contrast of a nodule."""
     row, column = (axis.mean() for axis in np.nonzero(mask_HW))
     y, x = np.mgrid[: mask_HW.shape[0], : mask_HW.shape[1]]
     reach = np.hypot(x - column, y - row) / np.sqrt(mask_HW.sum() / np.pi)
@@ -36,12 +36,12 @@ def measure(film_HW: np.ndarray, mask_HW: np.ndarray, lung_HW: np.ndarray) -> fl
 
 
 def compute_size(film: NoduleFilm) -> float:
-    """Diameter in mm."""
+    """Return the diameter of a film's nodule in mm."""
     return float(2 * np.sqrt(film.mask_HW.sum() / np.pi) * (film.spacing_mm or np.nan))
 
 
 def measure_films(films: list[NoduleFilm]) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes in mm and contrasts of the nodules that lie in the lung."""
+    """Measure sizes in mm and contrasts of the nodules that lie in the lung."""
     marked = [f for f in films if (f.mask_HW & f.lung_HW).sum() > 0.5 * f.mask_HW.sum() > 0]
     contrasts = [measure(film.film_HW, film.mask_HW, film.lung_HW) for film in marked]
     return np.array([compute_size(film) for film in marked]), np.array(contrasts)
@@ -79,7 +79,7 @@ def describe(name: str, size_N: np.ndarray, contrast_N: np.ndarray) -> None:
 
 
 def insert(films: list[NoduleFilm], nodules: list[CtNodule], size_N: np.ndarray) -> np.ndarray:
-    """Size, contrast without nodule, contrast one unit adds and contrast as drawn of many insertions: [4, M]."""
+    """Insert nodules; return sizes, contrasts without them, what a unit of contrast adds, and contrasts: [4, M]."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(INSERTIONS):
