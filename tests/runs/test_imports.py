@@ -11,11 +11,15 @@ from places import CHECKOUT
 
 FOLDERS = [CHECKOUT / "runs", CHECKOUT / "benchmarks"]
 SCRIPTS = sorted(path for folder in FOLDERS for path in folder.glob("*.py"))
+SHELL = sorted(path for path in FOLDERS[0].glob("*.sh") if "from chess_cxr" in path.read_text())
 
 
 def list_imported(path: Path) -> Iterator[tuple[str, str]]:
-    """List the names that a script takes from modules of its own, wherever it does: module, name."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    """List the names that a script takes from modules, wherever it does: module, name; of the shell's, our modules."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".sh":
+        text = "\n".join(line for line in text.splitlines() if line.startswith("from chess_cxr"))
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from ((node.module, name.name) for name in node.names)
 
@@ -34,7 +38,7 @@ def list_defined(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("script", [*SCRIPTS, *SHELL], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_finds_every_name(script: Path) -> None:
     neighbours = {path.stem: path for path in SCRIPTS}
     for module, name in list_imported(script):
