@@ -7,6 +7,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 model=$1 weights=$here/../weights/$2
+[ -e "$model/config.json" ] || { echo "$model is no model folder" >&2; exit 2; }
 rm -rf "$weights"
 mkdir "$weights"
 cp "$model"/{config.json,result.json,model.safetensors,golden.safetensors,model.onnx} "$weights"

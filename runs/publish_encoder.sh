@@ -8,6 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 encoder=$1 name=$2 data=$3 folder=$4 out=$5
 shift 5
 weights=$here/../weights/$name
+[ -e "$encoder/config.json" ] || { echo "$encoder is no encoder folder" >&2; exit 2; }
 rm -rf "$weights"
 cp -r "$encoder" "$weights"
 "$here/judge_encoder.sh" "$data" "$folder" "$out" test "$name=$weights" ImageNet=imagenet:tf_efficientnet_lite0 \

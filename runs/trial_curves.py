@@ -2,8 +2,8 @@
 
 usage: python runs/trial_curves.py TRIALS STORE OUT.svg [--seconds 600]
 
-TRIALS: what runs/trials.py wrote.  Films and labels are those of a run's probe, and so is the untrained network, which
-is the one that the first trial began with.  Every trial took the same CPU seconds, evenly over its steps.
+TRIALS: what runs/trials.py wrote.  Films and labels are those of a run's probe; untrained is the network of the first
+trial (by name) with random weights.  Every trial took the same CPU seconds, evenly over its steps.
 """
 
 import argparse
@@ -22,7 +22,7 @@ MEASURES = {"knn_auroc": "kNN AUROC", "linear_auroc": "linear AUROC", "effective
 
 
 def probe_untrained(run: Path, store: Path) -> dict[str, float]:
-    """Probe the network that a run begins with, on the films that the run probes."""
+    """Probe a run's network with random weights, on the films that the run probes."""
     config = json.loads((run / "config.json").read_text())
     films = read_labelled_films([open_store(store)], config["views"]["size"])
     assert films is not None
