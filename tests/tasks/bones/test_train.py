@@ -22,8 +22,9 @@ from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.model import BoneSuppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, build_bone_network
 from chess_cxr.tasks.bones.pairs import FilmPair, draw_phantom_pair, read_pairs
+from chess_cxr.tasks.bones.plan import check_bones_config
 from chess_cxr.tasks.bones.score import score_added_nodules, score_pair, score_pairs, shrink_pair
-from chess_cxr.tasks.bones.train import check_bones_config, train_bone_network
+from chess_cxr.tasks.bones.train import train_bone_network
 from chess_cxr.training.loop import StepReport
 from chess_cxr.training.stop import Stopped
 from states import list_changed

@@ -22,15 +22,15 @@ from chess_cxr.encoders.load import load_encoder
 from chess_cxr.encoders.names import locate_model
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
-from chess_cxr.files.whole import read_json
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.sources.phantom.place import is_phantom
 from chess_cxr.tasks.bones.config import BonesConfig
 from chess_cxr.tasks.bones.familiar import describe_familiar
-from chess_cxr.tasks.bones.model import LARGEST_SIDE, BoneSuppressor, load_bone_suppressor
+from chess_cxr.tasks.bones.model import BoneSuppressor, load_bone_suppressor
 from chess_cxr.tasks.bones.network import BoneNetwork, begin_from, build_bone_network
-from chess_cxr.tasks.bones.objective import SMALLEST_SIDE, PairBatch, SuppressBones
+from chess_cxr.tasks.bones.objective import PairBatch, SuppressBones
 from chess_cxr.tasks.bones.pairs import FilmPair, find_spacing, read_pairs, split_pairs
+from chess_cxr.tasks.bones.plan import check_bones_config, complete_earlier, go_on_as_begun, plan_bone_training
 from chess_cxr.tasks.bones.score import find_spread_scale, score_added_nodules, score_pair, score_pairs, shrink_pair
 from chess_cxr.tasks.bones.sheet import draw_suppression_sheet
 from chess_cxr.tasks.bones.tiles import prepare_film
@@ -49,7 +49,6 @@ from chess_cxr.tasks.result import TaskResult, list_kinds
 from chess_cxr.tasks.run import read_task_batches
 from chess_cxr.tasks.runtime import build_runtime_files
 from chess_cxr.training.distributed import join_ranks, let_first_rank
-from chess_cxr.training.loop import TrainingConfig, check_training_config
 from chess_cxr.training.run import OnStep, RunInputs, describe, hash_uids, train_in_folder
 from chess_cxr.training.watch import RunWatch
 from chess_cxr.views import resize_longest
@@ -59,10 +58,6 @@ from chess_cxr.workers.pool import call_in_child
 SHOWN = 8  # pairs on the sheet of a model
 MOST_ADDED = 4  # nodules that are added to a square in training
 LEAST_BONE = 1e-3  # mean grey of a pair's bone; less counts as much
-_UNKNOWN_EARLIER: dict[str, Any] = {
-    "balance": False, "keep_nodules": 0.0, "spread": False, "caution": 0.0, "head": "softplus",
-}  # fmt: skip
-MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB of input alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +136,7 @@ def finetune_bones(
         if not split[part]:
             raise UsageError(f"{len(pairs)} pairs leave none for {part}; give more of them, or other --val and --test")
     ct_nodules = call_in_child(read_ct_nodules, limits or Limits(), nodules) if nodules else []
-    config = _go_on_as_begun(out / "run", config)
+    config = go_on_as_begun(out / "run", config)
     join_ranks(device)
     loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, device=device)
     run = out / "run"
@@ -245,39 +240,6 @@ def _write_model(
     return result
 
 
-def check_bones_config(config: BonesConfig) -> None:
-    """Raise UsageError for invalid numbers."""
-    if not SMALLEST_SIDE <= config.crop <= config.size <= LARGEST_SIDE:
-        raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
-    if not (0 <= config.keep_nodules < np.inf and 0 <= config.caution < np.inf):
-        raise UsageError("bone suppression needs a weight of kept nodules and a caution of 0 or more")
-    if config.caution and not config.spread:
-        raise UsageError("caution needs the spread; leave out one of --caution and --no-spread")
-    if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
-        raise UsageError("bone suppression needs a perceptual weight of 0 or more and an encoder rate from 0 to 1")
-    check_training_config(plan_bone_training(config))
-    if config.batch * config.crop**2 > MOST_BATCH_PIXELS:
-        raise UsageError(f"a batch of {config.batch} squares of {config.crop} pixels fits no machine; lower --batch")
-
-
-def plan_bone_training(config: BonesConfig) -> TrainingConfig:
-    """Return the optimisation of a bone network."""
-    return TrainingConfig(
-        steps=config.steps,
-        batch=config.batch,
-        optimizer="adamw",
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup=0.05,
-        clip_norm=1.0,
-        log_every=max(1, min(20, config.steps)),
-        probe_every=max(1, config.steps // 10),
-        checkpoint_every=config.checkpoint_every,
-        loader_threads=config.threads,
-        seed=config.seed,
-    )
-
-
 def train_bone_network(
     folder: Path,
     encoder: Encoder,
@@ -300,7 +262,7 @@ def train_bone_network(
     check_bones_config(config)
     if not train:
         raise UsageError("bone suppression needs at least one pair to learn from")
-    config = _go_on_as_begun(folder, config)
+    config = go_on_as_begun(folder, config)
     torch.manual_seed(config.seed)
     pairs = [_prepare_pair(pair, config.size) for pair in train]
     network = _build_network(encoder, pairs, config, begun)
@@ -342,7 +304,7 @@ def train_bone_network(
         lambda first_step, rank: read_task_batches(pairs, draw, training, first_step, rank),
         lambda log, rank: RunWatch(log, training, measure),
         {"suppression": groups},
-        _complete_earlier,
+        complete_earlier,
     )
     train_in_folder(folder, method, training, inputs, described, on_step, say=say, device=device)
     return network.eval()
@@ -384,18 +346,6 @@ def _balance(perceptual: PerceptualLoss, pairs: Sequence[TrainingPair], config: 
     return balance_stages(
         perceptual, draw_pair_batch(targets, range(len(some)), config.seed, PairViews(config.crop)).film_B1HW
     )
-
-
-def _go_on_as_begun(folder: Path, config: BonesConfig) -> BonesConfig:
-    """Return the configuration of a run that an earlier version has begun in `folder`, without what it did not know."""
-    begun = read_json(folder / "config.json").get("bones")
-    if not isinstance(begun, Mapping):
-        return config
-    return replace(config, **{name: value for name, value in _UNKNOWN_EARLIER.items() if name not in begun})
-
-
-def _complete_earlier(described: dict[str, Any]) -> dict[str, Any]:
-    return {**described, "bones": {**_UNKNOWN_EARLIER, **described.get("bones", {})}}
 
 
 def _score_briefly(network: BoneNetwork, pair: FilmPair, config: BonesConfig) -> dict[str, float]:
