@@ -135,8 +135,6 @@ def _call(rank: tuple[int, int, int], answer: Any, target: Callable[..., Any], a
     _join(rank)
     torch.set_num_threads(1)
     answer.send(target(*args))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the first rank holds the store, which the others may still ask
 
 
 def _train(

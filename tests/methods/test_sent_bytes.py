@@ -108,7 +108,9 @@ def draw_company(a_node: int) -> tuple[list[int], int]:
     join_ranks()
     torch.manual_seed(3)
     node = get_node()
-    return draw_shared_permutation(4, torch.device("cpu"), node).tolist(), node.first
+    drawn = draw_shared_permutation(4, torch.device("cpu"), node).tolist()
+    torch.distributed.barrier()  # the first rank holds the store, which the others may still ask
+    return drawn, node.first
 
 
 def test_films_are_shuffled_within_their_node_and_with_one_node_over_all_ranks() -> None:
