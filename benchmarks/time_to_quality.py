@@ -213,6 +213,16 @@ class PeerDino(nn.Module):
         return loss
 
 
+def read_normalised_views(store: Store, config: PretrainConfig) -> Iterator[Tensor]:
+    """Read the views of each step as `chess-cxr pretrain` does, normalised, [2, B, 1, H, W]."""
+    training = config.training
+    views = read_view_batches(
+        build_film_pool([store], config.splits), config.views, batch=training.batch, seed=training.seed, first_step=0,
+        steps=training.steps, threads=training.loader_threads,
+    )  # fmt: skip
+    return ((batch.float() / 255 - config.pixels.mean) / config.pixels.std for batch in views)
+
+
 def run_tuned(
     store: Store,
     clock: Clock,
@@ -231,23 +241,21 @@ def run_tuned(
     peer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(peer.learnt.parameters(), lr=rate, weight_decay=training.weight_decay)
     schedule = replace(training, learning_rate=rate)
+
+    def embed(film_N1HW: Tensor) -> np.ndarray:
+        return embed_films(backbone, film_N1HW, config.pixels.mean, config.pixels.std).numpy()
+
     clock.start()
-    pool = build_film_pool([store], config.splits)
-    views = read_view_batches(
-        pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=training.steps,
-        threads=training.loader_threads,
-    )  # fmt: skip
+    batches = read_normalised_views(store, config)
     due = clock.get_seconds() + every
-    for step, batch in enumerate(views):
+    for step, view_2B1HW in enumerate(batches):
         optimizer.param_groups[0]["lr"] = compute_learning_rate(schedule, step)
-        view_2B1HW = (batch.float() / 255 - config.pixels.mean) / config.pixels.std
         loss = peer(view_2B1HW, step / training.steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if clock.get_seconds() >= due or step + 1 == training.steps:
             clock.stop()
-            embed = lambda film_N1HW: embed_films(backbone, film_N1HW, config.pixels.mean, config.pixels.std).numpy()  # noqa: E731
             clock.write(step + 1, {"loss": float(loss.detach())} | judge.measure(embed))
             due += every
             if clock.wall >= 60 * minutes:
@@ -269,12 +277,7 @@ def run_ours(store: Store, clock: Clock, judge: Judge, config: PretrainConfig, m
     if config.begin_from:
         clock.write(0, judge.measure(embed))
     clock.start()
-    pool = build_film_pool([store], config.splits)
-    views = read_view_batches(
-        pool, config.views, batch=training.batch, seed=training.seed, first_step=0, steps=training.steps,
-        threads=training.loader_threads,
-    )  # fmt: skip
-    batches = ((batch.float() / 255 - config.pixels.mean) / config.pixels.std for batch in views)
+    batches = read_normalised_views(store, config)
     due = clock.get_seconds() + every
     for report in train(method, batches, optimizers, training):
         if clock.get_seconds() >= due or report.step == training.steps:
