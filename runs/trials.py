@@ -92,10 +92,11 @@ def run_trial(name: str, changes: dict[str, Any], store: Path, out: Path, core: 
     pretrain(store, folder / "run", folder / "config.json", begin_from, core)
     print(f"{name}: {time.monotonic() - started:.0f} s, with probes", flush=True)
     export = [sys.executable, "-m", "chess_cxr", "export", str(folder / "run"), "--out"]
-    subprocess.run([*export, str(folder / "encoder")], check=True)
-    averaged = subprocess.run([*export, str(folder / "averaged"), "--which", "averaged"], capture_output=True)
-    if averaged.returncode:
-        print(f"{name}: no averaged encoder", flush=True)
+    if not (folder / "averaged").exists():
+        averaged = subprocess.run([*export, str(folder / "averaged"), "--which", "averaged"], capture_output=True)
+        if averaged.returncode:
+            print(f"{name}: no averaged encoder", flush=True)
+    subprocess.run([*export, str(folder / "encoder")], check=True)  # last: it says that all is done
 
 
 def main() -> None:

@@ -123,6 +123,8 @@ def test_the_log_tells_the_parts_of_the_loss_and_held_out_pairs(encoder: Encoder
         ({"encoder_rate": 1.5}, "encoder rate from 0 to 1"),
         ({"keep_nodules": -1.0}, "weight of kept nodules"),
         ({"caution": 1.0, "spread": False}, "caution needs the spread"),
+        ({"strengthen_bone": 0.5}, "a factor from 1 to 10"),
+        ({"strengthen_bone": float("nan")}, "a factor from 1 to 10"),
     ],
 )
 def test_numbers_that_cannot_train_are_refused(change: dict[str, object], part: str) -> None:

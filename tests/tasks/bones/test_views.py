@@ -36,6 +36,18 @@ def test_both_films_of_a_pair_are_varied_alike() -> None:
             assert picture.min() >= 0 and picture.max() <= 1
 
 
+def test_bone_is_strengthened_and_all_else_stays() -> None:
+    film, bone_free = draw_films(1, 48, 48)
+    film, bone_free = 0.5 * film, 0.5 * bone_free  # nothing reaches white
+    shares = []
+    for seed in range(20):
+        strong, target = draw_pair(film, bone_free, replace(STILL, strengthen_bone=2.0), generate(seed))
+        np.testing.assert_allclose(target, bone_free, atol=1e-6)
+        shares.append((strong - target).mean() / (film - bone_free).mean())
+        np.testing.assert_allclose(strong - target, shares[-1] * (film - bone_free), atol=1e-5)
+    assert 1 <= min(shares) < 1.2 and 1.8 < max(shares) <= 2
+
+
 def test_views_differ() -> None:
     film, bone_free = draw_films(1)
     drawn = [draw_pair(film, bone_free, VIEWS, generate(seed))[0] for seed in range(6)]

@@ -22,6 +22,7 @@ class BonesConfig:
         compare: comparison of features in the perceptual loss.
         balance: set the stage weights on training films, so that each stage costs a fifth of L1.
         keep_nodules: weight of the loss on nodules that are added to film and target; 0 leaves them out.
+        strengthen_bone: largest factor by which training brightens the bone of a film; 1 leaves it as it is.
         spread: whether to learn also how far the bone image may be off.
         caution: how many times its expected error is left of the bone; needs the spread.
         steps: number of optimisation steps.
@@ -44,6 +45,7 @@ class BonesConfig:
     compare: PerceptualConfig = PerceptualConfig()
     balance: bool = False
     keep_nodules: float = 1.0
+    strengthen_bone: float = 1.0
     spread: bool = True
     caution: float = 0.0
     steps: int = 3000

@@ -273,7 +273,12 @@ def train_bone_network(
         perceptual.stages = _balance(perceptual, pairs, config)
     method = SuppressBones(network, perceptual, config.perceptual_weight, config.keep_nodules)
     training = plan_bone_training(config)
-    views = PairViews(config.crop, nodules=MOST_ADDED if config.keep_nodules else 0, ct_nodules=ct_nodules)
+    views = PairViews(
+        config.crop,
+        strengthen_bone=config.strengthen_bone,
+        nodules=MOST_ADDED if config.keep_nodules else 0,
+        ct_nodules=ct_nodules,
+    )
 
     def draw(chosen: list[TrainingPair], positions: list[int]) -> PairBatch:
         progress = 1.0 if begun else positions[0] / (config.batch * config.steps)

@@ -22,7 +22,8 @@ class PairViews:
 
     crop: side of the crop in pixels.  flip: probability of a left-right flip.  rotate_deg, scale: largest rotation, and
     largest relative change of size.  gamma: largest natural logarithm of the exponent of grey levels.  contrast,
-    brightness: largest change of gain and offset.  nodules: largest number of nodules to add, 0 for none.
+    brightness: largest change of gain and offset.  strengthen_bone: largest factor of the bone's grey; the least is 1.
+    nodules: largest number of nodules to add, 0 for none.
     """
 
     crop: int
@@ -32,6 +33,7 @@ class PairViews:
     gamma: float = 0.2
     contrast: float = 0.1
     brightness: float = 0.05
+    strengthen_bone: float = 1.0
     nodules: int = 0
     ct_nodules: Sequence[CtNodule] = ()
 
@@ -53,13 +55,20 @@ def draw_pair(
     inverse = np.column_stack([matrix, centre - matrix @ np.full(2, (crop - 1) / 2)])
     exponent = np.exp(rng.uniform(-1, 1) * views.gamma)
     gain, offset = 1 + rng.uniform(-1, 1) * views.contrast, rng.uniform(-1, 1) * views.brightness
+    strength = views.strengthen_bone ** rng.random() if views.strengthen_bone > 1 else 1.0
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cut = []
-    for picture_HW in (film_HW, bone_free_HW):
-        square = cv2.warpAffine(picture_HW, inverse, (crop, crop), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        curve = np.power(np.clip(square, 0, 1), exponent) * gain + offset
-        cut.append(np.clip(curve, 0, 1).astype(np.float32))
-    return cut[0], cut[1]
+    film, bone_free = (
+        cv2.warpAffine(picture_HW, inverse, (crop, crop), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        for picture_HW in (film_HW, bone_free_HW)
+    )
+    if strength > 1:
+        film = bone_free + strength * (film - bone_free)
+
+    def curve(square: np.ndarray) -> np.ndarray:
+        curved = np.power(np.clip(square, 0, 1), exponent) * gain + offset
+        return np.clip(curved, 0, 1).astype(np.float32)
+
+    return curve(film), curve(bone_free)
 
 
 def _draw_middle(side: int, crop: int, rng: np.random.Generator) -> float:
