@@ -36,9 +36,9 @@ def write_pairs(folder: Path, count: int) -> None:
 def test_a_bone_model_is_scored_and_published(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", 5)
     places = ["pairs", "phantom:5@64#1"]
-    options = "--size 64 --crop 64 --decoder tiny --perceptual none --steps 2 --batch 2 --quiet --out model".split()
-    program = [sys.executable, "-m", "chess_cxr"]
-    run(*program, "finetune", "bones", "random:regnetx_002@64", *places, *options, at=tmp_path)
+    train = [sys.executable, "-m", "chess_cxr", "finetune", "bones", "random:regnetx_002@64", *places, "--out", "model"]
+    shape = ["--size", "64", "--crop", "64", "--decoder", "tiny", "--perceptual", "none"]
+    run(*train, *shape, "--steps", "2", "--batch", "2", "--quiet", at=tmp_path)
 
     run(sys.executable, RUNS / "score_bones.py", "model", "scores", "--pairs", *places, at=tmp_path)
     films = pd.read_csv(tmp_path / "scores" / "films.csv")
@@ -53,7 +53,8 @@ def test_a_bone_model_is_scored_and_published(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     run("bash", tmp_path / "runs" / "publish_bones.sh", "model", "bones-small", "a-known-name", at=tmp_path)
     published = tmp_path / "weights" / "bones-small"
-    assert {path.name for path in published.iterdir()} >= {"README.md", "model.onnx", "model.safetensors", "result.json"}
+    there = {path.name for path in published.iterdir()}
+    assert there >= {"README.md", "config.json", "model.onnx", "model.safetensors", "golden.safetensors", "result.json"}
     assert not list(published.glob("*.png"))  # pictures of test films stay behind
     assert load_bone_suppressor(published).size == 64
     card = (published / "README.md").read_text()

@@ -64,11 +64,9 @@ def draw_pair(
     if strength > 1:
         film = bone_free + strength * (film - bone_free)
 
-    def curve(square: np.ndarray) -> np.ndarray:
-        curved = np.power(np.clip(square, 0, 1), exponent) * gain + offset
-        return np.clip(curved, 0, 1).astype(np.float32)
-
-    return curve(film), curve(bone_free)
+    curved = (np.power(np.clip(square, 0, 1), exponent) * gain + offset for square in (film, bone_free))
+    cut = [np.clip(square, 0, 1).astype(np.float32) for square in curved]
+    return cut[0], cut[1]
 
 
 def _draw_middle(side: int, crop: int, rng: np.random.Generator) -> float:
