@@ -116,8 +116,8 @@ def finetune_bones(
     """Train a bone network on pairs, write it to `out` and score it on pairs that it has not seen.
 
     encoder: first weights of the network's encoder, unless it begins from a model, and, by default, the perceptual
-    network.  places: folders of pairs
-    and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs.  They are split by patient.
+    network.  places: folders of pairs and "phantom:PATIENTS@SIZE#SEED", see `read_pairs`; or pairs.  They are split by
+    patient.
     nodules: folder of projected CT nodules (`read_ct_nodules`), bodies of half of the nodules that training adds.
     The same call continues an interrupted run.  The folder holds `model.safetensors`, `config.json`, `result.json`,
     `README.md` (the card), `test_pairs.png` and `metrics.jsonl`.
