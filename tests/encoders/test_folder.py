@@ -292,6 +292,14 @@ def test_films_are_embedded_alike_alone_and_in_batches(folder: Path) -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_films_are_prepared_a_batch_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, films, counts = load_encoder(folder), draw_films(5), list[int]()
+    prepare = encoder.prepare
+    monkeypatch.setattr(Encoder, "prepare", lambda self, pixels: counts.append(len(pixels)) or prepare(pixels))
+    encoder.embed(films, batch=2)
+    assert counts == [2, 2, 1]
+
+
 def test_no_films_give_no_rows(folder: Path) -> None:
     assert load_encoder(folder).embed([]).shape == (0, 256)
 

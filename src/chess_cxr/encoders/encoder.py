@@ -45,9 +45,14 @@ class Encoder:
     def embed(self, pixels: Sequence[np.ndarray], batch: int = 16) -> np.ndarray:
         """Embed films, each float [H, W] of any size, in [0, 1] with bone bright: float32 [N, feature_count].
 
-        Puts the module in evaluation mode.  Raises ChessError for an array that is not a film.
+        Prepares one batch at a time, so that memory does not grow with the number of films.  Puts the module in
+        evaluation mode.  Raises ChessError for an array that is not a film.
         """
-        return self.embed_prepared(self.prepare(pixels), batch)
+        feature_ND = np.empty((len(pixels), self.feature_count), np.float32)
+        for start in range(0, len(pixels), batch):
+            prepared = self.prepare(pixels[start : start + batch])
+            feature_ND[start : start + batch] = self.embed_prepared(prepared, batch)
+        return feature_ND
 
     def prepare(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Turn films into the network's input, float32 [N, channels, size, size]; threads may do this in parallel."""
