@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from chess_cxr.encoders.names import locate_model
 from chess_cxr.report.plots import COLOURS, MARKERS
 from chess_cxr.tasks.bones.model import load_bone_suppressor
 from chess_cxr.tasks.bones.pairs import draw_phantom_pair
@@ -30,7 +29,7 @@ NAMES = {
 
 def main() -> None:
     """Draw two pairs of films and the curve in a row."""
-    suppressor = load_bone_suppressor(locate_model(Path("bones-small")))
+    suppressor = load_bone_suppressor("bones-small")
     films = [draw_phantom_pair(patient, 4, 512, "normal").film_HW for patient in PATIENTS]
     table = pd.read_csv(HERE.parent / "proof/encoder/summary.csv")
     table = table[(table["task"] == "kermany3") & (table["head"] == "linear") & (table["metric"] == "auroc")]

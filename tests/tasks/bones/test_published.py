@@ -41,6 +41,12 @@ def test_the_command_finds_it_by_its_name(tmp_path: Path) -> None:
     assert made.shape == film.shape and (made <= film).all() and (made < film).any()
 
 
+def test_python_finds_it_by_its_name_as_its_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_bone_suppressor("bones-small").sha256 == load_bone_suppressor(FOLDER).sha256
+    assert 'load_bone_suppressor("bones-small")' in (FOLDER / "README.md").read_text()
+
+
 def test_its_card_says_what_it_may_not_be_used_for() -> None:
     card = (FOLDER / "README.md").read_text()
     assert "not a medical device" in card and "Research only" in card and "THIS_FOLDER" not in card

@@ -12,6 +12,7 @@ import numpy as np
 
 from chess_cxr.decode.film import decode_film
 from chess_cxr.derive.film import write_new_file
+from chess_cxr.encoders.names import locate_model
 from chess_cxr.encoders.onnx_session import OnnxSession
 from chess_cxr.evaluation.image_metrics import LEAST_SIDE
 from chess_cxr.files.whole import compute_sha256, read_json
@@ -88,12 +89,12 @@ class BoneSuppressor:
 
 
 def load_bone_suppressor(folder: Path | str, device: str = "cpu", runtime: Runtime = "torch") -> BoneSuppressor:
-    """Load a model folder of `finetune_bones`, and check its bone images of the golden films.
+    """Load a model folder of `finetune_bones`, or a published model by its name, and check it on its golden films.
 
     runtime: as in `load_classifier`.  A model of version 0.1 has no golden films and no `model.onnx`.
     Raises UsageError if `folder` is not such a model, ChessError if it is broken or not what it claims to be.
     """
-    folder = Path(folder)
+    folder = locate_model(Path(folder))
     config = read_json(folder / "config.json")
     described = config.get("files")
     by_onnx = choose_runtime(device, runtime, has_onnx(described))

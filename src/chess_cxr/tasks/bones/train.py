@@ -19,7 +19,6 @@ import torch
 from chess_cxr.encoders.embed import EncoderLike
 from chess_cxr.encoders.encoder import Encoder, compute_state_sha256
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.encoders.names import locate_model
 from chess_cxr.evaluation.film_means import FilmMean, summarise_films
 from chess_cxr.evaluation.image_metrics import compute_psnr
 from chess_cxr.records import OnProgress, UsageError
@@ -126,7 +125,7 @@ def finetune_bones(
     out, config, show = Path(out), config or BonesConfig(), on_stage or (lambda *_: None)
     check_bones_config(config)
     refuse_foreign_folder(out)
-    begun = load_bone_suppressor(locate_model(Path(config.begin_from))) if config.begin_from else None
+    begun = load_bone_suppressor(config.begin_from) if config.begin_from else None
     for place in places:
         if isinstance(place, str) and not is_phantom(place) and _lies_in(out, Path(place)):
             raise UsageError(f"{out} lies inside the pairs in {place}; choose another --out")
