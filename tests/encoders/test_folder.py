@@ -6,7 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,7 +295,12 @@ def test_films_are_embedded_alike_alone_and_in_batches(folder: Path) -> None:
 def test_films_are_prepared_a_batch_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, films, counts = load_encoder(folder), draw_films(5), list[int]()
     prepare = encoder.prepare
-    monkeypatch.setattr(Encoder, "prepare", lambda self, pixels: counts.append(len(pixels)) or prepare(pixels))
+
+    def count(_: Encoder, pixels: Sequence[np.ndarray]) -> torch.Tensor:
+        counts.append(len(pixels))
+        return prepare(pixels)
+
+    monkeypatch.setattr(Encoder, "prepare", count)
     encoder.embed(films, batch=2)
     assert counts == [2, 2, 1]
 

@@ -46,10 +46,8 @@ def test_a_bone_model_is_scored_and_published(tmp_path: Path) -> None:
     assert films.groupby("network")["kind"].nunique().eq(2).all() and films["psnr"].notna().all()
     assert (pd.read_csv(tmp_path / "scores" / "nodules.csv")["kept"] <= 1.5).all()
 
-    for name in ("publish_bones.sh", "cards"):
-        copy = shutil.copytree if (RUNS / name).is_dir() else shutil.copy
-        (tmp_path / "runs").mkdir(exist_ok=True)
-        copy(RUNS / name, tmp_path / "runs" / name)
+    shutil.copytree(RUNS / "cards", tmp_path / "runs" / "cards")
+    shutil.copy(RUNS / "publish_bones.sh", tmp_path / "runs")
     (tmp_path / "weights").mkdir()
     run("bash", tmp_path / "runs" / "publish_bones.sh", "model", "bones-small", "a-known-name", at=tmp_path)
     published = tmp_path / "weights" / "bones-small"

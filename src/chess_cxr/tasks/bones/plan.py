@@ -17,7 +17,7 @@ from chess_cxr.tasks.bones.objective import SMALLEST_SIDE
 from chess_cxr.training.loop import TrainingConfig, check_training_config
 
 MOST_BATCH_PIXELS = 1 << 28  # 1024 squares of 512 pixels, 2 GiB of input alone
-MOST_BONE = 10.0  # more would leave black and white
+MOST_STRENGTH = 10.0  # more would leave black and white
 _UNKNOWN_EARLIER: dict[str, Any] = {
     "balance": False, "keep_nodules": 0.0, "spread": False, "caution": 0.0, "strengthen_bone": 1.0, "head": "softplus",
 }  # fmt: skip
@@ -29,8 +29,8 @@ def check_bones_config(config: BonesConfig) -> None:
         raise UsageError(f"bone suppression needs {SMALLEST_SIDE} <= crop <= size <= {LARGEST_SIDE} pixels")
     if not (0 <= config.keep_nodules < np.inf and 0 <= config.caution < np.inf):
         raise UsageError("bone suppression needs a weight of kept nodules and a caution of 0 or more")
-    if not 1 <= config.strengthen_bone <= MOST_BONE:
-        raise UsageError(f"bone is strengthened by a factor from 1 to {MOST_BONE:g}")
+    if not 1 <= config.strengthen_bone <= MOST_STRENGTH:
+        raise UsageError(f"--strengthen-bone takes a factor from 1 to {MOST_STRENGTH:g}")
     if config.caution and not config.spread:
         raise UsageError("caution needs the spread; leave out one of --caution and --no-spread")
     if not (0 <= config.perceptual_weight < np.inf and 0 <= config.encoder_rate <= 1):
