@@ -9,7 +9,7 @@ a picture.  With --pairs the same is also told of the films alone that MODEL was
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +19,18 @@ import pandas as pd
 import torch
 from nodule_crops import (
     Crops,
-    compute_auroc,
+    build_measures,
+    compare_arms,
     cut_crops,
     detect,
     embed_crops,
     fit_and_score,
-    measure_froc,
     place_crops,
     place_grid,
-    say,
 )
 
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.evaluation.intervals import bootstrap_by_patient, paired_bootstrap_by_patient
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.tasks.bones.model import load_bone_suppressor
 from chess_cxr.tasks.bones.pairs import read_pairs, split_pairs
@@ -42,7 +40,6 @@ from chess_cxr.tasks.nodules.score import measure_nodule
 
 SIDE, FOLDS, REPEATS = 256, 5, 5
 FILM, SUPPRESSED, BOTH = "film", "suppressed", "both"
-Statistic = Callable[[np.ndarray], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -150,40 +147,22 @@ def compare(
     of_films = np.flatnonzero(is_in_F)
     group_F = np.array([film.group for film in films])
     sick = int(squares.label[of_squares].sum())
-    rows = list[dict[str, object]]()
     lines = [f"{title}: {len(of_films)} films, {sick} squares with a nodule, {len(of_squares) - sick} without"]
-    by = {"auroc": squares.group[of_squares], "froc": group_F[of_films]}
-    measures = {name: measure(films, grid, squares, one, of_squares, of_films) for name, one in scores.items()}
-    for name, own in measures.items():
-        for key, statistic in own.items():
-            value = bootstrap_by_patient(by[key], statistic, 2000, 0)[key]
-            row = {"what": title, "learnt from": name, "measure": key, **vars(value)}
-            line = f"  {name}: {key} {say(value)}"
-            if name != FILM:
-                gain = paired_bootstrap_by_patient(by[key], statistic, measures[FILM][key], 2000, 0)[key]
-                row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
-                line += f"; gain {say(gain)}"
-            rows.append(row)
-            lines.append(line)
+    measures = {}
+    for name, one in scores.items():
+        marks = detect(films, grid, one.grid)
+        measures[name] = build_measures(
+            squares.label[of_squares],
+            one.squares[of_squares],
+            [films[number] for number in of_films],
+            [marks[number] for number in of_films],
+        )
+    rows = []
+    patients = {"auroc": squares.group[of_squares], "froc": group_F[of_films]}
+    for name, row, line in compare_arms(measures, patients, FILM, 2000):
+        rows.append({"what": title, "learnt from": name, **row})
+        lines.append(f"  {name}: {line}")
     return rows, lines
-
-
-def measure(
-    films: Sequence[NoduleFilm],
-    grid: list[tuple[int, int, int, int]],
-    squares: Crops,
-    scores: Scores,
-    of_squares: np.ndarray,
-    of_films: np.ndarray,
-) -> dict[str, Statistic]:
-    """Return AUROC of the squares and FROC of the detector as functions of rows."""
-    marks = detect(films, grid, scores.grid)
-    label, own = squares.label[of_squares], scores.squares[of_squares]
-    flat, found = [films[number] for number in of_films], [marks[number] for number in of_films]
-    return {
-        "auroc": lambda rows: {"auroc": compute_auroc(label[rows], own[rows])},
-        "froc": lambda rows: {"froc": measure_froc([flat[r] for r in rows], [found[r] for r in rows])},
-    }
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ The detector slides the classifier over the lungs and keeps the best of each nei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -16,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chess_cxr.encoders.encoder import Encoder
-from chess_cxr.evaluation.intervals import Difference, Interval
+from chess_cxr.evaluation.intervals import Difference, Interval, bootstrap_by_patient, paired_bootstrap_by_patient
 from chess_cxr.evaluation.label_fractions import assign_folds
 from chess_cxr.tasks.nodules.films import NoduleFilm, read_nodule_films
 
@@ -24,6 +25,8 @@ FOLDS = 3
 SIDE = 48  # pixels at 256 a film: 67 mm of JSRT
 HEALTHY_PER_FILM = 3
 STRIDE = 12  # of the detector
+Arm = TypeVar("Arm", bound=Hashable)
+Statistic = Callable[[np.ndarray], dict[str, float]]
 FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0)  # per film, at which the sensitivity is averaged
 
 
@@ -145,6 +148,33 @@ def measure_froc(films: Sequence[NoduleFilm], found: Sequence[Sequence[tuple[flo
         return float("nan")
     last = [int(np.searchsorted(false_N, rate * len(films), side="right")) - 1 for rate in FALSE_POSITIVES]
     return float(np.mean([hit_N[one] / nodules if one >= 0 else 0.0 for one in last]))
+
+
+def build_measures(
+    label: np.ndarray, score: np.ndarray, films: Sequence[NoduleFilm], marks: Sequence[Sequence[tuple[float, bool]]]
+) -> dict[str, Statistic]:
+    """Return the AUROC of squares and the FROC of a detector's marks on films as functions of rows."""
+    return {
+        "auroc": lambda rows: {"auroc": compute_auroc(label[rows], score[rows])},
+        "froc": lambda rows: {"froc": measure_froc([films[r] for r in rows], [marks[r] for r in rows])},
+    }
+
+
+def compare_arms(
+    measures: Mapping[Arm, Mapping[str, Statistic]], patients: Mapping[str, np.ndarray], reference: Arm, resamples: int
+) -> Iterator[tuple[Arm, dict[str, object], str]]:
+    """Yield each arm's measures and their gain over the reference, with 95 % intervals by patient: a row and a line."""
+    for arm, own in measures.items():
+        for name, statistic in own.items():
+            value = bootstrap_by_patient(patients[name], statistic, resamples, 0)[name]
+            row: dict[str, object] = {"measure": name, **vars(value)}
+            line = f"{name} {say(value)}"
+            if arm != reference:
+                other = measures[reference][name]
+                gain = paired_bootstrap_by_patient(patients[name], statistic, other, resamples, 0)[name]
+                row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+                line += f"; gain {say(gain)}"
+            yield arm, row, line
 
 
 def say(value: Interval) -> str:

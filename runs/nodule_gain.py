@@ -10,7 +10,7 @@ Writes gain.csv and gain.txt; scores of finished parts are kept, so the same com
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,21 +20,20 @@ import torch
 from nodule_crops import (
     FOLDS,
     Crops,
-    compute_auroc,
+    Statistic,
+    build_measures,
+    compare_arms,
     cut_crops,
     detect,
     embed_crops,
     fit_and_score,
-    measure_froc,
     place_crops,
     place_grid,
     read_folds,
-    say,
 )
 
 from chess_cxr.encoders.encoder import Encoder
 from chess_cxr.encoders.load import load_encoder
-from chess_cxr.evaluation.intervals import bootstrap_by_patient, paired_bootstrap_by_patient
 from chess_cxr.records import UsageError
 from chess_cxr.tasks.ct_nodules import choose_ct_nodule, read_ct_nodules
 from chess_cxr.tasks.nodules.config import NodulesConfig
@@ -136,9 +135,8 @@ def compare(
     label, group = (np.concatenate([getattr(one, name) for one in crops]) for name in ("label", "group"))
     flat = [film for test in tests for film in test]
     patient = np.array([film.group for film in flat])
-    rows, lines = list[dict[str, object]](), list[str]()
     arms = [key.split("|")[2:] for key in parts[0] if key.startswith(f"{spec}|squares|")]
-    measures: dict[tuple[str, str], tuple[Callable[[np.ndarray], dict[str, float]], ...]] = {}
+    measures: dict[tuple[str, str], dict[str, Statistic]] = {}
     for kind, times in arms:
         score = np.concatenate([standardise(part[f"{spec}|squares|{kind}|{times}"]) for part in parts])
         marks = [
@@ -146,21 +144,11 @@ def compare(
             for test, part in zip(tests, parts, strict=True)
             for found in detect(test, place_grid(test), standardise(part[f"{spec}|grid|{kind}|{times}"]))
         ]
-        measures[kind, times] = (
-            lambda index, score=score: {"auroc": compute_auroc(label[index], score[index])},
-            lambda index, marks=marks: {"froc": measure_froc([flat[i] for i in index], [marks[i] for i in index])},
-        )
-    for (kind, times), own in measures.items():
-        for name, by, one, none in zip(("auroc", "froc"), (group, patient), own, measures["none", "0"], strict=True):
-            value = bootstrap_by_patient(by, one, 1000, 0)[name]
-            row = {"encoder": spec, "real": real, "kind": kind, "times": times, "measure": name, **vars(value)}
-            line = f"{spec}, {real} real, {kind} x {times}: {name} {say(value)}"
-            if kind != "none":
-                gain = paired_bootstrap_by_patient(by, one, none, 1000, 0)[name]
-                row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
-                line += f"; gain {say(gain)}"
-            rows.append(row)
-            lines.append(line)
+        measures[kind, times] = build_measures(label, score, flat, marks)
+    rows, lines = list[dict[str, object]](), list[str]()
+    for (kind, times), row, line in compare_arms(measures, {"auroc": group, "froc": patient}, ("none", "0"), 1000):
+        rows.append({"encoder": spec, "real": real, "kind": kind, "times": times, **row})
+        lines.append(f"{spec}, {real} real, {kind} x {times}: {line}")
     return rows, lines
 
 

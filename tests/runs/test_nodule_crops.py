@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from nodule_crops import FALSE_POSITIVES, SIDE, STRIDE, detect, measure_froc, place_grid
+from nodule_crops import (
+    FALSE_POSITIVES,
+    SIDE,
+    STRIDE,
+    build_measures,
+    compare_arms,
+    detect,
+    measure_froc,
+    place_grid,
+)
 
 from chess_cxr.tasks.nodules.films import NoduleFilm
 
@@ -48,3 +57,23 @@ def test_froc_is_the_mean_sensitivity_at_the_rates_counted_one_by_one() -> None:
         expected.append(best)
     assert measure_froc(films, found) == pytest.approx(np.mean(expected))
     assert np.isnan(measure_froc(films[2:], found[2:]))
+
+
+def test_arms_are_compared_with_the_reference_alone() -> None:
+    films = [draw_film((60, 72))] * 4 + [draw_film(None)] * 4
+    places = place_grid(films)
+    label = np.array([1] * 4 + [0] * 4)
+    perfect, blind = score_places(films, places), np.zeros(len(places))
+    measures = {
+        "blind": build_measures(label, np.zeros(8), films, detect(films, places, blind)),
+        "perfect": build_measures(label, label.astype(float), films, detect(films, places, perfect)),
+    }
+    patient = np.arange(8).astype(str)
+    told = list(compare_arms(measures, {"auroc": patient, "froc": patient}, "blind", 50))
+    assert [(arm, row["measure"]) for arm, row, _ in told] == [
+        (arm, name) for arm in ("blind", "perfect") for name in ("auroc", "froc")
+    ]
+    assert [row.get("gain") for arm, row, _ in told if arm == "blind"] == [None, None]
+    auroc, froc = (row for arm, row, _ in told if arm == "perfect")
+    assert (auroc["value"], auroc["gain"]) == (1, 0.5) and froc["value"] == 1
+    assert told[2][2].startswith("auroc +1.000 [+1.000, +1.000]; gain +0.500 [+0.500, +0.500]")
