@@ -218,7 +218,7 @@ def read_normalised_views(store: Store, config: PretrainConfig) -> Iterator[Tens
     training = config.training
     views = read_view_batches(
         build_film_pool([store], config.splits), config.views, batch=training.batch, seed=training.seed, first_step=0,
-        steps=training.steps, threads=training.loader_threads,
+        steps=training.steps, threads=training.loader_threads, sizes=config.sizes,
     )  # fmt: skip
     return ((batch.float() / 255 - config.pixels.mean) / config.pixels.std for batch in views)
 
