@@ -295,18 +295,18 @@ def read_lines(path: Path) -> list[dict[str, float]]:
 
 
 def say_ratios(plain: Path, others: list[Path]) -> None:
-    """Print when each run first was as good as the plain one at its end and at its best."""
+    """Print after how many CPU seconds each run first was as good as the plain one at its end and at its best."""
     lines = read_lines(plain)
-    hour = lines[-1]["seconds"]
+    hour = lines[-1]["cpu_seconds"]
     for name in ("auroc_all", "auroc_tenth"):
         goals = {"end": lines[-1][name], "best": max(line[name] for line in lines)}
-        print(f"{name}: plain recipe {goals['end']:.4f} after {hour:.0f} s, at best {goals['best']:.4f}")
+        print(f"{name}: plain recipe {goals['end']:.4f} after {hour:.0f} CPU s, at best {goals['best']:.4f}")
         for path in others:
             ours = read_lines(path)
-            said = [f"last {ours[-1][name]:.4f} after {ours[-1]['seconds']:.0f} s"]
+            said = [f"last {ours[-1][name]:.4f} after {ours[-1]['cpu_seconds']:.0f} CPU s"]
             for goal, value in goals.items():
-                reached = [line["seconds"] for line in ours if line[name] >= value]
-                said.append(f"{goal}: {reached[0]:.0f} s, {reached[0] / hour:.2f}" if reached else f"{goal}: never")
+                reached = [line["cpu_seconds"] for line in ours if line[name] >= value]
+                said.append(f"{goal}: {reached[0]:.0f} CPU s, {reached[0] / hour:.2f}" if reached else f"{goal}: never")
             print(f"  {path.name:32s} {'; '.join(said)}")
 
 
