@@ -146,7 +146,7 @@ def benchmark(
         device: auto, cpu, cuda, cuda:N or mps; by default as in the suite.
         card: the encoder that card_section.md describes, by default the reference; and files of task cards: another
             split, label or protocol than theirs is refused.
-        pictures: whether the page shows films; without them it may go where films may not.
+        pictures: show films on the page; with `--no-pictures` it may go where films may not.
         json: print summary, differences and failures as JSON.
         quiet: show no progress.
     """

@@ -214,7 +214,7 @@ def audit(
     json: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Find patients and images that stores, splits or published training lists share.
+    """Find patients and films that stores, splits or published training lists share.
 
     Also finds rotated, mirrored, inverted and resized copies.  The exit code is 1 if anything is shared across splits,
     stores or lists, so that a CI can stop.

@@ -13,7 +13,8 @@ class QualityOptions:
     """Thresholds that quarantine or flag a film.
 
     Args:
-        quarantine_not_chest: whether to leave out films that certainly are not of the chest, by header or picture.
+        quarantine_not_chest: leave out films that certainly are not of the chest, by header or picture;
+            `--quality.no-quarantine-not-chest` stores them.
         not_chest_reject: `not_chest` score from which the picture alone is certain.
         not_chest_flag: `not_chest` score from which a film is flagged, and from which another body part in the
             header is believed.
@@ -51,7 +52,7 @@ class IngestConfig:
         val: fraction of the patients for validation, if the table has no split.
         test: fraction of the patients for testing, if the table has no split.
         seed: random seed of the split.
-        stratify: whether to give each split its share of every label; else a hash of a patient's id alone decides.
+        stratify: give each split its share of every label; with `--no-stratify` a hash of a patient's id alone decides.
         quality: thresholds of the quality check.
         limits: limits of time and memory per film.
     """

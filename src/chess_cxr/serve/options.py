@@ -48,7 +48,7 @@ class PacsOptions:
         tries: how often a film is tried before it fails; a server that is down does not count.
         first_wait: seconds before the second try; each further wait is twice as long.
         longest_wait: longest wait between two tries, in seconds.
-        report_refusals: whether to report also why a film was refused.
+        report_refusals: report also why a film was refused; `--no-report-refusals` does not.
     """
 
     spool: Path

@@ -141,10 +141,10 @@ def test_real_pairs_are_learned_from_and_what_was_mended_is_told(
     result = finetune_bones(encoder, [str(real_films / "bone_pairs")], tmp_path / "model", TINY)
     assert result.pairs == {"train": 11, "val": 2, "test": 3} and result.kinds == ("folder",)
     assert "(SYNTHETIC)" not in result.as_text()
-    assert "JPCLN139_1: bone was dark; turned" in result.notes
-    assert result.corrected["bone was dark; turned"] == 6
+    assert "JPCLN139_1: bone was dark in both films; both were inverted" in result.notes
+    assert result.corrected["bone was dark in both films; both were inverted"] == 6
     lines = [line for line in result.as_text().splitlines() if "turned" in line]
-    assert len(lines) == 1 and "6 of 16 pairs: bone was dark; turned" in lines[0]
+    assert len(lines) == 1 and "6 of 16 pairs: bone was dark in both films; both were inverted" in lines[0]
 
 
 # Hostile folders

@@ -93,7 +93,7 @@ def test_negative_pairs_with_few_bright_spots_are_turned_too(case: str, real_fil
         decode_film(real_films / "bone_jsrt" / folder / f"{case}.png").pixels for folder in ("JSRT", "BSE_JSRT")
     )
     pair = check_pair(case, film, target)
-    assert "bone was dark; turned" in pair.notes
+    assert "bone was dark in both films; both were inverted" in pair.notes
     assert (pair.film_HW - pair.bone_free_HW).mean() > 0.001
 
 
@@ -243,7 +243,7 @@ def test_a_phantom_stored_the_other_way_round_is_turned() -> None:
     known = draw()
     pair = check_pair("film 7", 1 - known.film_HW, 1 - known.bone_free_HW)
     np.testing.assert_allclose(pair.film_HW, known.film_HW, atol=1e-6)
-    assert pair.notes[0] == "bone was dark; turned"
+    assert pair.notes[0] == "bone was dark in both films; both were inverted"
     assert np.corrcoef(pair.bone_free_HW.ravel(), known.bone_free_HW.ravel())[0, 1] > 0.999
 
 

@@ -23,8 +23,8 @@ class BonesConfig:
         balance: set the stage weights on training films, so that each stage costs a fifth of L1.
         keep_nodules: weight of the loss on nodules that are added to film and target; 0 leaves them out.
         strengthen_bone: largest factor by which training brightens the bone of a film; 1 leaves it as it is.
-        spread: whether to learn also how far the bone image may be off.
-        caution: how many times its expected error is left of the bone; needs the spread.
+        spread: learn also how far the bone image may be off; `--no-spread` does not.
+        caution: how many times the expected error is left in the film as bone; needs the spread.
         steps: number of optimisation steps.
         batch: pairs per step.
         learning_rate: learning rate of AdamW.

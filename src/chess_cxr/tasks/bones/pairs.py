@@ -157,7 +157,7 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
         raise UsageError(f"{name}: the film and its target are the same picture; a target has no bone")
     if not is_bone_bright(film_HW, gain * bone_free_HW + offset):
         film_HW, bone_free_HW, offset = 1 - film_HW, 1 - bone_free_HW, 1 - gain - offset
-        notes.append("bone was dark; turned")
+        notes.append("bone was dark in both films; both were inverted")
     if abs(gain - 1) > 0.01 or abs(offset) > 0.005:
         bone_free_HW = np.clip(gain * bone_free_HW + offset, 0, 1)
         notes.append(f"the target's grey levels were matched to its film's (times {gain:.3f}, plus {offset:+.3f})")
