@@ -52,7 +52,8 @@ def _list_weights() -> dict[str, Path]:
 
 def list_known() -> str:
     """Return the names of the published encoders on this machine, for a message."""
-    return ", ".join(list_published()) or "cxr-small (of the package chess-cxr-weights: pip install packages/chess-cxr-weights in a checkout of chess-cxr)"
+    absent = "cxr-small (pip install packages/chess-cxr-weights in a checkout of chess-cxr)"
+    return ", ".join(list_published()) or absent
 
 
 def locate_encoder(name: str | Path) -> str:

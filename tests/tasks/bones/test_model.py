@@ -143,7 +143,7 @@ def test_real_pairs_are_learned_from_and_what_was_mended_is_told(
     assert "(SYNTHETIC)" not in result.as_text()
     assert "JPCLN139_1: bone was dark in both films; both were inverted" in result.notes
     assert result.corrected["bone was dark in both films; both were inverted"] == 6
-    lines = [line for line in result.as_text().splitlines() if "turned" in line]
+    lines = [line for line in result.as_text().splitlines() if "inverted" in line]
     assert len(lines) == 1 and "6 of 16 pairs: bone was dark in both films; both were inverted" in lines[0]
 
 

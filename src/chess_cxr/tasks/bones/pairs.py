@@ -134,7 +134,7 @@ def check_pair(name: str, film_HW: np.ndarray, bone_free_HW: np.ndarray, kind: P
     notes = list[str]()
     if np.corrcoef(film_HW[::4, ::4].ravel(), bone_free_HW[::4, ::4].ravel())[0, 1] < 0:
         bone_free_HW = 1 - bone_free_HW
-        notes.append("the target was inverted against its film; turned")
+        notes.append("the target was inverted against its film; it was inverted back")
     shift, likeness = measure_registration(film_HW, bone_free_HW)
     if likeness < LEAST_LIKENESS:
         raise UsageError(

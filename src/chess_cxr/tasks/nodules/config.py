@@ -26,8 +26,8 @@ class NodulesConfig:
         feature_matching: weight of the feature matching loss; spade only.
         kld: weight of the Kullback-Leibler divergence of the style vector; spade only.
         r1: weight of the discriminator's gradient penalty; spade only.
-        vary: make nodules differ: they are told size and contrast, and a style vector that can be found again; spade and
-            inpaint only; `--no-vary` turns it off.
+        vary: make nodules differ: they are told size and contrast, and a style vector that can be found again; spade
+            and inpaint only; `--no-vary` turns it off.
         ema: decay of the averaged generator.
         steps: number of optimisation steps.
         batch: films per step.
