@@ -129,10 +129,21 @@ def refuse_preset_and_config(preset: str, config: Path | None) -> None:
         raise UsageError("give --preset or --config, not both: a configuration names all that a preset does")
 
 
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` for a negative seed."""
+    if seed < 0:
+        raise UsageError("--seed must be 0 or more")
+
+
 def refuse_existing(out: Path) -> None:
-    """Raise UsageError if `out` exists: commands never overwrite anything."""
+    """Raise UsageError if `out` exists, as commands never overwrite anything, or if it cannot be made."""
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} exists already; choose another --out or remove it")
+    above = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise UsageError(f"{out} cannot be made: {above} is no folder; choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{out} cannot be made: {above} cannot be written to; choose another --out")
 
 
 def read_text(file: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import functools
 import io
 import os
@@ -216,13 +217,22 @@ def run(words: Sequence[str]) -> int:
         if was_interrupted(error):
             return complain("interrupted", INTERRUPTED)
         if isinstance(error, OSError) and error.strerror:
-            return complain(": ".join(str(part) for part in (error.strerror, error.filename) if part), 1)
+            return complain(word_system_error(error), 1)
         first = (str(error).strip().splitlines() or ["no message"])[0]
         if is_out_of_memory(error):
             return complain(f"out of memory: {first}; a smaller batch or size takes less, see chess-cxr plan", 1)
         if "operator torchvision::" in first:
             return complain("torch and torchvision do not fit together; pip install --force-reinstall both at once", 1)
         return complain(f"unexpected {type(error).__name__}: {first}; please report this", 1)
+
+
+def word_system_error(error: OSError) -> str:
+    """Say what the system refused, by the name that the user gave to a file that was being written."""
+    named = str(error.filename or "")
+    hidden = re.sub(r"(^|/)\.([^/]+?)(\.partial-\d+|\.[0-9a-f]{32}\.partial|\.lock)(/.*)?$", r"\1\2", named)
+    if named and (error.errno == errno.EROFS or hidden != named):
+        return f"{hidden} cannot be written: {error.strerror}; choose another --out"
+    return ": ".join(part for part in (error.strerror, named) if part)
 
 
 def is_out_of_memory(error: Exception) -> bool:

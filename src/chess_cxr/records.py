@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import import_module
@@ -41,6 +42,25 @@ class UsageError(ChessError):
 
 class Undecodable(ChessError):
     """Film that cannot be used; the text is a short reason without path or identifier."""
+
+
+UNKNOWN_ENTRY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's words for it
+
+
+def choose_problem(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the first of pydantic's problems, or a misspelt entry, as its right name is then missing too."""
+    return next((one for one in problems if one["type"] in UNKNOWN_ENTRY), problems[0])
+
+
+def word_problem(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
+    """Say what is wrong with an entry of a configuration, as pydantic describes it, in plain words.
+
+    known: entries that there are, of which the one that is spelt alike is named.
+    """
+    if error["type"] in UNKNOWN_ENTRY:
+        near = difflib.get_close_matches(str(error["loc"][-1]), list(known), n=1)
+        return "there is no such entry" + (f"; perhaps {near[0]}" if near else "")
+    return "is missing" if error["type"] == "missing" else str(error["msg"])
 
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:

@@ -1,6 +1,7 @@
 """What no run can do is one line of `pretrain`, before anything is trained or written."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,15 @@ def test_the_same_configuration_without_mistakes_trains(two_sites: Path, tmp_pat
     config.write_text(json.dumps(described))
     answer = run("pretrain", two_sites, "--config", config, "--out", tmp_path / "run", "--quiet")
     assert answer == Answer(0, f"{tmp_path / 'run'}\n", "")
+
+
+def test_a_run_goes_on_after_its_store_was_embedded(small_store: Path, tmp_path: Path) -> None:
+    store, config = tmp_path / "films.lance", tmp_path / "tiny.json"
+    shutil.copytree(small_store, store)
+    config.write_text(json.dumps(asdict(build_tiny_config())))
+    words = ("pretrain", store, "--config", config, "--out", tmp_path / "run", "--quiet")
+    assert run(*words).code == 0
+    assert run("embed", "pixels:4", store, "--quiet").code == 0
+    (tmp_path / "run" / "checkpoints" / "step_00000004.safetensors").unlink()  # as after a kill at step 3
+    again = run(*words)
+    assert again.code == 0 and "finished already" not in again.err, again

@@ -56,7 +56,7 @@ def test_a_configuration_survives_the_way_through_json(preset: str, tmp_path: Pa
         (None, "cannot read the configuration .*config.json: No such file"),
         ("{", "config.json is not JSON: Expecting property name"),
         ("[]", "one JSON object"),
-        ("{}", "configuration: preset: Field required"),
+        ("{}", "config.json: preset: is missing"),
     ],
 )
 def test_a_broken_configuration_is_refused_in_one_line(text: str | None, message: str, tmp_path: Path) -> None:

@@ -92,6 +92,6 @@ def test_what_is_no_run_cannot_be_exported_or_read(tmp_path: Path) -> None:
     for read in (lambda: export(tmp_path, tmp_path / "out"), lambda: read_metrics(tmp_path)):
         with pytest.raises(UsageError, match="is not a run"):
             read()
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"preset": "demo"}')
     with pytest.raises(UsageError, match="no checkpoint yet"):
         export(tmp_path, tmp_path / "out")

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,9 +111,14 @@ def test_a_damaged_checkpoint_is_one_clear_line(damage: str, tmp_path: Path) -> 
     content = path.read_bytes()
     damaged = {"empty": b"", "cut": content[:-1], "header": b"\xff" * 8 + content[8:], "text": b"not tensors"}
     path.write_bytes(damaged[damage])
-    with pytest.raises(ChessError, match=r"step_00000003.safetensors cannot be read \(.*\); remove it") as caught:
+    with pytest.raises(
+        ChessError, match=r"step_00000003.safetensors is damaged \(.*\); there is no older one"
+    ) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
+    shutil.copyfile(path, path.with_name("step_00000002.safetensors"))
+    with pytest.raises(ChessError, match="; remove it to go on from an older one"):
+        read_checkpoint(path)
 
 
 def test_a_safetensors_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

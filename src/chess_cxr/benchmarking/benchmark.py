@@ -93,4 +93,7 @@ def choose_suite(
         if pairs or nodules or heads:
             raise UsageError("--pairs, --nodules and --heads are for presets; a suite file names its own")
         return read_suite(Path(suite))
-    return build_suite(str(suite), {Path(store).stem: str(store) for store in stores}, encoders, pairs, nodules, heads)
+    named = {Path(store).stem: str(store) for store in stores}
+    if len(named) < len(stores):
+        raise UsageError("two stores have the same name; rename one, as tables name tasks by them")
+    return build_suite(str(suite), named, encoders, pairs, nodules, heads)

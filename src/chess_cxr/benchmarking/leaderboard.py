@@ -150,10 +150,15 @@ def _warn(identity: str, tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _read_results(place: Path) -> dict[str, Any]:
-    found = read_json(place / FILE if place.is_dir() else place)
+    file = place / FILE if place.is_dir() else place
+    if not file.is_file():
+        raise UsageError(f"there is no {file}; name the folder that chess-cxr benchmark has written")
+    found = read_json(file)
     entries, tasks = found.get("entries"), found.get("tasks")
     if found.get("format") != FORMAT or not isinstance(entries, list) or not isinstance(tasks, dict):
-        raise UsageError(f"{place} holds no {FILE} of a benchmark")
+        raise UsageError(f"{file} is not what a benchmark writes; copy it again")
+    if not entries:
+        raise UsageError(f"{file} holds no result: all parts of that benchmark failed, and its failures.csv says why")
     numbers = ("value", "low", "high", "draws", "n_train_films")
     for entry in entries:
         if not isinstance(entry, dict) or not {*ENTRY, "synthetic", "floor"} <= set(entry):

@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from chess_cxr.encoders.names import EXAMPLES, locate_encoder
 from chess_cxr.files.locations import is_url
-from chess_cxr.records import UsageError
+from chess_cxr.records import UsageError, choose_problem, word_problem
 from chess_cxr.sources.phantom.place import is_phantom
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -189,18 +189,22 @@ def read_suite(path: Path) -> Suite:
     Raises UsageError, naming the first entry that is unknown or does not fit.
     """
     try:
-        described = _part_pictures(tomllib.loads(path.read_text("utf-8")))
+        described = _part_pictures(tomllib.loads(path.read_text("utf-8-sig")))
         text = json.dumps(described)
     except OSError as error:
         presets = ", ".join(SUITES)
         raise UsageError(f"{path} cannot be read: {error.strerror}; a suite is a TOML file or {presets}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except (ValueError, TypeError) as error:  # dates and times are TOML, but no values of a suite
         raise UsageError(f"{path}: {error}") from None
     try:
         suite = TypeAdapter(Suite).validate_json(text)
     except ValidationError as error:
         problems = error.errors()
-        first = next((one for one in problems if one["loc"][-1] == "kind"), problems[0])  # it decides what else belongs
+        first = next(
+            (one for one in problems if one["loc"][-1] == "kind"), choose_problem(problems)
+        )  # it decides what else belongs
         place = ".".join("tasks" if part == "pictures" else str(part) for part in first["loc"])
         raise UsageError(f"{path}: {place}: {_say_problem(first)}") from None
     return check_suite(_anchor(suite, path.parent), str(path))
@@ -345,11 +349,10 @@ def _part_pictures(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_problem(error: Any) -> str:
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return "there is no such entry"
     if error["loc"][-1] == "kind":
         return "should be multiclass, multilabel, bones or nodules"
-    return str(error["msg"])
+    known = {one.name for kind in (Suite, TaskSpec, PictureSpec) for one in fields(kind)} - {"pictures"}
+    return word_problem(error, known)
 
 
 def _anchor(suite: Suite, folder: Path) -> Suite:

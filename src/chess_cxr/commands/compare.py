@@ -15,6 +15,7 @@ from chess_cxr.arguments import (
     Device,
     StorePath,
     check_device_name,
+    check_seed,
     check_workers,
     parse_encoders,
     print_result,
@@ -71,6 +72,9 @@ def evaluate(
     """
     named = parse_encoders(encoders)
     check_device_name(device)
+    check_seed(seed)
+    if min(draws, replicates) < 1:
+        raise UsageError("--draws and --replicates must be 1 or more")
     reference = reference or next(iter(named))
     if reference not in named:
         raise UsageError(f"the reference {reference!r} is none of the encoders {', '.join(named)}")

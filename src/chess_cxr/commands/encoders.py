@@ -21,7 +21,7 @@ from chess_cxr.arguments import (
     read_text,
     refuse_existing,
 )
-from chess_cxr.encoders.names import check_encoder_name, locate_encoder
+from chess_cxr.encoders.names import check_encoder_name, list_known, locate_encoder
 from chess_cxr.progress import ProgressBar
 from chess_cxr.records import UsageError
 
@@ -49,8 +49,9 @@ def export(
         without_onnx: do not write model.onnx, which is as large as the weights; chess-cxr weights onnx writes it later.
     """
     refuse_existing(out)
-    if not (run / "config.json").is_file():
-        raise UsageError(f"{run} is not a run; make one with: chess-cxr pretrain STORE --out {run}")
+    from chess_cxr.pretraining.runs import check_run
+
+    check_run(run)
     from chess_cxr.encoders.onnx_network import tell_missing
     from chess_cxr.encoders.onnx_session import ONNX_FILE
     from chess_cxr.pretraining.export import export as write
@@ -89,7 +90,8 @@ def show_weights(encoder: EncoderName) -> None:
     """
     folder = Path(locate_encoder(encoder))
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {encoder}")
+        what = "is a file" if folder.is_file() else "is no encoder folder"
+        raise UsageError(f"{encoder} {what}; published encoders on this machine: {list_known()}")
     from chess_cxr.encoders.folder import show_encoder
 
     print_result(show_encoder(folder), True)
@@ -108,7 +110,9 @@ def write_weights_card(encoder: Positional[Path], evaluation: tuple[Path, ...], 
         limits: a Markdown file: what this encoder is known to do badly.
     """
     if not encoder.is_dir():
-        raise UsageError(f"there is no folder {encoder}")
+        raise UsageError(f"there is no folder {encoder}; a card is rewritten in place, so give the folder's path")
+    if not evaluation:
+        raise UsageError("--evaluation needs at least one file, such as result/card_section.md")
     texts = [read_text(file).strip() for file in evaluation]
     known = read_text(limits) if limits else ""
     from chess_cxr.encoders.folder import write_card

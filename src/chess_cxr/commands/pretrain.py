@@ -185,6 +185,8 @@ def plan_run(
         raise UsageError("say how many --images, such as --images 4.8e6, or --calibrate")
     if not 0 <= images < 1e12 or images != int(images):
         raise UsageError("--images must be a whole number, such as 4.8e6")
+    if store is not None and not calibrate:
+        raise UsageError("--store is for --calibrate, which measures this machine on its films")
     from chess_cxr.pretraining.calibrate import calibrate as measure
     from chess_cxr.pretraining.calibrate import find_calibration, read_calibration, write_calibration
     from chess_cxr.pretraining.gpus import parse_gpus

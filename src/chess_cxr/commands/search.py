@@ -14,6 +14,7 @@ from chess_cxr.arguments import (
     Location,
     Stores,
     check_device_name,
+    check_seed,
     parse_location,
     print_result,
     refuse_existing,
@@ -143,6 +144,7 @@ first; random is for comparison.
         quiet: show no progress.
     """
     refuse_existing(out)
+    check_seed(seed)
     if not 0 < duplicates <= 2:
         raise UsageError("--duplicates is a cosine; films with more than 1 do not exist, so 2 leaves all in")
     check_encoder_name(encoder)
@@ -153,6 +155,8 @@ first; random is for comparison.
     from chess_cxr.search.where import select_rows
 
     rows = select_rows(opened.films, where)
+    if not len(rows):
+        raise UsageError(f"no film of {opened.path.name} meets the condition {where!r}")
     from chess_cxr.encoders.embed import open_encoder
     from chess_cxr.search.archive import read_archive
     from chess_cxr.search.select import select_films, write_selection
@@ -192,8 +196,11 @@ def draw_map(
         quiet: show no progress.
     """
     refuse_existing(out)
+    check_seed(seed)
     if not stores:
         raise UsageError("name at least one store to map")
+    if len({store.resolve() for store in stores}) < len(stores):
+        raise UsageError("a store is given twice; name each once")
     check_encoder_name(encoder)
     check_device_name(device)
     from chess_cxr.search.layout import choose_layout

@@ -62,7 +62,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ChessError(f"{path} is not valid JSON") from error
     block = config.get("chess_cxr") if isinstance(config, dict) else None
     if not isinstance(block, dict):
-        raise ChessError(f"{path} has no pixel contract: only folders written by chess-cxr have one")
+        known = config if isinstance(config, dict) else {}
+        if "task" in known:
+            raise UsageError(f"{folder} is a model, not an encoder; chess-cxr predict uses it")
+        if "training" in known and "method" in known:
+            raise UsageError(f"{folder} is a run; chess-cxr export makes an encoder of it")
+        raise ChessError(f"{path} has no pixel contract: only encoder folders written by chess-cxr have one")
     if block.get("format") != FORMAT:
         raise ChessError(f"{path} has another format than {FORMAT}: a newer chess-cxr may read it")
     if not isinstance(config.get("architecture"), str):

@@ -92,6 +92,8 @@ def read_tensors_only(file: Path) -> dict[str, Any]:
     """Read a PyTorch file without running any code in it; raises ChessError, in one line, if that is impossible."""
     if not file.is_file():
         raise UsageError(f"{file} is not a file")
+    if not file.stat().st_size:
+        raise ChessError(f"{file} is empty; download it again")
     try:
         # Memory mapping leaves the momentum encoder, queue and optimizer on disk; only the zip format supports it.
         with warnings.catch_warnings():
@@ -101,10 +103,10 @@ def read_tensors_only(file: Path) -> dict[str, Any]:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         code = found[1] if found else _find_code(file)
         if not code:
-            raise ChessError(f"{file} is not a readable PyTorch checkpoint") from error
+            raise ChessError(f"{file} is no PyTorch checkpoint, or is damaged; download it again") from error
         raise ChessError(f"refused: {file} contains code ({code}); only plain tensors are read") from error
     except Exception as error:  # a broken or hostile file can raise anything
-        raise ChessError(f"{file} is not a readable PyTorch checkpoint ({type(error).__name__})") from error
+        raise ChessError(f"{file} is no PyTorch checkpoint, or is damaged; download it again") from error
     if not isinstance(table, dict):
         raise ChessError(f"{file} holds a {type(table).__name__}, not a checkpoint")
     return table

@@ -22,7 +22,8 @@ FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, and its folder if missing; readers and crashes see the old content or the new, never a part."""
-    with explain_full_disk(f"{path}: it needs {len(content) / 1e6:.1f} MB (nothing half-written)"):
+    size = f"{len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{len(content) / 1e3:.1f} kB"
+    with explain_full_disk(f"{path}: it needs {size} (nothing half-written)"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
 
@@ -71,14 +72,15 @@ def write_whole_folder(out: Path) -> Iterator[Path]:
         raise UsageError(f"{out} exists already; choose another --out or remove it")
     growing = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
     try:
-        growing.mkdir(parents=True)
-        yield growing
-        for folder, _, names in os.walk(growing, topdown=False):
-            for name in names:
-                flush_file(Path(folder) / name)
-            flush_folder(Path(folder))
-        growing.rename(out)
-        flush_folder(out.parent)
+        with explain_full_disk(f"{out}; free some, or choose another --out"):
+            growing.mkdir(parents=True)
+            yield growing
+            for folder, _, names in os.walk(growing, topdown=False):
+                for name in names:
+                    flush_file(Path(folder) / name)
+                flush_folder(Path(folder))
+            growing.rename(out)
+            flush_folder(out.parent)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
 
@@ -133,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > MOST_JSON_BYTES:  # a pipe would never end
             return {}
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,7 +16,7 @@ from chess_cxr.methods.guides import Guide
 from chess_cxr.methods.moco import MoCoConfig
 from chess_cxr.pretraining.crops import Crops, check_sizes
 from chess_cxr.pretraining.films import Positives
-from chess_cxr.records import UsageError
+from chess_cxr.records import UsageError, choose_problem, word_problem
 from chess_cxr.training.loop import TrainingConfig
 from chess_cxr.training.run import read_run_config
 from chess_cxr.views import ViewConfig
@@ -170,7 +170,10 @@ def read_config_file(path: Path) -> PretrainConfig:
         raise UsageError(f"{path} is not JSON: {error}") from None
     if not isinstance(described, dict):
         raise UsageError(f"{path} should hold one JSON object")
-    return read_pretrain_config(described)
+    try:
+        return read_pretrain_config(described)
+    except UsageError as error:
+        raise UsageError(f"{path}: {str(error).removeprefix('configuration: ')}") from None
 
 
 def read_pretrain_config(described: Mapping[str, Any]) -> PretrainConfig:
@@ -184,6 +187,12 @@ def read_pretrain_config(described: Mapping[str, Any]) -> PretrainConfig:
     try:
         return TypeAdapter(PretrainConfig).validate_json(json.dumps(known))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = choose_problem(error.errors())
         place = ".".join(str(part) for part in first["loc"] if part not in METHODS)
-        raise UsageError(f"configuration: {place}: {first['msg']}") from None
+        raise UsageError(f"configuration: {place}: {word_problem(first, list_entries(asdict(cpu_small())))}") from None
+
+
+def list_entries(described: Mapping[str, Any]) -> set[str]:
+    """Return the names of all entries of a configuration, nested ones too."""
+    inside = (list_entries(value) for value in described.values() if isinstance(value, Mapping))
+    return set(described).union(*inside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,8 +221,12 @@ def pretrain_run(
             log, method, stores, training, plan.views, plan.crops, columns, plan.pixels, films_per_rank, rank.device
         )
 
-    inputs = RunInputs(uids, open_batches, open_watch, complete=complete_description)
     described = described | {"data": _describe_data(stores, uids, plan.begun_from)}
+
+    def complete(written: dict[str, Any]) -> dict[str, Any]:
+        return _renew_versions(complete_description(written), described)
+
+    inputs = RunInputs(uids, open_batches, open_watch, complete=complete)
     return train_in_folder(folder, method, training, inputs, described, on_step, tracking, say, device)
 
 
@@ -233,6 +237,13 @@ def complete_description(written: dict[str, Any]) -> dict[str, Any]:
     except UsageError:
         return written
     return describe(config) | {name: value for name, value in written.items() if name == "data"}
+
+
+def _renew_versions(written: dict[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the versions that stores have now: an embedding adds a column and a version, and the films stay the same."""
+    then, now = (config.get("data", {}).get("stores", []) for config in (written, described))
+    without = [[{**store, "version": 0} for store in stores] for stores in (then, now)]
+    return written | {"data": written["data"] | {"stores": now}} if then and without[0] == without[1] else written
 
 
 def normalise_views(batch: Tensor | ViewBatch, pixels: PixelScale) -> ViewBatch:

@@ -158,7 +158,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}")
+            raise UsageError(f"{folder} is a file" if folder.is_file() else f"there is no folder {folder}")
     found = {run.resolve(): run for folder in folders for run in _walk(folder, DEPTH)}
     return sorted(found.values())
 
@@ -176,6 +176,14 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             return
         for name in inside:
             yield from _walk(folder / name, depth - 1)
+
+
+def check_run(folder: Path) -> None:
+    """Raise `UsageError` for what is no run, or one whose config.json is damaged."""
+    if (folder / "config.json").is_file() and not read_json(folder / "config.json"):
+        raise UsageError(f"{folder / 'config.json'} is damaged: it is no JSON object; restore it from a copy")
+    if not is_run(folder):
+        raise UsageError(f"{folder} is not a run; make one with: chess-cxr pretrain STORE --out RUN")
 
 
 def is_run(folder: Path) -> bool:

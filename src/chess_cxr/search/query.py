@@ -121,7 +121,9 @@ def find_queries(names: Sequence[str], films: pd.DataFrame) -> list[int | Path |
         elif is_url(name) or Path(name).is_file():
             found.append(simplify_location(name))
         else:
-            raise UsageError(f"{name} is neither a film file nor the uid of a film in the store")
+            raise UsageError(
+                f"{name} is neither a film file nor the uid of a film in the store; chess-cxr select lists uids"
+            )
     return found
 
 

@@ -115,7 +115,9 @@ def load_models(names: Sequence[str], options: RestOptions) -> Models:
 
             bones[name] = load_bone_suppressor(location, options.device, options.runtime)
         elif task:
-            raise UsageError(f"{location} cannot be served: classifiers, bone models and encoders can")
+            raise UsageError(
+                f"{location} cannot be served: classifiers, bone models and encoders can; see chess-cxr generate"
+            )
         else:
             encoders[name] = _load_encoder(location, options)
     known = None

@@ -118,6 +118,18 @@ def check_options(options: PacsOptions) -> None:
         raise UsageError("waits must be above 0 seconds, and the first no longer than the longest")
 
 
+def refuse_node_options(options: PacsOptions) -> None:
+    """Raise `UsageError` for options that do nothing without the PACS node."""
+    if any((options.tls_certificate, options.tls_key, options.tls_clients)):
+        raise UsageError(
+            "--tls-certificate, --tls-key and --tls-clients are for the PACS node; add --dicom-port. REST itself "
+            "has no TLS: put a proxy in front"
+        )
+    if options.results_to or options.calling or options.results_tls or options.token_file:
+        given = "--results-to, --calling, --results-tls and --dicomweb-token-file"
+        raise UsageError(f"{given} are for the PACS node; add --dicom-port or --pull")
+
+
 def parse_target(text: str) -> Peer | str:
     """Return a DICOM node, or the URL of a DICOMweb server without / at its end; raises `UsageError` for neither."""
     if _is_url(text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from chess_cxr.records import ChessError, import_extra
 from chess_cxr.serve.guard import HEADERS
 from chess_cxr.serve.models import Models, load_models
-from chess_cxr.serve.options import PacsOptions, check_options
+from chess_cxr.serve.options import PacsOptions, check_options, refuse_node_options
 from chess_cxr.serve.problem import Problem
 from chess_cxr.serve.rest_options import RestOptions, check_rest_options, read_token
 from chess_cxr.workers.child import check_limits
@@ -30,6 +31,8 @@ def serve(names: Sequence[str], pacs: PacsOptions, options: RestOptions) -> None
     has_node = bool(pacs.dicom_port or pacs.pull)
     if has_node:
         check_options(pacs)
+    else:
+        refuse_node_options(pacs)
     check_point(options.point)
     uvicorn = import_extra("uvicorn", "serve", "the server")
     from chess_cxr.serve.rest import build_app
@@ -37,6 +40,8 @@ def serve(names: Sequence[str], pacs: PacsOptions, options: RestOptions) -> None
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("chess_cxr.serve").setLevel(logging.INFO)
+    address = f"http://{pacs.host}:{options.port}"
+    check_free(pacs.host, options.port, address)  # before models are loaded
     models = load_models(names, options)
     silence_libraries()
     config = uvicorn.Config(
@@ -48,10 +53,21 @@ def serve(names: Sequence[str], pacs: PacsOptions, options: RestOptions) -> None
     server = uvicorn.Server(config)
     node = _start_node(models, pacs, options) if has_node else None
     try:
-        asyncio.run(_run(server, config, f"http://{pacs.host}:{options.port}"))
+        asyncio.run(_run(server, config, address))
     finally:
         if node is not None:
             node.stop()
+
+
+def check_free(host: str, port: int, address: str) -> None:
+    """Raise `ChessError` if the server cannot listen at this host and port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as plug:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            plug.bind((host, port))
+        except OSError as error:
+            raise ChessError(f"{address} cannot be opened: {error.strerror}; choose another --port or --host") from None
 
 
 def _start_node(models: Models, pacs: PacsOptions, options: RestOptions) -> Any:
@@ -67,7 +83,7 @@ async def _run(server: Any, config: Any, address: str) -> None:
     try:
         plug = config.bind_socket()
     except SystemExit:
-        raise ChessError(f"{address} cannot be opened; is the port taken?") from None
+        raise ChessError(f"{address} cannot be opened; choose another --port or --host") from None
     running = asyncio.create_task(server.serve([plug]))
     while not server.started and not running.done():
         await asyncio.sleep(0.01)

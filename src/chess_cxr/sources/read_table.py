@@ -29,6 +29,8 @@ def read_table(table: Path | str) -> pd.DataFrame:
     if str(table).lower().endswith((".xlsx", ".xls", ".ods")):
         raise UsageError(f"the table {table} is a spreadsheet; save it as CSV (UTF-8)")
     try:
+        if isinstance(table, Path) and table.is_dir():
+            raise UsageError(f"the table {table} is a folder; name the file")
         if isinstance(table, Path) and not table.is_file():
             raise FileNotFoundError
         if isinstance(table, Path) and table.stat().st_size > MAX_TABLE_BYTES:
@@ -49,7 +51,18 @@ def read_table(table: Path | str) -> pd.DataFrame:
         raise UsageError(f"the table {table} is not UTF-8 text; save it as UTF-8") from None
     except TooLarge:
         raise UsageError(f"the table {table} has more than {MAX_TABLE_BYTES >> 20} MiB; divide it") from None
-    except (ValueError, OSError, EOFError, MemoryError, csv.Error, pd.errors.ParserWarning, zlib.error) as error:
+    except pd.errors.ParserWarning:
+        raise UsageError(
+            f"the table {table} has rows with more cells than its header; quote cells with commas"
+        ) from None
+    except pd.errors.ParserError as error:
+        reason = str(error).rpartition("C error: ")[2].strip()  # tells numbers of rows and cells alone
+        raise UsageError(f"the table {table} cannot be divided into rows and cells: {reason[:200]}") from None
+    except (EOFError, zlib.error):
+        raise UsageError(f"the table {table} is cut off or damaged; copy it again") from None
+    except UsageError:
+        raise
+    except (ValueError, OSError, MemoryError, csv.Error) as error:
         raise UsageError(f"the table {table} cannot be read ({type(error).__name__})") from None
     frame.columns = pd.Index([str(name).strip() for name in frame.columns])
     if not len(frame):

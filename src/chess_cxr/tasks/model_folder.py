@@ -80,7 +80,7 @@ def check_described(folder: Path, name: str, described: object, most_bytes: int 
     if not isinstance(facts, Mapping) or type(facts.get("bytes")) is not int:
         raise ChessError(f"{folder / 'config.json'} does not give the size and sha256 of {name}")
     if not file.is_file():
-        raise ChessError(f"{folder}: {name} is missing")
+        raise ChessError(f"{folder}: {name} is missing; copy the model again")
     fits = file.stat().st_size == facts["bytes"] <= most_bytes
     found = compute_sha256(file) if fits else ""
     if not found or found != facts.get("sha256"):

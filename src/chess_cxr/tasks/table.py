@@ -101,10 +101,20 @@ def list_finetune_commands() -> dict[str, Callable[..., None]]:
 
 def find_task(model: Path) -> Task:
     """Return the task of a model folder; raises `UsageError` for any other path."""
-    task = TASKS.get(str(read_json(model / "config.json").get("task")))
-    if task is None:
+    if not model.exists():
+        raise UsageError(f"there is no {model}; name the folder of a model, which chess-cxr finetune makes")
+    file = model / "config.json"
+    described = read_json(file)
+    if file.is_file() and not described:
+        raise UsageError(f"{file} is damaged: it is no JSON object; copy the model again")
+    named = described.get("task")
+    if isinstance(named, str) and named not in TASKS:
+        raise UsageError(f"{model} is a model of another version: it has the task {named[:40]!r}")
+    if "chess_cxr" in described:
+        raise UsageError(f"{model} is an encoder; chess-cxr finetune classify {model} STORE makes a model of it")
+    if named not in TASKS:
         raise UsageError(f"{model} is no model; make one with: chess-cxr finetune")
-    return task
+    return TASKS[named]
 
 
 def load_model(folder: Path, device: str = "auto") -> Any:

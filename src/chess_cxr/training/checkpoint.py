@@ -74,8 +74,9 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]
             tensors = {name: file.get_tensor(name) for name in names}
             return int(header["step"]), json.loads(header["config"]), tensors
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        reason = type(error).__name__
-        raise ChessError(f"{path} cannot be read ({reason}); remove it to resume from an older one") from None
+        others = any(other != path for other in path.parent.glob(f"*{path.suffix}"))
+        advice = "remove it to go on from an older one" if others else "there is no older one, so begin a new run"
+        raise ChessError(f"{path} is damaged ({type(error).__name__}); {advice}") from None
 
 
 def restore_checkpoint(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from chess_cxr.device import choose_device
-from chess_cxr.files.whole import explain_full_disk, hold, write_atomically
+from chess_cxr.files.whole import explain_full_disk, hold, read_json, write_atomically
 from chess_cxr.progress import Say, say_on_stderr
 from chess_cxr.records import ChessError, UsageError
 from chess_cxr.training.checkpoint import (
@@ -119,6 +119,7 @@ def train_in_folder(
     tracking, say = tracking or TrackingConfig(), say or say_on_stderr
     check_training_config(training)
     check_tracking(tracking)
+    refuse_foreign_folder(folder)
     rank, checkpoints = _place(method, training, device), folder / "checkpoints"
     optimizers = build_optimizers(method, training, inputs.groups)
     loop = LoopState(method, training)
@@ -224,12 +225,22 @@ def _explain_stop(number: int, step: int, steps: int) -> ChessError:
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
-    """Read a run's resolved configuration."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"{folder} is not a run; make one with: chess-cxr pretrain STORE --out {folder}") from None
+    """Read a run's resolved configuration; raises `UsageError` for another folder, or one whose file is damaged."""
+    file = folder / "config.json"
+    if not file.is_file() or (folder / "model.safetensors").exists():
+        raise UsageError(f"{folder} is not a run; make one with: chess-cxr pretrain STORE --out RUN")
+    if not (config := read_json(file)):
+        raise UsageError(f"{file} is damaged: it is no JSON object; restore it from a copy")
     return config
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Raise `UsageError` unless a folder is free for a run, or holds one."""
+    is_run = (folder / "config.json").is_file() and not (folder / "model.safetensors").exists()
+    if is_run or not folder.exists():
+        return
+    if not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UsageError(f"{folder} exists already and is no run; choose another --out")
 
 
 def describe(config: Any) -> dict[str, Any]:

@@ -232,8 +232,8 @@ def predict_films(folder: Path, locations: Sequence[Path | str], options: Predic
     """Write film files without their bones, and return the names of the new files."""
     if options.out is None:
         raise UsageError("a bone model writes films; name a folder for them with --out")
-    if options.point:
-        raise UsageError("--point is for classifiers; a bone model has no operating point")
+    if options.point or options.saliency is not None:
+        raise UsageError("--point and --saliency are for classifiers; a bone model writes films")
     model = load_bone_suppressor(folder, options.device, options.runtime)
     done = suppress_files(
         model, locations, options.out, burn_in=options.burn_in, sheets=options.sheets, sure_map=options.sure_map,

@@ -120,8 +120,8 @@ def list_columns(labels: Sequence[str]) -> tuple[str, ...]:
 
 def predict_films(folder: Path, locations: Sequence[Path | str], options: PredictOptions) -> Predictions:
     """Return a classifier's answers to film files."""
-    if options.out is not None or options.burn_in or options.sheets:
-        raise UsageError("--out, --burn-in and --sheets are for bone models; a classifier prints its table")
+    if options.out is not None or options.burn_in or options.sheets or options.sure_map:
+        raise UsageError("--out, --burn-in, --sheets and --sure-map are for bone models; a classifier prints its table")
     point = options.point or DEFAULT_POINT
     check_point(point)
     model = load_classifier(folder, options.device, options.runtime)

@@ -50,6 +50,8 @@ class Fitted:
 
 def check_finetuning(config: FinetuneConfig, chosen: LabelledRows) -> None:
     """Raise `UsageError` if a classifier cannot be trained on these labels in this way."""
+    if config.seed < 0:
+        raise UsageError("seed must be 0 or more")
     if config.mode != "linear":
         if config.patience < 0 or not 0 < config.layer_decay <= 1:
             raise UsageError("fine-tuning needs a patience of 0 or more and a layer_decay above 0, up to 1")

@@ -96,6 +96,8 @@ def load_classifier(folder: Path | str, device: str = "cpu", runtime: Runtime = 
     if config.get("task") != "classify":
         raise UsageError(f"{folder} is no classifier; make one with: chess-cxr finetune classify")
     contract, shape, labels, operating = _parse(config, folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ChessError(f"{folder}: {WEIGHTS_FILE} is missing; copy the model again")
     sha256 = check_described(folder, WEIGHTS_FILE, described) or compute_sha256(folder / WEIGHTS_FILE)
     load = partial(_load_network, folder, config, "cpu" if by_onnx else device)
     onnx = load_onnx(folder, described, contract.prepare_array) if by_onnx else None
