@@ -130,7 +130,7 @@ def test_the_example_of_every_command_is_understood(name: str) -> None:
         ("embed nowhere s --out a", "no encoder folder nowhere"),
         ("export nowhere --out a", "nowhere is not a run"),
         ("weights import nowhere --out a", "nowhere is not a file"),
-        ("weights show nowhere", "no folder nowhere"),
+        ("weights show nowhere", "nowhere is no encoder folder; published encoders on this machine: "),
         ("weights card nowhere --evaluation a.md", "no folder nowhere"),
         ("weights card . --evaluation nowhere.md", "cannot read nowhere.md"),
         ("weights onnx nowhere --out a", "no encoder folder nowhere"),

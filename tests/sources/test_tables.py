@@ -29,7 +29,7 @@ def test_words_that_look_like_nothing_are_kept_by_the_reader(tmp_path: Path) -> 
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
+    with pytest.raises(UsageError, match="is a folder; name the file"):
         read_table(tmp_path)
 
 
