@@ -79,7 +79,7 @@ def test_the_list_is_taken_by_pretrain_and_audit(embedded: Store, tmp_path: Path
     [
         (("--films", 5, "--balance", "splits"), "no column splits; there are uid"),
         (("--films", 500), "cannot be selected"),
-        (("--films", 5, "--where", "split = 'no'"), "0 of the 0 films"),
+        (("--films", 5, "--where", "split = 'no'"), "no film of films.lance meets the condition"),
         (("--films", 5, "--encoder", "pixels:4"), "chess-cxr embed pixels:4"),
     ],
 )

@@ -125,9 +125,8 @@ def refuse_node_options(options: PacsOptions) -> None:
             "--tls-certificate, --tls-key and --tls-clients are for the PACS node; add --dicom-port. REST itself "
             "has no TLS: put a proxy in front"
         )
-    if options.results_to or options.calling or options.results_tls or options.token_file:
-        given = "--results-to, --calling, --results-tls and --dicomweb-token-file"
-        raise UsageError(f"{given} are for the PACS node; add --dicom-port or --pull")
+    if options.results_to or options.calling or options.results_tls:
+        raise UsageError("--results-to, --calling and --results-tls are for the PACS node; add --dicom-port or --pull")
 
 
 def parse_target(text: str) -> Peer | str:
