@@ -219,7 +219,10 @@ def test_a_complaint_in_a_box_becomes_one_line() -> None:
             "--trackers cannot be 'abacus'; choose from 'tensorboard', 'wandb', 'mlflow'; "
             "see chess-cxr pretrain --help",
         ),
-        ("select s --encoder e --out o", "missing: --films INT number of films to select; see chess-cxr select --help"),
+        (
+            "select s --encoder e --out o",
+            "missing: --films INT: number of films to select; see chess-cxr select --help",
+        ),
         ("weights show a b c", "too many words: b, c; see chess-cxr weights show --help"),
     ],
 )

@@ -76,6 +76,7 @@ WORDINGS = {
     r"; Argument helptext: .*": "",
     r"Missing value for argument '(\S+)'.*": r"\1 needs a value",
     r"Missing from chess-cxr [a-z ]*: (--\S+)?": r"missing: \1",
+    r"^missing: (\S+(?: [A-Z\[][^a-z]*?)?) (?=[a-z])": r"missing: \1: ",
     r"invalid choice '(.*?)' for argument '(\S+)'. Expected one of \((.*?),?\)": r"\2 cannot be '\1'; choose from \3",
     r"Error parsing (\S+): .*?base 10: ('.*?').*": r"\1 must be a whole number, not \2",
     r"Error parsing (\S+): .*?could not convert string to float: ('.*?').*": r"\1 must be a number, not \2",

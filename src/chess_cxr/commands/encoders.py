@@ -106,7 +106,7 @@ def write_weights_card(encoder: Positional[Path], evaluation: tuple[Path, ...], 
 
     Args:
         encoder: an encoder folder.
-        evaluation: Markdown files, such as card_section.md of a benchmark or what runs/judge_table.py prints.
+        evaluation: files in Markdown, such as card_section.md of a benchmark or what runs/judge_table.py prints.
         limits: a Markdown file: what this encoder is known to do badly.
     """
     if not encoder.is_dir():
