@@ -145,7 +145,7 @@ def test_copies_begun_earlier_are_finished(earlier: Path, monkeypatch: pytest.Mo
         ("predict bones film.png --out clear", "film.png"),
         ("embed encoder films.lance", "96 films embedded"),
         ("audit films.lance", "96 films"),
-        ("plan --images 96 --store films.lance --preset demo --gpus 1xA100", "96"),
+        ("select films.lance --encoder encoder --films 4 --out some.csv", "some.csv"),
     ],
 )
 def test_commands_take_earlier_folders(

@@ -259,7 +259,7 @@ def test_a_cut_checkpoint_is_named_and_the_older_one_still_leads_to_the_same_end
     assert newest is not None and newest.name == "step_00000018.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1000])
     code, line = train_in_child(small_store, tmp_path, TINY)
-    assert code == 1 and line.startswith(f"{newest} cannot be read") and "remove it" in line and "\n" not in line
+    assert code == 1 and line.startswith(f"{newest} is damaged") and "remove it" in line and "\n" not in line
     newest.unlink()
     (newest.parent / ".step_00000018.safetensors.partial-1").write_bytes(b"what a killed run was writing")
     assert train_in_child(small_store, tmp_path, TINY) == (0, "")
