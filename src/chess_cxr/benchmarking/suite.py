@@ -202,9 +202,8 @@ def read_suite(path: Path) -> Suite:
         suite = TypeAdapter(Suite).validate_json(text)
     except ValidationError as error:
         problems = error.errors()
-        first = next(
-            (one for one in problems if one["loc"][-1] == "kind"), choose_problem(problems)
-        )  # it decides what else belongs
+        kinds = [one for one in problems if one["loc"][-1] == "kind"]  # a kind decides what else belongs
+        first = kinds[0] if kinds else choose_problem(problems)
         place = ".".join("tasks" if part == "pictures" else str(part) for part in first["loc"])
         raise UsageError(f"{path}: {place}: {_say_problem(first)}") from None
     return check_suite(_anchor(suite, path.parent), str(path))
