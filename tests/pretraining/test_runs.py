@@ -159,6 +159,18 @@ def test_foreign_folders_are_no_runs(tmp_path: Path) -> None:
         list_runs([tmp_path / "absent"])
 
 
+def test_runs_with_a_damaged_configuration_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "whole")
+    for name, text in (("cut", '{"training": {'), ("gone", "")):
+        add_checkpoint(run := make_run(tmp_path / name), 20, 5.0)
+        (run / "config.json").write_text(text)
+    (tmp_path / "gone/config.json").unlink()
+    found = list_runs([tmp_path], now=NOW)
+    assert ([run.name for run in found.runs], found.damaged) == (
+        ["whole"], (str(tmp_path / "cut"), str(tmp_path / "gone"))
+    )  # fmt: skip
+
+
 def test_a_folder_that_points_at_itself_ends(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs/first")
     (tmp_path / "runs/again").symlink_to(tmp_path / "runs")

@@ -21,7 +21,7 @@ from chess_cxr.arguments import (
     refuse_preset_and_config,
 )
 from chess_cxr.encoders.names import check_encoder_name
-from chess_cxr.progress import ProgressBar, build_step_note
+from chess_cxr.progress import ProgressBar, build_step_note, say_on_stderr
 from chess_cxr.records import UsageError
 from chess_cxr.training.config import TrackingConfig
 
@@ -100,6 +100,8 @@ def runs(
     from chess_cxr.pretraining.runs import list_runs
 
     listed = list_runs(folders, sort)
+    for folder in listed.damaged:
+        say_on_stderr(f"{folder} is left out: its config.json is missing or damaged; restore it from a copy")
     print_result(listed.as_json() if json else listed.as_text(), json)
 
 

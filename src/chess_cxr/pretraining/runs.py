@@ -69,9 +69,13 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class RunList:
-    """Runs in the requested order."""
+    """Runs in the requested order.
+
+    damaged: folders with checkpoints whose config.json is missing or no JSON object.
+    """
 
     runs: tuple[RunSummary, ...]
+    damaged: tuple[str, ...] = ()
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return one mapping per run."""
@@ -122,10 +126,12 @@ def list_runs(folders: Sequence[Path], sort: str = "started", now: float | None 
     if sort not in SORTS:
         raise UsageError(f"runs cannot be sorted by {sort!r}; choose one of {', '.join(SORTS)}")
     now = time.time() if now is None else now
-    runs = [read_run(path, now) for path in find_runs(folders)]
+    found = find_runs(folders)
+    damaged = tuple(str(path) for path in found if not is_run(path))
+    runs = [read_run(path, now) for path in found if is_run(path)]
     known = [run for run in runs if getattr(run, sort) is not None]
     known.sort(key=lambda run: getattr(run, sort), reverse=sort not in ASCENDING)
-    return RunList((*known, *(run for run in runs if getattr(run, sort) is None)))
+    return RunList((*known, *(run for run in runs if getattr(run, sort) is None)), damaged)
 
 
 def compare_runs(folders: Sequence[Path], now: float | None = None) -> RunComparison:
@@ -152,7 +158,7 @@ def compare_runs(folders: Sequence[Path], now: float | None = None) -> RunCompar
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Return the run folders in and below `folders`, each once, sorted by path.
+    """Return the run folders in and below `folders`, the damaged ones too, each once, sorted by path.
 
     Skips unreadable folders.  Raises `UsageError` if one of `folders` does not exist.
     """
@@ -164,7 +170,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    if is_run(folder):
+    if is_run(folder) or _is_damaged_run(folder):
         yield folder
     elif depth:
         try:
@@ -190,6 +196,12 @@ def is_run(folder: Path) -> bool:
     """Return whether a folder holds the configuration of a pre-training run."""
     config = read_json(folder / "config.json")
     return isinstance(config.get("training"), dict) and isinstance(config.get("method"), dict)
+
+
+def _is_damaged_run(folder: Path) -> bool:
+    return not read_json(folder / "config.json") and any(
+        re.fullmatch(r"step_\d+\.safetensors", path.name) for path in _list(folder / "checkpoints")
+    )
 
 
 def read_run(folder: Path, now: float) -> RunSummary:
