@@ -43,6 +43,7 @@ def made(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nothing.json").write_text("{}")
     (folder / "latin.toml").write_bytes("# für\n".encode("latin-1"))
     (folder / "typo.toml").write_text('drws = 3\n[encoders]\na = "pixels:4"\n[tasks.t]\nstore = "films.lance"\n')
+    (folder / "device.toml").write_text((folder / "typo.toml").read_text().replace("drws = 3", 'device = "tpu"'))
     (folder / "ragged.csv").write_text("file,patient\na.png,1,2,3\n")
     (folder / "open.csv").write_text('file,patient\na.png,"1\n')
     (folder / "cut.csv.gz").write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03")
@@ -101,6 +102,7 @@ def _change(file: Path, **entries: object) -> None:
         ("predict model film.png --sure-map", "are for bone models"),
         ("benchmark latin.toml --out new", "is not UTF-8 text"),
         ("benchmark typo.toml --out new", "drws: there is no such entry; perhaps draws"),
+        ("benchmark device.toml --out new", "there is no device 'tpu'"),
         ("benchmark merge nowhere --out new", "there is no nowhere"),
         ("benchmark merge typo.json --out new", "typo.json is not what a benchmark writes"),
         ("benchmark merge failed.json --out new", "holds no result: all parts of that benchmark failed"),

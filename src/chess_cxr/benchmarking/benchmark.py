@@ -12,6 +12,7 @@ from chess_cxr.benchmarking.output import WrittenBenchmark, write_benchmark
 from chess_cxr.benchmarking.phantoms import write_phantom_stores
 from chess_cxr.benchmarking.run import run_benchmark
 from chess_cxr.benchmarking.suite import Head, Suite, build_suite, read_suite
+from chess_cxr.device import choose_device
 from chess_cxr.records import OnProgress, UsageError
 from chess_cxr.workers.cores import count_usable_cores
 
@@ -48,6 +49,8 @@ def benchmark(
     chosen = choose_suite(suite, stores, encoders or {}, pairs, nodules, heads)
     if device:
         chosen = replace(chosen, device=device)
+    if executor is None:
+        choose_device(chosen.device)  # refused before any film is embedded
     show, place = on_progress or (lambda _stage, _done, _total: None), Path(out)
     if place.exists() or place.is_symlink():
         raise UsageError(f"{place} exists already; choose another --out or remove it")
