@@ -1,7 +1,7 @@
 """Cross-validate bone suppression on real pairs, five folds by case, against peers trained for the same CPU seconds.
 
 Run: python runs/bone_folds.py ENCODER OUT --pairs bone_jsrt --jsrt jsrt --ct ct_nodules [--other bone_pairs] …
-     python runs/bone_folds.py ENCODER OUT --table
+     python runs/bone_folds.py ENCODER OUT --jsrt jsrt --table
 Each network of each fold is trained once and continues where it was stopped.  OUT holds films.csv (a row a film and
 network, the film as it is among them), nodules.csv (a row an added nodule; CT bodies of unseen scans) and a
 picture of each fold's best, median and worst film.  Real nodules are those of JSRT, inside the lungs of JSRT.
@@ -62,7 +62,7 @@ def main() -> None:
     if not args.table:
         args.out.mkdir(parents=True, exist_ok=True)
         run_folds(args)
-    print(tabulate(args.out))
+    print(tabulate(args.out, args.jsrt))
 
 
 def run_folds(args: argparse.Namespace) -> None:
@@ -180,8 +180,8 @@ def add_rows(table: Path, rows: list[dict[str, Any]]) -> None:
     pd.concat([*known, pd.DataFrame(rows)]).to_csv(table, index=False)
 
 
-def tabulate(out: Path) -> str:
-    """Return Markdown: means over films with 95 % intervals by case, differences, and added nodules."""
+def tabulate(out: Path, jsrt: str = "") -> str:
+    """Return Markdown: means over films with 95 % intervals by case, differences, added nodules and those of JSRT."""
     films, lines = pd.read_csv(out / "films.csv"), list[str]()
     for kind, part in films.groupby("kind"):
         lines += [f"### {kind}, {part['film'].nunique()} films", ""]
@@ -195,6 +195,8 @@ def tabulate(out: Path) -> str:
         lines += ["", *compare(part), ""]
     if (out / "nodules.csv").exists():
         lines += list_nodules(pd.read_csv(out / "nodules.csv"))
+    if jsrt:
+        lines += ["", *list_real_nodules(films, pd.read_csv(Path(jsrt) / "cases.csv"))]
     return "\n".join(lines)
 
 
@@ -209,6 +211,29 @@ def compare(part: pd.DataFrame) -> list[str]:
             rows = [{"psnr": gap} for gap in wide[OURS] - wide[other]]
             found = summarise_films(rows, wide.index.get_level_values("group").to_numpy())["psnr"]
             lines.append(f"PSNR, ours − {other}: {found.value:+.2f} dB [{found.low:+.2f}, {found.high:+.2f}]")
+    return lines
+
+
+def list_real_nodules(films: pd.DataFrame, cases: pd.DataFrame) -> list[str]:
+    """Return a table of the contrast of JSRT's nodules over that in the film, by size and subtlety."""
+    found = films.merge(cases, left_on="group", right_on="case").dropna(subset=["nodule_contrast_ratio"])
+    itself = found[found["network"] == ITSELF]
+    target = itself.assign(network="target", nodule_contrast_ratio=1 / itself["nodule_contrast_of_truth"])
+    found = pd.concat([target, found[found["network"] != ITSELF]])
+    size, subtlety = found["size_mm"], found["subtlety"]
+    groups = {
+        "all": size > 0, "< 15 mm": size < 15, "15 to 20 mm": (size >= 15) & (size < 20), "20 mm and more": size >= 20,
+        "subtlety 1, 2 (faint)": subtlety <= 2, "subtlety 3": subtlety == 3, "subtlety 4, 5": subtlety >= 4,
+    }  # fmt: skip
+    lines = ["### Nodules of JSRT: contrast over that in the film", ""]
+    lines += ["| network | nodules | number | median | 10th to 90th percentile | below 0.8 |", "| --- " * 6 + "|"]
+    for network in dict.fromkeys(found["network"]):
+        for title, inside in groups.items():
+            ratio = found.loc[inside & (found["network"] == network), "nodule_contrast_ratio"]
+            if len(ratio):
+                ends = np.percentile(ratio, (10, 90))
+                lines.append(f"| {network} | {title} | {len(ratio)} | {ratio.median():.3f} | {ends[0]:.3f} to "
+                             f"{ends[1]:.3f} | {(ratio < 0.8).mean():.3f} |")  # fmt: skip
     return lines
 
 
