@@ -10,12 +10,13 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from chess_cxr.serve import fetch
 from chess_cxr.serve.fetch import fetch_films
 from chess_cxr.serve.problem import Problem
 from dicomweb_server import CANARY, INSTANCE, UIDS
@@ -170,3 +171,26 @@ def test_a_token_file_that_cannot_be_read_is_no_full_disk(tmp_path: Path) -> Non
     with pytest.raises(Problem, match="token file cannot be read") as raised:
         fetch_films(f"http://127.0.0.1:1{INSTANCE}", tmp_path, ["127.0.0.1:1"], tmp_path / "absent", 1 << 20, 1)
     assert raised.value.status == 502
+
+
+@pytest.mark.parametrize("trickle", [b"X-More: 1\r\n", b"X"], ids=["headers", "one header"])
+def test_a_server_that_trickles_headers_is_given_up(
+    trickle: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "MOST_SECONDS", 2.0)
+
+    def answer(server: socket.socket) -> None:
+        plug, _ = server.accept()
+        with plug, suppress(OSError):
+            plug.sendall(b"HTTP/1.1 200 OK\r\n")
+            while True:
+                time.sleep(0.2)
+                plug.sendall(trickle)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+        answering = threads.submit(answer, server)
+        port, started = server.getsockname()[1], time.monotonic()
+        with pytest.raises(Problem, match="did not answer in time") as raised:
+            fetch_films(f"http://127.0.0.1:{port}{INSTANCE}", tmp_path, [f"127.0.0.1:{port}"], None, 1 << 20, 1)
+        assert raised.value.status == 504 and time.monotonic() - started < 10
+        answering.result(10)

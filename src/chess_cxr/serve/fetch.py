@@ -11,8 +11,10 @@ import json
 import re
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -107,26 +109,44 @@ class _Server:
                 )
             connection = _connect(self.parts, self.port)
             try:
-                connection.request("GET", target, headers=headers)
-                response = connection.getresponse()
-                if response.status not in (200, 204):
-                    raise Problem(502, f"the DICOMweb server answered {response.status}")
-                body = bytearray()
-                while part := response.read1(MIB):
-                    body += part
-                    if len(body) > most_bytes:
-                        raise Problem(413, "the films are larger than a request may be")
+                with _hang_up(connection.sock, self.until):
+                    connection.request("GET", target, headers=headers)
+                    response = connection.getresponse()
+                    if response.status not in (200, 204):
+                        raise Problem(502, f"the DICOMweb server answered {response.status}")
+                    body = bytearray()
+                    while part := response.read1(MIB):
+                        body += part
+                        if len(body) > most_bytes:
+                            raise Problem(413, "the films are larger than a request may be")
                     if time.monotonic() > self.until:
                         raise TimeoutError
-                return bytes(body), response.headers.get("Content-Type", "")
+                    return bytes(body), response.headers.get("Content-Type", "")
             finally:
                 connection.close()
         except Unreachable as error:
             raise Problem(502, f"the DICOMweb server {error}") from None
-        except TimeoutError:
-            raise Problem(504, "the DICOMweb server did not answer in time") from None
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, TimeoutError) or time.monotonic() > self.until:
+                raise Problem(504, "the DICOMweb server did not answer in time") from None
             raise Problem(502, "the DICOMweb server cannot be reached") from None
+
+
+@contextmanager
+def _hang_up(plug: socket.socket, until: float) -> Iterator[None]:
+    """Shut a connection down at a time, so that a server which trickles bytes holds up no thread."""
+
+    def shut() -> None:
+        with suppress(OSError):  # it has ended by itself
+            plug.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, until - time.monotonic()), shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _check_address(address: str, hosts: Sequence[str]) -> tuple[SplitResult, int]:
