@@ -11,12 +11,12 @@ shift 3
 export CHESS_CXR_ID_KEY="chess-cxr proof on public films"
 suite=$out.suite.toml
 {
-  sed -e "s#store = \"#store = \"$folder/#" -e "s#places = \[\"#places = [\"$data/#" "$here/paper_suite.toml"
+  sed -e "s#FIRST#${1%%=*}#" -e "s#store = \"#store = \"$folder/#" -e "s#places = \[\"#places = [\"$data/#" "$here/paper_suite.toml"
   "$here/list_encoders.sh" "$@"
-  printf 'scratch = "random"\nImageNet = "imagenet"\n'
+  printf 'scratch = "random"\nImageNet = "imagenet"\n"ImageNet 96 px" = "size=96:imagenet:tf_efficientnet_lite0"\n'
 } > "$suite"
 if [ -n "${TINY:-}" ]; then
-  awk '/^\[/ { skip = /kermany3|nih_six|tuberculosis/ } !skip && !/^ImageNet/' "$suite" > "$suite.cut"
+  awk '/^\[/ { skip = /kermany3|nih_six|tuberculosis/ } !skip && !/^ImageNet =/' "$suite" > "$suite.cut"
   sed -e 's/^draws = .*/draws = 2/' -e 's/^replicates = .*/replicates = 50/' -e 's/^first_draw.*//' \
     -e 's/^fractions = .*/film_counts = [24]\nfractions = []/' -e 's/^steps = .*/steps = 2/' \
     -e 's/ steps = [0-9]*/ steps = 3/' -e 's/size = 256, crop = 128/size = 64, crop = 64/' -e 's/film_size = 256/film_size = 128/' \

@@ -145,6 +145,8 @@ def compare_pictures(suite: Suite, facts: Mapping[str, EncoderFacts], ledger: Le
     for name, spec in suite.pictures.items():
         content = hash_places(spec.places)
         for encoder, known in facts.items():
+            if spec.encoders and encoder not in spec.encoders:
+                continue
             if encoder not in NAMES.values() and not known.source.spec.startswith("pixels:"):
                 planned[name, encoder] = PictureCell(
                     known.source, known.identity, spec.kind, spec.places, content, spec.val, spec.test,

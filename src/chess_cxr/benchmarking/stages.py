@@ -86,8 +86,11 @@ def keep_features(feature_ND: np.ndarray, folder: CellFolder) -> tuple[str, ...]
 
 
 def list_heads(task: OpenedTask, encoder: str) -> tuple[str, ...]:
-    """Return the heads of a task; those of a floor are on cached features."""
-    return tuple(head for head in task.spec.heads if head in PROBE_CODE or encoder not in NAMES.values())
+    """Return the heads that a task asks of an encoder; those of a floor are on cached features."""
+    floor = encoder in NAMES.values()
+    if task.spec.encoders and not floor and encoder not in task.spec.encoders:
+        return ()
+    return tuple(head for head in task.spec.heads if head in PROBE_CODE or not floor)
 
 
 def cut_films(films: int) -> Iterator[tuple[int, int]]:

@@ -46,7 +46,8 @@ class TaskSpec:
     counts as.  heads: what is fitted to the encoders, "knn" or modes of `FinetuneConfig`.  fractions, draws: instead of
     the suite's; film_counts: further label subsets, by number of films, one of each patient.  first_draw: a 0/1 column
     of the store that marks the first draw of a subset of its own size.  steps, batch, patience: the budget of heads
-    that learn by steps, as in `FinetuneConfig`; every encoder has the same.
+    that learn by steps, as in `FinetuneConfig`; every encoder has the same.  encoders: which of the suite's, all by
+    default; the reference is among them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -64,6 +65,7 @@ class TaskSpec:
     steps: int = 300
     batch: int = 32
     patience: int = 5
+    encoders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class PictureSpec:
 
     places: folders of pairs or of marked nodules, or phantom:PATIENTS@SIZE#SEED, as in `finetune`.
     val, test: shares of the patients.  options: fields of `BonesConfig` or `NodulesConfig`; the seed is the suite's.
+    encoders: which of the suite's, all by default; the reference is among them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -81,6 +84,7 @@ class PictureSpec:
     val: float = 0.1
     test: float = 0.2
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -309,6 +313,9 @@ def _find_problem(suite: Suite) -> str:
         return f"recipes: name encoders of the suite, each once, out of {', '.join(suite.encoders)}"
     if clash := next((name for name in suite.recipes if name in suite.encoders), ""):
         return f"recipes.{clash}: an encoder has this name"
+    for name, spec in {**suite.tasks, **suite.pictures}.items():
+        if problem := _find_wrong_encoder(spec.encoders, suite):
+            return f"tasks.{name}.encoders: {problem}"
     for name, one in suite.pictures.items():
         if not one.places or not (one.val >= 0 and one.test > 0 and one.val + one.test < 1):
             return f"tasks.{name}: name places, and shares val and test that leave something to train on"
@@ -323,6 +330,14 @@ def _find_problem(suite: Suite) -> str:
             return f"tasks.{name}: draws, steps and batch must be 1 or more, patience 0 or more"
         if not task.heads or len(set(task.heads)) < len(task.heads):
             return f"tasks.{name}.heads: name each head once, at least one"
+    return ""
+
+
+def _find_wrong_encoder(chosen: tuple[str, ...], suite: Suite) -> str:
+    if wrong := [name for name in chosen if name not in suite.encoders or chosen.count(name) > 1]:
+        return f"{wrong[0]!r}: name encoders of the suite, each once, out of {', '.join(suite.encoders)}"
+    if chosen and suite.reference not in chosen:
+        return f"{suite.reference!r}, the reference, is missing"
     return ""
 
 
