@@ -20,6 +20,7 @@ if [ -n "${TINY:-}" ]; then
   sed -e 's/^draws = .*/draws = 2/' -e 's/^replicates = .*/replicates = 50/' -e 's/^first_draw.*//' \
     -e 's/^fractions = .*/film_counts = [24]\nfractions = []/' -e 's/^steps = .*/steps = 2/' \
     -e 's/ steps = [0-9]*/ steps = 3/' -e 's/size = 256, crop = 128/size = 64, crop = 64/' -e 's/film_size = 256/film_size = 128/' \
+    -e 's/, "ImageNet"\]/]/' \
     "$suite.cut" > "$suite"
   rm "$suite.cut"
 fi

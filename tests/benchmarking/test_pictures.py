@@ -68,6 +68,19 @@ def test_encoders_are_compared_on_the_same_films_and_pixels_are_none(run: Benchm
         assert gap["p"] <= gap["p_holm"] <= 1
 
 
+def test_a_task_may_ask_for_some_encoders_alone(suite: Suite, cells: Path, tmp_path: Path) -> None:
+    pictures = suite.pictures | {"bones": replace(suite.pictures["bones"], encoders=("net",))}
+    tasks = suite.tasks | {"few": replace(suite.tasks["seen"], encoders=("net", "pixels"))}
+    run = run_benchmark(replace(suite, pictures=pictures, tasks=tasks, floors=("shuffled",)), cells)
+    assert run.results.failures == ()
+    trained = run.extra["pictures"].groupby("task")["encoder"].unique()
+    assert (set(trained["bones"]), set(trained["nodules"])) == ({"net"}, {"net", "other"})
+    scored = {name: {one.encoder for one in run.results.sets if one.task == name} for name in tasks}
+    assert scored["seen"] - scored["few"] == {"other"} and len(scored["few"]) == 3  # the floor stays
+    page = write_benchmark(run, tmp_path / "out", "").out / "report.html"
+    assert page.stat().st_size > 10_000
+
+
 def test_what_is_done_is_kept_and_stands_on_the_page(
     run: BenchmarkRun, suite: Suite, cells: Path, tmp_path: Path
 ) -> None:

@@ -313,8 +313,9 @@ def _find_problem(suite: Suite) -> str:
         return f"recipes: name encoders of the suite, each once, out of {', '.join(suite.encoders)}"
     if clash := next((name for name in suite.recipes if name in suite.encoders), ""):
         return f"recipes.{clash}: an encoder has this name"
-    for name, spec in {**suite.tasks, **suite.pictures}.items():
-        if problem := _find_wrong_encoder(spec.encoders, suite):
+    chosen = {name: spec.encoders for group in (suite.tasks, suite.pictures) for name, spec in group.items()}
+    for name, encoders in chosen.items():
+        if problem := _find_wrong_encoder(encoders, suite):
             return f"tasks.{name}.encoders: {problem}"
     for name, one in suite.pictures.items():
         if not one.places or not (one.val >= 0 and one.test > 0 and one.val + one.test < 1):
