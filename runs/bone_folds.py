@@ -148,7 +148,7 @@ def score_network(
     films, nodules, results = list[dict[str, Any]](), list[dict[str, Any]](), []
     for pair in test + other:
         map_CHW = model.predict_maps(pair.film_HW)
-        results.append(pair.film_HW - map_CHW[0])
+        results.append((pair.film_HW - map_CHW[0]).clip(0, 1))  # a peer may leave the range
         films.append(describe(pair, fold, name) | score_pair(pair, results[-1]) | score_spread(pair, map_CHW))
         nodules += [describe(pair, fold, name) | asdict(one) for one in measure_added_nodules(model, pair, 5, ct)]
     order = np.argsort([-film["psnr"] for film in films[: len(test)]])
