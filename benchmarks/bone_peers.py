@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def train_peer(
         result = network(batch_of.film_B1HW)
         truth = batch_of.bone_free_B1HW
         loss = (1 - share) * F.l1_loss(result, truth) + share * compute_ms_ssim_loss(result, truth)
-        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + np.cos(np.pi * min(1.0, used / seconds)))
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * min(1.0, used / seconds)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
