@@ -209,7 +209,7 @@ def _regress_out(
             plan=tuple(draw for draw in task.plan if draw.subset == largest[name]),
         )
         for name, task in tasks.items()
-        if name in largest
+        if name in largest and describe_attributes(task)
     }
     without = {name: ledger.folder.keep_array(build_known_columns(task)) for name, task in again.items()}
     found = _score(results, again, facts, features, ledger, device, without)

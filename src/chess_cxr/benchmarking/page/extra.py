@@ -63,7 +63,7 @@ def _build_audit_blocks(results: BenchmarkResults, task: str, rows: pd.DataFrame
         "Gap of AUROC between a group and the rest, linear head, all labels: of each attribute the group farthest "
         "from the rest, p after Holm over the groups. That a gap is not shown does not mean that there is none."
     )
-    blocks = split_grid(f"{task}: read, and left", Grid(tuple(heads), tuple(grid), caption))
+    blocks = split_grid(f"{task}: read, and left", Grid(tuple(heads), tuple(grid), caption)) if attributes else []
     if len(gaps):
         blocks += split_grid(f"{task}: largest gaps", Grid(tuple(gap_heads), tuple(gap_grid), gap_caption))
     return blocks

@@ -52,11 +52,17 @@ def build_encoder_grid(results: BenchmarkResults) -> Grid:
 
 def build_paper_grid(results: BenchmarkResults, tables: Tables, head: str, metric: str = FINDING_METRIC) -> Grid:
     """The paper's form: encoders down, each task with its fewest and all labels across."""
+    columns = list_paper_columns(results, select(tables["summary"], head=head, metric=metric))
+    return build_result_grid(results, tables, head, metric, columns, name_tasks=True)
+
+
+def list_paper_columns(results: BenchmarkResults, summary: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return (task, subset) for the fewest and for all labels of each task that has rows in `summary`."""
     columns = []
     for task in results.tasks:
-        subsets = results.list_subsets(task)
-        columns += [(task, subset) for subset in dict.fromkeys([*subsets[:1], *subsets[-1:]])]
-    return build_result_grid(results, tables, head, metric, columns, name_tasks=True)
+        subsets, there = results.list_subsets(task), set(select(summary, task=task)["subset"])
+        columns += [(task, subset) for subset in dict.fromkeys([*subsets[:1], *subsets[-1:]]) if subset in there]
+    return columns
 
 
 def build_result_grid(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from chess_cxr.benchmarking.page.blocks import Cell, Part
 from chess_cxr.benchmarking.page.extra import build_audit_part, build_extra_parts
+from chess_cxr.benchmarking.page.grids import list_paper_columns
 from chess_cxr.benchmarking.predictions import BenchmarkResults, TaskFilms
 from chess_cxr.benchmarking.tables import HEADLINES, BenchmarkTables
 from chess_cxr.records import UsageError
@@ -114,11 +115,8 @@ def _list_gaps(results: BenchmarkResults, tables: BenchmarkTables, task: str, en
 
 def _render_paper(results: BenchmarkResults, tables: BenchmarkTables, head: str) -> str:
     """Encoders down; across, each task with its fewest and its most labels; the differences below the numbers."""
-    columns = []
-    for task in results.tasks:
-        subsets = results.list_subsets(task)
-        columns += [(task, subset) for subset in dict.fromkeys([*subsets[:1], *subsets[-1:]])]
     summary = _select(tables.summary, head=head, metric=PAPER_METRIC)
+    columns = list_paper_columns(results, summary)
     heads = ["encoder"]
     for task, subset in columns:
         here = _select(summary, task=task, subset=subset)
@@ -144,7 +142,8 @@ def _render_paper(results: BenchmarkResults, tables: BenchmarkTables, head: str)
             "encoders and label subsets of the task.",
         ]
     )
-    return f"{caption}\n\n{_render_grid(heads, [*rows, *below])}"
+    told = [row for row in [*rows, *below] if any(text != "–" for text in row[1:])]
+    return f"{caption}\n\n{_render_grid(heads, told)}"
 
 
 def _render_task(results: BenchmarkResults, tables: BenchmarkTables, name: str, head: str) -> str:
