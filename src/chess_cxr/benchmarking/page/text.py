@@ -122,14 +122,17 @@ def _render_paper(results: BenchmarkResults, tables: BenchmarkTables, head: str)
         here = _select(summary, task=task, subset=subset)
         films = f" ({here['n_train_films'].iloc[0]:.0f} films, {_say_draws(here)})" if len(here) else ""
         heads.append(f"{_escape(task)}, {subset}{films}")
+    failed = {failure.encoder for failure in results.failures if failure.head in ("", head)}
+    told = set(summary["encoder"]) | failed
+    encoders = [encoder for encoder in results.encoders if encoder in told]
     rows = []
-    for encoder in results.encoders:
+    for encoder in encoders:
         cells = [_select(summary, task=task, subset=subset, encoder=encoder) for task, subset in columns]
         rows.append([encoder, *(_say_value(_first(cell)) if len(cell) else "–" for cell in cells)])
     below = []
     if not tables.differences.empty:
         gaps = _select(tables.differences, head=head, metric=PAPER_METRIC)
-        for encoder in results.encoders:
+        for encoder in encoders:
             cells = [_select(gaps, task=task, subset=subset, encoder=encoder) for task, subset in columns]
             if encoder != results.reference:
                 texts = [_say_gap(_first(cell)) if len(cell) else "–" for cell in cells]
@@ -142,8 +145,7 @@ def _render_paper(results: BenchmarkResults, tables: BenchmarkTables, head: str)
             "encoders and label subsets of the task.",
         ]
     )
-    told = [row for row in [*rows, *below] if any(text != "–" for text in row[1:])]
-    return f"{caption}\n\n{_render_grid(heads, told)}"
+    return f"{caption}\n\n{_render_grid(heads, [*rows, *below])}"
 
 
 def _render_task(results: BenchmarkResults, tables: BenchmarkTables, name: str, head: str) -> str:
