@@ -52,7 +52,7 @@ def main() -> None:
             draw(page, folder / "map/index.html", "map", choose_film)
             draw(page, folder / "like.html", "search")
             draw(page, folder / "audit/report.html", "audit")
-            draw(page, HERE.parent / "proof/benchmark/report.html", "benchmark")
+            draw(page, HERE.parent / "proof/paper/report.html", "benchmark")
             with serve(folder, "findings", "bones", "encoder", "--store", "films.lance") as served:
                 page.own = (own := f"http://127.0.0.1:{served.port}/", f"blob:{own}")
                 draw(page, own, "serve", lambda page: show_answer(page, Path(film)))
